@@ -1,0 +1,58 @@
+# Targets: demo, test, test-slow, bench, lint, clean, venv.
+#
+#   PYTHON=python3.12       the interpreter; by default the first one of 3.11, 3.12, 3.10 and python3 that works
+#   TORCH_INDEX=<url>       a package index that holds CPU builds of torch (pytorch.org lists its own)
+#   ALLOW_CUDA=1            install CUDA builds although this machine shows no NVIDIA GPU
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow bench lint clean venv
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+# Named after the contents of SOURCES: a checkout that only touches their times installs nothing.
+STAMP := $(VENV)/.installed-$(shell cat $(SOURCES) | cksum | cut -d' ' -f1)
+
+PLUGINS := $(wildcard plugins/adapterkit-ia3)
+REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,dev]' $(addprefix -e ./,$(PLUGINS)) \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+demo: $(STAMP)
+	$(BIN)/python examples/digits/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -m 'slow or not slow' -s
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+venv: $(STAMP)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or later with venv and ensurepip. Pass PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --dry-run --report $(VENV)/plan.json $(REQUIREMENTS)
+	@if [ -z "$(ALLOW_CUDA)" ] && ! command -v nvidia-smi >/dev/null && grep -Eq '"name": *"nvidia-' $(VENV)/plan.json; then \
+		echo "error: this would install CUDA builds of torch (several GB), but this machine shows no NVIDIA GPU." >&2; \
+		echo "Run: make $(or $(MAKECMDGOALS),venv) TORCH_INDEX=<url of an index with CPU builds, see pytorch.org>" >&2; \
+		echo "or, to install them all the same: make $(or $(MAKECMDGOALS),venv) ALLOW_CUDA=1" >&2; exit 1; fi
+	$(PIP) install $(REQUIREMENTS)
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""Adapt pretrained PyTorch models with small trainable parts.
+
+    import adapterkit as ak
+
+    adapters = ak.Adapters(model)
+    adapters.add("ink", ak.LoRA(rank=8, targets="attn.*"))
+
+Importing this package imports no torch: every public name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapterkit import errors, specs
+    from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
+    from adapterkit.adapters.bottleneck import Bottleneck
+    from adapterkit.adapters.lora import LoRA
+    from adapterkit.adapters.prefix import Prefix
+    from adapterkit.handle import Adapters, points
+    from adapterkit.hookspecs import hookimpl
+    from adapterkit.plugins import get_plugin_manager
+    from adapterkit.points import InjectionPoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterModule",
+    "Adapters",
+    "AdditiveModule",
+    "Bottleneck",
+    "InjectionPoint",
+    "LoRA",
+    "Prefix",
+    "__version__",
+    "errors",
+    "get_plugin_manager",
+    "hookimpl",
+    "points",
+    "specs",
+]
+
+_HOMES = {
+    "AdapterConfig": "adapterkit.adapter",
+    "AdapterModule": "adapterkit.adapter",
+    "Adapters": "adapterkit.handle",
+    "AdditiveModule": "adapterkit.adapter",
+    "Bottleneck": "adapterkit.adapters.bottleneck",
+    "InjectionPoint": "adapterkit.points",
+    "LoRA": "adapterkit.adapters.lora",
+    "Prefix": "adapterkit.adapters.prefix",
+    "get_plugin_manager": "adapterkit.plugins",
+    "hookimpl": "adapterkit.hookspecs",
+    "points": "adapterkit.handle",
+}
+_SUBMODULES = frozenset({"errors", "specs"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `adapterkit.points` the public function whatever is imported first.
+
+    Importing the submodule of the same name makes the import system bind it here, which would hide the function.
+    `from adapterkit.points import InjectionPoint` does not read this attribute and is not affected.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "points" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,189 @@
+"""The contract: what an adapter type is.
+
+A type is one frozen dataclass (`AdapterConfig`) that says what to add, and one small module (`AdapterModule`) that it
+builds at each injection point. Merging, saving, mixing, switching and reporting come from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from adapterkit.errors import ConfigError, NotMergeableError
+from adapterkit.points import InjectionPoint, Kind
+from adapterkit.selectors import Selector
+
+_Config = TypeVar("_Config", bound="AdapterConfig")
+
+
+class Base(Protocol):
+    """What a point computed before this adapter: `base(x)`."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class Sublayer(Base, Protocol):
+    """The base at an `output` point. `x` is the residual stream, `base(x)` the sublayer's output before the residual add.
+
+    The block computes `y = x + base(x)` (pre-norm), or `y = norm_out(x + base(x))` (post-norm).
+    """
+
+    def norm_in(self, x: Tensor) -> Tensor:
+        """The pre-norm between residual stream and sublayer; the identity in a post-norm block."""
+        ...
+
+    def norm_out(self, x: Tensor) -> Tensor:
+        """The post-norm over the residual sum; the identity in a pre-norm block."""
+        ...
+
+
+class AdapterModule(nn.Module):
+    """What a config builds at one point. Final classes override `forward` (or `extend` at an attention point)."""
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """This point's output with the adapter.
+
+        Args:
+            x: At a `weight` point the adapted module's own input; at an `output` point the residual stream
+                [batch, length, features]; at a `tokens` point whatever the embedding is given.
+            base: Computes what the point computed before this adapter; a `Sublayer` at an `output` point.
+
+        Returns:
+            What replaces `base(x)`: at a span, that span's features only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not act by forward")
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with more positions put in FRONT; called at an `attention` point.
+
+        Args:
+            keys, values: [batch, kv_heads, length, head_dim], after the rotary embedding and the cache update.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias that do the same without the adapter.
+
+        Args:
+            weight: [out, in / groups, *kernel], whatever the module's own layout; the span's rows only. float32 or wider.
+            bias: [out] or None.
+
+        Raises:
+            NotMergeableError: There are none.
+        """
+        raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
+
+    def extra_repr(self) -> str:
+        """Parameter names and shapes, so that `repr(model)` shows what was injected."""
+        own = ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters(recurse=False))
+        return own
+
+
+class AdditiveModule(AdapterModule):
+    """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and on weights `W + delta_weight()`."""
+
+    def delta(self, x: Tensor) -> Tensor:
+        """What is added to the point's output. It is cast to the output's dtype; casting `x` up would waste memory."""
+        raise NotImplementedError
+
+    def delta_weight(self) -> Tensor:
+        """What is added to the weight: [out, in / groups, *kernel]."""
+        raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """`base(x) + delta(x)`, in the base's dtype."""
+        y = base(x)
+        return y + self.delta(x).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`weight + delta_weight()`; the bias is untouched."""
+        return weight + self.delta_weight().to(weight.dtype), bias
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What to add. Subclasses are frozen dataclasses whose fields are JSON values.
+
+    Attributes:
+        kinds: The kinds of points that the type can act at.
+        targets: A selector; see `adapterkit.selectors`.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset()
+    targets: str = "all"
+
+    def __post_init__(self) -> None:
+        problems = [*_type_problems(self), *self.problems()]
+        if problems:
+            raise ConfigError(problems, type(self).__name__)
+        Selector(self.targets)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one sentence each; types are already checked against the annotations."""
+        return []
+
+    def build(self, point: InjectionPoint) -> AdapterModule:
+        """The module for one point, on the current default device.
+
+        Runs once per point under a seeded generator of its own, and under the meta device when a file is loaded:
+        compute sizes from the point and the config alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define build(point)")
+
+    def accepts(self, point: InjectionPoint) -> str | None:
+        """None where the type can act at this point, else the reason why it cannot."""
+        return None if point.kind in self.kinds else f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: Unknown keys, wrong types or values out of bounds.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ConfigError([f"unknown key {key!r}; known: {', '.join(fields)}" for key in unknown], cls.__name__)
+        required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [f"missing key {key!r}" for key in required if key not in values]
+        if missing:
+            raise ConfigError(missing, cls.__name__)
+        return cls(**{name: _thaw(fields[name].type, value) for name, value in values.items()})
+
+
+def _thaw(annotation: object, value: Any) -> Any:
+    """JSON has no tuples; give back those that the annotation asks for."""
+    return tuple(value) if isinstance(value, list) and str(annotation).startswith("tuple") else value
+
+
+_SCALARS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v),
+    "bool": lambda v: isinstance(v, bool),
+    "str": lambda v: isinstance(v, str),
+    "None": lambda v: v is None,
+}
+
+
+def _type_problems(config: AdapterConfig) -> list[str]:
+    """Fields whose value does not fit a scalar annotation; other annotations are the type's own business."""
+    problems = []
+    for item in dataclasses.fields(config):
+        annotation = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+        options = [part.strip() for part in annotation.split("|")]
+        if not all(option in _SCALARS for option in options):
+            continue
+        value = getattr(config, item.name)
+        if not any(_SCALARS[option](value) for option in options):
+            problems.append(f"{item.name} must be {' or '.join(options)}, not {value!r}")
+    return problems

@@ -1,0 +1,1 @@
+"""The adapter types that come with adapterkit, one a file."""

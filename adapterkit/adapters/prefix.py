@@ -1,0 +1,117 @@
+"""Prefix tuning: learnt keys and values in front of those that an attention computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.points import AttentionLayout, InjectionPoint, Kind
+
+_MAX_LENGTH = _MAX_WIDTH = 2**16
+_MAX_STD = 100.0
+
+
+class PrefixModule(AdapterModule):
+    """Puts `length` learnt positions in front of keys and values.
+
+    Subclasses say where the positions come from; both start with random keys and values of zero.
+    """
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """The keys and values [kv_heads, length, head_dim]."""
+        raise NotImplementedError
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AdapterModule.extend`. The result has the dtype of `keys`: attention wants one dtype."""
+        front_keys, front_values = self.prefix()
+        return _put_in_front(front_keys, keys), _put_in_front(front_values, values)
+
+
+class DirectPrefix(PrefixModule):
+    """`keys` and `values` [kv_heads, length, head_dim] are the parameters."""
+
+    def __init__(self, layout: AttentionLayout, length: int, init_std: float) -> None:
+        super().__init__()
+        shape = (layout.kv_heads, length, layout.head_dim)
+        self.keys = nn.Parameter(torch.empty(shape).normal_(std=init_std))
+        self.values = nn.Parameter(torch.zeros(shape))
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """See `PrefixModule.prefix`."""
+        return self.keys, self.values
+
+
+class ReparametrizedPrefix(PrefixModule):
+    """A two-layer network makes the prefix: `up(tanh(down(embedding)))`.
+
+    Args:
+        layout: Heads of the keys and values, d = kv_heads * head_dim in all.
+        length: Positions; `embedding` is [length, d].
+        width: Of the hidden layer: `down` is [width, d] and `up` [2 * d, width].
+        init_std: Standard deviation of the rows of `up` that make keys; those that make values are zero.
+    """
+
+    def __init__(self, layout: AttentionLayout, length: int, width: int, init_std: float) -> None:
+        super().__init__()
+        features = layout.kv_heads * layout.head_dim
+        self.shape = (length, 2, layout.kv_heads, layout.head_dim)
+        self.embedding = nn.Parameter(torch.randn(length, features))
+        self.down = nn.Linear(features, width)
+        self.up = nn.Linear(width, 2 * features)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+        nn.init.normal_(self.up.weight[:features], std=init_std)
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """See `PrefixModule.prefix`."""
+        made = self.up(torch.tanh(self.down(self.embedding)))
+        keys, values = made.view(self.shape).permute(1, 2, 0, 3).unbind()  # [length, 2, h, d] -> 2 x [h, length, d]
+        return keys, values
+
+
+@dataclass(frozen=True)
+class Prefix(AdapterConfig):
+    """Li & Liang 2021 (arXiv:2101.00190), eq. 3, per attention: `softmax(q [P_k; k]^T) [P_v; v]`.
+
+    At initialisation the values are zero, so the attention gives `(1 - p) * base`, where p is the share of the softmax
+    that the prefix's keys draw: the direction of the base's output is kept, and its length shrinks with `length`.
+
+    Attributes:
+        length: Positions put in front.
+        reparam: Hidden width of a network that makes the prefix (the paper's reparametrisation), or None for a prefix
+            that is trained itself. The network is kept in the file, so that training can resume.
+        init_std: Standard deviation of the initial keys, or of the weights that make them.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
+    targets: str = "attn.kv"
+    length: int = 16
+    reparam: int | None = None
+    init_std: float = 0.02
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        if isinstance(self.length, int) and not 1 <= self.length <= _MAX_LENGTH:
+            found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
+        if isinstance(self.reparam, int) and not 1 <= self.reparam <= _MAX_WIDTH:
+            found.append(f"reparam must be None or from 1 to {_MAX_WIDTH}, not {self.reparam!r}")
+        # With no spread all positions would be equal, would get equal gradients, and would stay equal for ever.
+        if isinstance(self.init_std, (int, float)) and not 0 < self.init_std <= _MAX_STD:
+            found.append(f"init_std must be more than 0 and at most {_MAX_STD:g}, not {self.init_std!r}")
+        return found
+
+    def build(self, point: InjectionPoint) -> PrefixModule:
+        """See `AdapterConfig.build`."""
+        layout = cast("AttentionLayout", point.layout)
+        if self.reparam is None:
+            return DirectPrefix(layout, self.length, self.init_std)
+        return ReparametrizedPrefix(layout, self.length, self.reparam, self.init_std)
+
+
+def _put_in_front(front: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat([front.to(rest.dtype).expand(rest.shape[0], -1, -1, -1), rest], dim=2)

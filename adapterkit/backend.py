@@ -1,0 +1,83 @@
+"""The contract of a backend: where the injection points of a model family are, and how its attention is reached."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from adapterkit.errors import IncompatibleTargetError
+from adapterkit.points import InjectionPoint
+
+SITE = "_adapterkit_site"
+"""Key in an adapted module's `__dict__` under which attachment keeps what acts there."""
+
+
+class Extension(Protocol):
+    """What attachment offers to an attention seam."""
+
+    def extend(
+        self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values with the active adapters' positions in front, and a mask that fits them.
+
+        Args:
+            keys, values: [batch, kv_heads, length, head_dim], as the attention is about to use them.
+            mask: Broadcastable to [batch, heads, queries, length]; boolean (True is visible) or additive; or None.
+            queries: Number of query positions.
+            causal: Whether a missing mask means causal attention (aligned to the upper left), not full attention.
+
+        Returns:
+            The same three objects where nothing is active. Otherwise the mask is explicit wherever None would be wrong.
+        """
+        ...
+
+
+def extension_of(module: nn.Module) -> Extension | None:
+    """What attachment has put at this attention module, or None."""
+    return module.__dict__.get(SITE)
+
+
+class AttentionSeam(ABC):
+    """How the keys and values of one family's attention modules are reached.
+
+    A seam must carry no state, so that an adapted model can be copied and pickled. `forward`, where it is not None,
+    runs in place of the module's own forward while an adapter is active there.
+    """
+
+    forward: ClassVar[Callable[..., Any] | None] = None
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Why this module's attention cannot be extended (an implementation we cannot reach), or None."""
+        return None
+
+    def install(self, module: nn.Module) -> object:
+        """Makes the module ask `extension_of(module)`. Returns what `remove` needs to restore it, picklable."""
+        return None
+
+    def remove(self, module: nn.Module, saved: object) -> None:
+        """Restores the module exactly."""
+
+
+class Backend(ABC):
+    """Maps the models of one family to injection points.
+
+    Attributes:
+        component: The name that a model of this family has when it stands alone (`language`, `vision`, `unet`).
+    """
+
+    component: ClassVar[str] = "model"
+
+    @abstractmethod
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """Every point of `model`, in model order, tagged with `component`. Reads the module tree only (also on meta)."""
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """How to reach the keys and values at an `attention` point.
+
+        Raises:
+            IncompatibleTargetError: The family lists no attention points, or not this one.
+        """
+        raise IncompatibleTargetError(f"{type(self).__name__} cannot extend the attention at {point.id}")

@@ -1,0 +1,1 @@
+"""The model families that adapterkit knows: tables of data, and the seams of their attention."""

@@ -1,0 +1,136 @@
+"""UNets of diffusers: Stable Diffusion 1.5, 2.1, XL and their relatives.
+
+Sites follow the model's own order: `down.{block}.{index}` and `up.{block}.{index}` for a resnet or a transformer,
+`mid.{index}` in the middle, and one number more for a block inside a transformer: `attn.q@unet.down.0.1.0`.
+
+The first convolution is `embed.patch`, the last one `head`; like time, text and class embeddings no preset reaches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from torch import nn
+
+from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam
+from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
+from adapterkit.points import InjectionPoint
+
+_GATED = ("GEGLU", "SwiGLU")
+"""Activations of a feed-forward whose projection makes [value; gate]."""
+
+
+def _heads(attention: nn.Module) -> tuple[int, int]:
+    heads = int(attention.heads)  # type: ignore[arg-type]
+    return heads, int(attention.get_submodule("to_k").out_features) // heads  # type: ignore[arg-type]
+
+
+_RESNET = (
+    Weight("res.conv1", "conv1"),
+    Weight("res.time", "time_emb_proj"),
+    Weight("res.conv2", "conv2"),
+    Weight("res.shortcut", "conv_shortcut"),
+)
+_TRANSFORMER = (Weight("proj.in", "proj_in"), Weight("proj.out", "proj_out"))
+
+# A block of a transformer; the k-diffusion upscaler has the same attentions without the feed-forward.
+_ATTENTIONS = (
+    Weight("attn.q", "attn1.to_q"),
+    Weight("attn.k", "attn1.to_k"),
+    Weight("attn.v", "attn1.to_v"),
+    Weight("attn.o", "attn1.to_out.0"),
+    Weight("cross.q", "attn2.to_q"),
+    Weight("cross.k", "attn2.to_k"),
+    Weight("cross.v", "attn2.to_v"),
+    Weight("cross.o", "attn2.to_out.0"),
+    Attention("attn.kv", "attn1", _heads),
+    Attention("cross.kv", "attn2", _heads),
+)
+# x + sublayer(norm(x)), three times.
+_BLOCK = (
+    *_ATTENTIONS,
+    Weight("mlp.down", "ff.net.2"),
+    Output("attn", "attn1", residual="norm1", norm_in="norm1"),
+    Output("cross", "attn2", residual="norm2", norm_in="norm2"),
+    Output("mlp", "ff", residual="norm3", norm_in="norm3"),
+)
+_UP, _UP_AND_GATE = Weight("mlp.up", "ff.net.0.proj"), Fused(("mlp.up", "mlp.gate"), "ff.net.0.proj")
+
+# An attention that stands where a transformer would: image and text tokens in one softmax, the text's by `add_*`.
+_BARE_ATTENTION = (
+    Weight("attn.q", "to_q"),
+    Weight("attn.k", "to_k"),
+    Weight("attn.v", "to_v"),
+    Weight("attn.o", "to_out.0"),
+    Weight("cross.k", "add_k_proj"),
+    Weight("cross.v", "add_v_proj"),
+)
+
+
+def _stage(stage: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[Group]:
+    """The groups of one stage, whose blocks are at `blocks` and have the canonical name `site`."""
+    tags = {"stage": stage}
+    inner = (*_BLOCK, feed_forward)
+    yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", _RESNET, dict(tags))
+    yield Group(
+        f"{blocks}.attentions.{{index}}", f"{site}.{{index}}", (*_TRANSFORMER, *_BARE_ATTENTION, *_ATTENTIONS), dict(tags)
+    )
+    yield Group(
+        f"{blocks}.attentions.{{index}}.transformer_blocks.{{layer}}", f"{site}.{{index}}.{{layer}}", inner, dict(tags)
+    )
+    # At most one sampler ends a block: a convolution, or a resnet that resamples.
+    for sampler, role in (("downsamplers.0", "down.conv"), ("upsamplers.0", "up.conv")):
+        yield Group(f"{blocks}.{sampler}", site, (*_RESNET, Weight(role, "conv")), dict(tags))
+
+
+def _embedding(role: str, path: str) -> tuple[Group, ...]:
+    """The two layers of an embedding network, and the conditioning that distilled models add in front."""
+    places = (("cond", "cond_proj"), ("1", "linear_1"), ("2", "linear_2"))
+    return tuple(Group(path, site, (Weight(role, name),)) for site, name in places)
+
+
+_ENDS = (
+    Group("", "", (Weight("embed.patch", "conv_in"), Weight("embed.class", "class_embedding"), Weight("head", "conv_out"))),
+    *_embedding("embed.time", "time_embedding"),
+    *_embedding("embed.class", "class_embedding"),
+    *_embedding("embed.text", "add_embedding"),
+    Group("", "context", (Weight("embed.text", "encoder_hid_proj"),)),
+)
+
+
+class UNetBackend(Backend):
+    """diffusers' UNet2DConditionModel."""
+
+    component = "unet"
+    ignored: ClassVar[Mapping[str, str]] = {
+        "add_embedding.*": "pooled text and image embeddings of Kandinsky and DeepFloyd are no two-layer network",
+        "encoder_hid_proj.*": "projections of image embeddings (Kandinsky, IP-Adapter) have no role yet",
+        "position_net.*": "GLIGEN's boxes are conditioning, trained with their own gates",
+        "*.fuser.*": "GLIGEN's gated layers run only where boxes are given",
+        "*.transformers.*": "two transformers mixed by a ratio (Versatile Diffusion) have no roles yet",
+        "*.attentions.*.norm?.linear": "modulation of the k-diffusion upscaler's norms has no role yet",
+        "*.resnets.*.norm?.linear": "modulation of the k-diffusion upscaler's norms has no role yet",
+        "*.Conv2d_0": "a second name of `conv` in old samplers",
+    }
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        feed_forward = _UP_AND_GATE if _is_gated(model) else _UP
+        groups = [
+            *_ENDS,
+            *_stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
+            *_stage("mid", "mid_block", "mid", feed_forward),
+            *_stage("up", "up_blocks.{block}", "up.{block}", feed_forward),
+        ]
+        return resolve(model, groups, component)
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return DiffusersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+
+
+def _is_gated(model: nn.Module) -> bool:
+    """Whether the feed-forwards are gated; a UNet has one kind."""
+    return any(is_class(module, "diffusers", name) for module in model.modules() for name in _GATED)

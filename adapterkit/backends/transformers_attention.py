@@ -1,0 +1,159 @@
+"""The attention seam of transformers models: keys and values are extended after the rotary embedding and the cache.
+
+Attention modules of transformers look their attention function up by name, `config._attn_implementation`, in the
+`AttentionInterface` registry. The seam gives one module a view of its config that differs in that name alone; the
+function behind the name extends keys and values and calls the function that the real config names. The real config is
+never written to: masks, caches, saved files and the other modules see nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from adapterkit.backend import AttentionSeam, extension_of
+from adapterkit.errors import IncompatibleTargetError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IMPLEMENTATION = "adapterkit"
+"""The name under which `attend` is registered with transformers."""
+
+_SUPPORTED = ("sdpa", "eager", None)  # None is what a config says that no model has seen: transformers runs eager.
+
+
+class ConfigView:
+    """A config as it is at any moment, later changes included, but for the name of the attention implementation.
+
+    Args:
+        config: The attention module's own config. Everything read or written here goes there.
+        file: The module that holds the attention class, with the registry and the eager function that it uses.
+    """
+
+    _attn_implementation = IMPLEMENTATION
+
+    def __init__(self, config: Any, file: ModuleType) -> None:
+        file.ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attend)
+        self.__dict__.update(_config=config, _file=file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._config, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Through the initialiser, so that a process which unpickles an adapted model registers `attend` too.
+        return _view, (self._config, self._file.__name__)
+
+    def original(self, module: nn.Module) -> Callable[..., Any]:
+        """The attention function that `module` would run without the view."""
+        implementation = self._config._attn_implementation
+        if implementation not in ("eager", None):
+            return self._file.ALL_ATTENTION_FUNCTIONS[implementation]
+        # GPT-2 asks its config for "eager" by name before it takes this path, and is shown another name.
+        return _upcast if getattr(module, "reorder_and_upcast_attn", False) else self._file.eager_attention_forward
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The original attention over keys and values that the active adapters have extended.
+
+    Args:
+        module: The attention module, whose config is a `ConfigView`.
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, length, head_dim], as the cache gave them back.
+        value: Like `key`.
+        attention_mask: Broadcastable to [batch, heads, queries, length], boolean or additive, or None.
+        **kwargs: What the original takes.
+
+    Raises:
+        IncompatibleTargetError: An adapter is active and the implementation was changed to one that cannot be extended.
+    """
+    view: ConfigView = module.config  # pyright: ignore[reportAssignmentType]
+    extension = extension_of(module)
+    if extension is not None:
+        queries = query.shape[2]
+        causal = attention_mask is None and _guesses_causal(module, view, queries, kwargs)
+        keys, value, attention_mask = extension.extend(key, value, attention_mask, queries=queries, causal=causal)
+        if keys is not key and (objection := _objection(view, kwargs)):
+            raise IncompatibleTargetError(f"{type(module).__name__} cannot be extended: {objection}")
+        key = keys
+    return view.original(module)(module, query, key, value, attention_mask, **kwargs)
+
+
+class TransformersAttentionSeam(AttentionSeam):
+    """Reaches every attention module that calls its function through transformers' attention interface."""
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """See `AttentionSeam.refusal`."""
+        config = _own_config(module)
+        if config is None or _file_of(module) is None:
+            return f"{type(module).__name__} does not call transformers' attention interface"
+        implementation = getattr(config, "_attn_implementation", None)
+        return None if implementation in _SUPPORTED else _unsupported(implementation)
+
+    def install(self, module: nn.Module) -> object:
+        """Shows the module a view of its config. Returns the config itself."""
+        config, file = _own_config(module), _file_of(module)
+        if config is None or file is None:
+            raise IncompatibleTargetError(self.refusal(module))
+        module.config = ConfigView(config, file)  # pyright: ignore[reportArgumentType]
+        return config
+
+    def remove(self, module: nn.Module, saved: object) -> None:
+        """Puts the very config object back."""
+        module.config = saved  # pyright: ignore[reportArgumentType]
+
+
+def _view(config: Any, file: str) -> ConfigView:
+    return ConfigView(config, importlib.import_module(file))
+
+
+def _upcast(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
+    return module._upcast_and_reordered_attn(query, key, value, mask)
+
+
+def _own_config(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    return config._config if isinstance(config, ConfigView) else config
+
+
+def _file_of(module: nn.Module) -> ModuleType | None:
+    """The file of the class that looks the attention function up: the first of the module's classes that has both."""
+    for cls in type(module).__mro__:
+        file = sys.modules.get(cls.__module__)
+        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward"):
+            return file
+    return None
+
+
+def _guesses_causal(module: nn.Module, view: ConfigView, queries: int, kwargs: dict[str, Any]) -> bool:
+    """Whether the original takes a missing mask for a causal one, aligned to the upper left. Only sdpa does."""
+    if view._config._attn_implementation != "sdpa" or queries == 1:
+        return False
+    is_causal = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _objection(view: ConfigView, kwargs: dict[str, Any]) -> str | None:
+    """Why the call under way has no place for more keys, or None."""
+    implementation = view._config._attn_implementation
+    if implementation not in _SUPPORTED:
+        return _unsupported(implementation)
+    for name, what in (("cache", "a paged cache"), ("position_bias", "a bias on positions")):
+        if kwargs.get(name) is not None:
+            return f"it is called with {what}"
+    return None
+
+
+def _unsupported(implementation: str) -> str:
+    return (
+        f"the attention implementation {implementation!r} takes no mask that fits more keys than tokens; "
+        "supported are 'sdpa' and 'eager': call model.set_attn_implementation('sdpa')"
+    )

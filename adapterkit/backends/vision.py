@@ -1,0 +1,171 @@
+"""Vision transformers: timm's VisionTransformer, and ViT of transformers.
+
+Head, pooling and embeddings have roles that no preset reaches (`head`, `head.*`, `embed.*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import nn
+
+from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
+from adapterkit.backends.timm_attention import TimmAttentionSeam
+from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.points import InjectionPoint, Span, TokensLayout
+
+
+def _heads(attention: nn.Module) -> tuple[int, int]:
+    """Heads and their width. transformers 4 says `attention_head_size`."""
+    width = getattr(attention, "head_dim", None) or attention.attention_head_size
+    return int(attention.num_heads if hasattr(attention, "num_heads") else attention.num_attention_heads), int(width)  # type: ignore[arg-type]
+
+
+def _parallel_rows(block: nn.Module, rows: int) -> list[Span]:
+    """ViT-22B's one input projection: feed-forward, queries, keys, values."""
+    sizes: list[int] = block.in_split  # type: ignore[assignment]
+    return [Span(sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+_TIMM_STEM = (Group("patch_embed", "", (Weight("embed.patch", "proj"),)),)
+
+_TIMM_ATTENTION = (
+    Fused(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
+    Weight("attn.gate", "attn.gate"),
+    Weight("attn.o", "attn.proj"),
+    Attention("attn.kv", "attn", _heads),
+)
+_TIMM_MLP = (
+    Weight("mlp.gate", "mlp.fc1_g"),
+    Weight("mlp.up", "mlp.fc1|mlp.fc1_x"),
+    Weight("mlp.down", "mlp.fc2"),
+)
+# x + drop_path(scale(sublayer(norm(x)))): the stochastic depth is the last module of a sublayer, and always there.
+_TIMM_OUTPUTS = (
+    Output("attn", "drop_path1", residual="norm1", norm_in="norm1"),
+    Output("mlp", "drop_path2", residual="norm2", norm_in="norm2"),
+)
+# x + drop_path(scale(attention(norm(x)) + feed_forward(norm(x)))): one sublayer, whose attention is no module.
+_TIMM_PARALLEL_SCALING = (
+    Fused(("mlp.up", "attn.q", "attn.k", "attn.v"), "in_proj", _parallel_rows),
+    Weight("attn.o", "attn_out_proj"),
+    Weight("mlp.down", "mlp_out_proj"),
+    Weight("proj.out", "out_proj"),
+    Output("block", "drop_path", residual="in_norm", norm_in="in_norm"),
+)
+_TIMM_BRANCH_OUTPUTS = {
+    "attn": Output("attn", "drop_path", residual="norm", norm_in="norm"),
+    "mlp": Output("mlp", "drop_path", residual="norm", norm_in="norm"),
+}
+_TIMM_HEAD = (
+    Group(
+        "attn_pool",
+        "",
+        (
+            Weight("head.q", "q"),
+            Fused(("head.k", "head.v"), "kv"),
+            Weight("head.o", "proj"),
+            Weight("head.up", "mlp.fc1"),
+            Weight("head.down", "mlp.fc2"),
+        ),
+    ),
+    Group("", "", (Weight("head", "head"),)),
+    Group("", "dist", (Weight("head", "head_dist"),)),
+)
+
+
+def _gated(entries: tuple[Entry, ...], mlp: nn.Module | None) -> tuple[Entry, ...]:
+    """The feed-forward's entries. A `GluMlp` has gate and value in one projection, in either order."""
+    if mlp is None or not is_class(mlp, "timm", "GluMlp"):
+        return entries
+    order = ("mlp.up", "mlp.gate") if mlp.gate_last else ("mlp.gate", "mlp.up")
+    return (Fused(order, "mlp.fc1"), Weight("mlp.down", "mlp.fc2"))
+
+
+def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
+    """The groups for a model whose blocks are like this one (timm builds them all alike)."""
+    if "attns" in block._modules:  # attentions side by side, then feed-forwards side by side, each with its own norm
+        mlp = block.get_submodule("ffns.0.mlp")
+        outputs = _TIMM_BRANCH_OUTPUTS
+        return (
+            Group("blocks.{layer}.attns.{branch}", "{layer}.{branch}", (*_TIMM_ATTENTION, outputs["attn"])),
+            Group("blocks.{layer}.ffns.{branch}", "{layer}.{branch}", (*_gated(_TIMM_MLP, mlp), outputs["mlp"])),
+        )
+    # x + norm(sublayer(x)): adapters know norms before the sublayer, and after the sum, but none in between.
+    outputs = () if is_class(block, "timm", "ResPostBlock") else _TIMM_OUTPUTS
+    mlp = _gated(_TIMM_MLP, block._modules.get("mlp"))
+    return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *mlp, *outputs, *_TIMM_PARALLEL_SCALING)),)
+
+
+class TimmViTBackend(Backend):
+    """timm's VisionTransformer with any of its blocks: plain, post-norm, parallel, DeiT (also distilled) and CLIP forms.
+
+    The `tokens` point is `norm_pre`: class, register and patch tokens with their positions, just before the blocks.
+    Whoever extends them must leave class and register tokens in front, where pooling looks for them.
+    """
+
+    component = "vision"
+    ignored: ClassVar[Mapping[str, str]] = {
+        "patch_embed.backbone.*": "hybrids' convolutions standardise their weight in each call, so nothing merges into it",
+    }
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        width = int(model.embed_dim)  # type: ignore[arg-type]
+        tokens = InjectionPoint(
+            "tokens", "norm_pre", "tokens", "", width, width, TokensLayout(extendable=True), None, {"component": component}
+        )
+        blocks = [group for block in list(model.get_submodule("blocks").children())[:1] for group in _timm_blocks(block)]
+        return [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *_TIMM_HEAD], component)]
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return TimmAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+# Alternatives are the names of transformers 5, then those of 4. In 4, `attention` holds the attention and its output
+# projection, each a module of its own. The dropout after a sublayer is one module for both sublayers in 5, so the
+# sublayer's last own module is the core, and dropout follows what an adapter adds.
+_VIT_BLOCK = (
+    Weight("attn.q", "attention.q_proj|attention.attention.query"),
+    Weight("attn.k", "attention.k_proj|attention.attention.key"),
+    Weight("attn.v", "attention.v_proj|attention.attention.value"),
+    Weight("attn.o", "attention.o_proj|attention.output.dense"),
+    Weight("mlp.up", "mlp.fc1|intermediate.dense"),
+    Weight("mlp.down", "mlp.fc2|output.dense"),
+    Output("attn", "attention", residual="layernorm_before", norm_in="layernorm_before"),
+    Output("mlp", "mlp|output.dropout", residual="layernorm_after", norm_in="layernorm_after"),
+    Attention("attn.kv", "attention.attention|attention", _heads),
+)
+_VIT = (
+    Group("vit.embeddings|embeddings", "", (Weight("embed.patch", "patch_embeddings.projection"),)),
+    Group("vit|", "", (Tokens("tokens", "embeddings", extendable=True), Weight("head.pooler", "pooler.dense"))),
+    Group(
+        "vit.layers.{layer}|layers.{layer}|vit.encoder.layer.{layer}|encoder.layer.{layer}", "{layer}", _VIT_BLOCK
+    ),
+    Group("", "", (Weight("head", "classifier|decoder.0"),)),
+)
+
+
+class ViTBackend(Backend):
+    """transformers' ViT, with or without a head, in the layouts of transformers 4 and 5.
+
+    The `tokens` point is `embeddings`: class and patch tokens with their positions. The class token must stay in front.
+    """
+
+    component = "vision"
+    ignored: ClassVar[Mapping[str, str]] = {}
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, _VIT, component)
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)

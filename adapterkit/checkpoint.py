@@ -1,0 +1,61 @@
+"""A named adapter outside of a model, and the contract of file formats."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adapterkit.points import Points
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that is needed to put an adapter back, and to say where it came from.
+
+    Attributes:
+        type: The adapter type's registered name.
+        config: The config's fields as JSON values.
+        tensors: Point id -> parameter or buffer name -> tensor, on the CPU.
+        distribution, version: Who provides the type.
+        base: Component -> fingerprint of the model it was made for (`family`, `points`, `shapes`), never weights.
+        backends: Component -> name of the backend that mapped it.
+        metadata: Free text for people and tools.
+    """
+
+    type: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    distribution: str = ""
+    version: str = ""
+    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Format(ABC):
+    """A file format. Stateless; one instance per use."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether the file's content (never its name) is of this format. Must be quick and must not raise."""
+
+    @abstractmethod
+    def read(self, path: Path, points: Points) -> Checkpoint:
+        """The adapter in the file; `points` are those of the model that it is for.
+
+        Raises:
+            CheckpointError: Anything that is wrong with the file.
+        """
+
+    @abstractmethod
+    def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
+        """Writes the adapter, atomically.
+
+        Raises:
+            CheckpointError: The format cannot express this adapter; the message names formats that can.
+        """

@@ -1,0 +1,57 @@
+"""`adapterkit points`: where adapters can act in a model, and what one would add. No weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from adapterkit.adapter import AdapterConfig
+
+
+@click.command("points", epilog="Example: adapterkit points ./stable-diffusion 'attn.*' --adapter lora -o rank=16")
+@click.argument("model", metavar="MODEL")
+@click.argument("selector", required=False)
+@click.option("--adapter", "type_name", help="Count what an adapter of this type would add.")
+@click.option("--rank", type=int, help="Short for -o rank=N.")
+@click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="A field of the adapter type.")
+@click.option("--full", is_flag=True, help="A line for each point.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a tree.")
+def command(
+    model: str,
+    selector: str | None,
+    type_name: str | None,
+    rank: int | None,
+    options: tuple[str, ...],
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Show where adapters can act in MODEL: a folder, a hub id or timm:NAME. Nothing is changed or loaded."""
+    fields = (*options, *([f"rank={rank}"] if rank is not None else []))
+    if fields and type_name is None:
+        raise click.UsageError("-o and --rank describe an adapter: add --adapter TYPE")
+    adapter = _adapter(type_name, selector, fields) if type_name is not None else None
+    from adapterkit.cli.messages import plain_warnings
+    from adapterkit.cli.places import show_points
+    from adapterkit.handle import points
+    from adapterkit.training.skeleton import skeleton
+
+    click.get_current_context().with_resource(plain_warnings())
+    found = points(skeleton(model), None if adapter is not None else selector, adapter=adapter)
+    show_points(found, as_json=as_json, full=full)
+
+
+def _adapter(type_name: str, selector: str | None, options: tuple[str, ...]) -> AdapterConfig:
+    from adapterkit.errors import ConfigError
+    from adapterkit.training.config import read_values
+    from adapterkit.training.run import check_adapter
+
+    problems: list[str] = []
+    values: dict[str, Any] = read_values(None, [f"adapter.{option}" for option in options], problems).get("adapter", {})
+    if selector is not None:
+        values = {**values, "targets": selector}
+    adapter = check_adapter({**values, "type": type_name}, problems)
+    if problems or adapter is None:
+        raise ConfigError(problems, type_name)
+    return adapter

@@ -1,0 +1,69 @@
+"""`adapterkit train`: train an adapter as a run file says."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from adapterkit.training.loop import Result
+    from adapterkit.training.run import Run
+
+
+@click.command("train", epilog="Example: adapterkit train run.yaml steps=500 adapter.rank=16 output=runs/second")
+@click.argument("run_file", metavar="RUN.YAML", type=click.Path())
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the run folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that the run folder holds.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, and stop.")
+def command(run_file: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool) -> None:
+    """Train an adapter as RUN.YAML says; KEY=VALUE takes precedence over the file."""
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    from adapterkit.cli.messages import plain_warnings
+    from adapterkit.training.run import load_run
+
+    click.get_current_context().with_resource(plain_warnings())
+    run = load_run(run_file, overrides)
+    for override in overrides:
+        click.echo(f"override {override}", err=True)
+    if dry_run:
+        _show_plan(run)
+        return
+    from adapterkit.training.loop import train
+
+    result = train(run, resume=resume, overwrite=overwrite)
+    if result.exit_code:
+        _say_how_to_go_on(result, run_file, overrides)
+    _summary(result)
+
+
+def _show_plan(run: Run) -> None:
+    """Loads the base and maps it; neither the data nor the run folder is touched."""
+    from adapterkit.cli.places import show_points
+    from adapterkit.handle import points
+    from adapterkit.training import yaml_values
+
+    model = run.make_task().load_model()
+    click.echo(yaml_values.dump(run.resolved()))
+    show_points(points(model, adapter=run.adapter), as_json=False)
+
+
+def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:
+    again = " ".join(["adapterkit train", run_file, *overrides, "--resume"])
+    click.echo(f"stopped after step {result.step}; a checkpoint is saved. To go on: {again}", err=True)
+    sys.exit(result.exit_code)
+
+
+def _summary(result: Result) -> None:
+    rows: dict[str, Any] = {"steps": result.step, "loss (last steps)": f"{result.loss:.4f}"}
+    rows |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.figures.items()}
+    rows |= {"samples": result.folder / "samples", "metrics": result.folder / "metrics.jsonl"}
+    if result.adapter is not None:
+        rows["adapter"] = f"{result.adapter} ({result.adapter.stat().st_size / 1024:.0f} KiB)"
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        click.echo(f"{key.ljust(width)}  {text}")

@@ -1,0 +1,176 @@
+"""The one tree of errors. Every message says what failed, with which value, what was expected, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The names in `known` that `name` was probably meant to be, best first."""
+    return difflib.get_close_matches(name, sorted(set(known)), n=limit, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists the near matches, or all known names where few exist, or nothing."""
+    known = sorted(set(known))
+    if close := near_matches(name, known):
+        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+    if known and len(known) <= 12:
+        return f" Known: {', '.join(known)}."
+    return ""
+
+
+class AdapterKitError(Exception):
+    """Base of everything that adapterkit raises on purpose."""
+
+
+class ConfigError(AdapterKitError):
+    """A configuration is wrong. Carries every problem found, not just the first.
+
+    Args:
+        problems: One sentence per problem, each naming its key and value.
+        where: What was being configured (a class name, a file).
+    """
+
+    def __init__(self, problems: Sequence[str], where: str = "") -> None:
+        self.problems = list(problems)
+        self.where = where
+        head = f"invalid {where}" if where else "invalid configuration"
+        super().__init__(f"{head}: " + "; ".join(self.problems))
+
+
+class UnknownNameError(AdapterKitError):
+    """A name that the user gave does not exist.
+
+    Args:
+        what: The sort of thing, such as "adapter" or "backend".
+        name: The name as given.
+        known: The names that exist.
+        hint: A further sentence, such as the command that mends it.
+    """
+
+    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.what, self.name, self.known = what, name, sorted(set(known))
+        suffix = f" {hint}" if hint else ""
+        super().__init__(f"unknown {what} {name!r}.{did_you_mean(name, self.known)}{suffix}")
+
+
+class InvalidNameError(AdapterKitError):
+    """A new name is not usable: wrong characters, too long, reserved or taken."""
+
+
+class SelectorError(AdapterKitError):
+    """A selector cannot be parsed."""
+
+
+class TargetNotFoundError(AdapterKitError):
+    """A selector matches no injection point of the model."""
+
+
+class IncompatibleTargetError(AdapterKitError):
+    """The selected points exist, but this adapter type cannot act at them."""
+
+
+class UnsupportedModelError(AdapterKitError):
+    """No backend knows this model."""
+
+
+class AmbiguousBackendError(AdapterKitError):
+    """Two backends claim the same class; pass `backend=`."""
+
+
+class MissingDependencyError(AdapterKitError):
+    """An optional package is needed; the message holds the install command."""
+
+
+class AttachError(AdapterKitError):
+    """A module cannot be adapted in place (already wrapped, forward replaced, weight shared in an unsupported way)."""
+
+
+class StateError(AdapterKitError):
+    """The operation makes no sense in the handle's present state, such as removing a merged adapter."""
+
+
+class NotMergeableError(AdapterKitError):
+    """An adapter has no equivalent weight at some of its points."""
+
+
+class CheckpointError(AdapterKitError):
+    """A file cannot be used. Subclasses say why; `path` and `key` say where.
+
+    Args:
+        message: What is wrong and what was expected.
+        path: The file.
+        key: The tensor or header key at fault, if one is.
+    """
+
+    def __init__(self, message: str, path: object = None, key: str | None = None) -> None:
+        self.path, self.key = path, key
+        where = f"{path}: " if path is not None else ""
+        what = f"{key!r}: " if key is not None else ""
+        super().__init__(f"{where}{what}{message}")
+
+
+class CorruptFileError(CheckpointError):
+    """Not a well-formed file of its format, or its contents fail their checksum."""
+
+
+class NotRegularFileError(CheckpointError):
+    """A symlink, pipe, device or folder where a plain file was expected."""
+
+
+class UnsupportedFileError(CheckpointError):
+    """A file of a format or version that this release does not read."""
+
+
+class InvalidHeaderError(CheckpointError):
+    """The file's own description (config, type, version) is malformed or out of bounds."""
+
+
+class MissingKeysError(CheckpointError):
+    """The file lacks tensors that its config requires."""
+
+
+class UnexpectedKeysError(CheckpointError):
+    """The file holds tensors that nothing would receive."""
+
+
+class ShapeMismatchError(CheckpointError):
+    """A tensor's shape is not the one that config and base require."""
+
+
+class DtypeMismatchError(CheckpointError):
+    """A tensor's dtype cannot hold adapter weights."""
+
+
+class NonFiniteError(CheckpointError):
+    """A tensor holds NaN or infinity."""
+
+
+class BaseMismatchError(CheckpointError):
+    """The adapter was made for another base model."""
+
+
+class UnknownAdapterTypeError(CheckpointError):
+    """The file's adapter type is not installed; names the distribution to install."""
+
+
+class PluginError(AdapterKitError):
+    """A plug-in is broken; `plugin` names it."""
+
+    def __init__(self, message: str, plugin: str = "") -> None:
+        self.plugin = plugin
+        super().__init__(f"plug-in {plugin!r}: {message}" if plugin else message)
+
+
+class PluginConflictError(PluginError):
+    """Two distributions provide the same name."""
+
+
+class PluginLoadError(PluginError):
+    """A plug-in, or something that it points to, cannot be imported."""
+
+
+class PluginIncompatibleError(PluginError):
+    """A plug-in asks for another version of adapterkit."""

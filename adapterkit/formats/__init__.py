@@ -1,0 +1,1 @@
+"""The file formats that come with adapterkit, one a file."""

@@ -1,0 +1,203 @@
+"""Files in and out: only plain files are read, and a file is replaced as a whole or not at all.
+
+`write_atomically` writes a temporary file beside the target, forces it to the disk and renames it over the target, so
+that a reader, a crash or a full disk meets either the old file or the new one. Its writer holds a lock on the
+temporary file, which ends with the process: the next save removes what a killed one left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterkit.errors import CheckpointError, NotRegularFileError, UnsupportedFileError, did_you_mean
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so nothing stale is ever removed there
+    fcntl = None  # type: ignore[assignment]
+
+SIZE_LIMIT = 4 << 30
+"""Bytes; larger files are refused before anything is read."""
+
+# Absent on Windows. NONBLOCK keeps the opening of a pipe from waiting for its other end.
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def open_plain(path: Path, limit: int = SIZE_LIMIT) -> Iterator[tuple[BinaryIO, int]]:
+    """The opened file and its size in bytes.
+
+    A symbolic link is followed only inside its own folder, or from a download cache's `snapshots` to the `blobs`
+    folder of the same repository: a folder of adapters cannot hand out files from elsewhere.
+
+    Raises:
+        NotRegularFileError: A folder, pipe, device, socket, or a link that leads elsewhere.
+        UnsupportedFileError: Larger than `limit`.
+        CheckpointError: Missing or unreadable.
+    """
+    try:
+        descriptor = os.open(_link_target(path), _READ)
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a ring of links before Python 3.13
+        raise _unreadable(path, error) from error
+    try:
+        size = _check_plain(path, os.fstat(descriptor), limit)
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file, size
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error}", path) from error
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces the file, or leaves it untouched. The mode is 0666 without the umask's bits; a link is replaced.
+
+    Raises:
+        NotRegularFileError: The path is a folder, pipe or device.
+        CheckpointError: The folder does not exist, or the operating system refuses (disk full, no permission).
+    """
+    _check_target(path)
+    try:
+        _remove_stale(path)
+        with _temporary(path) as (temporary, descriptor):
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"cannot be written: {reason}", path) from error
+
+
+def _link_target(path: Path) -> Path:
+    if not path.is_symlink():
+        return path
+    target, folder = path.resolve(strict=True), path.parent.resolve(strict=True)
+    cached = target.parent.name == "blobs" and target.parent.parent / "snapshots" in folder.parents
+    if folder not in target.parents and not cached:
+        raise NotRegularFileError(f"is a symbolic link out of its folder, to {target}; give that path itself", path)
+    return target
+
+
+def _check_plain(path: Path, status: os.stat_result, limit: int) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularFileError(f"is {_kind(status.st_mode)}; expected a plain file", path)
+    if status.st_size > limit:
+        raise UnsupportedFileError(f"{status.st_size:,} bytes are more than the limit of {limit:,}", path)
+    return status.st_size
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        names: list[str] = []
+        with contextlib.suppress(OSError):
+            names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        return CheckpointError(f"no such file.{did_you_mean(path.name, names)}", path)
+    if isinstance(error, OSError) and error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:
+        return NotRegularFileError(f"is not a plain file ({error.strerror})", path)
+    return CheckpointError(f"cannot be read: {error}", path)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def _check_target(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise NotRegularFileError("is a folder; give the name of a file in it", path)
+        if not path.parent.is_dir():
+            raise CheckpointError(f"the folder {path.parent} does not exist; make it with mkdir -p", path)
+        if path.exists() and not path.is_file():
+            raise NotRegularFileError(f"is {_kind(path.stat().st_mode)}; expected a plain file, or none", path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be written: {error}", path) from error
+
+
+def _start(path: Path) -> str:
+    """How the names of this target's temporary files begin; cut because a name has 255 bytes at most."""
+    return f".{path.name[:48]}."
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
+    """A new, locked file in the target's folder; removed if the body fails."""
+    temporary, descriptor = _create(path)
+    while not os.fstat(descriptor).st_nlink:  # another save took it for a stale one before it was locked
+        os.close(descriptor)
+        temporary, descriptor = _create(path)
+    try:
+        yield temporary, descriptor
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _create(path: Path) -> tuple[Path, int]:
+    temporary = path.parent / f"{_start(path)}{secrets.token_hex(8)}.tmp"
+    descriptor = os.open(temporary, _CREATE, 0o666)
+    _lock(descriptor)
+    return temporary, descriptor
+
+
+def _lock(descriptor: int, wait: bool = True) -> bool:
+    """Whether the lock was had; it is held until the descriptor closes, at the latest with the process."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes this target's temporary files that no living process holds."""
+    name = re.compile(re.escape(_start(path)) + r"[0-9a-f]{16}\.tmp")
+    with os.scandir(path.parent) as entries:
+        stale = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
+    for temporary in stale:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(temporary, _READ)
+            try:
+                if _lock(descriptor, wait=False):
+                    temporary.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself last."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)

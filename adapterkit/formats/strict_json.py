@@ -1,0 +1,86 @@
+"""JSON from strangers: no duplicate keys, no NaN or Infinity, bounded depth and numbers; and one canonical spelling."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+MAX_DEPTH = 32
+MAX_DIGITS = 32
+
+
+class StrictJSONError(ValueError):
+    """The text is not JSON as adapterkit reads and writes it. Callers add the file and the key."""
+
+
+def loads(text: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        StrictJSONError: Not UTF-8, not JSON, a repeated key, a number that is not finite or far too long, or nested
+            deeper than `MAX_DEPTH`.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+        )
+    except StrictJSONError:
+        raise
+    except ValueError as error:
+        raise StrictJSONError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise StrictJSONError(f"nested deeper than {MAX_DEPTH}") from None
+    _check_depth(value, MAX_DEPTH)
+    return value
+
+
+def dumps(value: Any) -> str:
+    """The canonical JSON text of a value: equal values give equal bytes, and `loads` reads every one of them.
+
+    Raises:
+        StrictJSONError: Something in it is no JSON value.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StrictJSONError(f"not a JSON value: {error}") from None
+    except RecursionError:
+        raise StrictJSONError(f"nested deeper than {MAX_DEPTH}") from None
+    loads(text)  # keys 1 and "1" collide, integers may be too long: what cannot be read back is not written
+    return text
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise StrictJSONError(f"the key {twice[:80]!r} occurs twice")
+    return result
+
+
+def _constant(name: str) -> NoReturn:
+    raise StrictJSONError(f"{name} is not JSON")
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise StrictJSONError(f"the number {text[:40]} is out of range")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise StrictJSONError(f"an integer of {len(text)} digits; the limit is {MAX_DIGITS}")
+    return int(text)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not isinstance(value, (dict, list)):
+        return
+    if left == 0:
+        raise StrictJSONError(f"nested deeper than {MAX_DEPTH}")
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_depth(item, left - 1)

@@ -1,0 +1,431 @@
+"""The handle on one model: name -> adapter."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit import building, merging
+from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.building import Built
+from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.compose import Selection
+from adapterkit.errors import (
+    CheckpointError,
+    ConfigError,
+    NotRegularFileError,
+    PluginError,
+    StateError,
+    UnknownNameError,
+    UnsupportedFileError,
+)
+from adapterkit.mapping import map_model
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.points import Points
+from adapterkit.reports import AdapterReport, LoadReport, Report
+from adapterkit.selectors import Selector
+from adapterkit.state import State, state_of
+
+Choice = str | Sequence[str] | Mapping[str, float] | None
+"""What should act: a name, several names, names with weights, or nothing."""
+
+
+def points(
+    model: object, selector: str | None = None, *, adapter: AdapterConfig | None = None, backend: str | None = None
+) -> Points:
+    """The injection points of a model or pipeline. Changes nothing.
+
+    Args:
+        model: A torch module or a diffusers pipeline.
+        selector: Which points; all of them by default.
+        adapter: Count the parameters that this config would add at each point it can act at.
+        backend: A backend's name, to override the match by class.
+
+    Raises:
+        UnsupportedModelError: No backend knows the model.
+        TargetNotFoundError: The selector matches nothing.
+    """
+    mapped = map_model(model, backend)
+    found = mapped.points()
+    if adapter is not None and selector is None:
+        found = Points(building.choose_points(adapter, mapped))
+    elif selector is not None:
+        found = Points(Selector(selector).select(found, mapped.label))
+    if adapter is None:
+        return found
+    usable = [point for point in found if adapter.accepts(point) is None]
+    return Points(found, building.count_parameters(adapter, usable))
+
+
+class Adapters:
+    """Adds, switches, merges, saves and removes the adapters of one model.
+
+    Args:
+        model: A torch module or a diffusers pipeline. Nothing is changed until an adapter is added. A model that
+            already has adapters gives a handle on the same state.
+        backend: A backend's name, to override the match by class.
+
+    Raises:
+        UnsupportedModelError: No backend knows the model.
+    """
+
+    def __init__(self, model: object, *, backend: str | None = None) -> None:
+        self._mapped = map_model(model, backend)
+        self._fresh = State(self._mapped)
+
+    @property
+    def _state(self) -> State:
+        return state_of(self._mapped) or self._fresh
+
+    # -- in and out -------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> Report:
+        """Builds an adapter, attaches it, makes it the one that acts and the one that trains, and freezes the base.
+
+        Args:
+            name: 1 to 64 letters, digits, `_` or `-`.
+            config: What to add.
+            seed: Of the initial values. No global random number is consumed.
+            dtype: Of the parameters; by default the base's, but at least float32.
+
+        Raises:
+            InvalidNameError: The name is malformed or taken.
+            TargetNotFoundError, IncompatibleTargetError: The config's targets do not fit the model.
+            StateError: Weights are merged.
+        """
+        state = self._state
+        with state.lock:
+            self._require_unmerged("add an adapter")
+            building.check_name(name, state.adapters)
+            if not isinstance(config, AdapterConfig):
+                raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
+            self._insert(name, building.build_new(config, self._mapped, seed, dtype))
+            self.activate(name)
+            self.train(name)
+        return self.report()
+
+    def load(
+        self, path: str | os.PathLike[str], name: str | None = None, *, format: str | None = None, strict: bool = True
+    ) -> LoadReport:
+        """Reads an adapter from a file. It neither acts nor trains until it is told to.
+
+        Args:
+            path: The file.
+            name: By default the file's name without its ending.
+            format: A format's name; by default the file's content tells.
+            strict: Whether everything in the file must fit this model.
+
+        Raises:
+            CheckpointError: The file is damaged, foreign or for another base. The model is left as it was.
+        """
+        path = Path(path)
+        name = building.check_name(path.stem if name is None else name, self._state.adapters)
+        checkpoint = self._format_of(path, format).read(path, self.points())
+        return self.install(name, checkpoint, strict=strict, source=path)
+
+    def install(self, name: str, checkpoint: Checkpoint, *, strict: bool = True, source: object = None) -> LoadReport:
+        """Attaches an adapter that is already in memory; what `load` does after reading. `source` is named in errors."""
+        state = self._state
+        with state.lock:
+            building.check_name(name, state.adapters)
+            built, notes = building.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
+            self._insert(name, built)
+        count = sum(p.numel() for m in built.modules.values() for p in m.parameters())
+        return LoadReport(name, checkpoint.type, [p.id for p in built.points], count, notes)
+
+    def save(self, name: str, path: str | os.PathLike[str], *, format: str = "native") -> Path:
+        """Writes one adapter to a file, atomically: whatever happens, the path holds the old file or the new.
+
+        Raises:
+            UnknownNameError: There is no such adapter or format.
+            CheckpointError: The format cannot express the adapter, or the place cannot be written.
+        """
+        path = Path(path)
+        writer: Format = get_plugin_manager().format(format).load()()
+        writer.write(self.checkpoint(name), path, self.points())
+        return path
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """One adapter with all that a file must know of it; the tensors are copies on the CPU.
+
+        Raises:
+            PluginError: The adapter's type is not registered, so no file could name it.
+        """
+        attached = self._attached(name)
+        spec = get_plugin_manager().spec_of(type(attached.config))
+        if spec is None:
+            raise PluginError(
+                f"{type(attached.config).__name__} is not a registered adapter type, so a file could not name it. "
+                "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
+            )
+        components = {point.component for point in attached.points.values()}
+        return Checkpoint(
+            type=spec.name,
+            config=attached.config.to_dict(),
+            tensors={key: _copies(module) for key, module in self.modules(name).items()},
+            distribution=spec.origin.distribution if spec.origin else "",
+            version=spec.origin.version if spec.origin else "",
+            base={k: v for k, v in self._mapped.fingerprint(self.points()).items() if k in components},
+            backends={k: c.backend_name for k, c in self._mapped.components.items() if k in components},
+        )
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter off the model. The last one leaves the model bit for bit as it was found.
+
+        Raises:
+            StateError: It is merged into the weights.
+        """
+        state = self._state
+        with state.lock:
+            self._attached(name)
+            if state.merge is not None and name in state.merge.selection.weights:
+                raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
+            if state.merge is not None:
+                state.merge.before = state.merge.before.without(frozenset({name}))
+            state.discard(name)
+            if not state.adapters:
+                self._fresh = State(self._mapped)
+
+    def detach(self) -> None:
+        """Takes every adapter off: the model is bit for bit what it was. Merged weights are unmerged first."""
+        state = self._state
+        with state.lock:
+            if state.merge is not None:
+                merging.unmerge(state)
+            for name in list(state.adapters):
+                self.remove(name)
+
+    # -- what acts --------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> dict[str, float]:
+        """Name -> weight of what acts now, in this thread."""
+        state = self._state
+        return dict((state.merge.selection if state.merge else state.switch.current).weights)
+
+    def activate(self, choice: Choice) -> None:
+        """Sets what acts from now on: a name, names, `{name: weight}`, or nothing (None).
+
+        Raises:
+            UnknownNameError: No such adapter.
+            ConfigError: A weight is not a finite number, or negative where it multiplies attention.
+            StateError: Weights are merged.
+        """
+        self._require_unmerged("change what acts")
+        selection = self._selection(choice)
+        self._state.switch.default = selection
+
+    @contextlib.contextmanager
+    def activated(self, choice: Choice) -> Iterator[None]:
+        """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
+        self._require_unmerged("change what acts")
+        local = self._state.switch.local
+        before = local.selection
+        local.selection = self._selection(choice)
+        try:
+            yield
+        finally:
+            local.selection = before
+
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Exactly the base model, in this thread, inside a `with` block."""
+        return self.activated(None)
+
+    # -- what trains ------------------------------------------------------------------------------------------------
+
+    def train(self, *names: str) -> None:
+        """Makes these adapters, and nothing else on the model, require grad."""
+        state = self._state
+        self._check(names)
+        if not names:
+            raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
+        state.freeze_base()
+        for name in state.adapters:
+            for module in state.modules(name).values():
+                module.requires_grad_(name in names)
+
+    def freeze(self, *names: str) -> None:
+        """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
+        self._check(names)
+        for name in names or self._state.adapters:
+            for module in self._state.modules(name).values():
+                module.requires_grad_(False)
+
+    def parameters(self, *names: str) -> Iterator[nn.Parameter]:
+        """The parameters of these adapters; of all where none is named."""
+        self._check(names)
+        for name in names or list(self._state.adapters):
+            for module in self._state.modules(name).values():
+                yield from module.parameters()
+
+    # -- merging ----------------------------------------------------------------------------------------------------
+
+    def merge(self, choice: Choice = None) -> None:
+        """Folds adapters into the weights: the same output at the base's speed.
+
+        Args:
+            choice: What to fold, as for `activate`; by default what acts now. Nothing else acts while it is merged.
+
+        Raises:
+            NotMergeableError: An adapter has no equivalent weight. Nothing is changed.
+            StateError: Weights are merged already, or nothing acts.
+        """
+        state = self._state
+        with state.lock:
+            self._require_unmerged("merge again")
+            selection = state.switch.current if choice is None else self._selection(choice)
+            if not selection:
+                raise StateError("nothing acts, so there is nothing to merge; name an adapter")
+            merging.merge(state, selection)
+
+    def unmerge(self) -> None:
+        """Gives back the very bits of the weights, and what acted before.
+
+        Raises:
+            StateError: Nothing is merged.
+        """
+        state = self._state
+        with state.lock:
+            if state.merge is None:
+                raise StateError("nothing is merged")
+            merging.unmerge(state)
+
+    @contextlib.contextmanager
+    def merged(self, choice: Choice = None) -> Iterator[None]:
+        """Merges inside a `with` block."""
+        self.merge(choice)
+        try:
+            yield
+        finally:
+            self.unmerge()
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def points(self, selector: str | None = None) -> Points:
+        """The model's injection points."""
+        found = self._mapped.points()
+        return found if selector is None else Points(Selector(selector).select(found, self._mapped.label))
+
+    def config(self, name: str) -> AdapterConfig:
+        """What was asked for under this name."""
+        return self._attached(name).config
+
+    def modules(self, name: str) -> dict[str, AdapterModule]:
+        """Point id -> the adapter's module there."""
+        self._attached(name)
+        return self._state.modules(name)
+
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """`point id/parameter` -> tensor (not a copy)."""
+        modules = self.modules(name)
+        return {f"{key}/{part}": tensor for key, module in modules.items() for part, tensor in module.state_dict().items()}
+
+    def report(self) -> Report:
+        """What is on the model. Prints as a table."""
+        state = self._state
+        base = [parameter for _, parameter in state.base_parameters()]
+        adapters = [self._report(name) for name in state.adapters]
+        trainable = sum(p.numel() for p in [*base, *self.parameters()] if p.requires_grad)
+        return Report(self._mapped.label, sum(p.numel() for p in base), trainable, adapters)
+
+    def _report(self, name: str) -> AdapterReport:
+        state, attached = self._state, self._attached(name)
+        spec = get_plugin_manager().spec_of(type(attached.config))
+        weights = list(self.parameters(name))
+        return AdapterReport(
+            name=name,
+            type=spec.name if spec else type(attached.config).__name__,
+            points=dict(collections.Counter(point.role for point in attached.points.values())),
+            parameters=sum(p.numel() for p in weights),
+            bytes=sum(p.numel() * p.element_size() for p in weights),
+            weight=self.active.get(name),
+            trainable=bool(weights) and all(p.requires_grad for p in weights),
+            merged=state.merge is not None and name in state.merge.selection.weights,
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._state.adapters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._state.adapters))
+
+    def __len__(self) -> int:
+        return len(self._state.adapters)
+
+    def __repr__(self) -> str:
+        return f"Adapters({self._mapped.label}: {', '.join(self) or 'none'})"
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _insert(self, name: str, built: Built) -> None:
+        self._state.insert(name, built.config, built.points, built.modules)
+
+    def _attached(self, name: str):  # noqa: ANN202 - the state's own record
+        self._check([name])
+        return self._state.adapters[name]
+
+    def _check(self, names: Iterable[object]) -> None:
+        for name in names:
+            if name not in self._state.adapters:
+                raise UnknownNameError("adapter", str(name), self._state.adapters, "Nothing is attached." if not len(self) else "")
+
+    def _selection(self, choice: Choice) -> Selection:
+        if choice is None:
+            return Selection()
+        weights = _weights(choice)
+        self._check(weights)
+        problems = [problem for name, weight in weights.items() if (problem := self._weight_problem(name, weight))]
+        if problems:
+            raise ConfigError(problems, "weights")
+        return Selection({name: float(weight) for name, weight in weights.items()})
+
+    def _weight_problem(self, name: str, weight: object) -> str | None:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            return f"the weight of {name!r} must be a finite number, not {weight!r}"
+        if weight < 0 and any(point.kind == "attention" for point in self._state.adapters[name].points.values()):
+            return f"{name!r} multiplies attention, so its weight must not be negative, but it is {weight!r}"
+        return None
+
+    def _require_unmerged(self, what: str) -> None:
+        merge = self._state.merge
+        if merge is not None:
+            raise StateError(f"cannot {what} while {', '.join(map(repr, merge.selection))} is merged; unmerge() first")
+
+    def _format_of(self, path: Path, format: str | None) -> Format:
+        manager = get_plugin_manager()
+        if format is not None:
+            return manager.format(format).load()()
+        if not path.exists():
+            raise CheckpointError("there is no such file", path)
+        if path.is_dir():
+            raise NotRegularFileError("is a folder; name the file inside it", path)
+        for spec in manager.formats().values():
+            candidate: Format = spec.load()()
+            if candidate.recognises(path):
+                return candidate
+        known = ", ".join(manager.formats())
+        raise UnsupportedFileError(f"its content is of no format that is installed ({known}); name one with format=...", path)
+
+
+def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, float]:
+    if isinstance(choice, str):
+        return {choice: 1.0}
+    if isinstance(choice, Mapping):
+        return choice
+    if not isinstance(choice, Iterable):
+        raise ConfigError([f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()")
+    names = list(choice)
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise ConfigError([f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()")
+    return dict.fromkeys(names, 1.0)
+
+
+def _copies(module: AdapterModule) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}

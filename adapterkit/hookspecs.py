@@ -1,0 +1,60 @@
+"""The six hooks of a plug-in.
+
+A plug-in is a light module, named by an entry point of the group `adapterkit`:
+
+    from adapterkit import hookimpl
+    from adapterkit.specs import AdapterSpec
+
+    @hookimpl
+    def adapterkit_register_adapters():
+        return [AdapterSpec("gate", "my_package.gate:Gate", kinds={"output"}, summary="one gate per feature")]
+
+Implementations may leave out arguments that they do not need. They run when adapterkit starts, so they import no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, TaskSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GROUP = "adapterkit"
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@hookspec
+def adapterkit_register_adapters() -> Iterable[AdapterSpec]:  # pyright: ignore[reportReturnType]
+    """Adapter types, such as `AdapterSpec("lora", "adapterkit.adapters.lora:LoRA", kinds={"weight"}, summary="…")`."""
+
+
+@hookspec
+def adapterkit_register_backends() -> Iterable[BackendSpec]:  # pyright: ignore[reportReturnType]
+    """Model families, such as `BackendSpec("vit", "my_package:ViT", models=("timm:VisionTransformer",), extra="…")`."""
+
+
+@hookspec
+def adapterkit_register_formats() -> Iterable[FormatSpec]:  # pyright: ignore[reportReturnType]
+    """File layouts, such as `FormatSpec("native", "adapterkit.formats.native:NativeFormat", summary="…")`."""
+
+
+@hookspec
+def adapterkit_register_tasks() -> Iterable[TaskSpec]:  # pyright: ignore[reportReturnType]
+    """Training tasks, such as `TaskSpec("causal-lm", "my_package:CausalLM", summary="next-token prediction")`."""
+
+
+@hookspec
+def adapterkit_register_commands() -> Iterable[CommandSpec]:  # pyright: ignore[reportReturnType]
+    """Subcommands, such as `CommandSpec("serve", "my_package.cli:command", help="answer requests over HTTP")`."""
+
+
+@hookspec(firstresult=True)
+def adapterkit_resolve_backend(model: nn.Module) -> str | None:
+    """The name of the backend for `model`, overriding the match by class; None for no opinion. First answer wins."""

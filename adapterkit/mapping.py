@@ -1,0 +1,144 @@
+"""A model or pipeline with its backends: which components there are, and where their points lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.errors import UnsupportedModelError
+from adapterkit.matching import class_keys, peel
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.points import InjectionPoint, Points
+from adapterkit.selectors import is_inner
+
+
+@dataclass(frozen=True)
+class Component:
+    """One mapped model.
+
+    Attributes:
+        name: `unet`, `text_encoder`, ...; for a model that stands alone its backend's word for it.
+        root: The model itself, wrappers peeled off.
+        backend: Maps it.
+        backend_name: The backend's registered name.
+        family: The class of the backend's table that the model was matched by, such as
+            `transformers:LlamaPreTrainedModel`.
+    """
+
+    name: str
+    root: nn.Module
+    backend: Backend
+    backend_name: str
+    family: str
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """Every mapped component of what the user gave."""
+
+    components: Mapping[str, Component]
+    label: str
+
+    def points(self) -> Points:
+        """All points, component by component, in model order. A module that is met twice counts where it is met first."""
+        found: list[InjectionPoint] = []
+        seen: set[tuple[int, str, object]] = set()
+        for component in self.components.values():
+            for point in component.backend.points(component.root, component.name):
+                place = (id(component.root.get_submodule(point.path)), point.kind, point.span)
+                if place not in seen:
+                    seen.add(place)
+                    found.append(point)
+        return Points(found)
+
+    def root(self, point: InjectionPoint) -> nn.Module:
+        """The model in which a point lies."""
+        return self.components[point.component].root
+
+    def module(self, point: InjectionPoint) -> nn.Module:
+        """The module at a point."""
+        return self.root(point).get_submodule(point.path)
+
+    def seam(self, point: InjectionPoint) -> AttentionSeam | None:
+        """How to reach an attention point; None for the other kinds."""
+        if point.kind != "attention":
+            return None
+        return self.components[point.component].backend.seam(self.root(point), point)
+
+    def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
+        """Device and floating dtype of the weights around a point."""
+        for module in (self.module(point), self.root(point)):
+            for parameter in module.parameters():
+                if parameter.is_floating_point():
+                    return parameter.device, parameter.dtype
+        return torch.device("cpu"), torch.get_default_dtype()
+
+    def fingerprint(self, points: Points) -> dict[str, dict[str, Any]]:
+        """Component -> family, number of inner points, and a digest of their ids and shapes. No weights, no head."""
+        prints: dict[str, dict[str, Any]] = {}
+        for name, component in self.components.items():
+            inner = [p for p in points if p.component == name and p.kind == "weight" and is_inner(p)]
+            shapes = json.dumps([[p.id, list(p.shape)] for p in inner])
+            digest = hashlib.sha256(shapes.encode()).hexdigest()[:32]
+            prints[name] = {"family": component.family, "points": len(inner), "shapes": digest}
+        return prints
+
+
+def map_model(model: object, backend: str | None = None) -> MappedModel:
+    """Finds the backend of a model, or of every component of a pipeline that has one.
+
+    Args:
+        model: A module, or anything with a `components` mapping (a diffusers pipeline).
+        backend: A backend's name, to override the match by class.
+
+    Raises:
+        UnsupportedModelError: No backend knows it.
+    """
+    model = peel(model)
+    if isinstance(model, nn.Module):
+        component = _component(None, model, backend)
+        return MappedModel({component.name: component}, type(model).__name__)
+    components = getattr(model, "components", None)
+    if not isinstance(components, Mapping):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is neither a torch module nor a pipeline with components; "
+            "pass the model itself, such as the loaded AutoModel or StableDiffusionPipeline"
+        )
+    found = [_claimed(name, part) for name, part in components.items() if isinstance(part, nn.Module)]
+    mapped = {component.name: component for component in found if component is not None}
+    if not mapped:
+        raise UnsupportedModelError(
+            f"no backend knows any component of {type(model).__name__} ({', '.join(components) or 'none'}); see: adapterkit backends"
+        )
+    return MappedModel(mapped, type(model).__name__)
+
+
+def _claimed(name: str, part: nn.Module) -> Component | None:
+    """A pipeline's component, or None where no backend claims it (a VAE, a safety checker)."""
+    try:
+        return _component(name, part, None)
+    except UnsupportedModelError:
+        return None
+
+
+def _component(name: str | None, root: nn.Module, backend: str | None) -> Component:
+    manager = get_plugin_manager()
+    root = _as_module(peel(root))
+    spec = manager.backend(backend) if backend else manager.backend_for(root)
+    instance: Backend = spec.load()()
+    family = next((key for key in class_keys(type(root)) if key in spec.models), spec.name)
+    return Component(name or instance.component, root, instance, spec.name, family)
+
+
+def _as_module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{type(model).__name__} is not a torch module")
+    return model
+

@@ -1,0 +1,211 @@
+"""Injection points: the named places of a model where an adapter can act. Torch-free.
+
+A point is a description, not a module: a role from one vocabulary for all model families, the path of the module
+that does the work, and a layout that says what an adapter must know to act there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+Kind = Literal["weight", "output", "attention", "tokens"]
+KINDS: tuple[Kind, ...] = ("weight", "output", "attention", "tokens")
+
+Form = Literal["linear", "linear_t", "conv", "embedding"]
+Tag = str | int
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows of a fused projection's output that belong to one point.
+
+    The output's last axis (the channel axis of a convolution) is read as `count` groups of `step` rows; the span
+    is rows `start : start + size` of every group. A contiguous span is one group: timm's value is
+    `Span(2 * d, d)`; GPT-NeoX's per-head query is `Span(0, head_dim, count=heads, step=3 * head_dim)`.
+
+    Attributes:
+        start: First row of the span inside each group.
+        size: Rows of the span inside each group.
+        count: Number of groups.
+        step: Rows in a group, or None where there is one group.
+    """
+
+    start: int
+    size: int
+    count: int = 1
+    step: int | None = None
+
+    @property
+    def features(self) -> int:
+        """The number of rows in all."""
+        return self.size * self.count
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """What a weight point's module computes, so that an adapter's factors can compute alike.
+
+    Attributes:
+        form: `linear` [out, in]; `linear_t` [in, out] (transformers' Conv1D); `conv`; `embedding` [in, out].
+        bias: Whether the module has a bias.
+        kernel, stride, dilation: One entry per spatial axis; empty where there is none.
+        padding: Entries per axis, or torch's "same" or "valid".
+        padding_mode: torch's name of the mode.
+        groups: Convolution groups.
+        scale: Factor on an embedding's rows (Gemma multiplies by sqrt(d)); 1 elsewhere.
+    """
+
+    form: Form
+    bias: bool = False
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
+    groups: int = 1
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """Where a sublayer's neighbours are: the paths (relative to the component) that give an adapter its inputs.
+
+    Attributes:
+        residual: Module whose first input is the residual stream before the sublayer.
+        norm_in: Norm between the residual stream and the sublayer (pre-norm blocks), or None.
+        norm_out: Norm over sublayer output plus residual (post-norm blocks), or None.
+    """
+
+    residual: str
+    norm_in: str | None = None
+    norm_out: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Keys and values are [batch, kv_heads, length, head_dim].
+
+    Attributes:
+        kv_heads: Heads of keys and values, which grouped-query attention has fewer of.
+        head_dim: Width of one head; not always hidden size / heads.
+    """
+
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class TokensLayout:
+    """The embedded sequence [batch, length, features] can be changed.
+
+    Attributes:
+        extendable: Whether the family accepts a longer sequence than the embedding made.
+    """
+
+    extendable: bool = False
+
+
+Layout = WeightLayout | OutputLayout | AttentionLayout | TokensLayout
+
+
+@dataclass(frozen=True)
+class InjectionPoint:
+    """A place where an adapter can act.
+
+    Attributes:
+        role: From the vocabulary, such as `attn.q`.
+        path: Dotted path of the module inside its component.
+        kind: What can act there.
+        site: The place inside the component in canonical words, stable across library versions: `3`, `down.0.1.0`.
+        in_features, out_features: Widths of the (whole) input and of this point's output; for a convolution channels.
+        layout: What an adapter must know, by kind.
+        span: The rows of a fused projection, or None for all of them.
+        tags: `component`, `layer`, `stage`, `stream`, `expert`: what selectors filter on.
+    """
+
+    role: str
+    path: str
+    kind: Kind
+    site: str
+    in_features: int
+    out_features: int
+    layout: Layout
+    span: Span | None = None
+    tags: Mapping[str, Tag] = field(default_factory=dict, hash=False)
+
+    @property
+    def component(self) -> str:
+        """The model this point lies in: `language`, `vision`, `unet`, `text_encoder`, ..."""
+        return str(self.tags.get("component", "model"))
+
+    @property
+    def id(self) -> str:
+        """`role@component.site`: unique in a model, and what checkpoints are keyed by."""
+        return f"{self.role}@{self.component}" + (f".{self.site}" if self.site else "")
+
+    @property
+    def full_path(self) -> str:
+        """Component and path, as a reader of a pipeline would write it."""
+        return f"{self.component}.{self.path}" if self.path else self.component
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A weight as adapters see it, [out, in / groups, *kernel]; elsewhere (out, in)."""
+        if isinstance(self.layout, WeightLayout):
+            return (self.out_features, self.in_features // self.layout.groups, *self.layout.kernel)
+        return (self.out_features, self.in_features)
+
+
+class Points(Sequence[InjectionPoint]):
+    """An immutable list of points that prints as a table."""
+
+    def __init__(self, points: Iterable[InjectionPoint], costs: Mapping[str, int] | None = None) -> None:
+        self._points = tuple(points)
+        self._costs = dict(costs or {})
+
+    @overload
+    def __getitem__(self, index: int) -> InjectionPoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> Points: ...
+    def __getitem__(self, index: int | slice) -> InjectionPoint | Points:
+        if isinstance(index, slice):
+            return Points(self._points[index], self._costs)
+        return self._points[index]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __iter__(self) -> Iterator[InjectionPoint]:
+        return iter(self._points)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Points) and self._points == other._points
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids, in model order."""
+        return [point.id for point in self._points]
+
+    @property
+    def costs(self) -> Mapping[str, int]:
+        """Parameters that the asked-for adapter would add, by point id; empty where none was asked for."""
+        return self._costs
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        rows = [("role", "kind", "path", "shape", "parameters")]
+        for point in self._points:
+            cost = self._costs.get(point.id)
+            rows.append((point.role, point.kind, point.full_path, "x".join(map(str, point.shape)), f"{cost:,}" if cost is not None else ""))
+        if not self._costs:
+            rows = [row[:-1] for row in rows]  # type: ignore[misc]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        total = f", {sum(self._costs.values()):,} parameters" if self._costs else ""
+        return "\n".join([*lines, f"{len(self)} points{total}"])

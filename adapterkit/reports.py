@@ -1,0 +1,73 @@
+"""What the handle tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """One adapter on a model.
+
+    Attributes:
+        name, type: What it is called and what it is.
+        points: Role -> number of points.
+        parameters: Numbers in all its parameters.
+        bytes: Their size.
+        weight: The weight with which it acts now; None where it does not.
+        trainable: Whether all of it requires grad.
+        merged: Whether it is folded into the weights.
+    """
+
+    name: str
+    type: str
+    points: Mapping[str, int]
+    parameters: int
+    bytes: int
+    weight: float | None
+    trainable: bool
+    merged: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every adapter on a model, and the size of the base. Prints as a table."""
+
+    model: str
+    base_parameters: int
+    trainable_parameters: int
+    adapters: Sequence[AdapterReport] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        head = f"{self.model}: {self.base_parameters:,} parameters, {self.trainable_parameters:,} trainable"
+        lines = [head]
+        for a in self.adapters:
+            roles = ", ".join(f"{role} x{count}" for role, count in a.points.items())
+            marks = [f"weight {a.weight:g}" if a.weight is not None else "inactive"]
+            marks += ["trainable"] * a.trainable + ["merged"] * a.merged
+            size = f"{a.bytes / 2**20:.2f} MiB"
+            lines.append(f"  {a.name} ({a.type}; {', '.join(marks)}): {a.parameters:,} parameters, {size}, at {roles}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        name, type: The adapter as it is called now, and its type.
+        points: Ids of the points that received tensors.
+        parameters: Numbers loaded.
+        notes: What was left out or looked past; empty after a strict load of a file made for this base.
+    """
+
+    name: str
+    type: str
+    points: Sequence[str]
+    parameters: int
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        notes = "".join(f"\n  {note}" for note in self.notes)
+        return f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points{notes}"

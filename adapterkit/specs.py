@@ -1,0 +1,203 @@
+"""What a plug-in hands over: frozen descriptions that hold `"module:attr"` strings, so that nothing heavy is imported.
+
+    AdapterSpec("gate", "my_package:Gate", kinds={"output"}, summary="one learnt gate per feature")
+
+A spec is checked when it is made; its target is imported by `load()` and by nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from adapterkit.errors import ConfigError, MissingDependencyError, PluginLoadError, did_you_mean
+from adapterkit.torchvision_ops import ensure_torchvision_ops
+
+POINT_KINDS = frozenset({"weight", "output", "attention", "tokens"})
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_DASHED_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_MODEL = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a spec came from: the plug-in's entry-point name, its distribution and that distribution's version."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A name and the `"module:attr"` that it stands for.
+
+    Args:
+        name: What users write. Lower case, digits, underscores (a task's and a command's name may hold dashes).
+        target: `"package.module:attribute"`.
+        origin: Filled in by the plug-in manager; a plug-in leaves it out.
+
+    Raises:
+        ConfigError: Listing every field that is wrong.
+    """
+
+    kind: ClassVar[str] = "spec"
+    name_pattern: ClassVar[re.Pattern[str]] = _NAME
+
+    name: str
+    target: str
+    origin: Origin | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if problems := list(self.problems()):
+            raise ConfigError(problems, where=f"{type(self).__name__} {self.name!r}")
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each field that cannot be used."""
+        if not self.name_pattern.fullmatch(str(self.name)):
+            yield f"name {self.name!r} does not match {self.name_pattern.pattern}"
+        if not _TARGET.fullmatch(str(self.target)):
+            yield f"target {self.target!r} is not of the form 'package.module:attribute'"
+
+    def load(self) -> Any:
+        """Import the target and return it.
+
+        Raises:
+            MissingDependencyError: A package that the target needs is not installed.
+            PluginLoadError: The import fails otherwise, or the module lacks the attribute.
+        """
+        module_name, _, path = self.target.partition(":")
+        self.prepare()
+        try:
+            value: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise self._import_failure(error, module_name) from error
+        except Exception as error:  # a mismatched binary raises RuntimeError or OSError, not ImportError
+            raise PluginLoadError(f"{self} failed to import: {type(error).__name__}: {error}", self._plugin) from error
+        for part in path.split("."):
+            try:
+                value = getattr(value, part)
+            except AttributeError as error:
+                hint = did_you_mean(part, dir(value))
+                raise PluginLoadError(
+                    f"{self}: {module_name} has no attribute {part!r}.{hint}", self._plugin
+                ) from error
+        return value
+
+    def prepare(self) -> None:
+        """What must happen before the target is imported."""
+        ensure_torchvision_ops()
+
+    @property
+    def extra_name(self) -> str:
+        """The extra of its distribution that brings what the target needs, or nothing."""
+        return ""
+
+    @property
+    def _plugin(self) -> str:
+        return self.origin.plugin if self.origin else ""
+
+    def _import_failure(self, error: ModuleNotFoundError, module_name: str) -> Exception:
+        missing = error.name or ""
+        if f"{module_name}.".startswith(f"{missing}."):
+            return PluginLoadError(f"{self}: there is no module {missing!r}", self._plugin)
+        distribution = self.origin.distribution if self.origin else "adapterkit"
+        wanted = f"'{distribution}[{self.extra_name}]'" if self.extra_name else missing.partition(".")[0]
+        return MissingDependencyError(f"{self} needs {missing!r}, which is not installed. Run: pip install {wanted}")
+
+    def __str__(self) -> str:
+        source = f" from {self.origin}" if self.origin else ""
+        return f"{self.kind} {self.name!r} ({self.target}){source}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec(Spec):
+    """An adapter type. `target` is its config class; `kinds` are the kinds of injection point where it can act."""
+
+    kind: ClassVar[str] = "adapter"
+
+    kinds: frozenset[str]
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kinds, str):
+            object.__setattr__(self, "kinds", frozenset(self.kinds))
+        Spec.__post_init__(self)
+
+    def problems(self) -> Iterator[str]:
+        """See `Spec.problems`."""
+        yield from Spec.problems(self)
+        if isinstance(self.kinds, str) or not self.kinds or not self.kinds <= POINT_KINDS:
+            given = self.kinds if isinstance(self.kinds, str) else sorted(map(str, self.kinds))
+            yield f"kinds {given!r} must be a non-empty set of {', '.join(sorted(POINT_KINDS))}"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec(Spec):
+    """A model family. `models` are its classes as `"package:Class"`; `extra` is what brings its library."""
+
+    kind: ClassVar[str] = "backend"
+
+    models: tuple[str, ...]
+    extra: str = ""
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, str):
+            object.__setattr__(self, "models", tuple(self.models))
+        Spec.__post_init__(self)
+
+    def problems(self) -> Iterator[str]:
+        """See `Spec.problems`."""
+        yield from Spec.problems(self)
+        if isinstance(self.models, str) or not self.models:
+            yield f"models {self.models!r} must be a non-empty sequence of 'package:Class'"
+            return
+        for model in self.models:
+            if not _MODEL.fullmatch(str(model)):
+                yield f"models holds {model!r}, which is not of the form 'package:Class'"
+
+    @property
+    def extra_name(self) -> str:
+        """See `Spec.extra_name`."""
+        return self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class FormatSpec(Spec):
+    """A file layout for adapters."""
+
+    kind: ClassVar[str] = "format"
+
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec(Spec):
+    """Something to train on: turns data into a loss."""
+
+    kind: ClassVar[str] = "task"
+    name_pattern: ClassVar[re.Pattern[str]] = _DASHED_NAME
+
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec(Spec):
+    """A subcommand of `adapterkit`. `target` is a click command; `help` is its line in `adapterkit --help`."""
+
+    kind: ClassVar[str] = "command"
+    name_pattern: ClassVar[re.Pattern[str]] = _DASHED_NAME
+
+    help: str = ""
+
+    def prepare(self) -> None:
+        """Nothing: a command imports what it needs when it runs, and its module stays light."""

@@ -1,0 +1,1 @@
+"""Training: run files, the loop, and the tasks that turn data into a loss."""

@@ -1,0 +1,170 @@
+"""What a run is: a YAML file and `key=value` overrides, checked as a whole before anything is loaded.
+
+Precedence: default < file < override. Every problem is reported at once, with the key's path.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapterkit.errors import ConfigError, did_you_mean
+from adapterkit.training import yaml_values
+
+_RECORDED = ("adapterkit", "torch", "accelerate", "transformers", "diffusers", "timm", "safetensors", "numpy")
+
+
+class Section(BaseModel):
+    """A group of keys: unknown ones are errors, and a value is never converted to another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    """The keys of a run file. Paths are relative to the working directory.
+
+    Attributes:
+        task: What to train on: the name of a task, see `options`.
+        model: A folder, a hub id, or `timm:NAME`.
+        data: The training data, as the task reads it.
+        output: The run folder that is made.
+        adapter: `type`, and that type's own fields.
+        adapter_name: The adapter's name on the model.
+        options: The task's own keys.
+        steps: Optimizer steps.
+        batch_size: Examples per process and forward pass.
+        gradient_accumulation: Forward passes per optimizer step.
+        learning_rate: AdamW's, after warm-up.
+        scheduler: How the rate goes on: it stays, or falls to zero at the last step.
+        warmup_steps: Steps in which the rate rises linearly from zero.
+        weight_decay: AdamW's.
+        max_grad_norm: The gradient is scaled down to this norm; None leaves it.
+        mixed_precision: What the forward pass computes in; the adapter stays in float32.
+        dtype: What the base model's weights are kept in.
+        gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+        seed: Fixes the data's order, the adapter's initial values, dropout and noise.
+        checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
+        keep_checkpoints: How many checkpoints are kept; older ones are deleted.
+        sample_every: Steps between samples and evaluations; None makes them before and after the training.
+        log_every: Steps between lines of progress where there is no terminal.
+        num_workers: Processes that read data; 0 reads in the training process.
+        versions: Written into the resolved file, for the record; ignored when read.
+    """
+
+    task: str
+    model: str
+    data: str
+    output: str
+    adapter: dict[str, Any]
+    adapter_name: str = "adapter"
+    options: dict[str, Any] = {}
+    steps: int = Field(1000, gt=0)
+    batch_size: int = Field(1, gt=0)
+    gradient_accumulation: int = Field(1, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+    scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    seed: int = Field(0, ge=0, lt=2**63)
+    checkpoint_every: int | None = Field(500, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    sample_every: int | None = Field(None, gt=0)
+    log_every: int = Field(10, gt=0)
+    num_workers: int = Field(0, ge=0)
+    versions: dict[str, str] = Field({}, repr=False)
+
+
+# Keys that may differ when a run is continued: they do not change what a step computes.
+FREE_ON_RESUME = frozenset(
+    {"output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "num_workers", "versions"}
+)
+
+
+def read_values(path: Path | None, overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """The values of a run file with the overrides put in; what is wrong with their form is added to `problems`."""
+    values = _read_file(path, problems) if path is not None else {}
+    for override in overrides:
+        _override(values, override, problems)
+    return values
+
+
+def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        values = yaml_values.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot read {path}: {error.strerror}"], str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([" ".join(str(error).split())], str(path)) from error
+    if isinstance(values, dict):
+        return values
+    problems.append(f"{path} must hold keys and values, such as 'steps: 500', not {type(values).__name__}")
+    return {}
+
+
+def _override(values: dict[str, Any], text: str, problems: list[str]) -> None:
+    """Puts `a.b=value` into nested mappings; the value is read as YAML."""
+    dotted, equals, raw = text.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        problems.append(f"the override {text!r} is not of the form key=value or section.key=value")
+        return
+    try:
+        value = yaml_values.parse(raw)
+    except yaml.YAMLError:
+        problems.append(f"{dotted}: the value {raw!r} of the override is no YAML; quote it")
+        return
+    section = values
+    for depth, key in enumerate(keys[:-1]):
+        inner = section.setdefault(key, {})
+        if not isinstance(inner, dict):
+            problems.append(f"{dotted}: {'.'.join(keys[: depth + 1])!r} is {inner!r}, not a section that holds keys")
+            return
+        section = inner
+    section[keys[-1]] = value
+
+
+def check_section(
+    model: type[BaseModel], values: Mapping[str, Any], problems: list[str], prefix: str = ""
+) -> BaseModel | None:
+    """The section, or None after adding a sentence for every value at fault."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems += [_sentence(model, dict(item), prefix) for item in error.errors(include_url=False)]
+        return None
+
+
+def _sentence(model: type[BaseModel], item: dict[str, Any], prefix: str) -> str:
+    path = prefix + ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {path!r}.{did_you_mean(str(item['loc'][-1]), model.model_fields)}"
+    if item["type"] == "missing":
+        return f"{path}: this key is required"
+    message = item["msg"][:1].lower() + item["msg"][1:]
+    return f"{path}: {message}, not {item['input']!r}"
+
+
+def resolved(config: RunConfig, adapter: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key with the value that the run uses, and the versions of the libraries; itself a run file."""
+    return {**config.model_dump(), "adapter": dict(adapter), "options": dict(options), "versions": installed_versions()}
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of python and of the libraries that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

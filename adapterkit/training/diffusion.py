@@ -1,0 +1,193 @@
+"""The task `diffusion`: a style or a subject, learnt from a folder of captioned images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adapterkit.errors import ConfigError, UnsupportedModelError
+from adapterkit.training.config import Section
+from adapterkit.training.data import captioned_images, cover, gather, open_image
+from adapterkit.training.denoising import Conditioning, encode, latents_of, target_of, text_parts
+from adapterkit.training.grid import write_grid
+from adapterkit.training.loading import dtype_of, load_pipeline
+from adapterkit.training.order import Draw
+from adapterkit.training.task import Setting, Task, sample_name
+
+
+class Options(Section):
+    """The keys under `options`.
+
+    Attributes:
+        resolution: Side of the square that images are cut to, in pixels; by default what the UNet was made for.
+        flip: Mirror half of the images.
+        caption: For images that have no text file.
+        caption_dropout: Share of the steps' captions that are emptied, so that guidance keeps working.
+        prompts: What samples are made from; by default the first four captions.
+        sample_seeds: The seeds of those samples: one image for each prompt and seed.
+        sample_steps: Denoising steps of a sample.
+        guidance_scale: Guidance of a sample.
+    """
+
+    resolution: int | None = Field(None, gt=0)
+    flip: bool = False
+    caption: str | None = None
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    prompts: list[str] = Field([])
+    sample_seeds: list[int] = Field([42], min_length=1)
+    sample_steps: int = Field(25, gt=0)
+    guidance_scale: float = Field(7.5, ge=0)
+
+
+class Images:
+    """Latents of every image, mirrored too where that is asked for, with the seed that decides the rest of an example.
+
+    Args:
+        means, spreads: Of the latents' distributions, [images, 1 or 2, channels, height, width].
+        times: Length of the noise schedule.
+        dropout: Probability of an empty caption.
+    """
+
+    def __init__(self, means: Tensor, spreads: Tensor, times: int, dropout: float) -> None:
+        self.means, self.spreads, self.times, self.dropout = means, spreads, times, dropout
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """Latents, their noise, the place in the noise schedule, and the caption's number, -1 for none."""
+        generator = draw.generator()
+        variant = int(torch.randint(self.means.shape[1], (), generator=generator))
+        mean, spread = self.means[draw.index, variant], self.spreads[draw.index, variant]
+        latents = mean + spread * torch.randn(mean.shape, generator=generator)
+        dropped = float(torch.rand((), generator=generator)) < self.dropout
+        return {
+            "latents": latents,
+            "noise": torch.randn(mean.shape, generator=generator),
+            "time": torch.randint(self.times, (), generator=generator),
+            "caption": -1 if dropped else draw.index,
+        }
+
+
+class DiffusionTask(Task):
+    """Noise or velocity prediction on a Stable Diffusion pipeline (1.x, 2.x, XL)."""
+
+    Options = Options
+    suffix = ".png"
+    options: Options
+
+    def load_model(self) -> Any:
+        """The pipeline, in evaluation mode."""
+        self.pipe = load_pipeline(self.config.model, self.config.dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        return self.pipe
+
+    def prepare(self, setting: Setting) -> Images:
+        """Computes the latents and, where the adapter leaves them alone, the captions' embeddings."""
+        self._set_up(setting.device)
+        images = captioned_images(Path(self.config.data), self.options.caption)
+        self.captions = [image.caption for image in images]
+        self._check_prediction()
+        means, spreads = self._latents([image.path for image in images])
+        self.live = bool(setting.components & text_parts(self.pipe))
+        self.cache = None if self.live else self._embeddings()
+        return Images(means, spreads, self.scheduler.config.num_train_timesteps, self.options.caption_dropout)
+
+    def prepare_generation(self, model: Any, device: torch.device) -> None:
+        """Only the size of the images is needed."""
+        self._set_up(device)
+        self.captions = []
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error of the predicted noise or velocity, in float32."""
+        latents, noise, times = batch["latents"], batch["noise"], batch["time"]
+        noisy = self.scheduler.add_noise(latents, noise, times)
+        conditioning = self._conditioning(batch["caption"].tolist())
+        prediction = self.pipe.unet(noisy.to(self.dtype), times, **conditioning.arguments(self.resolution)).sample
+        return F.mse_loss(prediction.float(), target_of(self.scheduler, latents, noise, times).float())
+
+    def checkpoint_activations(self) -> None:
+        """On the UNet and, for adapters that act there, the text encoders."""
+        self.pipe.unet.enable_gradient_checkpointing()
+        for name in text_parts(self.pipe):
+            getattr(self.pipe, name).gradient_checkpointing_enable()
+
+    def prompts(self) -> Sequence[str]:
+        """Those of the options, or the first four different captions."""
+        return self.options.prompts or list(dict.fromkeys(self.captions))[:4]
+
+    def seeds(self) -> Sequence[int]:
+        """Those of the options."""
+        return self.options.sample_seeds
+
+    def generate(self, prompt: str, seed: int, path: Path) -> None:
+        """One image, from noise that depends on the seed alone."""
+        image = self.pipe(
+            prompt,
+            height=self.resolution,
+            width=self.resolution,
+            num_inference_steps=self.options.sample_steps,
+            guidance_scale=self.options.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        image.save(path)
+
+    def finish(self, samples: Path) -> Mapping[str, Any]:
+        """`grid.png`: the base beside the adapter."""
+        rows = []
+        for number, prompt in enumerate(self.prompts()):
+            for seed in self.seeds():
+                files = [samples / sample_name(s, number, seed, self.suffix) for s in (0, self.config.steps)]
+                rows.append((f"{prompt} (seed {seed})", files))
+        columns = ("base", f"adapter, step {self.config.steps}")
+        return {"grid": str(write_grid(samples / "grid.png", columns, rows))}
+
+    # -- set-up -----------------------------------------------------------------------------------------------------
+
+    def _set_up(self, device: torch.device) -> None:
+        from diffusers import DDPMScheduler
+
+        self.device, self.dtype = device, dtype_of(self.config.dtype)
+        self.scheduler = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        factor = self.pipe.vae_scale_factor
+        self.resolution = self.options.resolution or self.pipe.unet.config.sample_size * factor
+        if self.resolution % factor:
+            raise ConfigError([f"options.resolution: must be a multiple of {factor}, not {self.resolution}"], "run")
+
+    def _check_prediction(self) -> None:
+        kind = self.scheduler.config.prediction_type
+        if kind not in ("epsilon", "v_prediction", "sample"):
+            raise UnsupportedModelError(
+                f"the pipeline's scheduler predicts {kind!r}; this task trains 'epsilon', 'v_prediction' and 'sample'"
+            )
+        channels = (self.pipe.unet.config.in_channels, self.pipe.vae.config.latent_channels)
+        if channels[0] != channels[1]:
+            raise UnsupportedModelError(
+                f"the UNet takes {channels[0]} channels and the VAE makes {channels[1]}: an inpainting or "
+                "image-conditioned pipeline, which this task does not train"
+            )
+
+    def _latents(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        pictures = gather(paths, lambda path: cover(open_image(path), self.resolution, self.resolution))
+        variants = [torch.stack(pictures)]
+        if self.options.flip:
+            variants.append(variants[0].flip(-1))
+        encoded = [latents_of(self.pipe.vae, variant, self.device) for variant in variants]
+        means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
+        return means, spreads
+
+    def _embeddings(self) -> dict[str, Conditioning]:
+        with torch.no_grad():
+            return {text: encode(self.pipe, [text], self.device) for text in dict.fromkeys(["", *self.captions])}
+
+    def _conditioning(self, numbers: Sequence[int]) -> Conditioning:
+        texts = ["" if number < 0 else self.captions[number] for number in numbers]
+        if self.cache is None:
+            return encode(self.pipe, texts, self.device)
+        return Conditioning.joined([self.cache[text] for text in texts])

@@ -1,0 +1,119 @@
+"""The run folder: what is in it, when it may be used, and its two text files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterkit.errors import ConfigError, StateError
+from adapterkit.training import yaml_values
+from adapterkit.training.config import FREE_ON_RESUME
+from adapterkit.training.run import Run
+from adapterkit.training.snapshots import ADAPTER, Snapshots
+
+
+class RunFolder:
+    """Paths below the run's `output`, and the rules for opening it.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = Path(run.config.output)
+        self.adapter = self.path / ADAPTER
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples"
+        self.snapshots = Snapshots(self.path / "checkpoints", run.config.keep_checkpoints)
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Says no before anything is loaded.
+
+        Raises:
+            StateError: The folder holds something and neither flag is given, or it is not a folder.
+            ConfigError: The run to be resumed has another configuration.
+        """
+        if resume and overwrite:
+            raise StateError("resume and overwrite exclude each other")
+        if self.path.exists() and not self.path.is_dir():
+            raise StateError(f"output {self.path} is not a folder; choose another one")
+        if not self._in_use():
+            return
+        if not resume and not overwrite:
+            raise StateError(
+                f"output {self.path} is not empty; add --resume to go on, --overwrite to start again, "
+                "or choose another folder with output=FOLDER"
+            )
+        if overwrite and not self.config.exists():
+            raise StateError(f"output {self.path} holds files but no run (no config.yaml), so it is not overwritten")
+        if resume:
+            self._check_same_run()
+
+    def open(self, *, overwrite: bool) -> None:
+        """Makes the folder, removes what an overwritten run left, and writes the resolved configuration."""
+        if overwrite:
+            self._clear()
+        self.samples.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, yaml_values.dump(self.run.resolved()))
+
+    def start_metrics(self, step: int) -> None:
+        """Forgets the records after `step`: a resumed run makes them again."""
+        records = read_metrics(self.metrics) if self.metrics.exists() else []
+        kept = [record for record in records if record["step"] <= step] if step else []
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def base_figures(self) -> dict[str, float]:
+        """What the task measured of the base model, before the first step."""
+        records = [record for record in read_metrics(self.metrics) if record["step"] == 0]
+        return {key: value for key, value in records[0].items() if key != "step"} if records else {}
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Appends a line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values)) + "\n")
+
+    def _in_use(self) -> bool:
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def _clear(self) -> None:
+        """Removes a run's own files, and nothing else that may be in the folder."""
+        for folder in (self.samples, self.snapshots.folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.config, self.metrics, self.adapter):
+            file.unlink(missing_ok=True)
+
+    def _check_same_run(self) -> None:
+        if not self.config.exists():
+            raise StateError(
+                f"output {self.path} holds files but no run (no config.yaml), so there is nothing to resume"
+            )
+        before = yaml_values.parse(self.config.read_text(encoding="utf-8"))
+        now = self.run.resolved()
+        changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
+        if changed:
+            problems = [f"{key} is {now[key]!r}, but the run began with {before.get(key)!r}" for key in changed]
+            raise ConfigError([*problems, "only a run of the same configuration can be resumed"], str(self.config))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file at once: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,133 @@
+"""Base models from a folder, a hub id or `timm:NAME`. Code that comes with a model is never run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterkit.errors import AdapterKitError, MissingDependencyError, UnsupportedModelError
+from adapterkit.torchvision_ops import ensure_torchvision_ops
+
+TIMM = "timm:"
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class ModelNotFoundError(AdapterKitError):
+    """There is no model at that place, or it cannot be read."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def load_pipeline(name: str, dtype: str) -> Any:
+    """A text-to-image pipeline with a UNet, without its safety checker.
+
+    Raises:
+        ModelNotFoundError: There is no pipeline at that place.
+        UnsupportedModelError: It is one of another kind.
+    """
+    with reading(name, "diffusion"):
+        from diffusers import DiffusionPipeline
+
+        index = DiffusionPipeline.load_config(name)
+        listed = {key: value for key, value in index.items() if isinstance(value, list)}
+        if lacking := [part for part in _NEEDED if part not in listed]:
+            raise UnsupportedModelError(
+                f"{name} is a {index.get('_class_name')} without {', '.join(lacking)}; the task 'diffusion' trains "
+                "pipelines with a UNet: StableDiffusionPipeline (1.x, 2.x) and StableDiffusionXLPipeline"
+            )
+        absent: dict[str, Any] = {part: None for part in _OPTIONAL if part in listed}
+        if "requires_safety_checker" in index:
+            absent["requires_safety_checker"] = False
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **absent)
+
+
+def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
+    """A causal language model and its tokenizer."""
+    with reading(name, "llm"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype_of(dtype)), AutoTokenizer.from_pretrained(name)
+
+
+def load_image_classifier(name: str, dtype: str, classes: int | None, **arguments: Any) -> nn.Module:
+    """A classifier from timm or transformers.
+
+    Args:
+        name: `timm:NAME`, or a folder or hub id of transformers or of timm.
+        dtype: Of its weights.
+        classes: Replace the head by a fresh one of that many classes; None keeps it.
+        **arguments: For `timm.create_model`.
+    """
+    if name.startswith(TIMM) or is_timm_folder(name):
+        return _load_timm(name, classes, arguments).to(dtype_of(dtype))
+    with reading(name, "vision"):
+        from transformers import AutoModelForImageClassification
+
+        fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+        return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **fresh)
+
+
+def is_timm_folder(name: str) -> bool:
+    """Whether a folder was written by timm, whose `config.json` names an architecture."""
+    try:
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "architecture" in config
+
+
+def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
+    with reading(name, "vision"):
+        import timm
+
+        known = name.removeprefix(TIMM) if name.startswith(TIMM) else f"local-dir:{name}"
+        model = timm.create_model(known, **{"pretrained": True, **arguments})
+        if classes:
+            model.reset_classifier(classes)
+        return model
+
+
+@contextlib.contextmanager
+def reading(name: str, extra: str) -> Iterator[None]:
+    """Turns what the libraries raise about a model that cannot be had into errors that say what to do."""
+    ensure_torchvision_ops()
+    try:
+        with _bars_on_terminals_only():
+            yield
+    except AdapterKitError:
+        raise
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{name} needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[{extra}]'"
+        ) from error
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        place = "" if Path(name).exists() or name.startswith(TIMM) else f"; there is no such folder in {Path.cwd()}"
+        reason = " ".join(str(error).split())[:400]
+        raise ModelNotFoundError(f"cannot load the model {name!r}{place}. {type(error).__name__}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keeps the libraries' progress bars out of log files; what the user has set for them is put back."""
+    shown: list[Any] = []
+    if not sys.stderr.isatty():
+        modules = (sys.modules.get(f"{library}.utils.logging") for library in ("diffusers", "transformers"))
+        shown = [module for module in modules if module is not None and module.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in shown:
+            module.enable_progress_bar()

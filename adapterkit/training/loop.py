@@ -1,0 +1,316 @@
+"""The training loop: any task, any adapter type, on accelerate.
+
+Gradients of the adapter are averaged over the processes explicitly: they are small, and the model needs no wrapper, so
+every part of a pipeline trains alike. Each step seeds every random generator from the run's seed and its own number;
+so the state of a run is its step, its adapter and its optimizer, and a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from adapterkit.errors import AdapterKitError, ConfigError
+from adapterkit.handle import Adapters, points
+from adapterkit.points import Points
+from adapterkit.training.folder import RunFolder
+from adapterkit.training.interrupt import Interrupt
+from adapterkit.training.order import Order, derive_seed
+from adapterkit.training.parts import describe, inference, parts_of, to_device
+from adapterkit.training.progress import Progress, make_progress
+from adapterkit.training.rates import learning_rate
+from adapterkit.training.run import Run
+from adapterkit.training.snapshots import ADAPTER, Snapshot
+from adapterkit.training.state import Trained, save_modules
+from adapterkit.training.task import Setting, Task
+
+
+class TrainingError(AdapterKitError):
+    """Training cannot go on, such as when the loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        folder: The run folder.
+        adapter: The adapter's file; None where the run was interrupted.
+        step: Optimizer steps done in all.
+        loss: Mean loss of the last steps (up to 20) of this session; NaN where there was none.
+        figures: What the task measured.
+        exit_code: 130 or 143 where a signal ended the run, else 0.
+    """
+
+    folder: Path
+    adapter: Path | None
+    step: int
+    loss: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+def train(run: Run, *, resume: bool = False, overwrite: bool = False, silent: bool = False) -> Result:
+    """Trains an adapter as a run says, and leaves everything in its folder.
+
+    Args:
+        run: From `load_run`.
+        resume: Go on from the newest checkpoint that is whole; from the start where there is none.
+        overwrite: Replace a run that the folder holds.
+        silent: Print no progress.
+
+    Raises:
+        StateError: The folder is in use and neither flag is given.
+        ConfigError: The run does not fit the model, the machine, or the run to be resumed.
+        TrainingError: The loss is not finite.
+    """
+    folder = RunFolder(run)
+    folder.check(resume=resume, overwrite=overwrite)
+    try:
+        accelerator = _accelerator(run)
+        snapshot = folder.snapshots.newest() if resume else None
+        return Trainer(run, folder, accelerator, snapshot, overwrite=overwrite, silent=silent).train()
+    finally:
+        AcceleratorState._reset_state()  # accelerate keeps its settings for the process; the next run has its own
+
+
+def _accelerator(run: Run) -> Accelerator:
+    try:
+        return Accelerator(mixed_precision=run.config.mixed_precision)
+    except ValueError as error:
+        raise ConfigError([f"mixed_precision: {error}"], "run") from error
+
+
+class Trainer:
+    """One run in one process; see `train`."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        snapshot: Snapshot | None,
+        *,
+        overwrite: bool,
+        silent: bool,
+    ) -> None:
+        self.run, self.config, self.folder, self.accelerator = run, run.config, folder, accelerator
+        self.snapshot = snapshot
+        self.done = snapshot.step if snapshot else 0
+        self.main = accelerator.is_main_process
+        self.task: Task = run.make_task()
+        self.overwrite, self.silent = overwrite, silent or not self.main
+        self.losses: list[float] = []
+        self.saved: int | None = self.done if snapshot else None
+
+    def train(self) -> Result:
+        """Everything from loading the model to the last sample."""
+        if self.done > self.config.steps:
+            raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
+        self.model = self._load_model()
+        chosen = points(self.model, adapter=self.run.adapter)
+        self.data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen))
+        if len(self.data) == 0:
+            raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
+        if self.main:
+            self.folder.open(overwrite=self.overwrite)
+            self.folder.start_metrics(self.done)
+        with make_progress(self.config.steps, self.done, self.config.log_every, silent=self.silent) as progress:
+            progress.message(describe(self.model, chosen, len(self.data)))
+            if self.snapshot is None:
+                self._preview(0, progress)
+            else:
+                progress.message(f"resumed from {self.snapshot.folder}")
+            self._attach(chosen)
+            with Interrupt() as interrupt:
+                self._steps(progress, interrupt)
+            return self._finish(interrupt.exit_code, progress)
+
+    # -- before the first step --------------------------------------------------------------------------------------
+
+    def _load_model(self) -> Any:
+        set_seed(derive_seed(self.config.seed, "model") % 2**32)
+        model = self.task.load_model()
+        model.to(self.accelerator.device)
+        if self.config.gradient_checkpointing:
+            self.task.checkpoint_activations()
+        return model
+
+    def _attach(self, chosen: Points) -> None:
+        """Puts the adapter on, with the snapshot's values if there is one, and makes the optimizer."""
+        self.adapters = Adapters(self.model)
+        name = self.config.adapter_name
+        if self.snapshot is None:
+            self.adapters.add(name, self.run.adapter, seed=self.config.seed)
+        else:
+            self.adapters.load(self.snapshot.folder / ADAPTER, name)
+            self.adapters.activate(name)
+            self.adapters.train(name)
+        self.trained = Trained(self.adapters.modules(name), self.task.extra_modules())
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        if self.snapshot is not None:
+            self.trained.restore(self.snapshot, optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if self.snapshot is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.snapshot.values["scaler"])
+        self._train_mode({point.component for point in chosen})
+
+    def _train_mode(self, components: set[str]) -> None:
+        """Train mode for the parts that the adapter acts in; the others only ever infer."""
+        for name, part in parts_of(self.model).items():
+            part.train(isinstance(self.model, nn.Module) or name in components)
+
+    # -- the steps --------------------------------------------------------------------------------------------------
+
+    def _batches(self) -> Iterator[Any]:
+        micro = self.config.gradient_accumulation
+        order = Order(
+            size=len(self.data),
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            first=self.done * micro,
+            last=self.config.steps * micro,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self.data,  # type: ignore[arg-type]
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=self.task.collate,
+            num_workers=self.config.num_workers,
+            generator=torch.Generator(),  # so that no global random number is consumed
+        )
+        return iter(loader)
+
+    def _steps(self, progress: Progress, interrupt: Interrupt) -> None:
+        batches = self._batches()
+        progress.begin()
+        while self.done < self.config.steps:
+            self._step(batches, progress)
+            if self._agreed(interrupt.signal is not None):
+                self._save()
+                return
+            if self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0:
+                self._save()
+            if self.config.sample_every and self.done % self.config.sample_every == 0 and self.done < self.config.steps:
+                self._preview(self.done, progress)
+
+    def _step(self, batches: Iterator[Any], progress: Progress) -> None:
+        began = time.monotonic()
+        set_seed(derive_seed(self.config.seed, "step", self.done, self.accelerator.process_index) % 2**32)
+        rate = learning_rate(self.config, self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._backward(batches)
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        self.losses.append(loss)
+        record = {"step": self.done, "loss": loss, "lr": rate, "grad_norm": norm}
+        if self.main:
+            self.folder.record({**record, "seconds": round(time.monotonic() - began, 4)})
+        progress.step(self.done, loss, rate)
+
+    def _backward(self, batches: Iterator[Any]) -> float:
+        micro = self.config.gradient_accumulation
+        total = torch.zeros((), device=self.accelerator.device)
+        for _ in range(micro):
+            with self.accelerator.autocast():
+                loss = self.task.loss(to_device(next(batches), self.accelerator.device))
+            self.accelerator.backward(loss / micro)
+            total += loss.detach().float() / micro
+        mean = float(_mean_over_processes(self.accelerator, total))
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss of step {self.done + 1} is {mean}. Lower learning_rate (now {self.config.learning_rate:g})"
+                f"{', or set mixed_precision=no' if self.config.mixed_precision != 'no' else ''}"
+            )
+        return mean
+
+    def _clip(self) -> float | None:
+        """Averages the gradients over the processes, and bounds their norm, which is returned where it is finite."""
+        parameters = [p for p in self.trained.parameters() if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = _mean_over_processes(self.accelerator, parameter.grad)
+        limit = self.config.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        return norm if math.isfinite(norm) else None  # fp16's loss scaler skips such a step and lowers its scale
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any process was told to stop: all must save the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(_mean_over_processes(self.accelerator, flag) > 0)
+
+    # -- what is written --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.saved == self.done:
+            return
+        if self.main:
+            scaler = self.accelerator.scaler
+            values = {"seed": self.config.seed, "scaler": scaler.state_dict() if scaler is not None else None}
+            self.folder.snapshots.write(
+                self.done,
+                values,
+                self.trained.tensors(self.optimizer),
+                lambda path: self.adapters.save(self.config.adapter_name, path),
+            )
+        self.saved = self.done
+        self.accelerator.wait_for_everyone()
+
+    def _preview(self, step: int, progress: Progress) -> Mapping[str, float]:
+        """Samples and figures at a step; training goes on as if it had not happened."""
+        figures: Mapping[str, float] = {}
+        if self.main:
+            with inference(self.model):
+                figures = self.task.evaluate()
+                written = self.task.preview(step, self.folder.samples)
+            if figures:
+                self.folder.record({"step": step, **figures})
+                progress.message(f"step {step}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+            if written:
+                progress.message(f"step {step}: {len(written)} samples in {self.folder.samples}")
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def _finish(self, exit_code: int | None, progress: Progress) -> Result:
+        tail = self.losses[-20:]
+        loss = sum(tail) / len(tail) if tail else math.nan
+        if self.done < self.config.steps:
+            return Result(self.folder.path, None, self.done, loss, exit_code=exit_code or 0)
+        self._save_final()
+        last = self._preview(self.done, progress)
+        figures: dict[str, Any] = {}
+        if self.main:
+            figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
+            figures |= {**last, **self.task.finish(self.folder.samples)}
+        return Result(self.folder.path, self.folder.adapter, self.done, loss, figures)
+
+    def _save_final(self) -> None:
+        if self.config.checkpoint_every:
+            self._save()
+        if self.main:
+            self.adapters.save(self.config.adapter_name, self.folder.adapter)
+            save_modules(self.task.extra_modules(), self.folder.path)
+
+
+def _mean_over_processes(accelerator: Accelerator, tensor: Any) -> Tensor:
+    reduced = accelerator.reduce(tensor, "mean")
+    return reduced if isinstance(reduced, Tensor) else tensor

@@ -1,0 +1,124 @@
+"""A run that has been checked as a whole: its keys, its adapter, its task and the task's own keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel
+
+from adapterkit.adapter import AdapterConfig
+from adapterkit.errors import AdapterKitError, ConfigError, did_you_mean
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.training.config import RunConfig, check_section, read_values, resolved
+
+if TYPE_CHECKING:
+    from adapterkit.training.task import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` needs.
+
+    Attributes:
+        config: The keys of the run file.
+        adapter: What to add to the model.
+        task: The class that turns data into a loss.
+        options: That class's own keys.
+    """
+
+    config: RunConfig
+    adapter: AdapterConfig
+    task: type[Task]
+    options: BaseModel
+
+    def make_task(self) -> Task:
+        """The task, which has loaded nothing yet."""
+        return self.task(self.config, self.options)
+
+    def resolved(self) -> dict[str, Any]:
+        """The run file with nothing left to defaults, as JSON values."""
+        adapter = {"type": self.config.adapter["type"], **self.adapter.to_dict()}
+        values = resolved(self.config, adapter, self.options.model_dump(mode="json"))
+        return json.loads(json.dumps(values))  # tuples become lists
+
+
+def load_run(path: Path | str | None, overrides: Sequence[str] = (), **values: Any) -> Run:
+    """Reads and checks a run.
+
+    Args:
+        path: The run file, or None where `values` and `overrides` say everything.
+        overrides: `key=value` or `section.key=value`.
+        **values: Keys that take precedence over all others.
+
+    Raises:
+        ConfigError: With every problem that was found.
+    """
+    problems: list[str] = []
+    merged = read_values(Path(path) if path is not None else None, overrides, problems) | values
+    run = check_run(merged, problems)
+    if problems or run is None:
+        raise ConfigError(problems, str(path) if path is not None else "run")
+    return run
+
+
+def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
+    """The run that these values describe, or None after adding to `problems`."""
+    config = cast("RunConfig | None", check_section(RunConfig, values, problems))
+    adapter = check_adapter(values.get("adapter"), problems)
+    task = _load_task(values.get("task"), problems)
+    options = _check_options(task, values.get("options", {}), problems)
+    if config is None or adapter is None or task is None or options is None:
+        return None
+    return Run(config, adapter, task, options)
+
+
+def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:
+    """The adapter that `type` and its fields describe, or None after adding to `problems`."""
+    if not isinstance(section, Mapping):
+        return None  # the run's own check says what is wrong
+    name = section.get("type")
+    if not isinstance(name, str):
+        problems.append(f"adapter.type: name an adapter type, such as {next(iter(get_plugin_manager().adapters()))!r}")
+        return None
+    try:
+        cls: type[AdapterConfig] = get_plugin_manager().adapter(name).load()
+    except AdapterKitError as error:
+        problems.append(f"adapter.type: {error}")
+        return None
+    return _build_adapter(cls, {key: value for key, value in section.items() if key != "type"}, problems)
+
+
+def _build_adapter(cls: type[AdapterConfig], values: dict[str, Any], problems: list[str]) -> AdapterConfig | None:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - fields)
+    problems += [f"unknown key {f'adapter.{key}'!r}.{did_you_mean(key, fields)}" for key in unknown]
+    try:
+        adapter = cls.from_dict({key: value for key, value in values.items() if key in fields})
+    except ConfigError as error:
+        problems += [f"adapter.{problem}" for problem in error.problems]
+        return None
+    except AdapterKitError as error:
+        problems.append(f"adapter: {error}")
+        return None
+    return None if unknown else adapter
+
+
+def _load_task(name: object, problems: list[str]) -> type[Task] | None:
+    if not isinstance(name, str):
+        return None
+    try:
+        return get_plugin_manager().task(name).load()
+    except AdapterKitError as error:
+        problems.append(f"task: {error}")
+        return None
+
+
+def _check_options(task: type[Task] | None, section: object, problems: list[str]) -> BaseModel | None:
+    if task is None or not isinstance(section, Mapping):
+        return None
+    return check_section(task.Options, section, problems, "options.")

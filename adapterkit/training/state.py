@@ -1,0 +1,102 @@
+"""What is trained, by name, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapterkit.errors import CheckpointError, CorruptFileError, MissingKeysError
+from adapterkit.training.snapshots import Snapshot
+
+_OPTIMIZER = "optimizer"
+
+
+class Trained:
+    """Every parameter that the optimizer changes, under a name that is stable.
+
+    Args:
+        modules: The adapter's, by point id.
+        extra: Further modules, by file name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], extra: Mapping[str, nn.Module]) -> None:
+        self.extra = dict(extra)
+        for module in self.extra.values():
+            module.requires_grad_(True)
+        found = [(f"{key}/{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
+        found += [(f"{key}.{name}", p) for key, module in self.extra.items() for name, p in module.named_parameters()]
+        self.named: dict[str, nn.Parameter] = dict(found)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """In a fixed order."""
+        return iter(self.named.values())
+
+    def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds beside the adapter: the optimizer's tensors, and the further modules."""
+        names = list(self.named)
+        state = optimizer.state_dict()["state"]
+        flat = {f"{names[i]}|{key}": value for i, values in state.items() for key, value in values.items()}
+        return {_OPTIMIZER: flat, **{name: module.state_dict() for name, module in self.extra.items()}}
+
+    def restore(self, snapshot: Snapshot, optimizer: torch.optim.Optimizer) -> None:
+        """Puts back what `tensors` gave; the adapter has its values already.
+
+        Raises:
+            CheckpointError: The checkpoint was made for other parameters.
+        """
+        for name, module in self.extra.items():
+            _fill(module, snapshot.tensors.get(name), snapshot.folder / f"{name}.safetensors")
+        path = snapshot.folder / f"{_OPTIMIZER}.safetensors"
+        if _OPTIMIZER not in snapshot.tensors:
+            raise MissingKeysError("the checkpoint has no state of the optimizer", snapshot.folder)
+        state = self._optimizer_state(snapshot.tensors[_OPTIMIZER], path)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _optimizer_state(self, flat: Mapping[str, Tensor], path: Path) -> dict[int, dict[str, Tensor]]:
+        numbers = {name: number for number, name in enumerate(self.named)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in flat.items():
+            name, _, part = key.rpartition("|")
+            if name not in numbers:
+                raise CheckpointError("no such parameter is trained here", path, key)
+            state.setdefault(numbers[name], {})[part] = tensor
+        if lacking := [name for name, number in numbers.items() if state and number not in state]:
+            raise MissingKeysError("no state of the optimizer for this parameter", path, lacking[0])
+        return state
+
+
+def save_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Writes each module's tensors to `NAME.safetensors`."""
+    for name, module in modules.items():
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+        save_file(tensors, folder / f"{name}.safetensors")
+
+
+def load_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
+    """Reads what `save_modules` wrote.
+
+    Raises:
+        CheckpointError: A file is absent, damaged or of another shape.
+    """
+    for name, module in modules.items():
+        path = folder / f"{name}.safetensors"
+        try:
+            tensors: dict[str, Any] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CorruptFileError(f"cannot be read: {error}", path) from error
+        _fill(module, tensors, path)
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -> None:
+    if tensors is None:
+        raise MissingKeysError("the checkpoint lacks this file", path)
+    try:
+        module.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(" ".join(str(error).split()), path) from error

@@ -1,0 +1,141 @@
+"""The contract of a task: what turns data into a loss. Tasks are plug-ins; the loop knows this contract and no task.
+
+The loop calls, in this order: `load_model`, `prepare`, `preview` (the base model), then for every step `loss` on what
+`collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from adapterkit.errors import ConfigError, StateError
+from adapterkit.points import Points
+from adapterkit.training.config import RunConfig
+from adapterkit.training.order import Draw
+
+
+class Dataset(Protocol):
+    """Examples by number. Whatever is random about an example follows from the draw's seed, so that runs resume."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task is told before training.
+
+    Attributes:
+        model: What `load_model` returned, on the device, still without the adapter.
+        device: Where it is.
+        points: Where the adapter will act; `component` says in which part of a pipeline.
+    """
+
+    model: Any
+    device: torch.device
+    points: Points
+
+    @property
+    def components(self) -> frozenset[str]:
+        """The parts of the model that the adapter will act in."""
+        return frozenset(point.component for point in self.points)
+
+
+class Task(ABC):
+    """Subclasses override the abstract methods, and what else they need.
+
+    Args:
+        config: The run.
+        options: An instance of `Options`.
+
+    Attributes:
+        Options: The task's own keys, under `options` in the run file.
+        suffix: The ending of the files that `generate` writes.
+    """
+
+    Options: ClassVar[type[BaseModel]]
+    suffix: ClassVar[str] = ".txt"
+
+    def __init__(self, config: RunConfig, options: Any) -> None:
+        self.config = config
+        self.options = options
+
+    @abstractmethod
+    def load_model(self) -> Any:
+        """The base: a module, or a pipeline with `components`. On the CPU, in the run's `dtype`."""
+
+    @abstractmethod
+    def prepare(self, setting: Setting) -> Dataset:
+        """Reads the data, and computes once what the adapter cannot change.
+
+        Raises:
+            DataError: Naming every file at fault.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch, a scalar; in train mode, under autocast where that is asked for."""
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """A batch from the dataset's items."""
+        return torch.utils.data.default_collate(items)
+
+    def checkpoint_activations(self) -> None:
+        """Makes the model recompute activations in the backward pass.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        raise ConfigError(["gradient_checkpointing: this task's model cannot; set it to false"], "run")
+
+    def extra_modules(self) -> Mapping[str, nn.Module]:
+        """Modules of the base that are trained and saved beside the adapter, by file name."""
+        return {}
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Figures on held-out data, in evaluation mode and without gradients."""
+        return {}
+
+    def prompts(self) -> Sequence[str]:
+        """What samples are made from while training."""
+        return ()
+
+    def seeds(self) -> Sequence[int]:
+        """The seeds of those samples."""
+        return (42,)
+
+    def generate(self, prompt: str, seed: int, path: Path) -> None:
+        """Makes one sample in evaluation mode and writes it to `path`."""
+        raise StateError(f"the task {self.config.task!r} does not generate anything")
+
+    def prepare_generation(self, model: Any, device: torch.device) -> None:
+        """What `generate` needs, where there is no training."""
+        raise StateError(f"the task {self.config.task!r} does not generate anything")
+
+    def finish(self, samples: Path) -> Mapping[str, Any]:
+        """The last word: files that sum up the samples in that folder, figures for the summary."""
+        return {}
+
+    def preview(self, step: int, folder: Path) -> list[Path]:
+        """Samples of every prompt and seed, named by step: `step_000250_p0_s42.png`."""
+        written = []
+        for number, prompt in enumerate(self.prompts()):
+            for seed in self.seeds():
+                path = folder / sample_name(step, number, seed, self.suffix)
+                self.generate(prompt, seed, path)
+                written.append(path)
+        return written
+
+
+def sample_name(step: int, prompt: int, seed: int, suffix: str) -> str:
+    """The file of one sample: the step, the prompt's number and the seed."""
+    return f"step_{step:06d}_p{prompt}_s{seed}{suffix}"

@@ -1,0 +1,187 @@
+"""The task `causal-lm`: next-token prediction on plain text or JSONL."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapterkit.errors import ConfigError
+from adapterkit.training.config import Section
+from adapterkit.training.data import DataError
+from adapterkit.training.loading import load_causal_lm
+from adapterkit.training.order import Draw
+from adapterkit.training.task import Setting, Task
+
+_READERS = {".txt": "text", ".md": "text", ".jsonl": "lines"}
+
+
+class Options(Section):
+    """The keys under `options`.
+
+    Attributes:
+        block_size: Tokens per example. The documents are joined, each with an end mark, and cut into blocks; what is
+            left over at the end is not used.
+        validation_fraction: Share of the blocks, the last ones, that is held out to measure the perplexity.
+        prompts: What samples begin with.
+        sample_seeds: The seeds of the samples.
+        sample_tokens: Length of a sample.
+        temperature: Of the samples; 0 takes the likeliest token.
+    """
+
+    block_size: int = Field(256, gt=1)
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    prompts: list[str] = Field([])
+    sample_seeds: list[int] = Field([42], min_length=1)
+    sample_tokens: int = Field(64, gt=0)
+    temperature: float = Field(1.0, ge=0)
+
+
+class Blocks:
+    """Token blocks [blocks, block_size]."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, draw: Draw) -> Tensor:
+        """One block; nothing about it is random."""
+        return self.tokens[draw.index]
+
+
+class CausalLMTask(Task):
+    """Cross entropy of the next token, on transformers' causal language models."""
+
+    Options = Options
+    options: Options
+
+    def load_model(self) -> nn.Module:
+        """The model; its tokenizer is kept here."""
+        self.model, self.tokenizer = load_causal_lm(self.config.model, self.config.dtype)
+        return self.model.eval()
+
+    def prepare(self, setting: Setting) -> Blocks:
+        """Reads, tokenizes, joins, cuts and splits."""
+        self.device = setting.device
+        self._check_length()
+        blocks = self._pack(read_documents(Path(self.config.data)))
+        held_out = max(1, round(len(blocks) * self.options.validation_fraction))
+        if len(blocks) < 2:
+            raise DataError(
+                f"data {self.config.data} fills {len(blocks)} block of {self.options.block_size} tokens; two are "
+                "needed, one to train and one to measure. Lower options.block_size"
+            )
+        self.held_out = blocks[-held_out:]
+        return Blocks(blocks[:-held_out])
+
+    def prepare_generation(self, model: Any, device: torch.device) -> None:
+        """Nothing but the place of the model."""
+        self.device = device
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Mean over all tokens but the first of each block, in float32."""
+        logits = self.model(input_ids=batch, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
+
+    def checkpoint_activations(self) -> None:
+        """As transformers does it."""
+        model: Any = self.model
+        model.gradient_checkpointing_enable()
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Perplexity of the blocks that were held out."""
+        losses = [self.loss(block.to(self.device)[None]).double().item() for block in self.held_out]
+        return {"perplexity": math.exp(sum(losses) / len(losses))}
+
+    def prompts(self) -> Sequence[str]:
+        """Those of the options."""
+        return self.options.prompts
+
+    def seeds(self) -> Sequence[int]:
+        """Those of the options."""
+        return self.options.sample_seeds
+
+    def generate(self, prompt: str, seed: int, path: Path) -> None:
+        """The prompt and how the model goes on."""
+        encoded = self.tokenizer(prompt, return_tensors="pt").to(self.device)
+        drawn = self.options.temperature > 0
+        model: Any = self.model
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            tokens = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=self.options.sample_tokens,
+                do_sample=drawn,
+                pad_token_id=self._pad_id(),
+                **({"temperature": self.options.temperature} if drawn else {}),
+            )
+        text = self.tokenizer.decode(tokens[0], skip_special_tokens=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    def _pad_id(self) -> int:
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((i for i in ids if i is not None), 0)
+
+    def _check_length(self) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and self.options.block_size > limit:
+            raise ConfigError(
+                [f"options.block_size: the model reads at most {limit} tokens, not {self.options.block_size}"], "run"
+            )
+
+    def _pack(self, documents: Sequence[str]) -> Tensor:
+        end = self.tokenizer.eos_token_id
+        mark = [] if end is None else [end]
+        stream: list[int] = []
+        for document in documents:
+            stream += self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"] + mark
+        count = len(stream) // self.options.block_size
+        return torch.tensor(stream[: count * self.options.block_size]).view(count, self.options.block_size)
+
+
+def read_documents(path: Path) -> list[str]:
+    """The texts of a file, or of a folder's files in order of their paths: `.txt` and `.md` whole, `.jsonl` by line.
+
+    Raises:
+        DataError: There is no text, a file is not UTF-8, or a line is not `{"text": "..."}`.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS and file.is_file())
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        raise DataError(f"data {path} is neither a file nor a folder with {', '.join(_READERS)} files")
+    documents = [text for file in files for text in _read(file)]
+    if not any(text.strip() for text in documents):
+        raise DataError("no text in the data", files)
+    return documents
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read as UTF-8 text ({error})", [file]) from error
+    if file.suffix != ".jsonl":
+        return [text]
+    return [_text_of(line, number, file) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _text_of(line: str, number: int, file: Path) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"line {number} is no JSON ({error})", [file]) from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise DataError(f'line {number} must be an object with a text, such as {{"text": "..."}}', [file])
+    return record["text"]

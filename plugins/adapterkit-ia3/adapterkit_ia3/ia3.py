@@ -1,0 +1,105 @@
+"""(IA)3: one learnt factor for every feature that a projection gives, or takes (Liu et al. 2022, arXiv:2205.05638)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.adapter import Base
+from adapterkit.points import Kind, WeightLayout
+from adapterkit.selectors import Selector
+
+
+class ScaledOutput(ak.AdapterModule):
+    """`y = scale * base(x)`: the bias is scaled too.
+
+    Args:
+        point: Where; `scale` is [out].
+    """
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        self.layout = cast("WeightLayout", point.layout)
+        self.scale = nn.Parameter(torch.ones(point.out_features))
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        y = base(x)
+        return y * _along_features(self.scale, y, self.layout)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every row, and its bias, times its factor."""
+        scale = self.scale.to(weight.dtype)
+        rows = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+        return weight * rows, None if bias is None else bias * scale
+
+
+class ScaledInput(ak.AdapterModule):
+    """`y = base(scale * x)`: the bias is not scaled.
+
+    Args:
+        point: Where; `scale` is [in].
+    """
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        self.layout = cast("WeightLayout", point.layout)
+        self.scale = nn.Parameter(torch.ones(point.in_features))
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        return base(x * _along_features(self.scale, x, self.layout))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Every column times its factor; in a grouped convolution each group of rows has columns of its own."""
+        groups = self.layout.groups
+        columns = self.scale.to(weight.dtype).reshape(groups, 1, -1, *(1 for _ in self.layout.kernel))
+        return (weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1), bias
+
+
+@dataclass(frozen=True)
+class IA3(ak.AdapterConfig):
+    """Factors on what projections give: `scale * (W x + b)`, or take: `W (scale * x) + b`. All factors start at 1.
+
+    The paper's choice is the default: keys, values, and the hidden features that enter the feed-forward's last layer.
+
+    Attributes:
+        scale_input: Selector of those points at which the input is scaled instead of the output; None for nowhere.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    targets: str = "attn.{k,v} mlp.down"
+    scale_input: str | None = "mlp.down"
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        if reason := super().accepts(point):
+            return reason
+        layout = cast("WeightLayout", point.layout)
+        if layout.form == "embedding":
+            return "IA3 scales features, and an embedding takes indices; use LoRA there"
+        if layout.groups > 1 and point.span is not None and self._on_input(point):
+            return "IA3 scales the input of whole grouped convolutions only"
+        return None
+
+    def build(self, point: ak.InjectionPoint) -> ak.AdapterModule:
+        """See `AdapterConfig.build`."""
+        return ScaledInput(point) if self._on_input(point) else ScaledOutput(point)
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        if isinstance(self.scale_input, str):
+            Selector(self.scale_input)
+        return []
+
+    def _on_input(self, point: ak.InjectionPoint) -> bool:
+        return self.scale_input is not None and Selector(self.scale_input).matches(point)
+
+
+def _along_features(scale: Tensor, features: Tensor, layout: WeightLayout) -> Tensor:
+    """The factors in the dtype of the features, shaped to multiply them: a convolution's are not on the last axis."""
+    return scale.to(features.dtype).reshape(-1, *(1 for _ in layout.kernel))

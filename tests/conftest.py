@@ -1,0 +1,32 @@
+"""What every test relies on. The first lines make torchvision importable, before anything can import it."""
+
+from __future__ import annotations
+
+from adapterkit.torchvision_ops import ensure_torchvision_ops
+
+ensure_torchvision_ops()
+
+import pytest  # noqa: E402 - only after the lines above
+import torch  # noqa: E402
+
+from adapterkit.plugins import PluginManager  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def manager() -> PluginManager:
+    """A manager that knows the built-ins and looks for nothing else."""
+    manager = PluginManager()
+    manager.load_builtin()
+    return manager

@@ -1,0 +1,92 @@
+"""What `import adapterkit` costs, and that its public names are there whatever was imported first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import adapterkit as ak
+
+HELP = "from adapterkit.cli.main import main; main(['--help'])"
+HEAVY = ("torch", "transformers", "diffusers", "timm", "torchvision", "accelerate", "numpy")
+
+
+def run(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+
+
+def seconds(code: str) -> float:
+    """The quickest of three runs: the others were disturbed."""
+    durations: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run(code).returncode == 0
+        durations.append(time.perf_counter() - start)
+    return min(durations)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import adapterkit",
+        "import adapterkit.builtin, adapterkit.plugins, adapterkit.selectors; from adapterkit.points import InjectionPoint",
+        "import adapterkit as ak; ak.hookimpl, ak.errors, ak.specs, ak.InjectionPoint, ak.get_plugin_manager()",
+        "from adapterkit.cli.main import main; main(['--help'], standalone_mode=False)",
+        "from adapterkit.cli.main import main; main(['adapters'], standalone_mode=False)",
+        "from adapterkit.cli.main import main; main(['backends', '--json'], standalone_mode=False)",
+        "from adapterkit.cli.main import main; main(['plugins'], standalone_mode=False)",
+    ],
+)
+def test_no_heavy_library_is_imported(code: str) -> None:
+    result = run(f"{code}\nimport sys\nprint('heavy:', [n for n in {HEAVY} if n in sys.modules])", "-W", "error")
+    assert result.stdout.splitlines()[-1:] == ["heavy: []"], result.stdout + result.stderr
+
+
+def test_help_takes_at_most_a_third_of_importing_torch() -> None:
+    torch = seconds("import torch")
+    assert seconds("import adapterkit") <= torch / 3
+    assert seconds(HELP) <= torch / 3
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "import adapterkit.points",
+        "from adapterkit.points import InjectionPoint",
+        "import adapterkit.handle",
+        "from adapterkit import points",
+        "import importlib; importlib.import_module('adapterkit.points')",
+        "import adapterkit as ak; ak.points; import adapterkit.points",
+    ],
+)
+def test_points_is_the_function_whatever_is_imported_first(before: str) -> None:
+    result = run(
+        f"""
+{before}
+import adapterkit
+from adapterkit import points
+from adapterkit.handle import points as function
+from adapterkit.points import InjectionPoint
+import sys
+assert adapterkit.points is points is function, adapterkit.points
+assert adapterkit.InjectionPoint is InjectionPoint is sys.modules["adapterkit.points"].InjectionPoint
+import pickle
+assert pickle.loads(pickle.dumps(InjectionPoint)) is InjectionPoint
+"""
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_public_name_resolves_and_is_listed() -> None:
+    for name in ak.__all__:
+        assert getattr(ak, name) is getattr(ak, name)
+    assert set(ak.__all__) <= set(dir(ak))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'adapterkit' has no attribute 'Lora'"):
+        _ = ak.Lora
