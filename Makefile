@@ -22,7 +22,7 @@ REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,dev]' $(addp
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 demo: $(STAMP)
-	$(BIN)/python examples/digits/demo.py
+	$(BIN)/python -m examples.digits.demo
 
 test: lint
 	$(BIN)/python -m pytest

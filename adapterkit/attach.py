@@ -7,6 +7,7 @@ the module, so that `.to`, sharding and `train()` reach them. Detaching restores
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +53,17 @@ class Switch:
         """The selection that a forward in this thread sees."""
         own = self.local.selection
         return self.default if own is None else own
+
+    @contextlib.contextmanager
+    def overridden(self, selection: Selection) -> Iterator[None]:
+        """This thread sees another selection inside the block."""
+        local = self.local
+        before = local.selection
+        local.selection = selection
+        try:
+            yield
+        finally:
+            local.selection = before
 
     def tap(self, key: str, x: Tensor) -> None:
         """Keeps the residual stream until the sublayer has run."""
@@ -310,12 +322,6 @@ def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
 def is_adapted(module: nn.Module) -> bool:
     """Whether the module still has the class that attaching gave it."""
     return site_of(module) is not None and adapted_class(type(module).__mro__[1]) is type(module)
-
-
-def find(module: nn.Module, point: InjectionPoint, name: str) -> AdapterModule:
-    """The adapter module of this name at a point where it was attached."""
-    slot = module.__dict__[SITE].slots._modules[_key(point)]
-    return slot._modules[name]
 
 
 def _key(point: InjectionPoint) -> str:

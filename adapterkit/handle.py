@@ -26,12 +26,13 @@ from adapterkit.errors import (
     UnknownNameError,
     UnsupportedFileError,
 )
+from adapterkit.formats import container
 from adapterkit.mapping import map_model
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.reports import AdapterReport, LoadReport, Report
 from adapterkit.selectors import Selector
-from adapterkit.state import State, state_of
+from adapterkit.state import Attached, State, state_of
 
 Choice = str | Sequence[str] | Mapping[str, float] | None
 """What should act: a name, several names, names with weights, or nothing."""
@@ -86,7 +87,7 @@ class Adapters:
 
     # -- in and out -------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> Report:
+    def add(self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> AdapterReport:
         """Builds an adapter, attaches it, makes it the one that acts and the one that trains, and freezes the base.
 
         Args:
@@ -109,7 +110,7 @@ class Adapters:
             self._insert(name, building.build_new(config, self._mapped, seed, dtype))
             self.activate(name)
             self.train(name)
-        return self.report()
+        return self._report(name)
 
     def load(
         self, path: str | os.PathLike[str], name: str | None = None, *, format: str | None = None, strict: bool = True
@@ -226,43 +227,41 @@ class Adapters:
     def activated(self, choice: Choice) -> Iterator[None]:
         """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
         self._require_unmerged("change what acts")
-        local = self._state.switch.local
-        before = local.selection
-        local.selection = self._selection(choice)
-        try:
+        with self._state.switch.overridden(self._selection(choice)):
             yield
-        finally:
-            local.selection = before
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Exactly the base model, in this thread, inside a `with` block."""
         return self.activated(None)
 
+    def checkpoint_context(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
+
+        Needed where the backward runs outside of the `activated` block of its forward:
+        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`.
+        """
+        switch = self._state.switch
+        return contextlib.nullcontext(), switch.overridden(switch.current)
+
     # -- what trains ------------------------------------------------------------------------------------------------
 
     def train(self, *names: str) -> None:
         """Makes these adapters, and nothing else on the model, require grad."""
-        state = self._state
         self._check(names)
         if not names:
             raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
-        state.freeze_base()
-        for name in state.adapters:
-            for module in state.modules(name).values():
-                module.requires_grad_(name in names)
+        self._state.train(names)
 
     def freeze(self, *names: str) -> None:
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
         self._check(names)
-        for name in names or self._state.adapters:
-            for module in self._state.modules(name).values():
-                module.requires_grad_(False)
+        self._state.set_trainable(names or self._state.adapters, value=False)
 
     def parameters(self, *names: str) -> Iterator[nn.Parameter]:
         """The parameters of these adapters; of all where none is named."""
         self._check(names)
         for name in names or list(self._state.adapters):
-            for module in self._state.modules(name).values():
+            for module in self._state.adapters[name].modules.values():
                 yield from module.parameters()
 
     # -- merging ----------------------------------------------------------------------------------------------------
@@ -319,8 +318,7 @@ class Adapters:
 
     def modules(self, name: str) -> dict[str, AdapterModule]:
         """Point id -> the adapter's module there."""
-        self._attached(name)
-        return self._state.modules(name)
+        return dict(self._attached(name).modules)
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """`point id/parameter` -> tensor (not a copy)."""
@@ -367,7 +365,7 @@ class Adapters:
     def _insert(self, name: str, built: Built) -> None:
         self._state.insert(name, built.config, built.points, built.modules)
 
-    def _attached(self, name: str):  # noqa: ANN202 - the state's own record
+    def _attached(self, name: str) -> Attached:
         self._check([name])
         return self._state.adapters[name]
 
@@ -410,6 +408,7 @@ class Adapters:
             candidate: Format = spec.load()()
             if candidate.recognises(path):
                 return candidate
+        container.read_metadata(path)  # raises what is wrong: not a plain file, a pickle, cut short
         known = ", ".join(manager.formats())
         raise UnsupportedFileError(f"its content is of no format that is installed ({known}); name one with format=...", path)
 

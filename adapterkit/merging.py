@@ -63,7 +63,7 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
     targets: dict[int, _Target] = {}
     problems: list[str] = []
     for name, weight in selection.weights.items():
-        for key, adapter in state.modules(name).items() if weight else ():
+        for key, adapter in state.adapters[name].modules.items() if weight else ():
             point = state.adapters[name].points[key]
             module = state.mapped.module(point)
             layout = point.layout

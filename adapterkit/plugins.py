@@ -225,15 +225,16 @@ class PluginManager(pluggy.PluginManager, Catalog):
 
     def _resolved(self, model: object) -> BackendSpec | None:
         # pluggy keeps implementations in reverse order of call: the latest to register is asked first.
-        for implementation in reversed(getattr(self.hook, _RESOLVE).get_hookimpls()):
+        implementations = reversed(getattr(self.hook, _RESOLVE).get_hookimpls())
+        for plugin in dict.fromkeys(implementation.plugin_name for implementation in implementations):
             try:
-                name = self._call(_RESOLVE, implementation.plugin, model=model)
+                name = self._call(_RESOLVE, self.get_plugin(plugin), model=model)
                 if name is not None:
                     return self.backend(name)
             except Exception as error:  # third-party code may raise anything
                 if _flag(STRICT):
-                    raise PluginError(f"{_RESOLVE} failed: {error}", implementation.plugin_name) from error
-                _log.warning("plug-in %r: %s is ignored: %s", implementation.plugin_name, _RESOLVE, error)
+                    raise PluginError(f"{_RESOLVE} failed: {error}", plugin) from error
+                _log.warning("plug-in %r: %s is ignored: %s", plugin, _RESOLVE, error)
         return None
 
     def hint(self) -> str:

@@ -29,6 +29,13 @@ class AdapterReport:
     trainable: bool
     merged: bool
 
+    def __str__(self) -> str:
+        roles = ", ".join(f"{role} x{count}" for role, count in self.points.items())
+        marks = [f"weight {self.weight:g}" if self.weight is not None else "inactive"]
+        marks += ["trainable"] * self.trainable + ["merged"] * self.merged
+        size = f"{self.bytes / 2**20:.2f} MiB"
+        return f"{self.name} ({self.type}; {', '.join(marks)}): {self.parameters:,} parameters, {size}, at {roles}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -41,14 +48,7 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.model}: {self.base_parameters:,} parameters, {self.trainable_parameters:,} trainable"
-        lines = [head]
-        for a in self.adapters:
-            roles = ", ".join(f"{role} x{count}" for role, count in a.points.items())
-            marks = [f"weight {a.weight:g}" if a.weight is not None else "inactive"]
-            marks += ["trainable"] * a.trainable + ["merged"] * a.merged
-            size = f"{a.bytes / 2**20:.2f} MiB"
-            lines.append(f"  {a.name} ({a.type}; {', '.join(marks)}): {a.parameters:,} parameters, {size}, at {roles}")
-        return "\n".join(lines)
+        return "\n".join([head, *(f"  {adapter}" for adapter in self.adapters)])
 
 
 @dataclass(frozen=True)

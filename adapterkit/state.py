@@ -23,10 +23,11 @@ STATE = "_adapterkit_state"
 
 @dataclass(frozen=True)
 class Attached:
-    """One named adapter: what was asked for, and where it acts."""
+    """One named adapter: what was asked for, where it acts, and its module at each point."""
 
     config: AdapterConfig
     points: Mapping[str, InjectionPoint]
+    modules: Mapping[str, AdapterModule]
 
 
 @dataclass
@@ -46,6 +47,7 @@ class State:
     switch: Switch = field(default_factory=Switch)
     adapters: dict[str, Attached] = field(default_factory=dict)
     merge: Merge | None = None
+    trained: set[str] = field(default_factory=set)
     base_flags: dict[tuple[str, str], bool] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.RLock, compare=False, repr=False)
 
@@ -54,13 +56,6 @@ class State:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
-
-    def modules(self, name: str) -> dict[str, AdapterModule]:
-        """Point id -> adapter module."""
-        found: dict[str, AdapterModule] = {}
-        for key, point in self.adapters[name].points.items():
-            found[key] = attach.find(self.mapped.module(point), point, name)
-        return found
 
     def insert(self, name: str, config: AdapterConfig, points: Iterable[InjectionPoint], built: Mapping[str, AdapterModule]) -> None:
         """Attaches built modules, all of them or none.
@@ -83,7 +78,7 @@ class State:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)
             raise
-        self.adapters[name] = Attached(config, {point.id: point for point in points})
+        self.adapters[name] = Attached(config, {point.id: point for point in points}, dict(built))
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 
@@ -103,23 +98,36 @@ class State:
         for point in attached.points.values():
             attach.detach(self.mapped.root(point), point, name)
         del self.adapters[name]
+        self.trained.discard(name)
         self.switch.default = self.switch.default.without(frozenset({name}))
         if not self.adapters:
             self._restore_base()
 
     def base_parameters(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
-        """(component, name) and parameter of everything that is no adapter's."""
+        """(component, name) and parameter of everything that is no adapter's; a shared one once."""
+        seen: set[int] = set()
         for component in self.mapped.components.values():
-            adapters = {id(p) for m in component.root.modules() if isinstance(m, Slots) for p in m.parameters()}
-            for name, parameter in component.root.named_parameters():
-                if id(parameter) not in adapters:
-                    yield (component.name, name), parameter
+            for prefix, module in _base_modules(component.root, ""):
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and id(parameter) not in seen:
+                        seen.add(id(parameter))
+                        yield (component.name, f"{prefix}{name}"), parameter
 
-    def freeze_base(self) -> None:
-        """Freezes the base; how each parameter was found is remembered the first time."""
+    def train(self, names: Iterable[str]) -> None:
+        """Lets these adapters, and nothing else, require grad. How the base was found is remembered the first time."""
         for key, parameter in self.base_parameters():
             self.base_flags.setdefault(key, parameter.requires_grad)
             parameter.requires_grad_(False)
+        names = set(names)
+        self.set_trainable(self.trained - names, value=False)
+        self.set_trainable(names, value=True)
+
+    def set_trainable(self, names: Iterable[str], *, value: bool) -> None:
+        """Sets requires_grad of whole adapters."""
+        for name in set(names):
+            for module in self.adapters[name].modules.values():
+                module.requires_grad_(value)
+            (self.trained.add if value else self.trained.discard)(name)
 
     def _restore_base(self) -> None:
         for key, parameter in self.base_parameters():
@@ -136,3 +144,11 @@ def state_of(mapped: MappedModel) -> State | None:
         if isinstance(state := component.root.__dict__.get(STATE), State):
             return state
     return None
+
+
+def _base_modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that is no adapter's, with the prefix of its parameters' names. The cost is the base's alone."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None and not isinstance(child, Slots):
+            yield from _base_modules(child, f"{prefix}{name}.")

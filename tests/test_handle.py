@@ -560,3 +560,28 @@ def test_gradient_checkpointing_gives_the_same_gradients(config: ak.AdapterConfi
     plain, recomputed = gradients(again=False), gradients(again=True)
     assert len(plain) == len(recomputed) > 0
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_a_backward_outside_the_block_recomputes_what_acted_in_the_forward() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model = toys.ToyModel().double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="attn.q mlp.up"))
+    adapters.add("b", ak.Bottleneck(targets="mlp", activation="gelu", reduction=2))
+    randomize(adapters, "a")
+    adapters.train("a")
+    h = torch.randn(2, 5, toys.WIDTH, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for again in (False, True):
+        with adapters.activated("a"):
+            y = model.blocks[0](h)
+            if again:
+                y = checkpoint(model.blocks[0], h, use_reentrant=False, context_fn=adapters.checkpoint_context)
+        y.square().sum().backward()
+        grads = [p.grad for p in adapters.parameters("a")]
+        gradients.append([g.clone() for g in grads if g is not None])
+        for p in adapters.parameters("a"):
+            p.grad = None
+    assert len(gradients[0]) == len(gradients[1]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

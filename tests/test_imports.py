@@ -15,7 +15,9 @@ HEAVY = ("torch", "transformers", "diffusers", "timm", "torchvision", "accelerat
 
 
 def run(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
 
 
 def seconds(code: str) -> float:
@@ -32,7 +34,7 @@ def seconds(code: str) -> float:
     "code",
     [
         "import adapterkit",
-        "import adapterkit.builtin, adapterkit.plugins, adapterkit.selectors; from adapterkit.points import InjectionPoint",
+        "import adapterkit.builtin, adapterkit.plugins, adapterkit.selectors, adapterkit.points",
         "import adapterkit as ak; ak.hookimpl, ak.errors, ak.specs, ak.InjectionPoint, ak.get_plugin_manager()",
         "from adapterkit.cli.main import main; main(['--help'], standalone_mode=False)",
         "from adapterkit.cli.main import main; main(['adapters'], standalone_mode=False)",

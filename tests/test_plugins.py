@@ -55,7 +55,10 @@ BROKEN = {
     "an exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
     "a syntax error": ("def (", "SyntaxError"),
     "no hooks": ("x = 1", "implements none of the hooks"),
-    "a forgotten decorator": ("def adapterkit_register_adapters(): return []", "lacks the decorator @adapterkit.hookimpl"),
+    "a forgotten decorator": (
+        "def adapterkit_register_adapters(): return []",
+        "lacks the decorator @adapterkit.hookimpl",
+    ),
     "a wrong signature": (
         "@hookimpl\ndef adapterkit_register_adapters(model): return []",
         "Argument(s) {'model'} are declared in the hookimpl but can not be found",
@@ -123,7 +126,9 @@ def test_the_loader_reports_the_original_error_as_the_cause(install: Install) ->
 
 def test_an_unknown_name_mentions_what_could_not_be_loaded(install: Install) -> None:
     install("bad", "raise RuntimeError('boom')")
-    with pytest.raises(UnknownNameError, match=r"'loro'. Did you mean 'lora'\? Not loaded: bad \(adapterkit-bad: failed\)"):
+    with pytest.raises(
+        UnknownNameError, match=r"'loro'. Did you mean 'lora'\? Not loaded: bad \(adapterkit-bad: failed\)"
+    ):
         load().adapter("loro")
 
 
@@ -284,7 +289,7 @@ class TestInProcess:
 
     def test_a_module_may_be_registered(self, manager: PluginManager) -> None:
         module = ModuleType("my_hooks")
-        module.adapterkit_register_commands = hookimpl(  # pyright: ignore[reportAttributeAccessIssue]
+        module.adapterkit_register_commands = hookimpl(
             lambda: [CommandSpec("serve", "my_hooks:serve")], specname="adapterkit_register_commands"
         )
         assert manager.register(module, distribution="my-hooks", version="3") == "my_hooks"
@@ -316,12 +321,12 @@ class Gate:
 
 class TestAsking:
     def test_provider_refuses_an_unknown_kind(self, manager: PluginManager) -> None:
-        with pytest.raises(UnknownNameError, match="unknown kind 'adaptor'. Did you mean 'adapter'"):
+        with pytest.raises(UnknownNameError, match=r"unknown kind 'adaptor'. Did you mean 'adapter'"):
             manager.provider("adaptor", "lora")
 
     def test_the_tables_cannot_be_written_to(self, manager: PluginManager) -> None:
         with pytest.raises(TypeError):
-            manager.adapters()["x"] = manager.adapter("lora")  # pyright: ignore[reportIndexIssue]
+            manager.adapters()["x"] = manager.adapter("lora")
 
     def test_spec_of_finds_a_config_class_and_imports_nothing(
         self, manager: PluginManager, monkeypatch: pytest.MonkeyPatch
@@ -333,7 +338,7 @@ class TestAsking:
         assert manager.spec_of(Hooks) is None
 
     def test_spec_of_follows_a_re_export(self, manager: PluginManager, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "zoo_package", SimpleNamespace(Gate=Gate))  # pyright: ignore
+        monkeypatch.setitem(sys.modules, "zoo_package", SimpleNamespace(Gate=Gate))
         spec = AdapterSpec("gate", "zoo_package:Gate", kinds=frozenset({"output"}))
         manager.register(Hooks(spec), name="here")
         assert manager.spec_of(Gate) == spec

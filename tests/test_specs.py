@@ -16,8 +16,8 @@ ORIGIN = Origin("zoo", "adapterkit-zoo", "1.2")
 
 @pytest.mark.parametrize("name", ["", "LoRA", "1a", "a-b", "a b", "a.b", "é", "a\n", None, 3])
 def test_names_are_lower_case_words(name: object) -> None:
-    with pytest.raises(ConfigError, match="name .* does not match"):
-        FormatSpec(name, "a:b")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"name .* does not match"):
+        FormatSpec(name, "a:b")
 
 
 def test_tasks_and_commands_may_hold_dashes() -> None:
@@ -29,8 +29,8 @@ def test_tasks_and_commands_may_hold_dashes() -> None:
 
 @pytest.mark.parametrize("target", ["", "a", "a.b", ":b", "a:", "a:b:c", "a b:c", "a..b:c", "../a:b", None])
 def test_targets_are_module_and_attribute(target: object) -> None:
-    with pytest.raises(ConfigError, match="target .* is not of the form"):
-        FormatSpec("x", target)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"target .* is not of the form"):
+        FormatSpec("x", target)
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -42,23 +42,23 @@ def test_every_problem_is_reported_at_once() -> None:
 
 
 def test_kinds_must_be_kinds() -> None:
-    assert AdapterSpec("x", "a:b", kinds=["output", "weight"]).kinds == {"output", "weight"}  # pyright: ignore
+    assert AdapterSpec("x", "a:b", kinds=["output", "weight"]).kinds == {"output", "weight"}
     for kinds in ({"weights"}, set(), "weight"):
-        with pytest.raises(ConfigError, match="kinds .* attention, output, tokens, weight"):
-            AdapterSpec("x", "a:b", kinds=kinds)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ConfigError, match=r"kinds .* attention, output, tokens, weight"):
+            AdapterSpec("x", "a:b", kinds=kinds)
 
 
 @pytest.mark.parametrize("models", [(), "timm:VisionTransformer"])
 def test_models_must_be_a_non_empty_sequence(models: object) -> None:
     with pytest.raises(ConfigError, match="non-empty sequence"):
-        BackendSpec("x", "a:b", models=models)  # pyright: ignore[reportArgumentType]
+        BackendSpec("x", "a:b", models=models)
 
 
 def test_specs_are_frozen_and_compare_without_their_origin() -> None:
     spec = CommandSpec("x", "collections:OrderedDict", origin=ORIGIN)
     assert spec == CommandSpec("x", "collections:OrderedDict")
     with pytest.raises(AttributeError):
-        spec.name = "y"  # pyright: ignore[reportAttributeAccessIssue]
+        spec.name = "y"
 
 
 def test_load_imports_the_target_and_follows_dots() -> None:
@@ -74,7 +74,7 @@ def test_a_missing_attribute_names_the_near_match() -> None:
 
 
 def test_a_missing_module_of_the_plugin_itself_is_its_own_fault() -> None:
-    with pytest.raises(PluginLoadError, match="there is no module 'collections.nowhere'"):
+    with pytest.raises(PluginLoadError, match=r"there is no module 'collections.nowhere'"):
         CommandSpec("x", "collections.nowhere:a", origin=ORIGIN).load()
 
 
@@ -97,6 +97,8 @@ def test_a_missing_dependency_ends_in_the_command_that_installs_it(module: str) 
 
 @pytest.mark.parametrize("module", ["raise RuntimeError('mismatched binary')", "from os import nothing"], indirect=True)
 def test_any_other_failure_is_wrapped_with_its_cause(module: str) -> None:
-    with pytest.raises(PluginLoadError, match=r"command 'x' \(zoo_module:thing\) from adapterkit-zoo 1.2 failed") as caught:
+    with pytest.raises(
+        PluginLoadError, match=r"command 'x' \(zoo_module:thing\) from adapterkit-zoo 1.2 failed"
+    ) as caught:
         CommandSpec("x", module, origin=ORIGIN).load()
     assert isinstance(caught.value.__cause__, (RuntimeError, ImportError))

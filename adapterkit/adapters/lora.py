@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdapterConfig, AdditiveModule, Base
+from adapterkit.adapter import AdapterConfig, AdditiveModule
 from adapterkit.kernels.weights import apply_weight, mix_features
 from adapterkit.points import InjectionPoint, Kind, WeightLayout
 from adapterkit.selectors import Selector
@@ -34,11 +35,6 @@ class LoRAModule(AdditiveModule):
             nn.init.normal_(self.B)
         else:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-
-    def forward(self, x: Tensor, base: Base) -> Tensor:
-        """`base(x) + delta(x)` in the base's dtype, which an embedding's indices do not tell."""
-        y = base(x)
-        return y + self.delta(x).to(y.dtype)
 
     def delta(self, x: Tensor) -> Tensor:
         """See `AdditiveModule`. The factors are cast to x's dtype, never x to theirs: they are small, and x is not."""
@@ -72,6 +68,15 @@ class LoRA(AdapterConfig):
     alpha: float | None = None
     dropout: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        with contextlib.suppress(TypeError, ValueError):  # what makes no mapping is told by problems()
+            object.__setattr__(self, "ranks", dict(self.ranks))
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `AdapterConfig.to_dict`. `ranks` as pairs: its order matters, and a file may sort an object's keys."""
+        return {**super().to_dict(), "ranks": [list(pair) for pair in self.ranks.items()]}
 
     def problems(self) -> list[str]:
         """See `AdapterConfig.problems`."""

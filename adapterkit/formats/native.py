@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 FILE_VERSION = 1
 KEY_LIMIT = 1000
-CONFIG_LIMIT = 1 << 20
+CONFIG_LIMIT = 1 << 16
 _ENTRY = "adapterkit"
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # For buffers, such as a batch norm's count. Whether one stands where a weight should is known to whoever installs it.
@@ -83,10 +83,10 @@ class NativeFormat(Format):
         index = {_key(path, i, name): digest for i, own in header["tensors"].items() for name, digest in own.items()}
         _check_keys(path, contents.tensors, index, [*header["tensors"], *points.ids])
         tensors: dict[str, dict[str, Tensor]] = {point: {} for point in header["tensors"]}
-        for key, tensor in contents.tensors.items():
-            _check_tensor(path, key, tensor, index[key])
+        for key, checksum in index.items():  # the index has an order, the container has none
+            _check_tensor(path, key, contents.tensors[key], checksum)
             point, _, name = key.partition("/")
-            tensors[point][name] = tensor
+            tensors[point][name] = contents.tensors[key]
         kept = ("type", "config", "distribution", "version", "base", "backends", "metadata")
         return Checkpoint(tensors=tensors, **{name: header[name] for name in kept})
 
@@ -122,7 +122,9 @@ def _make_header(checkpoint: Checkpoint) -> dict[str, Any]:
         "distribution": checkpoint.distribution,
         "file_version": FILE_VERSION,
         "metadata": dict(checkpoint.metadata),
-        "tensors": {i: {name: _checksum(t) for name, t in own.items()} for i, own in checkpoint.tensors.items()},
+        "tensors": {
+            i: {n: _checksum(t) for n, t in sorted(own.items())} for i, own in sorted(checkpoint.tensors.items())
+        },
         "type": checkpoint.type,
         "version": checkpoint.version,
     }

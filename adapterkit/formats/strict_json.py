@@ -1,4 +1,4 @@
-"""JSON from strangers: no duplicate keys, no NaN or Infinity, bounded depth and numbers; and one canonical spelling."""
+"""JSON from strangers: no duplicate keys, no NaN or Infinity, bounded depth and numbers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def loads(text: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """The canonical JSON text of a value: equal values give equal bytes, and `loads` reads every one of them.
+    """The compact JSON text of a value, which `loads` reads. Keys keep their order, for a config's may matter.
 
     Raises:
         StrictJSONError: Something in it is no JSON value.
     """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StrictJSONError(f"not a JSON value: {error}") from None
     except RecursionError:

@@ -16,7 +16,7 @@ from adapterkit.training.config import Section
 from adapterkit.training.data import captioned_images, cover, gather, open_image
 from adapterkit.training.denoising import Conditioning, encode, latents_of, target_of, text_parts
 from adapterkit.training.grid import write_grid
-from adapterkit.training.loading import dtype_of, load_pipeline
+from adapterkit.training.loading import checkpoint_transformers, dtype_of, load_pipeline
 from adapterkit.training.order import Draw
 from adapterkit.training.task import Setting, Task, sample_name
 
@@ -116,7 +116,7 @@ class DiffusionTask(Task):
         """On the UNet and, for adapters that act there, the text encoders."""
         self.pipe.unet.enable_gradient_checkpointing()
         for name in text_parts(self.pipe):
-            getattr(self.pipe, name).gradient_checkpointing_enable()
+            checkpoint_transformers(getattr(self.pipe, name))
 
     def prompts(self) -> Sequence[str]:
         """Those of the options, or the first four different captions."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError
 from adapterkit.training.config import Section
 from adapterkit.training.data import DataError, cover, gather, image_files, open_image
-from adapterkit.training.loading import load_image_classifier
+from adapterkit.training.loading import checkpoint_transformers, load_image_classifier
 from adapterkit.training.order import Draw, derive_seed, permutation
 from adapterkit.training.task import Setting, Task
 
@@ -105,7 +105,7 @@ class ImageClassificationTask(Task):
         """As timm or transformers do it."""
         model: Any = self.model
         if is_transformers(model):
-            model.gradient_checkpointing_enable()
+            checkpoint_transformers(model)
         else:
             model.set_grad_checkpointing(True)
 

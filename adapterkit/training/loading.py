@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_pipeline(name: str, dtype: str) -> Any:
         ModelNotFoundError: There is no pipeline at that place.
         UnsupportedModelError: It is one of another kind.
     """
-    with reading(name, "diffusion"):
+    with reading(name, "diffusion", "diffusers", "transformers"):
         from diffusers import DiffusionPipeline
 
         index = DiffusionPipeline.load_config(name)
@@ -54,7 +55,7 @@ def load_pipeline(name: str, dtype: str) -> Any:
 
 def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer."""
-    with reading(name, "llm"):
+    with reading(name, "llm", "transformers"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype_of(dtype)), AutoTokenizer.from_pretrained(name)
@@ -71,11 +72,17 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
     """
     if name.startswith(TIMM) or is_timm_folder(name):
         return _load_timm(name, classes, arguments).to(dtype_of(dtype))
-    with reading(name, "vision"):
+    with reading(name, "vision", "transformers"):
         from transformers import AutoModelForImageClassification
 
         fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
         return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **fresh)
+
+
+def checkpoint_transformers(model: Any) -> None:
+    """Makes a model of transformers recompute its activations, under the name that its version has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 def is_timm_folder(name: str) -> bool:
@@ -99,11 +106,17 @@ def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.
 
 
 @contextlib.contextmanager
-def reading(name: str, extra: str) -> Iterator[None]:
-    """Turns what the libraries raise about a model that cannot be had into errors that say what to do."""
+def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
+    """Turns what the libraries raise about a model that cannot be had into errors that say what to do.
+
+    Args:
+        name: The model.
+        extra: What installs the libraries.
+        *libraries: Those of diffusers and transformers whose progress bars are for terminals only.
+    """
     ensure_torchvision_ops()
     try:
-        with _bars_on_terminals_only():
+        with _bars_on_terminals_only(libraries):
             yield
     except AdapterKitError:
         raise
@@ -118,12 +131,10 @@ def reading(name: str, extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keeps the libraries' progress bars out of log files; what the user has set for them is put back."""
-    shown: list[Any] = []
-    if not sys.stderr.isatty():
-        modules = (sys.modules.get(f"{library}.utils.logging") for library in ("diffusers", "transformers"))
-        shown = [module for module in modules if module is not None and module.is_progress_bar_enabled()]
+def _bars_on_terminals_only(libraries: Sequence[str]) -> Iterator[None]:
+    """Keeps progress bars out of log files; what the user has set for them is put back."""
+    modules: list[Any] = [importlib.import_module(f"{library}.utils.logging") for library in libraries]
+    shown = [] if sys.stderr.isatty() else [module for module in modules if module.is_progress_bar_enabled()]
     for module in shown:
         module.disable_progress_bar()
     try:

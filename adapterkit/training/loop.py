@@ -87,9 +87,12 @@ def train(run: Run, *, resume: bool = False, overwrite: bool = False, silent: bo
 
 def _accelerator(run: Run) -> Accelerator:
     try:
-        return Accelerator(mixed_precision=run.config.mixed_precision)
+        accelerator = Accelerator(mixed_precision=run.config.mixed_precision)
     except ValueError as error:
         raise ConfigError([f"mixed_precision: {error}"], "run") from error
+    if run.config.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ConfigError([f"mixed_precision: fp16 needs a GPU, and this is a {accelerator.device}; try bf16"], "run")
+    return accelerator
 
 
 class Trainer:

@@ -64,7 +64,7 @@ def _is_hub_pipeline(name: str) -> bool:
 
 
 def _pipeline(name: str) -> Skeleton:
-    with reading(name, "diffusion"):
+    with reading(name, "diffusion", "diffusers", "transformers"):
         from diffusers import DiffusionPipeline
 
         index = DiffusionPipeline.load_config(name)
@@ -87,7 +87,7 @@ def _component(name: str, part: str, library: str | None, class_name: str | None
 
 
 def _single(name: str) -> nn.Module:
-    with reading(name, "llm"):
+    with reading(name, "llm", "transformers"):
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError
 from adapterkit.training.config import Section
 from adapterkit.training.data import DataError
-from adapterkit.training.loading import load_causal_lm
+from adapterkit.training.loading import checkpoint_transformers, load_causal_lm
 from adapterkit.training.order import Draw
 from adapterkit.training.task import Setting, Task
 
@@ -94,8 +94,7 @@ class CausalLMTask(Task):
 
     def checkpoint_activations(self) -> None:
         """As transformers does it."""
-        model: Any = self.model
-        model.gradient_checkpointing_enable()
+        checkpoint_transformers(self.model)
 
     def evaluate(self) -> Mapping[str, float]:
         """Perplexity of the blocks that were held out."""

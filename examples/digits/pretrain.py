@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from transformers import CLIPTokenizer
 from examples.digits import data, models
 
 Loss = Callable[[torch.Generator], Tensor]
+POOL = 12_288
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,30 @@ class Plan:
 
     Attributes:
         steps: Optimiser steps in all.
-        rate: Highest learning rate; it rises for `warmup` steps and falls to zero along a cosine.
-        warmup: Steps of the rise.
+        batch: Pictures a step.
+        rate: Highest learning rate; it falls along a cosine that would end at `horizon`.
+        horizon: Length of the cosine in steps; apart from `steps`, so that a run can be ended sooner or later.
+        warmup: Steps of the rise at the beginning.
+        cooldown: Steps at the end in which the rate falls to zero along a line.
         decay: Decay of the moving average of the weights.
         save_every: Steps between checkpoints.
         log_every: Steps between printed lines.
     """
 
     steps: int
+    batch: int
     rate: float
+    horizon: int
     warmup: int = 100
+    cooldown: int = 250
     decay: float = 0.998
     save_every: int = 250
     log_every: int = 50
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
-        rise = min(1.0, (step + 1) / self.warmup)
-        return self.rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        ends = min(1.0, (step + 1) / self.warmup, (self.steps - step) / self.cooldown)
+        return self.rate * ends * 0.5 * (1 + math.cos(math.pi * step / self.horizon))
 
 
 class Stage:
@@ -104,7 +111,7 @@ class Stage:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
         temporary = self.file.with_suffix(".tmp")
         torch.save(parts | {"step": self.step}, temporary)
-        os.replace(temporary, self.file)
+        temporary.replace(self.file)
 
     def _restore(self) -> None:
         saved = torch.load(self.file, weights_only=True)
@@ -150,30 +157,50 @@ def centre(vae: AutoencoderKL, digits: data.Digits, seed: int) -> None:
     models.standardise_latents(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
 
 
-def unet_loss(
-    parts: nn.ModuleDict,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    scheduler: DDIMScheduler,
-    digits: data.Digits,
-    batch: int,
-) -> Loss:
+@dataclass(frozen=True)
+class Pool:
+    """Encoded pictures: `mean` and `std` of their latents [n, 4, 8, 8], and token ids [n, length] of their captions."""
+
+    mean: Tensor
+    std: Tensor
+    tokens: Tensor
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents [count, 4, 8, 8] drawn from the encoder's posterior, and their token ids."""
+        index = torch.randint(len(self.mean), (count,), generator=generator)
+        noise = torch.randn(count, *self.mean.shape[1:], generator=generator)
+        return self.mean[index] + self.std[index] * noise, self.tokens[index]
+
+
+@torch.no_grad()
+def encode_pool(vae: AutoencoderKL, tokenizer: CLIPTokenizer, digits: data.Digits, seed: int) -> Pool:
+    """Draws and encodes `POOL` plain pictures once, since encoding each batch anew would cost a fifth of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, std, tokens = [], [], []
+    for _ in range(POOL // 64):
+        pictures, captions = data.plain_batch(digits, 64, generator)
+        latents = vae.encode(signed(pictures)).latent_dist
+        mean.append(latents.mean)
+        std.append(latents.std)
+        tokens.append(models.tokenize(tokenizer, captions))
+    return Pool(torch.cat(mean), torch.cat(std), torch.cat(tokens))
+
+
+def unet_loss(parts: nn.ModuleDict, scheduler: DDIMScheduler, pool: Pool, batch: int) -> Loss:
     """Mean squared error of the predicted noise (Ho et al. 2020, equation 14) in the plain looks."""
 
     def loss(generator: torch.Generator) -> Tensor:
-        pictures, captions = data.plain_batch(digits, batch, generator)
-        with torch.no_grad():
-            latents = vae.encode(signed(pictures)).latent_dist.sample(generator)
+        latents, tokens = pool.sample(batch, generator)
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(scheduler.config["num_train_timesteps"], (batch,), generator=generator)
-        text = parts["text_encoder"](models.tokenize(tokenizer, captions)).last_hidden_state
+        text = parts["text_encoder"](tokens).last_hidden_state
         noisy = scheduler.add_noise(latents, noise, times)
         return F.mse_loss(parts["unet"](noisy, times, text).sample, noise)
 
     return loss
 
 
-def pretrain(work_dir: Path, out: Path, seed: int, vae_plan: Plan, unet_plan: Plan, batch: int) -> None:
+def pretrain(work_dir: Path, out: Path, seed: int, vae_plan: Plan, unet_plan: Plan) -> None:
     """Runs both stages and saves the pipeline in half precision.
 
     Args:
@@ -182,26 +209,30 @@ def pretrain(work_dir: Path, out: Path, seed: int, vae_plan: Plan, unet_plan: Pl
         seed: Seed of initial weights and of every step.
         vae_plan: Plan of the autoencoder.
         unet_plan: Plan of text encoder and UNet.
-        batch: Pictures a step.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     digits = data.base_digits()
     tokenizer, scheduler = models.build_tokenizer(data.caption_words()), models.build_scheduler()
     autoencoder = Stage("vae", models.build_vae(), vae_plan, work_dir, seed)
-    autoencoder.run(vae_loss(autoencoder.model, digits, batch))
+    autoencoder.run(vae_loss(autoencoder.model, digits, vae_plan.batch))
     vae = autoencoder.average
     centre(vae, digits, seed)
 
     parts = nn.ModuleDict({"text_encoder": models.build_text_encoder(tokenizer), "unet": models.build_unet()})
     denoiser = Stage("unet", parts, unet_plan, work_dir, seed)
-    denoiser.run(unet_loss(denoiser.model, vae, tokenizer, scheduler, digits, batch))
-    trained = {"vae": vae, **denoiser.average}
-    for part in trained.values():
-        part.to(memory_format=torch.contiguous_format, dtype=torch.float16)
-    pipeline = models.build_pipeline({"tokenizer": tokenizer, "scheduler": scheduler, **trained})
-    pipeline.save_pretrained(out, safe_serialization=True)
+    pool = encode_pool(vae, tokenizer, digits, seed)
+    denoiser.run(unet_loss(denoiser.model, scheduler, pool, unet_plan.batch))
+    save(out, {"tokenizer": tokenizer, "scheduler": scheduler, "vae": vae, **denoiser.average})
     print(f"saved {out}", flush=True)
+
+
+def save(out: Path, parts: dict[str, Any]) -> None:
+    """Writes the pipeline in half precision, with the tokenizer's files for older versions of transformers too."""
+    for name in ("vae", "text_encoder", "unet"):
+        parts[name].to(memory_format=torch.contiguous_format, dtype=torch.float16)
+    models.build_pipeline(parts).save_pretrained(out, safe_serialization=True)
+    parts["tokenizer"].backend_tokenizer.model.save(str(out / "tokenizer"))
 
 
 def main() -> None:
@@ -210,12 +241,12 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "digits-pretraining")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--unet-steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--vae-steps", type=int, default=1000)
+    parser.add_argument("--unet-steps", type=int, default=3000)
     args = parser.parse_args()
-    vae_plan, unet_plan = Plan(args.vae_steps, rate=2e-3), Plan(args.unet_steps, rate=1e-3)
-    pretrain(args.work_dir, args.out, args.seed, vae_plan, unet_plan, args.batch)
+    vae_plan = Plan(args.vae_steps, batch=64, rate=2e-3, horizon=2500)
+    unet_plan = Plan(args.unet_steps, batch=32, rate=1e-3, horizon=8000, cooldown=500)
+    pretrain(args.work_dir, args.out, args.seed, vae_plan, unet_plan)
 
 
 if __name__ == "__main__":

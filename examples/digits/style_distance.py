@@ -81,5 +81,5 @@ def read_folder(folder: str | Path) -> list[Image.Image]:
     """
     files = sorted(Path(folder).glob("*.png"))
     if not files:
-        raise FileNotFoundError(f"no PNG files in {folder}: make the style set with python -m examples.digits.make_style")
+        raise FileNotFoundError(f"no PNG files in {folder}: python -m examples.digits.make_style makes the set")
     return [Image.open(file).convert("RGB") for file in files]

@@ -107,7 +107,7 @@ def bottleneck(module: Any, h: Tensor) -> Tensor:
 def test_a_block_with_bottlenecks_is_their_equation(layout: str, form: str) -> None:
     model, adapters = adapted(layout, ak.Bottleneck(width=5, targets="attn mlp", form=form))
     reference, modules = build(layout), adapters.modules("a")
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def keep(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], result: Any) -> None:
         seen["x"] = args[0] if args else kwargs["hidden_states"]
@@ -117,7 +117,8 @@ def test_a_block_with_bottlenecks_is_their_equation(layout: str, form: str) -> N
     block.register_forward_hook(keep, with_kwargs=True)
     output(model, tokens())
     plain = blocks_of(reference)[1]
-    x, rest = seen["x"], {k: v for k, v in seen["kwargs"].items() if k not in ("hidden_states", "past_key_values")}  # type: ignore[attr-defined]
+    rest = {k: v for k, v in seen["kwargs"].items() if k not in ("hidden_states", "past_key_values")}
+    x = seen["x"]
     for name, sublayer, norm in sublayers(layout, plain, rest):
         identity = nn.Identity()
         norm_in, norm_out = (identity, norm) if layout == "Bert" else (norm, identity)

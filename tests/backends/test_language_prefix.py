@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import adapterkit as ak
@@ -136,3 +137,40 @@ def test_cross_attention_takes_a_prefix_of_its_own(layout: str, head: str, chang
     torch.testing.assert_close(batch[:1], alone, **EXACT)
     adapters.detach()
     assert torch.equal(output(model, tokens(), **inputs), before)
+
+
+@pytest.mark.parametrize("layout", CAUSAL)
+def test_a_prompt_in_two_parts_and_packed_sequences_keep_their_masks(layout: str) -> None:
+    model, _ = adapted(layout, PREFIX)
+    ids = tokens()
+    whole = output(model, ids)
+    cache = DynamicCache(config=model.config)
+    parts = [output(model, ids[:, :4], past_key_values=cache), output(model, ids[:, 4:], past_key_values=cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, **EXACT)
+    packed = output(model, ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 2), use_cache=False)
+    torch.testing.assert_close(packed[:, :3], whole[:, :3], **EXACT)
+    torch.testing.assert_close(packed[:, 3:], output(model, ids[:, 3:]), **EXACT)
+
+
+def test_weighted_prefixes_generate_with_beams_and_cache_as_without() -> None:
+    model, adapters = adapted("Llama", PREFIX)
+    adapters.add("b", ak.Prefix(length=2, init_std=1.0))
+    shake(adapters, "b")
+    adapters.activate({"a": 0.5, "b": 1.5})
+    inputs = padded("left")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    cached, uncached = (generated(model, ids, mask, num_beams=3, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached[0], uncached[0])
+
+
+def test_prefix_lora_and_bottleneck_come_off_in_any_order() -> None:
+    model, adapters = adapted("GPT2", PREFIX)
+    base = output(build("GPT2"), tokens())
+    for name, config in (("lora", ak.LoRA(targets="attn.*")), ("net", ak.Bottleneck(targets="attn mlp"))):
+        adapters.add(name, config)
+        shake(adapters, name)
+    adapters.activate(["a", "lora", "net"])
+    assert (output(model, tokens()) - base).abs().max() > 1e-2
+    for name in ("lora", "a", "net"):
+        adapters.remove(name)
+    assert torch.equal(output(model, tokens()), base)

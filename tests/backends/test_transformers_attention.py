@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import adapterkit as ak
@@ -96,7 +97,7 @@ def test_a_saved_config_is_the_bases(tmp_path: Path) -> None:
 
 def test_the_implementation_may_change_while_a_prefix_acts() -> None:
     model, adapters = adapted("Llama", PREFIX)
-    inputs = padded("left")
+    inputs = padded("right")
     real = inputs["attention_mask"].bool()
     by_sdpa = output(model, **inputs)[real]
     model.set_attn_implementation("eager")
@@ -138,7 +139,7 @@ def test_a_given_mask_is_never_called_causal() -> None:
 
 @pytest.mark.parametrize("options", [{"cache": object()}, {"position_bias": torch.zeros(1, 4, 5, 7)}])
 def test_calls_with_no_place_for_more_keys_are_refused_only_while_something_acts(options: dict[str, Any]) -> None:
-    with pytest.raises(IncompatibleTargetError, match="a paged cache|a bias on positions"):
+    with pytest.raises(IncompatibleTargetError, match=r"a (paged cache|bias on positions)"):
         attend(installed()[0], 5, 7, **options)
     attend(installed(extends=False)[0], 5, 7, **options)
 
@@ -169,15 +170,24 @@ def test_the_attention_weights_of_eager_count_the_prefix() -> None:
     assert weights[:, :, :, 3:].triu(1).abs().max() == 0
 
 
-def test_gpt2_still_takes_its_upcast_path() -> None:
-    options: dict[str, Any] = {"attention": "eager", "reorder_and_upcast_attn": True, "dtype": torch.float16}
-    base = output(build("GPT2", **options), tokens())
-    assert not torch.equal(base, output(build("GPT2", attention="eager", dtype=torch.float16), tokens()))
-    model, adapters = adapted("GPT2", PREFIX, **options)
+def test_gpt2_still_takes_its_upcast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    path = GPT2Attention._upcast_and_reordered_attn
+
+    def counted(self: GPT2Attention, query: Tensor, key: Tensor, *rest: Any) -> Any:
+        taken.append(key.shape[2])
+        return path(self, query, key, *rest)
+
+    monkeypatch.setattr(GPT2Attention, "_upcast_and_reordered_attn", counted)
+    upcast: dict[str, Any] = {"attention": "eager", "reorder_and_upcast_attn": True, "dtype": torch.float32}
+    base = output(build("GPT2", **upcast), tokens())
+    model, adapters = adapted("GPT2", PREFIX, **upcast)
     with adapters.disabled():
         assert torch.equal(output(model, tokens()), base)
-    exact = adapted("GPT2", PREFIX)[0]
-    torch.testing.assert_close(output(model, tokens()).double(), output(exact, tokens()), rtol=0.05, atol=0.05)
+    extended = output(model, tokens())
+    assert taken == [7, 7, 7, 7, 10, 10]
+    expected = output(adapted("GPT2", PREFIX, dtype=torch.float32)[0], tokens())
+    torch.testing.assert_close(extended, expected, rtol=1e-4, atol=1e-4)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

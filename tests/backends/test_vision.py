@@ -218,7 +218,7 @@ def test_gate_and_value_are_told_apart(layer: Any, first: str) -> None:
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*")
+BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0)
 
 

@@ -126,7 +126,7 @@ def test_convolutions_that_peft_gets_wrong(layer: nn.Conv2d) -> None:
 @pytest.mark.parametrize("role", ["attn.k", "mlp.down"])
 @pytest.mark.parametrize("name", ["linear", "linear-transposed", "conv2d-stride-padding", "conv3d"])
 def test_ia3(name: str, role: str) -> None:
-    """PEFT calls the points whose input is scaled feed-forward. Its merge leaves the bias alone, which ours does not."""
+    """PEFT says feed-forward where the input is scaled."""
     ia3 = pytest.importorskip("adapterkit_ia3.ia3")
     torch.manual_seed(0)
     layer, x = LAYERS[name][0](), LAYERS[name][1]()

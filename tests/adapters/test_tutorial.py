@@ -1,0 +1,64 @@
+"""plugins/README.md, followed to the letter: its files are written, installed beside the others, and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```\w+\n# (\S+)\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    blocks = dict(BLOCK.findall((ROOT / "plugins/README.md").read_text()))
+    assert list(blocks) == ["pyproject.toml", "adapterkit_gate/__init__.py", "adapterkit_gate/gate.py", "try_gate.py"]
+    for name, text in blocks.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def environment(package: Path) -> dict[str, str]:
+    """What `pip install -e` would leave behind, made by hand: the build backend may be absent where tests run."""
+    project = pytest.importorskip("tomllib").loads((package / "pyproject.toml").read_text())["project"]
+    info = package / "adapterkit_gate-0.1.0.dist-info"
+    info.mkdir()
+    entries = [f"{name} = {value}" for name, value in project["entry-points"]["adapterkit"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[adapterkit]", *entries]))
+    requires = "".join(f"Requires-Dist: {line}\n" for line in project["dependencies"])
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n{requires}"
+    )
+    paths = os.pathsep.join([str(package), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": paths, "ADAPTERKIT_STRICT_PLUGINS": "1"}
+
+
+def test_the_type_is_listed_without_torch(package: Path, environment: dict[str, str]) -> None:
+    code = "import sys, adapterkit as ak; print(ak.get_plugin_manager().adapter('gate'), 'torch' in sys.modules)"
+    done = _python(["-c", code], package, environment)
+    assert "'gate'" in done
+    assert "from adapterkit-gate 0.1.0" in done
+    assert done.split()[-1] == "False"
+
+
+def test_the_example_runs(package: Path, environment: dict[str, str]) -> None:
+    pytest.importorskip("transformers")
+    done = _python(["try_gate.py"], package, environment)
+    losses = [float(line.split()[1]) for line in done.splitlines() if re.fullmatch(r"\d+ [\d.]+", line)]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+    assert (package / "mine.safetensors").is_file()
+
+
+def _python(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

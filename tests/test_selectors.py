@@ -1,0 +1,117 @@
+"""The selector language."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapterkit.errors import SelectorError, TargetNotFoundError
+from adapterkit.points import AttentionLayout, InjectionPoint, OutputLayout, Points, WeightLayout
+from adapterkit.selectors import Selector
+
+
+def point(role: str, layer: int = 0, form: str = "linear", **tags: str | int) -> InjectionPoint:
+    return InjectionPoint(
+        role,
+        f"blocks.{layer}.{role}",
+        "weight",
+        str(layer),
+        4,
+        6,
+        WeightLayout(form),  # type: ignore[arg-type]
+        tags={"component": "unet", "layer": layer, "stage": "up" if layer > 1 else "down", **tags},
+    )
+
+
+POINTS = [
+    point(role, layer, "conv" if role.startswith("res.") else "linear")
+    for layer in range(3)
+    for role in ("attn.q", "attn.v", "cross.k", "mlp.up", "res.conv1")
+] + [point("head"), point("embed.tokens", form="embedding"), point("head.transform")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("attn.q", {"attn.q"}),
+        ("attn.*", {"attn.q", "attn.v"}),
+        ("attn.{q,v} mlp.up", {"attn.q", "attn.v", "mlp.up"}),
+        ("{attn,cross}.{q,k}", None),
+        ("attention", {"attn.q", "attn.v", "cross.k"}),
+        ("linear", {"attn.q", "attn.v", "cross.k", "mlp.up"}),
+        ("all", {"attn.q", "attn.v", "cross.k", "mlp.up", "res.conv1"}),
+        ("*", {p.role for p in POINTS}),
+        ("@stage=up", {"attn.q", "attn.v", "cross.k", "mlp.up", "res.conv1"}),
+        ("path:blocks.1.attn.?", {"attn.q", "attn.v"}),
+        ("path:unet.blocks.*.res.*", {"res.conv1"}),
+    ],
+)
+def test_roles(text: str, expected: set[str] | None) -> None:
+    if expected is None:
+        with pytest.raises(TargetNotFoundError, match=r"attn\.k"):
+            Selector(text).select(POINTS)
+        return
+    assert {p.role for p in Selector(text).select(POINTS)} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("attn.q@layer>=1", {1, 2}),
+        ("attn.q@layer<2,layer!=0", {1}),
+        ("attn.q@stage=up", {2}),
+        ("attn.q@stage=d*", {0, 1}),
+        ("attn.q@stage!=up", {0, 1}),
+        ("attn.q@layer=0 attn.q@layer=2", {0, 2}),
+        ("linear@stage=up,component=unet", {2}),
+    ],
+)
+def test_filters(text: str, layers: set[int]) -> None:
+    assert {p.tags["layer"] for p in Selector(text).select(POINTS)} == layers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "   ", "attn.q@", "attn.q@layer", "attn.q@layer~2", "a{b", "a}b", "a{b{c}}", "x" * 3000, "{a,b}" * 12, 3, None],
+)
+def test_what_cannot_be_parsed(text: str) -> None:
+    with pytest.raises(SelectorError):
+        Selector(text)
+
+
+def test_a_numbered_tag_wants_a_number() -> None:
+    with pytest.raises(SelectorError, match="number"):
+        Selector("attn.q@layer=first").select(POINTS)
+
+
+def test_a_typo_names_what_is_near() -> None:
+    with pytest.raises(TargetNotFoundError, match=r"'attn\.qq' is unknown here\. Closest: attn\.q"):
+        Selector("attn.v attn.qq").select(POINTS)
+    with pytest.raises(TargetNotFoundError, match="stage is one of down, up"):
+        Selector("attn.q@stage=middle").select(POINTS)
+
+
+def test_presets_leave_head_and_embeddings_alone() -> None:
+    for preset in ("attention", "linear", "all"):
+        roles = {p.role for p in Selector(preset).select(POINTS)}
+        assert not roles & {"head", "head.transform", "embed.tokens"}
+
+
+def test_no_pattern_runs_for_long() -> None:
+    with pytest.raises(TargetNotFoundError):
+        Selector("a*" * 400 + "b").select(POINTS)
+
+
+def test_points_print_as_a_table() -> None:
+    table = str(Points(POINTS[:2], {POINTS[0].id: 80}))
+    assert table.splitlines()[1].split() == ["attn.q", "weight", "unet.blocks.0.attn.q", "6x4", "80"]
+    assert table.endswith("2 points, 80 parameters")
+    assert Points(POINTS)[:2].ids == ["attn.q@unet.0", "attn.v@unet.0"]
+
+
+def test_shapes_by_layout() -> None:
+    grouped = InjectionPoint("c", "c", "weight", "", 8, 6, WeightLayout("conv", kernel=(3, 3), groups=2))
+    assert grouped.shape == (6, 4, 3, 3)
+    assert grouped.id == "c@model"
+    kv = InjectionPoint("attn.kv", "a", "attention", "0", 8, 8, AttentionLayout(2, 4))
+    assert kv.shape == (8, 8)
+    assert InjectionPoint("attn", "a", "output", "0", 8, 8, OutputLayout("n")).id == "attn@model.0"

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adapterkit.errors import ConfigError
+from adapterkit.training import yaml_values
+from adapterkit.training.run import load_run
+from tests.training import toy_task
+
+BASE = """
+task: toy-task
+model: toy
+data: toy
+output: out
+adapter: {type: lora, rank: 4}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    toy_task.register()
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, overrides)
+    assert str(path) in str(caught.value)
+    return caught.value.problems
+
+
+def test_precedence_is_default_file_override(tmp_path: Path):
+    path = written(tmp_path, BASE + "steps: 20\nbatch_size: 3\n")
+    run = load_run(path, ["batch_size=5", "adapter.rank=16", "options.scale=2.5"])
+    assert (run.config.steps, run.config.batch_size, run.config.log_every) == (20, 5, 10)
+    assert run.adapter.to_dict()["rank"] == 16
+    assert run.options.scale == 2.5  # type: ignore[attr-defined]
+
+
+def test_every_problem_is_reported_at_once_with_its_path_and_near_matches(tmp_path: Path):
+    path = written(
+        tmp_path,
+        """
+task: toy-tsk
+model: 3
+output: out
+stepps: 3
+learning_rate: -1
+scheduler: cosin
+batch_size: true
+adapter: {type: lora, rnk: 4, rank: 0, targets: "attn.{q"}
+""",
+    )
+    found = problems(path, "options", "a..b=1", "steps.x=1", "optionz.scale=2")
+    text = "\n".join(found)
+    for expected in (
+        "unknown task 'toy-tsk'. Did you mean 'toy-task'",
+        "model: input should be a valid string, not 3",
+        "data: this key is required",
+        "unknown key 'stepps'. Did you mean 'steps'",
+        "learning_rate: input should be greater than 0, not -1",
+        "scheduler: input should be 'constant', 'cosine' or 'linear', not 'cosin'",
+        "batch_size: input should be a valid integer, not True",
+        "unknown key 'adapter.rnk'. Did you mean 'rank'",
+        "adapter.rank must",
+        "the override 'options' is not of the form key=value",
+        "the override 'a..b=1' is not of the form",
+        "unknown key 'optionz'. Did you mean 'options'",
+    ):
+        assert expected in text, text
+
+
+def test_a_tasks_own_keys_are_checked_with_their_path(tmp_path: Path):
+    path = written(tmp_path, BASE + "options: {scale: 0, poisn: 1}\n")
+    assert problems(path) == [
+        "options.scale: input should be greater than 0, not 0",
+        "unknown key 'options.poisn'. Did you mean 'poison'?",
+    ]
+
+
+def test_unknown_adapter_type_and_missing_type(tmp_path: Path):
+    assert "unknown adapter 'lorra'. Did you mean 'lora'?" in problems(written(tmp_path, BASE), "adapter.type=lorra")[0]
+    assert "adapter.type: name an adapter type" in problems(written(tmp_path, BASE), "adapter={rank: 2}")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "expected ',' or ']'"),
+        ("steps: 1\nsteps: 2\n", "the key 'steps' stands twice"),
+        ("1: 2", "the key 1 is not text"),
+        ("- a\n- b\n", "must hold keys and values"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("\x00", "special characters are not allowed"),
+    ],
+)
+def test_files_that_are_no_run(tmp_path: Path, text: str, expected: str):
+    assert expected in " ".join(problems(written(tmp_path, text)))
+
+
+def test_a_file_that_is_absent_or_binary(tmp_path: Path):
+    assert "cannot read" in problems(tmp_path / "none.yaml")[0]
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    assert problems(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"), ("off", "off"), ("true", True), ("False", False), ("1e-4", 1e-4), ("5E3", 5000.0),
+        ("1", 1), ("1.5", 1.5), ("", None), ("~", None), ("[1, a]", [1, "a"]), ("1_000", 1000), (".inf", math.inf),
+        ("e-4", "e-4"), ("'1'", "1"), ("1e", "1e"), ("-2.5e+3", -2500.0), ("2026-01-01x", "2026-01-01x"),
+    ],
+)  # fmt: skip
+def test_values_mean_what_they_say(text: str, value: Any):
+    assert yaml_values.parse(text) == value
+    assert type(yaml_values.parse(text)) is type(value)
+
+
+def test_pyyamls_own_loader_is_left_alone():
+    assert yaml.safe_load("no") is False
+    assert yaml.safe_load("1e-4") == "1e-4"
+
+
+def test_the_resolved_run_is_a_run_with_the_same_meaning(tmp_path: Path):
+    run = load_run(written(tmp_path, BASE), ["adapter.ranks={mlp.*: 2}", "options.scale=3.0", "mixed_precision=no"])
+    again = load_run(written(tmp_path, yaml_values.dump(run.resolved())))
+    assert again.resolved() == run.resolved()
+    assert again.adapter == run.adapter
+    assert again.config.versions["torch"].startswith("2.")

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import adapterkit as ak
+from adapterkit.errors import ConfigError, UnsupportedModelError
+from adapterkit.training.data import DataError
+from adapterkit.training.diffusion import DiffusionTask, Images
+from adapterkit.training.loading import ModelNotFoundError
+from adapterkit.training.loop import train
+from adapterkit.training.order import Draw
+from adapterkit.training.run import Run, load_run
+from adapterkit.training.task import Setting
+from tests.backends.vision_models import pipeline
+
+CAPTIONS = ("one red circle", "two blue square", "one blue circle")
+UNET = "attention@component=unet"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "words").mkdir()
+    torch.manual_seed(0)
+    pipeline(folder / "words").save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for number, caption in enumerate(CAPTIONS):
+        picture = Image.effect_noise((20 + number, 16), 90).convert("RGB")
+        picture.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
+def make_run(base: Path, data: Path, output: Path, *overrides: str, targets: str = UNET, **options: Any) -> Run:
+    values: dict[str, Any] = {
+        "task": "diffusion",
+        "model": str(base),
+        "data": str(data),
+        "output": str(output),
+        "adapter": {"type": "lora", "rank": 2, "targets": targets, "dropout": 0.1},
+        "options": {"sample_steps": 2, "prompts": ["one red"], **options},
+        "steps": 4,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 2,
+    }
+    return load_run(None, overrides, **{key: value for key, value in values.items() if not _given(key, overrides)})
+
+
+def _given(key: str, overrides: tuple[str, ...]) -> bool:
+    return any(override.startswith(f"{key}=") for override in overrides)
+
+
+def prepared(run: Run) -> tuple[DiffusionTask, Images]:
+    task: Any = run.make_task()
+    model = task.load_model()
+    return task, task.prepare(Setting(model, torch.device("cpu"), ak.points(model, adapter=run.adapter)))
+
+
+def test_a_run_makes_samples_before_and_after_and_a_grid(base: Path, data: Path, tmp_path: Path):
+    result = train(make_run(base, data, tmp_path / "run", "sample_every=2"), silent=True)
+    names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
+    assert names == ["grid.png", *(f"step_{step:06d}_p0_s42.png" for step in (0, 2, 4))]
+    assert result.figures["grid"] == str(tmp_path / "run/samples/grid.png")
+
+
+def test_step_0_is_the_base_and_the_last_sample_is_what_a_fresh_pipeline_makes(base: Path, data: Path, tmp_path: Path):
+    run = make_run(base, data, tmp_path / "run", resolution=16, guidance_scale=3.0)
+    train(run, silent=True)
+    fresh: Any = StableDiffusionPipeline.from_pretrained(base)
+    adapters = ak.Adapters(fresh)
+    adapters.load(tmp_path / "run/adapter.safetensors", "style")
+
+    def drawn() -> bytes:
+        generator = torch.Generator().manual_seed(42)
+        options = {"height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
+        return fresh("one red", generator=generator, **options).images[0].tobytes()
+
+    def sampled(step: int) -> bytes:
+        with Image.open(tmp_path / f"run/samples/step_{step:06d}_p0_s42.png") as image:
+            return image.tobytes()
+
+    assert sampled(0) == drawn()
+    adapters.activate("style")
+    assert sampled(4) == drawn() != sampled(0)
+
+
+@pytest.mark.parametrize("targets", [UNET, "attention"])
+def test_resume_is_bitwise_with_and_without_a_text_encoder_that_trains(
+    base: Path, data: Path, tmp_path: Path, targets: str
+):
+    train(make_run(base, data, tmp_path / "whole", targets=targets), silent=True)
+    train(make_run(base, data, tmp_path / "parts", "steps=2", targets=targets), silent=True)
+    train(make_run(base, data, tmp_path / "parts", targets=targets), resume=True, silent=True)
+    one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    text = [key for key in one if "@text_encoder." in key and key.endswith("/B")]
+    assert bool(text) == (targets == "attention")
+    assert all(one[key].abs().max() > 0 for key in text)
+
+
+def test_cached_embeddings_are_what_the_pipeline_encodes(base: Path, data: Path, tmp_path: Path):
+    cached, _ = prepared(make_run(base, data, tmp_path))
+    live, _ = prepared(make_run(base, data, tmp_path, targets="attention"))
+    assert cached.cache is not None
+    assert live.cache is None
+    for numbers in ([0, 2], [-1, 1]):
+        texts = ["" if n < 0 else CAPTIONS[n] for n in numbers]
+        ids = cached.pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
+        expected = cached.pipe.text_encoder(ids)[0]
+        assert torch.allclose(cached._conditioning(numbers).states, expected, atol=1e-6)
+        assert torch.allclose(live._conditioning(numbers).states, expected, atol=1e-6)
+
+
+def test_latents_are_the_vaes_scaled_and_mirrored_ones_too(base: Path, data: Path, tmp_path: Path):
+    task, images = prepared(make_run(base, data, tmp_path, flip=True))
+    assert images.means.shape == (3, 2, 4, 8, 8)
+    with Image.open(data / "1.png") as file:
+        left = (21 - 16) / 2
+        cut = file.resize((16, 16), Image.Resampling.LANCZOS, box=(left, 0, left + 16, 16))
+        pixels = torch.tensor(list(cut.tobytes())).view(16, 16, 3).permute(2, 0, 1)[None] / 127.5 - 1
+    for variant, picture in enumerate((pixels, pixels.flip(-1))):
+        with torch.no_grad():
+            posterior = task.pipe.vae.encode(picture).latent_dist
+        scale = task.pipe.vae.config.scaling_factor
+        assert torch.allclose(images.means[1, variant], posterior.mean[0] * scale, atol=1e-5)
+        assert torch.allclose(images.spreads[1, variant], posterior.std[0] * scale, atol=1e-5)
+
+
+def test_an_example_follows_from_its_draw(base: Path, data: Path, tmp_path: Path):
+    _, images = prepared(make_run(base, data, tmp_path, caption_dropout=0.5, flip=True))
+    assert all(torch.equal(images[Draw(1, 7)][k], images[Draw(1, 7)][k]) for k in ("latents", "noise", "time"))
+    many = [images[Draw(0, seed)] for seed in range(400)]
+    assert {item["caption"] for item in many} == {0, -1}
+    assert 140 < sum(item["caption"] == -1 for item in many) < 260
+    times = torch.stack([item["time"] for item in many])
+    assert times.min() < 30
+    assert 970 < times.max() < 1000
+    noise = torch.stack([item["noise"] for item in many])
+    assert noise.mean().abs() < 0.02
+    assert abs(noise.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_is_that_of_the_schedulers_prediction(base: Path, data: Path, tmp_path: Path, prediction: str):
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    config = model / "scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', f'"{prediction}"'))
+    task, images = prepared(make_run(model, data, tmp_path / "run"))
+    batch = task.collate([images[Draw(i, 10 + i)] for i in range(3)])
+    alphas = torch.cumprod(1 - task.scheduler.betas.double(), 0)[batch["time"]].view(-1, 1, 1, 1)
+    latents, noise = batch["latents"].double(), batch["noise"].double()
+    noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+    target = {
+        "epsilon": noise,
+        "v_prediction": alphas.sqrt() * noise - (1 - alphas).sqrt() * latents,
+        "sample": latents,
+    }[prediction]
+    with torch.no_grad():
+        states = task._conditioning(batch["caption"].tolist()).states
+        found = task.pipe.unet(noisy.float(), batch["time"], states).sample
+        assert task.loss(batch).item() == pytest.approx(F.mse_loss(found.double(), target).item(), rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(base: Path, data: Path, tmp_path: Path):
+    for name, value in (("plain", "false"), ("saving", "true")):
+        overrides = (f"gradient_checkpointing={value}", "adapter={type: lora, rank: 2, targets: attention}")
+        train(make_run(base, data, tmp_path / name, *overrides), silent=True)
+    one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("plain", "saving"))
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
+def test_a_half_precision_base_keeps_a_float32_adapter(base: Path, data: Path, tmp_path: Path):
+    result = train(make_run(base, data, tmp_path / "run", "dtype=bfloat16"), silent=True)
+    assert result.loss < 10
+    assert {t.dtype for t in load_file(tmp_path / "run/adapter.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["prefix", "bottleneck"])
+def test_other_adapter_types(base: Path, data: Path, tmp_path: Path, kind: str):
+    train(make_run(base, data, tmp_path / "run", f"adapter={{type: {kind}}}", "steps=1"), silent=True)
+    assert (tmp_path / "run/adapter.safetensors").exists()
+
+
+def test_what_cannot_be_trained_is_named(base: Path, data: Path, tmp_path: Path):
+    with pytest.raises(ModelNotFoundError, match="there is no such folder"):
+        train(make_run(tmp_path / "absent", data, tmp_path / "run"), silent=True)
+    with pytest.raises(ConfigError, match="multiple of 2, not 15"):
+        train(make_run(base, data, tmp_path / "run", resolution=15), silent=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        train(make_run(base, tmp_path / "empty", tmp_path / "run"), silent=True)
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    index = other / "model_index.json"
+    index.write_text(index.read_text().replace('"unet"', '"transformer"'))
+    with pytest.raises(UnsupportedModelError, match=r"without unet; .*StableDiffusionXLPipeline"):
+        train(make_run(other, data, tmp_path / "run"), silent=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from transformers import ViTForImageClassification
+
+from adapterkit.errors import ConfigError
+from adapterkit.training.data import DataError
+from adapterkit.training.images import head_of, pixels_of
+from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
+from adapterkit.training.loop import train
+from adapterkit.training.run import Run, load_run
+from tests.backends.vision_models import vit_config
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+TIMM = {"pretrained": False, "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("colours")
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for number in range(8):
+            shade = tuple(max(0, channel - 12 * number) for channel in colour)
+            Image.new("RGB", (18, 16), shade).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    ViTForImageClassification(vit_config(num_labels=3)).save_pretrained(folder)
+    return folder
+
+
+def make_run(data: Path, output: Path, model: str, *overrides: str, **options: Any) -> Run:
+    values = {
+        "task": "image-classification",
+        "model": model,
+        "data": str(data),
+        "output": str(output),
+        "adapter": {"type": "lora", "rank": 2, "targets": "linear"},
+        "options": {"validation_fraction": 0.25, **options},
+        "steps": 40,
+        "batch_size": 6,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 20,
+    }
+    return load_run(None, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
+
+
+def test_a_timm_model_with_a_fresh_head_learns_colours_and_resumes_bitwise(data: Path, tmp_path: Path):
+    options: dict[str, Any] = {"train_head": True, "model_args": TIMM, "flip": True}
+    model = "timm:vit_tiny_patch16_224"
+    result = train(make_run(data, tmp_path / "whole", model, **options), silent=True)
+    assert result.figures["accuracy"] == 1.0 > result.figures["base accuracy"]
+    assert result.figures["classes"] == list(COLOURS)
+    assert result.figures["held out images"] == 6
+    train(make_run(data, tmp_path / "parts", model, "steps=20", **options), silent=True)
+    train(make_run(data, tmp_path / "parts", model, **options), resume=True, silent=True)
+    for name in ("adapter", "head"):
+        one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert one["weight"].shape == (3, 16)
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+def test_a_transformers_model(data: Path, tmp_path: Path, vit: Path, train_head: bool):
+    result = train(make_run(data, tmp_path / "run", str(vit), train_head=train_head), silent=True)
+    assert result.figures["accuracy"] > result.figures["base accuracy"]
+    assert (tmp_path / "run/head.safetensors").exists() == train_head
+
+
+def test_gradient_checkpointing(data: Path, tmp_path: Path, vit: Path):
+    for folder, model, options in (
+        ("timm", "timm:vit_tiny_patch16_224", {"train_head": True, "model_args": TIMM}),
+        ("vit", str(vit), {}),
+    ):
+        for saving in ("false", "true"):
+            overrides = (f"gradient_checkpointing={saving}", "steps=2")
+            train(make_run(data, tmp_path / folder / saving, model, *overrides, **options), silent=True)
+        one, other = (load_file(tmp_path / folder / s / "adapter.safetensors") for s in ("false", "true"))
+        assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+
+
+def test_the_wrong_number_of_classes_is_an_error_that_says_what_to_do(data: Path, tmp_path: Path):
+    model = tmp_path / "vit"
+    ViTForImageClassification(vit_config(num_labels=4)).save_pretrained(model)
+    with pytest.raises(ConfigError, match=r"tells 4 classes apart, but .* has 3: blue, green, red.*train_head=true"):
+        train(make_run(data, tmp_path / "run", str(model)), silent=True)
+
+
+def test_a_folder_that_timm_wrote(tmp_path: Path):
+    made = timm.create_model("vit_tiny_patch16_224", **{**TIMM, "num_classes": 5})
+    arguments = {key: value for key, value in TIMM.items() if key != "pretrained"}
+    save_for_hf(made, tmp_path / "model", model_args=arguments)
+    loaded = load_image_classifier(str(tmp_path / "model"), "float32", None)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded.eval()(images), made.eval()(images))
+
+
+@pytest.mark.parametrize(("channels", "grey"), [(3, False), (1, True)])
+def test_pixels_are_normalised_as_the_model_says(tmp_path: Path, channels: int, grey: bool):
+    model: Any = timm.create_model("vit_tiny_patch16_224", **TIMM, in_chans=channels)
+    pixels = pixels_of(model, None)
+    Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "a.png")
+    image = pixels.read(tmp_path / "a.png")
+    assert image.shape == (channels, 16, 16)
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    if not grey:
+        expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(mean)) / torch.tensor(std)
+        assert torch.allclose(image[:, 3, 3], expected)
+    assert pixels_of(model, 24).side == 24
+
+
+def test_heads_are_the_last_layers(vit: Path):
+    model = ViTForImageClassification.from_pretrained(vit)
+    assert head_of(model) is model.classifier
+
+
+def test_data_that_cannot_be_used(data: Path, tmp_path: Path, vit: Path):
+    with pytest.raises(DataError, match="is not a folder"):
+        train(make_run(tmp_path / "none", tmp_path / "run", str(vit)), silent=True)
+    (tmp_path / "one/red").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"needs one subfolder .* found \['red'\]"):
+        train(make_run(tmp_path / "one", tmp_path / "run", str(vit)), silent=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "few" / name / "x.png")
+    with pytest.raises(DataError, match="class 'a' has one image"):
+        train(make_run(tmp_path / "few", tmp_path / "run", str(vit)), silent=True)
+    for name in ("a", "b", "c"):
+        (tmp_path / "few" / name / "y.png").write_text("no image")
+    with pytest.raises(DataError, match=r"cannot be read as an image"):
+        train(make_run(tmp_path / "few", tmp_path / "run", str(vit)), silent=True)
+
+
+def test_models_that_are_not_there(data: Path, tmp_path: Path):
+    with pytest.raises(ModelNotFoundError, match="vit_tinny"):
+        train(make_run(data, tmp_path / "run", "timm:vit_tinny", model_args={"pretrained": False}), silent=True)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ModelNotFoundError, match="cannot load the model"):
+        train(make_run(data, tmp_path / "run", str(tmp_path / "folder")), silent=True)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterkit.training.config import RunConfig
+from adapterkit.training.order import Draw, Order, derive_seed
+from adapterkit.training.rates import learning_rate
+
+
+def flat(order: Order) -> list[Draw]:
+    return [draw for batch in order for draw in batch]
+
+
+def test_every_example_is_drawn_once_before_any_is_drawn_again():
+    draws = flat(Order(size=7, batch_size=3, seed=1, first=0, last=14))
+    indices = [draw.index for draw in draws]
+    assert len(indices) == 42
+    epochs = [indices[start : start + 7] for start in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert len({draw.seed for draw in draws}) == 42
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 20), st.integers(0, 20))
+def test_an_order_that_starts_later_is_the_rest_of_the_whole(size: int, batch: int, first: int, more: int):
+    whole = list(Order(size, batch, 5, 0, first + more))
+    assert list(Order(size, batch, 5, first, first + more)) == whole[first:]
+
+
+def test_the_processes_share_the_batches_of_one():
+    alone = flat(Order(size=5, batch_size=6, seed=2, first=0, last=4))
+    together = [list(Order(5, 3, 2, 0, 4, rank=rank, world=2)) for rank in range(2)]
+    assert [draw for pair in zip(*together, strict=True) for batch in pair for draw in batch] == alone
+
+
+def test_another_seed_is_another_order():
+    one, other = (flat(Order(50, 50, seed, 0, 1)) for seed in (1, 2))
+    assert [d.index for d in one] != [d.index for d in other]
+
+
+def test_seeds_are_the_same_in_every_process_and_on_every_machine():
+    assert derive_seed(0, "order", 0) == 4819849257279361181
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert 0 <= derive_seed("x") < 2**63
+
+
+def test_a_draws_generator_starts_afresh():
+    draw = Draw(0, 123)
+    assert torch.equal(torch.rand(3, generator=draw.generator()), torch.rand(3, generator=draw.generator()))
+
+
+def config(**values: object) -> RunConfig:
+    return RunConfig.model_validate({"task": "t", "model": "m", "data": "d", "output": "o", "adapter": {}, **values})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "share"),
+    [
+        ("constant", lambda done: 1.0),
+        ("linear", lambda done: 1 - done),
+        ("cosine", lambda done: (1 + math.cos(math.pi * done)) / 2),
+    ],
+)
+def test_the_rate_rises_and_then_follows_its_schedule(scheduler: str, share):
+    run = config(scheduler=scheduler, warmup_steps=4, steps=14, learning_rate=0.5)
+    rates = [learning_rate(run, step) for step in range(14)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates[4:] == pytest.approx([0.5 * share(step / 10) for step in range(10)])
+    assert learning_rate(config(scheduler=scheduler, warmup_steps=50, steps=10), 9) > 0

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import adapterkit as ak
+from adapterkit.errors import ConfigError
+from adapterkit.training.data import DataError
+from adapterkit.training.loop import train
+from adapterkit.training.run import Run, load_run
+from adapterkit.training.task import Setting
+from adapterkit.training.text import read_documents
+
+WORDS = ["<end>", "<unk>", "the", "cat", "dog", "sat", "ran", "far"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.txt"
+    path.write_text("the cat sat the dog ran far " * 40, encoding="utf-8")
+    return path
+
+
+def make_run(model: Path, data: Path, output: Path, *overrides: str, **options: Any) -> Run:
+    values = {
+        "task": "causal-lm",
+        "model": str(model),
+        "data": str(data),
+        "output": str(output),
+        "adapter": {"type": "lora", "rank": 4, "targets": "linear", "dropout": 0.1},
+        "options": {"block_size": 8, "prompts": ["the cat"], "sample_tokens": 5, **options},
+        "steps": 60,
+        "batch_size": 4,
+        "learning_rate": 2e-2,
+        "checkpoint_every": 30,
+    }
+    return load_run(None, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
+
+
+def test_perplexity_falls_samples_are_written_and_resume_is_bitwise(model: Path, data: Path, tmp_path: Path):
+    result = train(make_run(model, data, tmp_path / "whole"), silent=True)
+    assert result.figures["perplexity"] < 2 < result.figures["base perplexity"]
+    for step in (0, 60):
+        assert (tmp_path / f"whole/samples/step_{step:06d}_p0_s42.txt").read_text().startswith("the cat ")
+    train(make_run(model, data, tmp_path / "parts", "steps=30"), silent=True)
+    train(make_run(model, data, tmp_path / "parts"), resume=True, silent=True)
+    one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_documents_are_joined_with_an_end_mark_cut_and_split(model: Path, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text('{"text": "the cat"}\n\n{"text": "dog", "x": 1}\n', encoding="utf-8")
+    (tmp_path / "data/b.txt").write_text("sat ran far the cat dog the", encoding="utf-8")
+    run = make_run(model, tmp_path / "data", tmp_path / "run", block_size=4, validation_fraction=0.3)
+    task: Any = run.make_task()
+    loaded = task.load_model()
+    blocks = task.prepare(Setting(loaded, torch.device("cpu"), ak.points(loaded, adapter=run.adapter)))
+    stream = [2, 3, 0, 4, 0, 5, 6, 7, 2, 3, 4, 2, 0]
+    assert blocks.tokens.tolist() == [stream[0:4], stream[4:8]]
+    assert task.held_out.tolist() == [stream[8:12]]
+
+
+def test_loss_and_perplexity_are_those_of_the_next_token(model: Path, data: Path, tmp_path: Path):
+    run = make_run(model, data, tmp_path / "run")
+    task: Any = run.make_task()
+    loaded = task.load_model()
+    task.prepare(Setting(loaded, torch.device("cpu"), ak.points(loaded, adapter=run.adapter)))
+    blocks = task.held_out
+    with torch.no_grad():
+        logs = F.log_softmax(loaded(blocks).logits[:, :-1].double(), -1)
+        expected = -logs.gather(-1, blocks[:, 1:, None]).mean().item()
+        assert task.loss(blocks).item() == pytest.approx(expected, rel=1e-5)
+        assert task.loss(blocks).item() == pytest.approx(loaded(blocks, labels=blocks).loss.item(), rel=1e-5)
+        assert task.evaluate()["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_a_sample_depends_on_its_seed_alone(model: Path, data: Path, tmp_path: Path):
+    task: Any = make_run(model, data, tmp_path / "run", sample_tokens=20).make_task()
+    task.prepare_generation(task.load_model(), torch.device("cpu"))
+    state = torch.get_rng_state()
+    texts = []
+    for number, seed in enumerate((1, 1, 2)):
+        task.generate("the", seed, tmp_path / f"{number}.txt")
+        texts.append((tmp_path / f"{number}.txt").read_text())
+    assert texts[0] == texts[1] != texts[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):
+    for saving in ("false", "true"):
+        train(make_run(model, data, tmp_path / saving, f"gradient_checkpointing={saving}", "steps=3"), silent=True)
+    one, other = (load_file(tmp_path / s / "adapter.safetensors") for s in ("false", "true"))
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "the"}\n{"txt": "cat"}\n', "line 2 must be an object with a text"),
+        ("a.jsonl", b"{", "line 1 is no JSON"),
+        ("a.jsonl", b"[1]", "line 1 must be an object"),
+        ("a.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+        ("a.txt", b" \n", "no text in the data"),
+        ("a.csv", b"the cat", "is neither a file nor a folder with"),
+    ],
+)
+def test_data_that_is_no_text(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_documents(tmp_path)
+    if "neither" not in message:
+        assert name in str(caught.value)
+
+
+def test_blocks_that_do_not_fit(model: Path, data: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="reads at most 32 tokens, not 64"):
+        train(make_run(model, data, tmp_path / "run", block_size=64), silent=True)
+    data.write_text("the cat sat")
+    with pytest.raises(DataError, match="fills 0 block of 8 tokens; two are needed"):
+        train(make_run(model, data, tmp_path / "run"), silent=True)
