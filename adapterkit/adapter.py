@@ -24,11 +24,13 @@ _Config = TypeVar("_Config", bound="AdapterConfig")
 class Base(Protocol):
     """What a point computed before this adapter: `base(x)`."""
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """The output for this input."""
+        ...
 
 
 class Sublayer(Base, Protocol):
-    """The base at an `output` point. `x` is the residual stream, `base(x)` the sublayer's output before the residual add.
+    """The base at an `output` point: `x` is the residual stream, `base(x)` the sublayer's output before the add.
 
     The block computes `y = x + base(x)` (pre-norm), or `y = norm_out(x + base(x))` (post-norm).
     """
@@ -70,7 +72,8 @@ class AdapterModule(nn.Module):
         """The weight and bias that do the same without the adapter.
 
         Args:
-            weight: [out, in / groups, *kernel], whatever the module's own layout; the span's rows only. float32 or wider.
+            weight: [out, in / groups, *kernel], whatever the module's own layout, float32 or wider;
+                the span's rows only.
             bias: [out] or None.
 
         Raises:
@@ -80,12 +83,11 @@ class AdapterModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Parameter names and shapes, so that `repr(model)` shows what was injected."""
-        own = ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters(recurse=False))
-        return own
+        return ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters(recurse=False))
 
 
 class AdditiveModule(AdapterModule):
-    """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and on weights `W + delta_weight()`."""
+    """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and `W + delta_weight()`."""
 
     def delta(self, x: Tensor) -> Tensor:
         """What is added to the point's output. It is cast to the output's dtype; casting `x` up would waste memory."""
@@ -137,7 +139,9 @@ class AdapterConfig:
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where the type can act at this point, else the reason why it cannot."""
-        return None if point.kind in self.kinds else f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
+        return (
+            None if point.kind in self.kinds else f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""

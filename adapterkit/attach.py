@@ -73,7 +73,9 @@ class Switch:
         """What was tapped last under this key."""
         taps = self.local.taps
         if key not in taps:
-            raise AttachError(f"the sublayer at {key} ran without its residual stream; was it called outside its block?")
+            raise AttachError(
+                f"the sublayer at {key} ran without its residual stream; was it called outside its block?"
+            )
         return taps.pop(key)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Slot(nn.Module):
         return [(mine[name], weight) for name, weight in selection.weights.items() if weight and name in mine]  # type: ignore[misc]
 
     def extra_repr(self) -> str:
+        """The point's id, for `repr(model)`."""
         return self.point.id
 
 
@@ -129,7 +132,9 @@ class Site:
         found = [(slot, slot.active(selection)) for slot in self.slots if slot.point.kind == kind]
         return [(slot, active) for slot, active in found if active]
 
-    def call(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
         if not self.switch.current.weights:
             return forward(*args, **kwargs)
@@ -260,7 +265,12 @@ def refusal(module: nn.Module) -> str | None:
 
 
 def attach(
-    root: nn.Module, point: InjectionPoint, name: str, adapter: AdapterModule, switch: Switch, seam: AttentionSeam | None
+    root: nn.Module,
+    point: InjectionPoint,
+    name: str,
+    adapter: AdapterModule,
+    switch: Switch,
+    seam: AttentionSeam | None,
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
     module = root.get_submodule(point.path)

@@ -72,7 +72,7 @@ class Backend(ABC):
 
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """Every point of `model`, in model order, tagged with `component`. Reads the module tree only (also on meta)."""
+        """Every point of `model`, in model order, tagged with `component`. Reads the module tree only."""
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """How to reach the keys and values at an `attention` point.

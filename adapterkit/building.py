@@ -64,7 +64,9 @@ def check_name(name: object, taken: Iterable[str] = ()) -> str:
             "and no name that Windows reserves"
         )
     if name in taken:
-        raise InvalidNameError(f"an adapter named {name!r} exists already; remove({name!r}) first or choose another name")
+        raise InvalidNameError(
+            f"an adapter named {name!r} exists already; remove({name!r}) first or choose another name"
+        )
     return name
 
 
@@ -81,7 +83,8 @@ def choose_points(config: AdapterConfig, mapped: MappedModel) -> list[InjectionP
     if not usable:
         offered = ", ".join(sorted({point.kind for point in every})) or "none"
         raise IncompatibleTargetError(
-            f"{type(config).__name__} acts at {_kinds(config)} points, and {mapped.label} offers none (it offers: {offered})"
+            f"{type(config).__name__} acts at {_kinds(config)} points, and {mapped.label} offers none "
+            f"(it offers: {offered})"
         )
     try:
         chosen = selector.select(usable, mapped.label)
@@ -91,7 +94,8 @@ def choose_points(config: AdapterConfig, mapped: MappedModel) -> list[InjectionP
             raise
         raise IncompatibleTargetError(
             f"{type(config).__name__} acts at {_kinds(config)} points, but {config.targets!r} names "
-            f"{others[0].kind} points such as {others[0].id}; its roles here: {', '.join(sorted({p.role for p in usable}))}"
+            f"{others[0].kind} points such as {others[0].id}; "
+            f"its roles here: {', '.join(sorted({p.role for p in usable}))}"
         ) from None
     refused = [f"{point.id}: {reason}" for point in chosen if (reason := config.accepts(point)) is not None]
     if refused:
@@ -114,7 +118,9 @@ def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torc
     return Built(config, points, modules)
 
 
-def _build_one(config: AdapterConfig, point: InjectionPoint, mapped: MappedModel, dtype: torch.dtype | None) -> AdapterModule:
+def _build_one(
+    config: AdapterConfig, point: InjectionPoint, mapped: MappedModel, dtype: torch.dtype | None
+) -> AdapterModule:
     device, base_dtype = mapped.placement(point)
     with torch.device("meta" if device.type == "meta" else "cpu"):
         module = _checked_module(config, point)
@@ -124,7 +130,9 @@ def _build_one(config: AdapterConfig, point: InjectionPoint, mapped: MappedModel
 def _checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:
     module: Any = config.build(point)
     if not isinstance(module, AdapterModule):
-        raise ConfigError([f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__)
+        raise ConfigError(
+            [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
+        )
     return module
 
 
@@ -139,7 +147,9 @@ def count_parameters(config: AdapterConfig, points: Iterable[InjectionPoint]) ->
         return {p.id: sum(w.numel() for w in _checked_module(config, p).parameters()) for p in points}
 
 
-def build_loaded(checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object) -> tuple[Built, list[str]]:
+def build_loaded(
+    checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object
+) -> tuple[Built, list[str]]:
     """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
 
     Args:
@@ -174,7 +184,8 @@ def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
         version = f" {checkpoint.version}" if checkpoint.version else ""
         raise UnknownAdapterTypeError(
             f"adapter type {checkpoint.type!r} is not installed; the file was written with {distribution}{version}. "
-            f"If you trust it: pip install {distribution}.{did_you_mean(checkpoint.type, manager.adapters())} {manager.hint()}".rstrip(),
+            f"If you trust it: pip install {distribution}."
+            f"{did_you_mean(checkpoint.type, manager.adapters())} {manager.hint()}".rstrip(),
             source,
             "type",
         )
@@ -193,7 +204,10 @@ def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, sourc
     for name, made_for in checkpoint.base.items():
         if name not in here:
             raise BaseMismatchError(
-                f"made for a component {name!r} ({made_for.get('family')}), and {mapped.label} has only {', '.join(here)}", source, "base"
+                f"made for a component {name!r} ({made_for.get('family')}), "
+                f"and {mapped.label} has only {', '.join(here)}",
+                source,
+                "base",
             )
         differing = {k: (made_for.get(k), v) for k, v in here[name].items() if made_for.get(k) != v}
         if not differing:
@@ -217,7 +231,8 @@ def _points_of(
     missing = [key for key in wanted if key not in checkpoint.tensors]
     extra = [key for key in checkpoint.tensors if key not in wanted]
     if extra:
-        message = f"{len(extra)} of its points are not among those that the config selects: {_some(extra)}.{did_you_mean(extra[0], wanted)}"
+        hint = did_you_mean(extra[0], wanted)
+        message = f"{len(extra)} of its points are not among those that the config selects: {_some(extra)}.{hint}"
         if strict:
             raise UnexpectedKeysError(message, source, extra[0])
         notes.append(f"left out: {message}")
@@ -230,15 +245,24 @@ def _points_of(
 
 
 def _load_one(
-    config: AdapterConfig, point: InjectionPoint, tensors: Mapping[str, Tensor], mapped: MappedModel, source: object, notes: list[str]
+    config: AdapterConfig,
+    point: InjectionPoint,
+    tensors: Mapping[str, Tensor],
+    mapped: MappedModel,
+    source: object,
+    notes: list[str],
 ) -> AdapterModule:
     with torch.device("meta"):
         module = _checked_module(config, point)
     expected = module.state_dict()
     if lacking := [name for name in expected if name not in tensors]:
-        raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{point.id}/{lacking[0]}")
+        raise MissingKeysError(
+            f"missing; the config asks for {', '.join(expected)}", source, f"{point.id}/{lacking[0]}"
+        )
     if left := [name for name in tensors if name not in expected]:
-        raise UnexpectedKeysError(f"nothing receives it; the config asks for {', '.join(expected)}", source, f"{point.id}/{left[0]}")
+        raise UnexpectedKeysError(
+            f"nothing receives it; the config asks for {', '.join(expected)}", source, f"{point.id}/{left[0]}"
+        )
     device, base_dtype = mapped.placement(point)
     loaded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -56,6 +56,7 @@ class Computed:
         self._y: Tensor | None = None
 
     def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
         if x is not self._x:
             return self._compute(x)
         if self._y is None:
@@ -70,6 +71,7 @@ class SpanBase:
         self._whole, self._span, self._dim = whole, span, dim
 
     def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
         return read_span(self._whole(x), self._span, self._dim)
 
 
@@ -80,6 +82,7 @@ class SublayerBase:
         self._x, self._output, self._norm_in, self._norm_out = x, output, norm_in, norm_out
 
     def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
         if x is not self._x:
             raise ValueError("at an output point base(x) can only be asked for the x that forward was given")
         return self._output
@@ -106,9 +109,7 @@ def combine(x: Tensor, base: Base, active: Active) -> Tensor:
     return out
 
 
-def merge_weights(
-    weight: Tensor, bias: Tensor | None, active: Active
-) -> tuple[Tensor, Tensor | None]:
+def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
     """The weight and bias that equal `combine` for every x.
 
     Args:

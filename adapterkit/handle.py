@@ -87,7 +87,9 @@ class Adapters:
 
     # -- in and out -------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None) -> AdapterReport:
+    def add(
+        self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None
+    ) -> AdapterReport:
         """Builds an adapter, attaches it, makes it the one that acts and the one that trains, and freezes the base.
 
         Args:
@@ -132,7 +134,7 @@ class Adapters:
         return self.install(name, checkpoint, strict=strict, source=path)
 
     def install(self, name: str, checkpoint: Checkpoint, *, strict: bool = True, source: object = None) -> LoadReport:
-        """Attaches an adapter that is already in memory; what `load` does after reading. `source` is named in errors."""
+        """Attaches an adapter that is already in memory; what `load` does after reading. Errors name `source`."""
         state = self._state
         with state.lock:
             building.check_name(name, state.adapters)
@@ -234,7 +236,9 @@ class Adapters:
         """Exactly the base model, in this thread, inside a `with` block."""
         return self.activated(None)
 
-    def checkpoint_context(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    def checkpoint_context(
+        self,
+    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
         Needed where the backward runs outside of the `activated` block of its forward:
@@ -323,7 +327,9 @@ class Adapters:
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """`point id/parameter` -> tensor (not a copy)."""
         modules = self.modules(name)
-        return {f"{key}/{part}": tensor for key, module in modules.items() for part, tensor in module.state_dict().items()}
+        return {
+            f"{key}/{part}": tensor for key, module in modules.items() for part, tensor in module.state_dict().items()
+        }
 
     def report(self) -> Report:
         """What is on the model. Prints as a table."""
@@ -372,7 +378,9 @@ class Adapters:
     def _check(self, names: Iterable[object]) -> None:
         for name in names:
             if name not in self._state.adapters:
-                raise UnknownNameError("adapter", str(name), self._state.adapters, "Nothing is attached." if not len(self) else "")
+                raise UnknownNameError(
+                    "adapter", str(name), self._state.adapters, "Nothing is attached." if not len(self) else ""
+                )
 
     def _selection(self, choice: Choice) -> Selection:
         if choice is None:
@@ -410,7 +418,9 @@ class Adapters:
                 return candidate
         container.read_metadata(path)  # raises what is wrong: not a plain file, a pickle, cut short
         known = ", ".join(manager.formats())
-        raise UnsupportedFileError(f"its content is of no format that is installed ({known}); name one with format=...", path)
+        raise UnsupportedFileError(
+            f"its content is of no format that is installed ({known}); name one with format=...", path
+        )
 
 
 def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, float]:
@@ -419,10 +429,14 @@ def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, 
     if isinstance(choice, Mapping):
         return choice
     if not isinstance(choice, Iterable):
-        raise ConfigError([f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()")
+        raise ConfigError(
+            [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
+        )
     names = list(choice)
     if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
-        raise ConfigError([f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()")
+        raise ConfigError(
+            [f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()"
+        )
     return dict.fromkeys(names, 1.0)
 
 

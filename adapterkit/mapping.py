@@ -47,7 +47,7 @@ class MappedModel:
     label: str
 
     def points(self) -> Points:
-        """All points, component by component, in model order. A module that is met twice counts where it is met first."""
+        """All points, component by component, in model order; a module that is met twice counts once."""
         found: list[InjectionPoint] = []
         seen: set[tuple[int, str, object]] = set()
         for component in self.components.values():
@@ -115,7 +115,8 @@ def map_model(model: object, backend: str | None = None) -> MappedModel:
     mapped = {component.name: component for component in found if component is not None}
     if not mapped:
         raise UnsupportedModelError(
-            f"no backend knows any component of {type(model).__name__} ({', '.join(components) or 'none'}); see: adapterkit backends"
+            f"no backend knows any component of {type(model).__name__} ({', '.join(components) or 'none'}); "
+            "see: adapterkit backends"
         )
     return MappedModel(mapped, type(model).__name__)
 
@@ -141,4 +142,3 @@ def _as_module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} is not a torch module")
     return model
-

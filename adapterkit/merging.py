@@ -96,7 +96,9 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     elif "bias" in target.module._parameters:
         changed_bias = None if new_bias is None else new_bias.to(old.dtype)
     else:
-        raise NotMergeableError(f"{', '.join(target.parts)}: {type(target.module).__name__} cannot take the bias that merging needs")
+        raise NotMergeableError(
+            f"{', '.join(target.parts)}: {type(target.module).__name__} cannot take the bias that merging needs"
+        )
     changed = canonical(new_weight, target.layout).to(old.dtype)
     return changed.contiguous(memory_format=_memory_format(old)), changed_bias
 

@@ -133,7 +133,7 @@ class InjectionPoint:
     out_features: int
     layout: Layout
     span: Span | None = None
-    tags: Mapping[str, Tag] = field(default_factory=dict, hash=False)
+    tags: Mapping[str, Tag] = field(default_factory=dict[str, Tag], hash=False)
 
     @property
     def component(self) -> str:
@@ -202,7 +202,15 @@ class Points(Sequence[InjectionPoint]):
         rows = [("role", "kind", "path", "shape", "parameters")]
         for point in self._points:
             cost = self._costs.get(point.id)
-            rows.append((point.role, point.kind, point.full_path, "x".join(map(str, point.shape)), f"{cost:,}" if cost is not None else ""))
+            rows.append(
+                (
+                    point.role,
+                    point.kind,
+                    point.full_path,
+                    "x".join(map(str, point.shape)),
+                    f"{cost:,}" if cost is not None else "",
+                )
+            )
         if not self._costs:
             rows = [row[:-1] for row in rows]  # type: ignore[misc]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

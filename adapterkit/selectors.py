@@ -106,14 +106,16 @@ class Selector:
     """
 
     def __init__(self, text: str) -> None:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not text.strip():  # pyright: ignore[reportUnnecessaryIsInstance] - text of users
             raise SelectorError(f"a selector must be a non-empty string, not {text!r}; for example 'attn.q attn.v'")
         if len(text) > _MAX_LENGTH:
             raise SelectorError(f"selector of {len(text)} characters; at most {_MAX_LENGTH} are allowed")
         self.text = text
         words = list(itertools.chain.from_iterable(_expand(word) for word in text.split()))
         if len(words) > _MAX_ALTERNATIVES:
-            raise SelectorError(f"selector {text[:60]!r} expands to {len(words)} alternatives; at most {_MAX_ALTERNATIVES}")
+            raise SelectorError(
+                f"selector {text[:60]!r} expands to {len(words)} alternatives; at most {_MAX_ALTERNATIVES}"
+            )
         self.alternatives = tuple(_parse(word) for word in words)
 
     def matches(self, point: InjectionPoint) -> bool:
@@ -144,7 +146,9 @@ class Selector:
         names = sorted({point.path if is_path else point.role for point in points})
         wanted = alternative.pattern.removeprefix("path:")
         close = near_matches(wanted, names) or names[:20]
-        return f"{head}: {wanted!r} is unknown here. Closest: {', '.join(close)}. List all with adapterkit.points(model)."
+        return (
+            f"{head}: {wanted!r} is unknown here. Closest: {', '.join(close)}. List all with adapterkit.points(model)."
+        )
 
     def __repr__(self) -> str:
         return f"Selector({self.text!r})"
@@ -166,11 +170,13 @@ def _expand(word: str) -> list[str]:
 
 def _parse(word: str) -> _Alternative:
     pattern, _, tail = word.partition("@")
-    filters = []
+    filters: list[_Filter] = []
     for text in tail.split(",") if tail else []:
         match = _FILTER.fullmatch(text)
         if match is None:
-            raise SelectorError(f"cannot read the tag filter {text!r} in {word!r}; write for example @layer>=8 or @stage=up")
+            raise SelectorError(
+                f"cannot read the tag filter {text!r} in {word!r}; write for example @layer>=8 or @stage=up"
+            )
         filters.append(_Filter(*match.groups()))
     if "@" in word and not tail:
         raise SelectorError(f"{word!r} ends in '@'; a tag filter such as 'layer>=8' must follow")

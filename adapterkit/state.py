@@ -57,7 +57,9 @@ class State:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
 
-    def insert(self, name: str, config: AdapterConfig, points: Iterable[InjectionPoint], built: Mapping[str, AdapterModule]) -> None:
+    def insert(
+        self, name: str, config: AdapterConfig, points: Iterable[InjectionPoint], built: Mapping[str, AdapterModule]
+    ) -> None:
         """Attaches built modules, all of them or none.
 
         Raises:
@@ -65,7 +67,9 @@ class State:
         """
         points = list(points)
         seams = {point.id: self.mapped.seam(point) for point in points}
-        problems = [f"{point.full_path}: {reason}" for point in points if (reason := self._refusal(point, seams[point.id]))]
+        problems = [
+            f"{point.full_path}: {reason}" for point in points if (reason := self._refusal(point, seams[point.id]))
+        ]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise AttachError(f"cannot attach {name!r}: {shown}")
@@ -92,8 +96,8 @@ class State:
         stuck = [p.full_path for p in attached.points.values() if not attach.is_adapted(self.mapped.module(p))]
         if stuck:
             raise StateError(
-                f"cannot detach {name!r}: the class of {stuck[0]} (and {len(stuck) - 1} more) was changed after attaching, "
-                "by sharding or parametrizing; undo that first"
+                f"cannot detach {name!r}: the class of {stuck[0]} (and {len(stuck) - 1} more) was changed "
+                "after attaching, by sharding or parametrizing; undo that first"
             )
         for point in attached.points.values():
             attach.detach(self.mapped.root(point), point, name)

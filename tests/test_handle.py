@@ -265,12 +265,17 @@ def test_contexts_nest_and_are_restored_when_the_body_raises(model: toys.ToyMode
     adapters.add("a", CONFIGS["lora"])
     adapters.add("b", CONFIGS["lora"])
     adapters.activate("a")
-    with pytest.raises(RuntimeError, match="body"), adapters.activated({"b": 2.0}):
-        assert adapters.active == {"b": 2.0}
-        with adapters.disabled():
-            assert adapters.active == {}
-        assert adapters.active == {"b": 2.0}
-        raise RuntimeError("body")
+
+    def body() -> None:
+        with adapters.activated({"b": 2.0}):
+            assert adapters.active == {"b": 2.0}
+            with adapters.disabled():
+                assert adapters.active == {}
+            assert adapters.active == {"b": 2.0}
+            raise RuntimeError("body")
+
+    with pytest.raises(RuntimeError, match="body"):
+        body()
     assert adapters.active == {"a": 1.0}
 
 

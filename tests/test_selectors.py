@@ -71,7 +71,20 @@ def test_filters(text: str, layers: set[int]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "   ", "attn.q@", "attn.q@layer", "attn.q@layer~2", "a{b", "a}b", "a{b{c}}", "x" * 3000, "{a,b}" * 12, 3, None],
+    [
+        "",
+        "   ",
+        "attn.q@",
+        "attn.q@layer",
+        "attn.q@layer~2",
+        "a{b",
+        "a}b",
+        "a{b{c}}",
+        "x" * 3000,
+        "{a,b}" * 12,
+        3,
+        None,
+    ],
 )
 def test_what_cannot_be_parsed(text: str) -> None:
     with pytest.raises(SelectorError):

@@ -39,7 +39,12 @@ class Oracle:
         up = self.linear(self.norm(x, block + "norm2"), block + "up", "mlp.up", active)
         s = self.linear(F.gelu(up), block + "down", "mlp.down", active)
         x = x + s + self.bottleneck("mlp", x, s, active)
-        x = x + F.conv1d(x.mT, self.weight(block + "conv", "conv", active), w[block + "conv.bias"], padding=1, groups=2).mT
+        x = (
+            x
+            + F.conv1d(
+                x.mT, self.weight(block + "conv", "conv", active), w[block + "conv.bias"], padding=1, groups=2
+            ).mT
+        )
         return self.norm(x, "norm") @ w["head.weight"].T
 
     def norm(self, x: Tensor, name: str) -> Tensor:
@@ -218,6 +223,11 @@ def test_random_programs(name: str, examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+            max_examples=examples,
+            stateful_step_count=15,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            derandomize=True,
         ),
     )

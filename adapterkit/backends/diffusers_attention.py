@@ -1,7 +1,7 @@
 """The attention seam of diffusers: what its two standard processors compute, with keys and values extended.
 
-An `Attention` of diffusers hands its work to `module.processor`. While a prefix is active the work is done here instead.
-The processor stays where it is, so that everything that lists, saves or exchanges processors finds what it expects.
+An `Attention` of diffusers hands its work to `module.processor`. While a prefix is active the work is done here. The
+processor stays where it is, so that everything that lists or exchanges processors finds what it expects.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _mix_explicit(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: 
     key, value, mask = _extend(module, query, key, value, mask)
     batch, heads = query.shape[:2]
     if mask is not None:
+        mask = mask.float() if module.upcast_attention else mask  # torch adds it to scores of its own dtype only
         mask = mask.expand(batch, heads, -1, -1).flatten(0, 1)
     weights = module.get_attention_scores(query.flatten(0, 1), key.flatten(0, 1), mask)
     return weights.unflatten(0, (batch, heads)) @ value

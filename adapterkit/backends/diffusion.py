@@ -3,7 +3,8 @@
 Sites follow the model's own order: `down.{block}.{index}` and `up.{block}.{index}` for a resnet or a transformer,
 `mid.{index}` in the middle, and one number more for a block inside a transformer: `attn.q@unet.down.0.1.0`.
 
-The first convolution is `embed.patch`, the last one `head`; like time, text and class embeddings no preset reaches them.
+The first convolution is `embed.patch`, the last one `head`. No preset reaches them, nor the embeddings of time, text and
+class.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def _stage(stage: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[
     inner = (*_BLOCK, feed_forward)
     yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", _RESNET, dict(tags))
     yield Group(
-        f"{blocks}.attentions.{{index}}", f"{site}.{{index}}", (*_TRANSFORMER, *_BARE_ATTENTION, *_ATTENTIONS), dict(tags)
+        f"{blocks}.attentions.{{index}}",
+        f"{site}.{{index}}",
+        (*_TRANSFORMER, *_BARE_ATTENTION, *_ATTENTIONS),
+        dict(tags),
     )
     yield Group(
         f"{blocks}.attentions.{{index}}.transformer_blocks.{{layer}}", f"{site}.{{index}}.{{layer}}", inner, dict(tags)
@@ -92,7 +96,9 @@ def _embedding(role: str, path: str) -> tuple[Group, ...]:
 
 
 _ENDS = (
-    Group("", "", (Weight("embed.patch", "conv_in"), Weight("embed.class", "class_embedding"), Weight("head", "conv_out"))),
+    Group(
+        "", "", (Weight("embed.patch", "conv_in"), Weight("embed.class", "class_embedding"), Weight("head", "conv_out"))
+    ),
     *_embedding("embed.time", "time_embedding"),
     *_embedding("embed.class", "class_embedding"),
     *_embedding("embed.text", "add_embedding"),

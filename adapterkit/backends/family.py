@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from adapterkit.points import AttentionLayout, InjectionPoint, Kind, Layout, OutputLayout, Span, Tag, TokensLayout, WeightLayout
+from adapterkit.points import (
+    AttentionLayout,
+    InjectionPoint,
+    Kind,
+    Layout,
+    OutputLayout,
+    Span,
+    Tag,
+    TokensLayout,
+    WeightLayout,
+)
 
 SplitRows = Callable[[nn.Module, int], Sequence[Span]]
 """Spans of a fused projection, from the block that holds it and the number of its rows."""
@@ -160,7 +170,9 @@ def _blocks(model: nn.Module, pattern: str) -> Iterator[tuple[str, dict[str, int
             return
 
 
-def _matches(module: nn.Module, rest: list[str], prefix: str, indices: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+def _matches(
+    module: nn.Module, rest: list[str], prefix: str, indices: dict[str, int]
+) -> Iterator[tuple[str, dict[str, int]]]:
     if not rest:
         yield prefix, indices
         return
@@ -183,7 +195,14 @@ def _points_of(entry: Entry, block: nn.Module, prefix: str, site: str, tags: dic
 
 
 def _point(
-    role: str, path: str, kind: Kind, site: str, features: tuple[int, int], layout: Layout, tags: dict[str, Tag], span: Span | None = None
+    role: str,
+    path: str,
+    kind: Kind,
+    site: str,
+    features: tuple[int, int],
+    layout: Layout,
+    tags: dict[str, Tag],
+    span: Span | None = None,
 ) -> InjectionPoint:
     return InjectionPoint(role, path, kind, site, *features, layout, span, dict(tags))
 
@@ -234,7 +253,17 @@ def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str
     if path is None:
         return []
     heads, width = entry.heads(block.get_submodule(path))
-    return [_point(entry.role, _join(prefix, path), "attention", site, (heads * width,) * 2, AttentionLayout(heads, width), tags)]
+    return [
+        _point(
+            entry.role,
+            _join(prefix, path),
+            "attention",
+            site,
+            (heads * width, heads * width),
+            AttentionLayout(heads, width),
+            tags,
+        )
+    ]
 
 
 @_points_of.register
@@ -243,7 +272,9 @@ def _(entry: Tokens, block: nn.Module, prefix: str, site: str, tags: dict[str, T
     if path is None:
         return []
     width = _embedding_width(block.get_submodule(path), block)
-    return [_point(entry.role, _join(prefix, path), "tokens", site, (width, width), TokensLayout(entry.extendable), tags)]
+    return [
+        _point(entry.role, _join(prefix, path), "tokens", site, (width, width), TokensLayout(entry.extendable), tags)
+    ]
 
 
 def equal_parts(count: int, rows: int) -> list[Span]:

@@ -81,8 +81,11 @@ def attend(
         queries = query.shape[2]
         causal = attention_mask is None and _guesses_causal(module, view, queries, kwargs)
         keys, value, attention_mask = extension.extend(key, value, attention_mask, queries=queries, causal=causal)
-        if keys is not key and (objection := _objection(view, kwargs)):
-            raise IncompatibleTargetError(f"{type(module).__name__} cannot be extended: {objection}")
+        if keys is not key:
+            if objection := _objection(view, kwargs):
+                raise IncompatibleTargetError(f"{type(module).__name__} cannot be extended: {objection}")
+            if causal:  # the mask says so now; asked for both, transformers 4 would align its own to the wrong corner
+                kwargs["is_causal"] = False
         key = keys
     return view.original(module)(module, query, key, value, attention_mask, **kwargs)
 
@@ -94,7 +97,10 @@ class TransformersAttentionSeam(AttentionSeam):
         """See `AttentionSeam.refusal`."""
         config = _own_config(module)
         if config is None or _file_of(module) is None:
-            return f"{type(module).__name__} does not call transformers' attention interface"
+            return (
+                f"{type(module).__name__} does not call transformers' attention interface, which some models of older "
+                "releases never do: pip install -U transformers"
+            )
         implementation = getattr(config, "_attn_implementation", None)
         return None if implementation in _SUPPORTED else _unsupported(implementation)
 

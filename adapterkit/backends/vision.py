@@ -101,8 +101,15 @@ def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
     return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *mlp, *outputs, *_TIMM_PARALLEL_SCALING)),)
 
 
+def _timm_tokens(model: nn.Module, component: str) -> InjectionPoint:
+    """By hand: `norm_pre` is often an identity, which does not tell its width."""
+    width = int(model.embed_dim)  # type: ignore[arg-type]
+    layout, tags = TokensLayout(extendable=True), {"component": component}
+    return InjectionPoint("tokens", "norm_pre", "tokens", "", width, width, layout, tags=tags)
+
+
 class TimmViTBackend(Backend):
-    """timm's VisionTransformer with any of its blocks: plain, post-norm, parallel, DeiT (also distilled) and CLIP forms.
+    """timm's VisionTransformer with any of its blocks: plain, post-norm or parallel, also as DeiT, distilled or CLIP.
 
     The `tokens` point is `norm_pre`: class, register and patch tokens with their positions, just before the blocks.
     Whoever extends them must leave class and register tokens in front, where pooling looks for them.
@@ -110,17 +117,14 @@ class TimmViTBackend(Backend):
 
     component = "vision"
     ignored: ClassVar[Mapping[str, str]] = {
-        "patch_embed.backbone.*": "hybrids' convolutions standardise their weight in each call, so nothing merges into it",
+        "patch_embed.backbone.*": "a hybrid's convolutions standardise their weight at each call, so nothing merges",
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
-        width = int(model.embed_dim)  # type: ignore[arg-type]
-        tokens = InjectionPoint(
-            "tokens", "norm_pre", "tokens", "", width, width, TokensLayout(extendable=True), None, {"component": component}
-        )
-        blocks = [group for block in list(model.get_submodule("blocks").children())[:1] for group in _timm_blocks(block)]
-        return [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *_TIMM_HEAD], component)]
+        blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
+        stem = [*resolve(model, _TIMM_STEM, component), _timm_tokens(model, component)]
+        return [*stem, *resolve(model, [*blocks, *_TIMM_HEAD], component)]
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""
@@ -146,9 +150,7 @@ _VIT_BLOCK = (
 _VIT = (
     Group("vit.embeddings|embeddings", "", (Weight("embed.patch", "patch_embeddings.projection"),)),
     Group("vit|", "", (Tokens("tokens", "embeddings", extendable=True), Weight("head.pooler", "pooler.dense"))),
-    Group(
-        "vit.layers.{layer}|layers.{layer}|vit.encoder.layer.{layer}|encoder.layer.{layer}", "{layer}", _VIT_BLOCK
-    ),
+    Group("vit.layers.{layer}|layers.{layer}|vit.encoder.layer.{layer}|encoder.layer.{layer}", "{layer}", _VIT_BLOCK),
     Group("", "", (Weight("head", "classifier|decoder.0"),)),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def show_points(points: Points, *, as_json: bool, full: bool = False) -> None:
         return
     from rich.console import Console
 
-    Console(width=160 if not click.get_text_stream("stdout").isatty() else None).print(_tree(points, full))
+    Console(width=None if sys.stdout.isatty() else 160).print(_tree(points, full))
 
 
 def _record(point: InjectionPoint, costs: Mapping[str, int]) -> dict[str, Any]:

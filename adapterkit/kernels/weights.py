@@ -68,7 +68,7 @@ def _convolve(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
 
 
 def _around(layout: WeightLayout) -> list[int]:
-    """Padding as torch's `pad` wants it: last axis first, both sides. "same" puts the odd one on the right, as torch does."""
+    """Padding as torch's `pad` wants it: last axis first, both sides; "same" puts the odd one last, as torch does."""
     amounts: list[int] = []
     for axis in reversed(range(len(layout.kernel))):
         if layout.padding == "same":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,9 @@ class DiffusionTask(Task):
     # -- set-up -----------------------------------------------------------------------------------------------------
 
     def _set_up(self, device: torch.device) -> None:
-        from diffusers import DDPMScheduler
-
+        diffusers: Any = importlib.import_module("diffusers")
         self.device, self.dtype = device, dtype_of(self.config.dtype)
-        self.scheduler = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        self.scheduler: Any = diffusers.DDPMScheduler.from_config(self.pipe.scheduler.config)
         factor = self.pipe.vae_scale_factor
         self.resolution = self.options.resolution or self.pipe.unet.config.sample_size * factor
         if self.resolution % factor:

@@ -38,9 +38,8 @@ def load_pipeline(name: str, dtype: str) -> Any:
         UnsupportedModelError: It is one of another kind.
     """
     with reading(name, "diffusion", "diffusers", "transformers"):
-        from diffusers import DiffusionPipeline
-
-        index = DiffusionPipeline.load_config(name)
+        diffusers: Any = importlib.import_module("diffusers")
+        index = diffusers.DiffusionPipeline.load_config(name)
         listed = {key: value for key, value in index.items() if isinstance(value, list)}
         if lacking := [part for part in _NEEDED if part not in listed]:
             raise UnsupportedModelError(
@@ -50,7 +49,7 @@ def load_pipeline(name: str, dtype: str) -> Any:
         absent: dict[str, Any] = {part: None for part in _OPTIONAL if part in listed}
         if "requires_safety_checker" in index:
             absent["requires_safety_checker"] = False
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **absent)
+        return diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **absent)
 
 
 def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
@@ -99,7 +98,7 @@ def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.
         import timm
 
         known = name.removeprefix(TIMM) if name.startswith(TIMM) else f"local-dir:{name}"
-        model = timm.create_model(known, **{"pretrained": True, **arguments})
+        model: Any = timm.create_model(known, **{"pretrained": True, **arguments})
         if classes:
             model.reset_classifier(classes)
         return model

@@ -251,7 +251,8 @@ class Trainer:
             for parameter in parameters:
                 parameter.grad = _mean_over_processes(self.accelerator, parameter.grad)
         limit = self.config.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        total: Any = self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = float(total)
         return norm if math.isfinite(norm) else None  # fp16's loss scaler skips such a step and lowers its scale
 
     def _agreed(self, stop: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,9 +66,8 @@ def _is_hub_pipeline(name: str) -> bool:
 
 def _pipeline(name: str) -> Skeleton:
     with reading(name, "diffusion", "diffusers", "transformers"):
-        from diffusers import DiffusionPipeline
-
-        index = DiffusionPipeline.load_config(name)
+        diffusers: Any = importlib.import_module("diffusers")
+        index = diffusers.DiffusionPipeline.load_config(name)
         listed = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
         parts = {key: _component(name, key, *value) for key, value in listed.items()}
     return Skeleton({key: part for key, part in parts.items() if part is not None})
@@ -77,13 +77,17 @@ def _component(name: str, part: str, library: str | None, class_name: str | None
     """A module of a pipeline; None for a scheduler, a tokenizer, or what a pipeline's own code defines."""
     if library not in ("diffusers", "transformers") or class_name is None:
         return None
-    cls: Any = getattr(__import__(library), class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    cls: Any = getattr(importlib.import_module(library), class_name, None)
+    if not _is_module_class(cls):
         return None
     with torch.device("meta"):
         if library == "diffusers":
             return cls.from_config(cls.load_config(name, subfolder=part))
         return cls(cls.config_class.from_pretrained(name, subfolder=part))
+
+
+def _is_module_class(cls: object) -> bool:
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
 
 
 def _single(name: str) -> nn.Module:

@@ -87,7 +87,7 @@ class Task(ABC):
 
     def collate(self, items: Sequence[Any]) -> Any:
         """A batch from the dataset's items."""
-        return torch.utils.data.default_collate(items)
+        return torch.utils.data.default_collate(list(items))
 
     def checkpoint_activations(self) -> None:
         """Makes the model recompute activations in the backward pass.

@@ -48,7 +48,10 @@ def generate(pipe: object, seed: int = 7) -> list[Image.Image]:
     for digit, word in enumerate(WORDS):
         generator = torch.Generator().manual_seed(1000 * seed + digit)
         result = pipe(  # type: ignore[operator]
-            [PROMPT.format(word=word)] * PER_DIGIT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generator
+            [PROMPT.format(word=word)] * PER_DIGIT,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=generator,
         )
         pictures += result.images
     return pictures
@@ -103,7 +106,8 @@ def main() -> int:
     first, last = losses(args.output)
     read_before, read_after = read_share(before), read_share(after)
     checks = {
-        f"style distance {near:.3f}, base {far:.3f}: ratio {near / far:.2f} (bar {BAR_STYLE:.2f})": near <= BAR_STYLE * far,
+        f"style distance {near:.3f}, base {far:.3f}: ratio {near / far:.2f} (bar {BAR_STYLE:.2f})": near
+        <= BAR_STYLE * far,
         f"digits read {read_after:.0%}, base {read_before:.0%} (bar {BAR_READ:.0%})": read_after >= BAR_READ,
         "adapter disabled or detached: images bitwise the base's": untouched,
         "adapter in a fresh pipeline: images bitwise the same": reproduced,
@@ -111,7 +115,10 @@ def main() -> int:
     print()
     for text, passed in checks.items():
         print(f"{'ok  ' if passed else 'FAIL'}  {text}")
-    print(f"loss: {first:.4f} (first 50 steps) -> {last:.4f} (last 50)" + (f", training took {seconds:.0f} s" if seconds else ""))
+    print(
+        f"loss: {first:.4f} (first 50 steps) -> {last:.4f} (last 50)"
+        + (f", training took {seconds:.0f} s" if seconds else "")
+    )
     print(f"adapter: {file}, {file.stat().st_size / 1024:.0f} KiB, {loaded.parameters:,} parameters")
     print(f"before and after: {args.output / 'samples' / 'grid.png'}")
     return 0 if all(checks.values()) else 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapterkit.adapters.bottleneck import ACTIVATIONS, INPUTS, Bottleneck
 from adapterkit.errors import ConfigError, NotMergeableError
 from adapterkit.points import InjectionPoint, OutputLayout, WeightLayout
+from tests.adapters.recorder import recorded
 
 FEATURES = 12
 POINT = InjectionPoint("mlp", "mlp", "output", "0", FEATURES, FEATURES, OutputLayout("norm", "norm"))
@@ -220,6 +221,25 @@ def test_keeps_the_dtype_of_the_sublayer(form: str) -> None:
     assert torch.allclose(y.float(), exact, rtol=0.1, atol=1.0)
     with torch.autocast("cpu", torch.bfloat16):
         assert module(x.float(), block).dtype == block(x.float()).dtype
+
+
+@pytest.mark.parametrize("form", list(INPUTS))
+def test_half_precision_stream_is_never_copied_to_float32(form: str) -> None:
+    block = Block(False, False).bfloat16().requires_grad_(False)
+    x = torch.randn(31, 17, FEATURES).bfloat16()
+    module = Bottleneck(form=form, scaling="learned", width=2, dropout=0.5).build(POINT)
+    with recorded() as seen:
+        y = module(x, block)
+        y.backward(torch.ones_like(y))
+    large = x.numel() // 10
+    assert max(p.numel() for p in module.parameters()) < large
+    assert {dtype for dtype, size in seen if size >= large} <= {torch.bfloat16, torch.bool}
+
+
+def test_a_wider_residual_stream_does_not_widen_the_sublayer() -> None:
+    block, x = BLOCKS["pre-norm"], stream()
+    s = block.sublayer(x).bfloat16()
+    assert built(Bottleneck(form="parallel"))(x, lambda _: s).dtype == torch.bfloat16
 
 
 def test_has_no_equivalent_weight() -> None:

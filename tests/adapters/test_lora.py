@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterkit.adapters.lora import LoRA, LoRAModule
 from adapterkit.backends.family import weight_layout
@@ -18,6 +17,7 @@ from adapterkit.errors import ConfigError, SelectorError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
+from tests.adapters.recorder import recorded
 
 Input = Callable[[], Tensor]
 
@@ -182,21 +182,6 @@ def test_gradients(name: str) -> None:
 # --- dtypes ---------------------------------------------------------------------------------------------------------
 
 
-class Recorder(TorchDispatchMode):
-    """Notes dtype and number of elements of everything that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[torch.dtype, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(value, Tensor):
-                self.seen.append((value.dtype, value.numel()))
-        return out
-
-
 @pytest.mark.parametrize("name", ["linear", "linear-transposed", "conv2d", "conv2d-reflect"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_half_precision_input_is_never_copied_to_float32(name: str, dropout: float) -> None:
@@ -204,20 +189,14 @@ def test_half_precision_input_is_never_copied_to_float32(name: str, dropout: flo
     adapter = LoRA(rank=2, dropout=dropout).build(point_of(module))
     randomised(adapter).train()
     x = (torch.randn(31, 6, 13, 11) if "conv" in name else torch.randn(31, 17, 6)).bfloat16()
-    saved: list[tuple[torch.dtype, int]] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append((tensor.dtype, tensor.numel()))
-        return tensor
-
-    with Recorder() as recorder, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with recorded() as seen:
         y = adapter(x, module)
         y.backward(torch.ones_like(y))
     assert y.dtype == torch.bfloat16
     assert adapter.A.grad.dtype == adapter.A.dtype == torch.float32
     large = x.numel() // 10
     assert max(p.numel() for p in adapter.parameters()) < large
-    assert {dtype for dtype, size in [*recorder.seen, *saved] if size >= large} <= {torch.bfloat16, torch.bool}
+    assert {dtype for dtype, size in seen if size >= large} <= {torch.bfloat16, torch.bool}
 
 
 def test_embedding_keeps_the_dtype_of_its_base() -> None:

@@ -129,6 +129,17 @@ def test_a_missing_mask_means_what_it_means_to_the_original(
     assert recorder.asked == {"mask": None, "queries": queries, "causal": causal}
 
 
+@pytest.mark.parametrize("extends", [True, False])
+def test_whoever_makes_the_mask_is_the_only_one_to_say_causal(monkeypatch: pytest.MonkeyPatch, extends: bool) -> None:
+    module, _ = installed(extends=extends)
+    called: dict[str, Any] = {}
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (None,)
+    )
+    attend(module, 5, 7, is_causal=True, scaling=1.0)
+    assert called == {"is_causal": not extends, "scaling": 1.0}
+
+
 def test_a_given_mask_is_never_called_causal() -> None:
     module, recorder = installed()
     mask = torch.ones(1, 1, 5, 8, dtype=torch.bool)

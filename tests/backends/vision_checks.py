@@ -67,7 +67,8 @@ def check_adapter(model: nn.Module, run: Run, config: ak.AdapterConfig, *, silen
     loss(adapted).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.endswith(silent or "\0"):
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
     assert not any(p.requires_grad for n, p in model.named_parameters() if "adapterkit" not in n.split("."))
     assert list(before["state"]) == [key for key in model.state_dict() if "adapterkit" not in key.split(".")]
     with adapters.disabled():
@@ -102,7 +103,9 @@ def run_base(adapters: ak.Adapters, model: nn.Module, run: Run) -> Tensor:
         return run(model)
 
 
-def check_checkpointing(model: nn.Module, run: Run, switch: Callable[[nn.Module], None], config: ak.AdapterConfig) -> None:
+def check_checkpointing(
+    model: nn.Module, run: Run, switch: Callable[[nn.Module], None], config: ak.AdapterConfig
+) -> None:
     """Gradient checkpointing changes no gradient."""
     gradients = []
     for checkpointed in (False, True):

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, ViTConfig
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTConfig
 
 WIDTH, HEADS, LAYERS, IMAGE, PATCH, CLASSES = 8, 2, 2, 8, 4, 3
 CONTEXT = 12  # width of the text that the UNets attend to
@@ -33,12 +39,19 @@ def vit_config(**options: Any) -> ViTConfig:
 
 def unet(**options: Any) -> UNet2DConditionModel:
     """The layout of Stable Diffusion 1.5: 1x1 convolutions around the transformers."""
-    sizes: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    sizes: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
     blocks = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
-    return UNet2DConditionModel(**{**sizes, **blocks, "cross_attention_dim": CONTEXT, "attention_head_dim": 2, **options}).eval()
+    return UNet2DConditionModel(
+        **{**sizes, **blocks, "cross_attention_dim": CONTEXT, "attention_head_dim": 2, **options}
+    ).eval()
 
 
 def unet_xl(**options: Any) -> UNet2DConditionModel:
@@ -70,26 +83,49 @@ def denoise(model: UNet2DConditionModel, **options: Any) -> Tensor:
 
 def pipeline(folder: Path) -> StableDiffusionPipeline:
     """A whole Stable Diffusion, tokenizer included; `folder` receives the tokenizer's files."""
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(_vocabulary()), hidden_size=CONTEXT, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=16, bos_token_id=len(_vocabulary()) - 2,
-            eos_token_id=len(_vocabulary()) - 1,
-        )
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4, latent_channels=4, sample_size=16,
-    )
-    made = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=_tokenizer(folder), unet=unet(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+    parts = {"text_encoder": CLIPTextModel(_text_config()), "tokenizer": _tokenizer(folder), "unet": unet()}
+    made = StableDiffusionPipeline(**parts, **_common(), safety_checker=None, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def pipeline_xl(folder: Path) -> StableDiffusionXLPipeline:
+    """A whole Stable Diffusion XL: two text encoders, whose outputs the UNet gets side by side."""
+    tokenizer, narrow = _tokenizer(folder), CONTEXT // 2
+    made = StableDiffusionXLPipeline(
+        text_encoder=CLIPTextModel(_text_config(hidden_size=narrow)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(hidden_size=narrow, projection_dim=CONTEXT)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet_xl().requires_grad_(False),  # for bitwise comparisons: see frozen_xl in test_diffusion.py
+        add_watermarker=False,
+        **_common(),
     )
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def draw(pipe: StableDiffusionPipeline, prompt: str = "one red circle") -> Tensor:
+def _text_config(**options: Any) -> CLIPTextConfig:
+    last = len(_vocabulary())
+    sizes = {"hidden_size": CONTEXT, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"vocab_size": last, "max_position_embeddings": 16, "bos_token_id": last - 2, "eos_token_id": last - 1}
+    return CLIPTextConfig(**{**sizes, **special, **options})
+
+
+def _common() -> dict[str, Any]:
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
+    return {"vae": vae, "scheduler": scheduler, "feature_extractor": None, "image_encoder": None}
+
+
+def draw(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, prompt: str = "one red circle") -> Tensor:
     """An image [1, height, width, 3] from a fixed seed."""
     generator = torch.Generator().manual_seed(5)
     made = pipe(prompt, num_inference_steps=2, height=16, width=16, generator=generator, output_type="pt")
@@ -175,7 +211,10 @@ class OldSelfAttention(nn.Module):
         self.query, self.key, self.value = new.q_proj, new.k_proj, new.v_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = (layer(x).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        parts = (
+            layer(x).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
         return nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
 
 

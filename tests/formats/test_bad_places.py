@@ -147,11 +147,7 @@ def _socket(path: Path, good: Path) -> None:
 @pytest.mark.parametrize("format", ["native", None])
 @pytest.mark.parametrize("make", [_pipe, _folder, _link_out, _link_to_device, _ring, _socket])
 def test_row40_not_a_plain_file(
-    file: Path,
-    refused: Refusal,
-    make: Callable[[Path, Path], None],
-    format: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+    file: Path, refused: Refusal, make: Callable[[Path, Path], None], format: str | None
 ) -> None:
     inside = file.parent / "in"
     inside.mkdir()

@@ -106,7 +106,7 @@ def test_equal_adapters_give_equal_bytes_whatever_the_order(tmp_path: Path) -> N
 
 
 def test_the_order_inside_a_config_is_kept(tmp_path: Path) -> None:
-    """The last of LoRA's `ranks` that matches wins."""
+    """It is the type's own business whether it matters."""
     config = {"ranks": {"mlp.*": 4, "attn.*": 2, "*": 1}, "alpha": 1}
     found = NativeFormat().read(write(tmp_path / "x", config=config), NONE).config
     assert list(found) == list(config)

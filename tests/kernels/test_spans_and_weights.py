@@ -60,7 +60,11 @@ def test_apply_weight_is_what_the_module_computes(module: nn.Module) -> None:
     assert found is not None
     layout, inputs, outputs = found
     axes = len(layout.kernel)
-    x = torch.randint(0, 9, (2, 3)) if layout.form == "embedding" else torch.randn(2, *((4, *(8,) * axes) if axes else (3, 4))).double()
+    x = (
+        torch.randint(0, 9, (2, 3))
+        if layout.form == "embedding"
+        else torch.randn(2, *((4, *(8,) * axes) if axes else (3, 4))).double()
+    )
     weight = canonical(module.weight, layout)  # type: ignore[arg-type]
     assert weight.shape == (outputs, inputs // layout.groups, *layout.kernel)
     y = module(x)
@@ -86,4 +90,6 @@ def test_transformers_conv1d() -> None:
     layout, inputs, outputs = found
     assert (layout.form, inputs, outputs) == ("linear_t", 4, 6)
     x = torch.randn(2, 4, dtype=torch.float64)
-    assert torch.allclose(apply_weight(x, canonical(module.weight, layout), layout) + module.bias, module(x), atol=1e-12)
+    assert torch.allclose(
+        apply_weight(x, canonical(module.weight, layout), layout) + module.bias, module(x), atol=1e-12
+    )

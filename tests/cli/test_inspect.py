@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import adapterkit as ak
+from adapterkit.cli.main import main
+from tests import toys
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    toys.register()
+    adapters = ak.Adapters(toys.ToyModel())
+    adapters.add("a", ak.LoRA(rank=4, ranks={"mlp.*": 2}, targets="attn.q mlp.down"))
+    return adapters.save("a", tmp_path / "a.safetensors")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+
+
+def test_json_says_everything(file: Path):
+    result = call(file, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["type"] == "lora"
+    assert found["format"] == "native"
+    assert found["provided by"] == f"adapterkit {ak.__version__}"
+    assert dict(found["config"]["ranks"]) == {"mlp.*": 2}
+    assert found["bytes"] == file.stat().st_size
+    assert found["points"] == 4
+    assert found["parameters"] == 2 * (4 * (8 + 8)) + 2 * (2 * (16 + 8))
+    assert found["dtypes"] == ["float32"]
+    assert list(found["base"]) == ["toy"]
+    assert found["roles"] == [
+        {"component": "toy", "role": "attn.q", "points": 2, "shapes": "A 4x8, B 8x4", "parameters": 128},
+        {"component": "toy", "role": "mlp.down", "points": 2, "shapes": "A 2x16, B 8x2", "parameters": 96},
+    ]
+
+
+def test_the_table_names_type_config_and_roles(file: Path):
+    text = call(file).stdout
+    assert "rank=4" in text
+    assert "parameters   224" in text
+    assert "A 2x16, B 8x2" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "x.safetensors"),
+        (b"\x80\x02pickle", "x.safetensors"),
+        (b"12345678{}", "x.safetensors"),
+        (None, "x.safetensors"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, content: bytes | None, message: str):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    result = call(path)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_flipped_bit_is_found(file: Path):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    result = call(file)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from adapterkit.cli.main import main
+from adapterkit.training import yaml_values
+from adapterkit.training.folder import read_metrics
+from tests.training import toy_task
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A run of the toy task, eight short steps into tmp_path/run."""
+    toy_task.register()
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml_values.dump({**toy_task.toy_run(tmp_path / "run").resolved(), "versions": {}}))
+    return path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def test_results_go_to_stdout_and_messages_to_stderr(run_file: Path, tmp_path: Path):
+    result = call(run_file, "log_every=4", "steps=5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].split() == ["steps", "5"]
+    assert f"{tmp_path}/run/adapter.safetensors (" in result.stdout
+    assert "base entropy" in result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[:2] == ["override log_every=4", "override steps=5"]
+    assert lines[2].startswith("training 448 of 1,944 ")
+    assert "at 12 points (attn.k, attn.o, attn.q, attn.v, mlp.down, mlp.up) on 7 examples" in lines[2]
+    assert [line.split("  ")[0] for line in lines if line.startswith("step") and "/" in line and "loss" in line] == [
+        "step 4/5",
+        "step 5/5",
+    ]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(run_file: Path, tmp_path: Path):
+    result = call(run_file, "options.signal_at=3", "options.signal_number=2")
+    assert result.exit_code == 130
+    again = f"adapterkit train {run_file} options.signal_at=3 options.signal_number=2 --resume"
+    assert f"stopped after step 3; a checkpoint is saved. To go on: {again}" in result.stderr
+    # The signal comes again at the third call: step 6 of the resumed run, and then no more.
+    assert call(*again.split()[2:]).exit_code == 130
+    last = call(*again.split()[2:])
+    assert last.exit_code == 0, last.output
+    assert [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in r] == list(range(1, 9))
+
+
+def test_a_dry_run_shows_points_and_writes_nothing(run_file: Path, tmp_path: Path):
+    result = call(run_file, "--dry-run", "adapter.targets=mlp.up", "adapter.rank=3")
+    assert result.exit_code == 0, result.output
+    assert "2 points  +144 parameters" in result.stdout
+    assert "rank: 3" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("stepz=3",), 1, "unknown key 'stepz'. Did you mean 'steps'?"),
+        (("adapter.targets=attn.qq",), 1, "'attn.qq' is unknown here"),
+        (("adapter.type=bottleneck", "adapter.rank=2"), 1, "unknown key 'adapter.rank'"),
+        (("--resume", "--overwrite"), 2, "exclude each other"),
+        (("--no-such",), 2, "No such option"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(
+    run_file: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+):
+    result = call(run_file, *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused_with_the_flags_that_mend_it(run_file: Path):
+    assert call(run_file, "steps=1").exit_code == 0
+    refused = call(run_file, "steps=1")
+    assert refused.exit_code == 1
+    assert "--resume" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert call(run_file, "steps=1", "--overwrite").exit_code == 0
+
+
+PROGRAM = """
+import adapterkit.torchvision_ops as ops; ops.ensure_torchvision_ops()
+from tests.training import toy_task; toy_task.register()
+from adapterkit.cli.main import main; main(prog_name="adapterkit")
+"""
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, "train", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < deadline:
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists() and any(record["step"] >= step for record in read_metrics(metrics)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_gets_a_signal_saves_and_exits(run_file: Path, tmp_path: Path, number: signal.Signals):
+    process = start(run_file, "steps=5000")
+    wait_for_step(tmp_path / "run", 5, process)
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "To go on: adapterkit train" in messages
+    steps = [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl")]
+    assert (tmp_path / f"run/checkpoints/step-{steps[-1]:06d}/state.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_that_are_killed_and_resumed_equal_one_that_is_not(run_file: Path, tmp_path: Path):
+    """kill -9 at a step, at any moment of it; each time the run goes on from a checkpoint that is whole."""
+    arguments = ("steps=400", "checkpoint_every=1", "num_workers=0")
+    for step in range(40, 400, 60):
+        process = start(run_file, *arguments, "--resume")
+        wait_for_step(tmp_path / "run", step, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(run_file, *arguments, "--resume")
+    process.communicate()
+    assert process.returncode == 0
+    whole = start(run_file, *arguments, f"output={tmp_path / 'whole'}")
+    whole.communicate()
+    assert whole.returncode == 0
+    assert (tmp_path / "run/adapter.safetensors").read_bytes() == (tmp_path / "whole/adapter.safetensors").read_bytes()
+    losses = [
+        [(r["step"], r["loss"]) for r in read_metrics(tmp_path / f / "metrics.jsonl") if "loss" in r]
+        for f in ("run", "whole")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_batches_twice_as_large(run_file: Path, tmp_path: Path):
+    """Over gloo, without dropout: the averaged gradients of two halves are the gradient of the whole."""
+    config = yaml_values.parse(run_file.read_text())
+    config["adapter"]["dropout"] = 0.0
+    run_file.write_text(yaml_values.dump(config))
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    values = [f"output={tmp_path / 'two'}", "batch_size=2"]
+    done = subprocess.run(
+        [*launcher, "train", str(run_file), *values], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert call(run_file, f"output={tmp_path / 'one'}", "batch_size=4").exit_code == 0
+    two, one = ([r for r in read_metrics(tmp_path / f / "metrics.jsonl") if "loss" in r] for f in ("two", "one"))
+    assert len(two) == len(one) == 8
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert json.loads((tmp_path / "two/checkpoints/step-000008/state.json").read_text())["step"] == 8
