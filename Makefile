@@ -12,12 +12,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
+SOURCES := pyproject.toml constraints.txt $(PLUGINS)
 # Named after the contents of SOURCES: a checkout that only touches their times installs nothing.
 STAMP := $(VENV)/.installed-$(shell cat $(SOURCES) | cksum | cut -d' ' -f1)
 
-PLUGINS := $(wildcard plugins/adapterkit-ia3)
-REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,dev]' $(addprefix -e ./,$(PLUGINS)) \
+REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,dev]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS)) \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 

@@ -58,6 +58,7 @@ _HOMES = {
     "hookimpl": "adapterkit.hookspecs",
     "points": "adapterkit.handle",
 }
+_TORCH_FREE = frozenset({"InjectionPoint", "get_plugin_manager", "hookimpl"})
 _SUBMODULES = frozenset({"errors", "specs"})
 
 
@@ -66,6 +67,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _TORCH_FREE:
+        # Whoever asks for these is about to import a model's library, which may import torchvision.
+        importlib.import_module(f"{__name__}.torchvision_ops").ensure_torchvision_ops()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     setattr(sys.modules[__name__], name, value)
     return value

@@ -7,8 +7,8 @@ builds at each injection point. Merging, saving, mixing, switching and reporting
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -120,13 +120,17 @@ class AdapterConfig:
     targets: str = "all"
 
     def __post_init__(self) -> None:
-        problems = [*_type_problems(self), *self.problems()]
+        problems = _type_problems(self) or self.problems()
         if problems:
             raise ConfigError(problems, type(self).__name__)
         Selector(self.targets)
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, one sentence each; types are already checked against the annotations."""
+        """What is wrong with the values, one sentence each. Scalars are of the annotated types already."""
+        return []
+
+    def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
+        """What is wrong with the config for the points that it selects, such as a setting that none receives."""
         return []
 
     def build(self, point: InjectionPoint) -> AdapterModule:
@@ -172,7 +176,7 @@ def _thaw(annotation: object, value: Any) -> Any:
 
 _SCALARS: dict[str, Callable[[Any], bool]] = {
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v),
+    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max,
     "bool": lambda v: isinstance(v, bool),
     "str": lambda v: isinstance(v, str),
     "None": lambda v: v is None,

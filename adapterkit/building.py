@@ -100,6 +100,8 @@ def choose_points(config: AdapterConfig, mapped: MappedModel) -> list[InjectionP
     refused = [f"{point.id}: {reason}" for point in chosen if (reason := config.accepts(point)) is not None]
     if refused:
         raise IncompatibleTargetError(f"{type(config).__name__} cannot act at {_some(refused)}; narrow its targets")
+    if problems := config.selection_problems(chosen):
+        raise ConfigError(problems, type(config).__name__)
     return chosen
 
 

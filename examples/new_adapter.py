@@ -123,6 +123,9 @@ def vision() -> Trial:
     from timm.models.vision_transformer import VisionTransformer
 
     model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+    for parameter in model.parameters():  # timm's initial weights wait for a long training; these answer at once
+        if parameter.ndim == 2:
+            nn.init.xavier_normal_(parameter)
     images, labels = digits()
     return Trial(
         "timm ViT",

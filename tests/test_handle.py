@@ -590,3 +590,15 @@ def test_a_backward_outside_the_block_recomputes_what_acted_in_the_forward() -> 
             p.grad = None
     assert len(gradients[0]) == len(gradients[1]) == 4
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_rank_that_no_point_receives_is_an_error(model: toys.ToyModel) -> None:
+    with pytest.raises(errors.ConfigError, match=r"ranks\['mpl\.\*'\] matches none"):
+        ak.Adapters(model).add("a", ak.LoRA(targets="attn.* mlp.*", ranks={"mpl.*": 4}))
+    ak.Adapters(model).add("a", ak.LoRA(targets="attn.* mlp.*", ranks={"mlp.*": 4}))
+    assert ak.Adapters(model).state_dict("a")["mlp.up@toy.0/A"].shape == (4, toys.WIDTH)
+
+
+def test_a_number_too_large_for_a_float_is_a_typed_error() -> None:
+    with pytest.raises(errors.ConfigError, match="alpha must be"):
+        ak.LoRA(alpha=10**400)

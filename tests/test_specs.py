@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapterkit.errors import ConfigError, MissingDependencyError, PluginLoadError
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, Origin, TaskSpec
+from adapterkit.points import KINDS
+from adapterkit.specs import POINT_KINDS, AdapterSpec, BackendSpec, CommandSpec, FormatSpec, Origin, TaskSpec
 
 ORIGIN = Origin("zoo", "adapterkit-zoo", "1.2")
 
@@ -102,3 +103,7 @@ def test_any_other_failure_is_wrapped_with_its_cause(module: str) -> None:
     ) as caught:
         CommandSpec("x", module, origin=ORIGIN).load()
     assert isinstance(caught.value.__cause__, (RuntimeError, ImportError))
+
+
+def test_kinds_are_those_of_the_points() -> None:
+    assert set(KINDS) == POINT_KINDS

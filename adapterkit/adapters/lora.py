@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -90,6 +90,12 @@ class LoRA(AdapterConfig):
         if not found and isinstance(self.alpha, (int, float)) and abs(self.alpha) > _MAX_SCALE * min(ranks.values()):
             found.append(f"alpha / rank must be within {_MAX_SCALE:g}, not {self.alpha!r} / {min(ranks.values())}")
         return found
+
+    def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
+        """See `AdapterConfig.selection_problems`: a rank that no point receives is a typo."""
+        idle = [key for key in self.ranks if not any(Selector(key).matches(point) for point in points)]
+        roles = ", ".join(sorted({point.role for point in points}))
+        return [f"ranks[{key!r}] matches none of the selected points (roles: {roles})" for key in idle]
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""

@@ -3,8 +3,8 @@
 Sites follow the model's own order: `down.{block}.{index}` and `up.{block}.{index}` for a resnet or a transformer,
 `mid.{index}` in the middle, and one number more for a block inside a transformer: `attn.q@unet.down.0.1.0`.
 
-The first convolution is `embed.patch`, the last one `head`. No preset reaches them, nor the embeddings of time, text and
-class.
+The first convolution is `embed.patch`, the last one `head`. No preset reaches them, nor the other embeddings: of time,
+of text and of classes.
 """
 
 from __future__ import annotations

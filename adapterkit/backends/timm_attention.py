@@ -1,4 +1,4 @@
-"""The attention seam of timm: the equation of `timm.layers.attention.Attention`, with keys and values extended.
+"""The attention seam of timm: the equation of its plain `Attention`, with keys and values extended.
 
 timm's attention is one forward with no place to reach in, so it is computed here while a prefix is active, and by the
 module itself at all other times.
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from adapterkit.backend import AttentionSeam, extension_of
 
-_HOME = "timm.layers.attention"
+_HOMES = ("timm.layers.attention", "timm.models.vision_transformer")
+"""Where timm defines its plain `Attention`: now, and in its older releases (1.0.15)."""
 
 
 def attend(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -31,7 +32,7 @@ def attend(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: b
     Returns:
         [batch, length, features out].
     """
-    gate = module.gate(x).sigmoid() if getattr(module, "gate", None) is not None else None
+    gate = None if getattr(module, "gate", None) is None else module.gate(x).sigmoid()  # older ones have none
     query, key, value = _project(module, x)
     length = key.shape[2]
     mask = None if is_causal or attn_mask is None else attn_mask.expand(*attn_mask.shape[:-1], length)
@@ -39,8 +40,9 @@ def attend(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: b
         key, value, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=is_causal)
         # An extended mask is explicit; what torch calls causal would count from the prefix.
         is_causal = is_causal and key.shape[2] == length
-    mixed = _mix(module, query, key, value, mask, is_causal)
-    mixed = module.norm(mixed.transpose(1, 2).flatten(2))
+    mixed = _mix(module, query, key, value, mask, is_causal).transpose(1, 2).flatten(2)
+    if (norm := getattr(module, "norm", None)) is not None:
+        mixed = norm(mixed)
     return module.proj_drop(module.proj(mixed if gate is None else mixed * gate))
 
 
@@ -51,13 +53,13 @@ class TimmAttentionSeam(AttentionSeam):
 
     def refusal(self, module: nn.Module) -> str | None:
         """See `AttentionSeam.refusal`."""
-        plain = [c for c in type(module).__mro__ if c.__name__ == "Attention" and c.__module__ == _HOME]
+        plain = [c for c in type(module).__mro__ if c.__name__ == "Attention" and c.__module__ in _HOMES]
         # A subclass with a forward of its own is no longer plain; attachment's wrapper unwraps to the original.
         if plain and inspect.unwrap(type(module).forward) is inspect.unwrap(plain[-1].forward):
             return None
         return (
             f"the keys and values of {type(module).__name__} cannot be extended; supported is timm's plain Attention "
-            f"({_HOME}), which VisionTransformer has unless it was built with another attn_layer"
+            f"({_HOMES[0]}), which VisionTransformer has unless it was built with another attn_layer"
         )
 
 

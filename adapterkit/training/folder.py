@@ -59,8 +59,9 @@ class RunFolder:
         """Makes the folder, removes what an overwritten run left, and writes the resolved configuration."""
         if overwrite:
             self._clear()
-        self.samples.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, yaml_values.dump(self.run.resolved()))
+        self.samples.mkdir(exist_ok=True)
 
     def start_metrics(self, step: int) -> None:
         """Forgets the records after `step`: a resumed run makes them again."""
@@ -82,10 +83,10 @@ class RunFolder:
         return self.path.is_dir() and any(self.path.iterdir())
 
     def _clear(self) -> None:
-        """Removes a run's own files, and nothing else that may be in the folder."""
+        """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
         for folder in (self.samples, self.snapshots.folder):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.config, self.metrics, self.adapter):
+        for file in (self.metrics, self.adapter):
             file.unlink(missing_ok=True)
 
     def _check_same_run(self) -> None:

@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, TextIO
 
-from typing_extensions import Self
-
 
 class Progress(ABC):
     """Told of every step, between `__enter__` and `__exit__`.
@@ -23,7 +21,7 @@ class Progress(ABC):
         self.total, self.start = total, start
         self._began = time.monotonic()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(
@@ -94,7 +92,7 @@ class BarProgress(Progress):
         self._bar: Any = Bar(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("", total=total, completed=start, status="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         self._bar.start()
         return self
 

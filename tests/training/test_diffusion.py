@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, UnsupportedModelError
@@ -20,7 +21,7 @@ from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
-from tests.backends.vision_models import pipeline
+from tests.backends.vision_models import CONTEXT, pipeline, unet_xl
 
 CAPTIONS = ("one red circle", "two blue square", "one blue circle")
 UNET = "attention@component=unet"
@@ -195,6 +196,48 @@ def test_a_half_precision_base_keeps_a_float32_adapter(base: Path, data: Path, t
 def test_other_adapter_types(base: Path, data: Path, tmp_path: Path, kind: str):
     train(make_run(base, data, tmp_path / "run", f"adapter={{type: {kind}}}", "steps=1"), silent=True)
     assert (tmp_path / "run/adapter.safetensors").exists()
+
+
+def test_sdxl_with_its_two_encoders_and_its_sizes(data: Path, tmp_path: Path):
+    made = pipeline_xl(tmp_path)
+    made.save_pretrained(tmp_path / "model")
+    for name, targets in (("unet", UNET), ("all", "attention")):
+        train(make_run(tmp_path / "model", data, tmp_path / name, targets=targets), silent=True)
+        weights = load_file(tmp_path / name / "adapter.safetensors")
+        moved = {key.partition("@")[2].partition(".")[0] for key, t in weights.items() if "/B" in key and t.any()}
+        assert moved == ({"unet"} if name == "unet" else {"unet", "text_encoder", "text_encoder_2"})
+    task, images = prepared(make_run(tmp_path / "model", data, tmp_path / "run"))
+    batch = task.collate([images[Draw(i, i)] for i in range(2)])
+    texts = ["" if n < 0 else CAPTIONS[n] for n in batch["caption"].tolist()]
+    states, _, pooled, _ = made.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
+    sizes = torch.tensor([[16, 16, 0, 0, 16, 16]] * 2)
+    noisy = task.scheduler.add_noise(batch["latents"], batch["noise"], batch["time"])
+    with torch.no_grad():
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        found = made.unet(noisy, batch["time"], states, added_cond_kwargs=added).sample
+        assert task.loss(batch).item() == pytest.approx(F.mse_loss(found, batch["noise"]).item(), rel=1e-5)
+
+
+def pipeline_xl(folder: Path) -> Any:
+    """A tiny SDXL pipeline: the parts of the small one, with a second text encoder and SDXL's UNet."""
+    (folder / "words").mkdir()
+    small = pipeline(folder / "words")
+    sizes = {"vocab_size": small.text_encoder.config.vocab_size, "hidden_size": 6, "intermediate_size": 8}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+    ends = {"bos_token_id": sizes["vocab_size"] - 2, "eos_token_id": sizes["vocab_size"] - 1, "pad_token_id": 1}
+    config = CLIPTextConfig(**sizes, **layers, **ends, projection_dim=CONTEXT)
+    made = StableDiffusionXLPipeline(
+        vae=small.vae,
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=small.tokenizer,
+        tokenizer_2=small.tokenizer,
+        unet=unet_xl(),
+        scheduler=small.scheduler,
+        add_watermarker=False,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def test_what_cannot_be_trained_is_named(base: Path, data: Path, tmp_path: Path):

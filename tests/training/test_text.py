@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32, bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.3,
+        num_key_value_heads=1, max_position_embeddings=32, bos_token_id=None, eos_token_id=0, pad_token_id=None,
+        initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
