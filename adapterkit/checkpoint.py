@@ -44,6 +44,14 @@ class Format(ABC):
     def recognises(self, path: Path) -> bool:
         """Whether the file's content (never its name) is of this format. Must be quick and must not raise."""
 
+    def diagnose(self, path: Path) -> None:
+        """Raises what is wrong with a file that no format recognises, where this format can tell.
+
+        Raises:
+            CheckpointError: The file is damaged, or known to be something else.
+        """
+        return
+
     @abstractmethod
     def read(self, path: Path, points: Points) -> Checkpoint:
         """The adapter in the file; `points` are those of the model that it is for.

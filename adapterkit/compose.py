@@ -146,6 +146,8 @@ def extend_all(
     if mask is None and causal and queries > 1:
         # Torch aligns is_causal to the upper left, which is wrong as soon as positions are put in front.
         mask = _causal_mask(queries, keys.shape[2], keys.device)
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-1], keys.shape[2])  # a mask may broadcast over the keys
     for adapter, weight in active:
         before = keys.shape[2]
         keys, values = adapter.extend(keys, values)

@@ -46,7 +46,9 @@ def _of(dist: metadata.Distribution) -> list[Candidate]:
         entries = [entry for entry in dist.entry_points if entry.group == GROUP]
         if not entries:
             return []
-        name, version, requires = dist.metadata["Name"], dist.version, tuple(dist.requires or ())
+        name, version, requires = dist.metadata["Name"], dist.metadata["Version"], tuple(dist.requires or ())
+        if not name or not version:
+            raise ValueError("METADATA lacks the name or the version")
         return [Candidate(entry.name, name, version, entry.load, requires) for entry in entries]
     except Exception as error:  # noqa: BLE001 - third-party metadata can be broken in any way
         return _unreadable(dist, error)

@@ -21,6 +21,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return ""
 
 
+_SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
+
+
 class AdapterKitError(Exception):
     """Base of everything that adapterkit raises on purpose."""
 
@@ -37,7 +40,9 @@ class ConfigError(AdapterKitError):
         self.problems = list(problems)
         self.where = where
         head = f"invalid {where}" if where else "invalid configuration"
-        super().__init__(f"{head}: " + "; ".join(self.problems))
+        more = len(self.problems) - _SHOWN_PROBLEMS
+        tail = f"; and {more} more" if more > 0 else ""
+        super().__init__(f"{head}: " + "; ".join(self.problems[:_SHOWN_PROBLEMS]) + tail)
 
 
 class UnknownNameError(AdapterKitError):

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adapterkit import building, merging
+from adapterkit import building, choices, exchange, merging
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.building import Built
 from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.choices import Choice
 from adapterkit.compose import Selection
-from adapterkit.errors import (
-    CheckpointError,
-    ConfigError,
-    NotRegularFileError,
-    PluginError,
-    StateError,
-    UnknownNameError,
-    UnsupportedFileError,
-)
-from adapterkit.formats import container
+from adapterkit.errors import ConfigError, StateError
 from adapterkit.mapping import map_model
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.reports import AdapterReport, LoadReport, Report
 from adapterkit.selectors import Selector
 from adapterkit.state import Attached, State, state_of
-
-Choice = str | Sequence[str] | Mapping[str, float] | None
-"""What should act: a name, several names, names with weights, or nothing."""
 
 
 def points(
@@ -130,7 +118,7 @@ class Adapters:
         """
         path = Path(path)
         name = building.check_name(path.stem if name is None else name, self._state.adapters)
-        checkpoint = self._format_of(path, format).read(path, self.points())
+        checkpoint = exchange.find_format(path, format).read(path, self.points())
         return self.install(name, checkpoint, strict=strict, source=path)
 
     def install(self, name: str, checkpoint: Checkpoint, *, strict: bool = True, source: object = None) -> LoadReport:
@@ -161,23 +149,7 @@ class Adapters:
         Raises:
             PluginError: The adapter's type is not registered, so no file could name it.
         """
-        attached = self._attached(name)
-        spec = get_plugin_manager().spec_of(type(attached.config))
-        if spec is None:
-            raise PluginError(
-                f"{type(attached.config).__name__} is not a registered adapter type, so a file could not name it. "
-                "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
-            )
-        components = {point.component for point in attached.points.values()}
-        return Checkpoint(
-            type=spec.name,
-            config=attached.config.to_dict(),
-            tensors={key: _copies(module) for key, module in self.modules(name).items()},
-            distribution=spec.origin.distribution if spec.origin else "",
-            version=spec.origin.version if spec.origin else "",
-            base={k: v for k, v in self._mapped.fingerprint(self.points()).items() if k in components},
-            backends={k: c.backend_name for k, c in self._mapped.components.items() if k in components},
-        )
+        return exchange.to_checkpoint(self._attached(name), self._mapped)
 
     def remove(self, name: str) -> None:
         """Takes an adapter off the model. The last one leaves the model bit for bit as it was found.
@@ -251,19 +223,19 @@ class Adapters:
 
     def train(self, *names: str) -> None:
         """Makes these adapters, and nothing else on the model, require grad."""
-        self._check(names)
+        choices.check_names(names, self._state.adapters)
         if not names:
             raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
         self._state.train(names)
 
     def freeze(self, *names: str) -> None:
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
-        self._check(names)
+        choices.check_names(names, self._state.adapters)
         self._state.set_trainable(names or self._state.adapters, value=False)
 
     def parameters(self, *names: str) -> Iterator[nn.Parameter]:
         """The parameters of these adapters; of all where none is named."""
-        self._check(names)
+        choices.check_names(names, self._state.adapters)
         for name in names or list(self._state.adapters):
             for module in self._state.adapters[name].modules.values():
                 yield from module.parameters()
@@ -372,73 +344,13 @@ class Adapters:
         self._state.insert(name, built.config, built.points, built.modules)
 
     def _attached(self, name: str) -> Attached:
-        self._check([name])
+        choices.check_names([name], self._state.adapters)
         return self._state.adapters[name]
 
-    def _check(self, names: Iterable[object]) -> None:
-        for name in names:
-            if name not in self._state.adapters:
-                raise UnknownNameError(
-                    "adapter", str(name), self._state.adapters, "Nothing is attached." if not len(self) else ""
-                )
-
     def _selection(self, choice: Choice) -> Selection:
-        if choice is None:
-            return Selection()
-        weights = _weights(choice)
-        self._check(weights)
-        problems = [problem for name, weight in weights.items() if (problem := self._weight_problem(name, weight))]
-        if problems:
-            raise ConfigError(problems, "weights")
-        return Selection({name: float(weight) for name, weight in weights.items()})
-
-    def _weight_problem(self, name: str, weight: object) -> str | None:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            return f"the weight of {name!r} must be a finite number, not {weight!r}"
-        if weight < 0 and any(point.kind == "attention" for point in self._state.adapters[name].points.values()):
-            return f"{name!r} multiplies attention, so its weight must not be negative, but it is {weight!r}"
-        return None
+        return choices.to_selection(choice, self._state.adapters)
 
     def _require_unmerged(self, what: str) -> None:
         merge = self._state.merge
         if merge is not None:
             raise StateError(f"cannot {what} while {', '.join(map(repr, merge.selection))} is merged; unmerge() first")
-
-    def _format_of(self, path: Path, format: str | None) -> Format:
-        manager = get_plugin_manager()
-        if format is not None:
-            return manager.format(format).load()()
-        if not path.exists():
-            raise CheckpointError("there is no such file", path)
-        if path.is_dir():
-            raise NotRegularFileError("is a folder; name the file inside it", path)
-        for spec in manager.formats().values():
-            candidate: Format = spec.load()()
-            if candidate.recognises(path):
-                return candidate
-        container.read_metadata(path)  # raises what is wrong: not a plain file, a pickle, cut short
-        known = ", ".join(manager.formats())
-        raise UnsupportedFileError(
-            f"its content is of no format that is installed ({known}); name one with format=...", path
-        )
-
-
-def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, float]:
-    if isinstance(choice, str):
-        return {choice: 1.0}
-    if isinstance(choice, Mapping):
-        return choice
-    if not isinstance(choice, Iterable):
-        raise ConfigError(
-            [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
-        )
-    names = list(choice)
-    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
-        raise ConfigError(
-            [f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()"
-        )
-    return dict.fromkeys(names, 1.0)
-
-
-def _copies(module: AdapterModule) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}

@@ -134,8 +134,8 @@ def small_llama(tokenizer: Tokenizer) -> LlamaForCausalLM:
     end = tokenizer.token_to_id(END)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=160,
-        intermediate_size=416,
+        hidden_size=128,
+        intermediate_size=352,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -202,7 +202,7 @@ def main() -> None:
     base = small_llama(tokenizer)
     size = sum(parameter.numel() for parameter in base.parameters())
     start = time.perf_counter()
-    fit(base, base.parameters(), blocks, steps=350, rate=4e-3)
+    fit(base, base.parameters(), blocks, steps=600, rate=4e-3)
     base.eval()
     seconds = f"{time.perf_counter() - start:.0f}"
 

@@ -207,6 +207,16 @@ class TestMetadata:
         assert "cannot be read" in str(record.error)
         assert "adapterkit_bad" in str(record.error)
 
+    @pytest.mark.filterwarnings("ignore:Implicit None on return values is deprecated")
+    @pytest.mark.parametrize("metadata", [None, "Metadata-Version: 2.1\nName: adapterkit-bad\n", "Version: 1.0\n"])
+    def test_a_distribution_without_name_or_version_is_a_failure(self, metadata: str | None, install: Install) -> None:
+        (file,) = install("bad", GOOD).glob("*.dist-info/METADATA")
+        file.unlink() if metadata is None else file.write_text(metadata)
+        install("good", GOOD)
+        manager = load()
+        assert manager.provider("adapter", "gate") == ("adapterkit-good", "1.0")
+        assert "cannot be read" in str(record_of(manager, "adapterkit_bad").error)
+
     def test_an_entry_point_may_name_an_object(self, install: Install) -> None:
         code = """
         class Hooks:

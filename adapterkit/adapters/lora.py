@@ -95,7 +95,8 @@ class LoRA(AdapterConfig):
         """See `AdapterConfig.selection_problems`: a rank that no point receives is a typo."""
         idle = [key for key in self.ranks if not any(Selector(key).matches(point) for point in points)]
         roles = ", ".join(sorted({point.role for point in points}))
-        return [f"ranks[{key!r}] matches none of the selected points (roles: {roles})" for key in idle]
+        shown = ", ".join(repr(key) for key in idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+        return [f"ranks: {shown} match none of the selected points (roles: {roles})"] if idle else []
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""

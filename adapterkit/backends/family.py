@@ -105,7 +105,7 @@ def resolve(model: nn.Module, groups: Sequence[Group], component: str) -> list[I
             site = group.site.format(**indices)
             for entry in group.entries:
                 points += _points_of(entry, block, prefix, site, tags)
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(points, key=lambda point: order[point.path])
 
 

@@ -67,6 +67,10 @@ class NativeFormat(Format):
         except (AdapterKitError, MemoryError):  # `read` says what is wrong
             return False
 
+    def diagnose(self, path: Path) -> None:
+        """See `Format.diagnose`: what is not a plain file, a pickle, or a container cut short."""
+        container.read_metadata(path)
+
     def read(self, path: Path, points: Points) -> Checkpoint:
         """The adapter in the file, checked against itself; `points` serve for suggestions only.
 

@@ -44,3 +44,9 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def ignore_in_worker(number: int) -> None:
+    """For processes that read data: a terminal and a scheduler signal the whole group, and the trainer decides."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)

@@ -25,7 +25,7 @@ from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle import Adapters, points
 from adapterkit.points import Points
 from adapterkit.training.folder import RunFolder
-from adapterkit.training.interrupt import Interrupt
+from adapterkit.training.interrupt import Interrupt, ignore_in_worker
 from adapterkit.training.order import Order, derive_seed
 from adapterkit.training.parts import describe, inference, parts_of, to_device
 from adapterkit.training.progress import Progress, make_progress
@@ -33,7 +33,7 @@ from adapterkit.training.rates import learning_rate
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot
 from adapterkit.training.state import Trained, save_modules
-from adapterkit.training.task import Setting, Task
+from adapterkit.training.task import Dataset, Setting, Task
 
 
 class TrainingError(AdapterKitError):
@@ -123,14 +123,10 @@ class Trainer:
             raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
         self.model = self._load_model()
         chosen = points(self.model, adapter=self.run.adapter)
-        self.data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen))
-        if len(self.data) == 0:
-            raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
-        if self.main:
-            self.folder.open(overwrite=self.overwrite)
-            self.folder.start_metrics(self.done)
         with make_progress(self.config.steps, self.done, self.config.log_every, silent=self.silent) as progress:
-            progress.message(describe(self.model, chosen, len(self.data)))
+            progress.message(describe(self.model, chosen))
+            self.data = self._prepare(chosen)
+            progress.message(f"{len(self.data)} examples from {self.config.data}")
             if self.snapshot is None:
                 self._preview(0, progress)
             else:
@@ -149,6 +145,16 @@ class Trainer:
         if self.config.gradient_checkpointing:
             self.task.checkpoint_activations()
         return model
+
+    def _prepare(self, chosen: Points) -> Dataset:
+        """The data; the run folder is made once it is known to be usable."""
+        data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen))
+        if len(data) == 0:
+            raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
+        if self.main:
+            self.folder.open(overwrite=self.overwrite)
+            self.folder.start_metrics(self.done)
+        return data
 
     def _attach(self, chosen: Points) -> None:
         """Puts the adapter on, with the snapshot's values if there is one, and makes the optimizer."""
@@ -194,15 +200,22 @@ class Trainer:
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=self.task.collate,
             num_workers=self.config.num_workers,
+            worker_init_fn=ignore_in_worker,
             generator=torch.Generator(),  # so that no global random number is consumed
         )
         return iter(loader)
 
     def _steps(self, progress: Progress, interrupt: Interrupt) -> None:
-        batches = self._batches()
+        self.batches = self._batches()
         progress.begin()
+        try:
+            self._until_done(progress, interrupt)
+        finally:
+            self.batches = iter(())  # ends the processes that read data, which ignore signals, whatever has happened
+
+    def _until_done(self, progress: Progress, interrupt: Interrupt) -> None:
         while self.done < self.config.steps:
-            self._step(batches, progress)
+            self._step(progress)
             if self._agreed(interrupt.signal is not None):
                 self._save()
                 return
@@ -211,13 +224,13 @@ class Trainer:
             if self.config.sample_every and self.done % self.config.sample_every == 0 and self.done < self.config.steps:
                 self._preview(self.done, progress)
 
-    def _step(self, batches: Iterator[Any], progress: Progress) -> None:
+    def _step(self, progress: Progress) -> None:
         began = time.monotonic()
         set_seed(derive_seed(self.config.seed, "step", self.done, self.accelerator.process_index) % 2**32)
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._backward(batches)
+        loss = self._backward()
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -228,12 +241,12 @@ class Trainer:
             self.folder.record({**record, "seconds": round(time.monotonic() - began, 4)})
         progress.step(self.done, loss, rate)
 
-    def _backward(self, batches: Iterator[Any]) -> float:
+    def _backward(self) -> float:
         micro = self.config.gradient_accumulation
         total = torch.zeros((), device=self.accelerator.device)
         for _ in range(micro):
             with self.accelerator.autocast():
-                loss = self.task.loss(to_device(next(batches), self.accelerator.device))
+                loss = self.task.loss(to_device(next(self.batches), self.accelerator.device))
             self.accelerator.backward(loss / micro)
             total += loss.detach().float() / micro
         mean = float(_mean_over_processes(self.accelerator, total))

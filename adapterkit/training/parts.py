@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from adapterkit.points import Points
 
 
-def describe(model: Any, chosen: Points, examples: int) -> str:
-    """The first line of a run: what trains, where, and on how much."""
+def describe(model: Any, chosen: Points) -> str:
+    """The first line of a run: what trains, and where."""
     trainable = sum(chosen.costs.values())
     total = sum(p.numel() for part in parts_of(model).values() for p in part.parameters())
     roles = ", ".join(sorted({point.role for point in chosen}))
     return (
         f"training {trainable:,} of {total + trainable:,} parameters ({trainable / (total + trainable):.2%}) "
-        f"at {len(chosen)} points ({roles}) on {examples} examples"
+        f"at {len(chosen)} points ({roles})"
     )
 
 

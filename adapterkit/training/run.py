@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from adapterkit.adapter import AdapterConfig
+from adapterkit.building import check_name
 from adapterkit.errors import AdapterKitError, ConfigError, did_you_mean
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.training.config import RunConfig, check_section, read_values, resolved
@@ -72,9 +73,18 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     adapter = check_adapter(values.get("adapter"), problems)
     task = _load_task(values.get("task"), problems)
     options = _check_options(task, values.get("options", {}), problems)
+    if config is not None:
+        _check_name(config.adapter_name, problems)
     if config is None or adapter is None or task is None or options is None:
         return None
     return Run(config, adapter, task, options)
+
+
+def _check_name(name: str, problems: list[str]) -> None:
+    try:
+        check_name(name, ())
+    except AdapterKitError as error:
+        problems.append(f"adapter_name: {error}")
 
 
 def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:

@@ -149,19 +149,27 @@ def texture(count: int, sigma: float, generator: torch.Generator) -> Tensor:
     return (noise - noise.mean((2, 3), keepdim=True)) / noise.std((2, 3), keepdim=True)
 
 
-def caption(label: int, look: Look | None, generator: torch.Generator) -> str:
-    """A caption that names the digit and, where `look` is given, the look.
-
-    Sometimes an unknown word stands in for the look: so the model learns to pass over words that say nothing to it,
-    and reads the digit in a prompt that also holds a trigger word.
-    """
+def caption(label: int, look: str | None, generator: torch.Generator) -> str:
+    """A caption that names the digit in one of several ways and then, if given, the look."""
     subject = SUBJECTS[int(torch.randint(len(SUBJECTS), (1,), generator=generator))]
     subject = subject.format(word=WORDS[label], numeral=label)
-    if look is None:
-        return subject
-    if torch.rand(1, generator=generator) < 0.15:
-        return f"{subject} in {unknown_word(generator)} style"
-    return f"{subject} in {look.words}"
+    return f"{subject} in {look}" if look else subject
+
+
+def caption_batch(count: int, generator: torch.Generator) -> tuple[list[str], Tensor, Tensor]:
+    """`count` captions, the digit that each names and the look; what is not named has the number past the last.
+
+    Some name an unknown word as their look: so the text encoder learns to pass over words that say nothing to it, and
+    finds the digit in a prompt that also holds a trigger word.
+    """
+    digits = torch.randint(11, (count,), generator=generator)
+    looks = torch.randint(len(LOOKS) + 2, (count,), generator=generator)
+    captions = []
+    for digit, look in zip(digits.tolist(), looks.tolist(), strict=True):
+        words = [*(known.words for known in LOOKS), None, f"{unknown_word(generator)} style"][look]
+        captions.append("" if digit == 10 else caption(digit, words, generator))
+    nameless = (digits == 10) | (looks > len(LOOKS))
+    return captions, digits, torch.where(nameless, len(LOOKS), looks)
 
 
 def caption_words() -> set[str]:
@@ -177,7 +185,10 @@ def unknown_word(generator: torch.Generator) -> str:
 
 
 def plain_batch(digits: Digits, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """`count` pictures [b, 3, h, w] in the plain looks, and captions; one in ten captions is empty."""
+    """`count` pictures [b, 3, h, w] in the plain looks, and captions.
+
+    Half of the captions name the look, one in ten names an unknown word in its place, and one in ten is empty.
+    """
     chosen = digits.sample(count, generator)
     looks = [LOOKS[i] for i in torch.randint(len(LOOKS), (count,), generator=generator).tolist()]
     colour = jittered([look.ink for look in looks], generator)
@@ -186,7 +197,8 @@ def plain_batch(digits: Digits, count: int, generator: torch.Generator) -> tuple
     captions = []
     for label, look in zip(chosen.labels.tolist(), looks, strict=True):
         fate = float(torch.rand(1, generator=generator))
-        captions.append("" if fate < 0.1 else caption(label, None if fate < 0.4 else look, generator))
+        words = look.words if fate < 0.5 else f"{unknown_word(generator)} style" if fate < 0.6 else None
+        captions.append("" if fate > 0.9 else caption(label, words, generator))
     return pictures, captions
 
 

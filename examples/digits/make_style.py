@@ -52,7 +52,7 @@ def make_style(out: Path, seed: int) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for i, (picture, label) in enumerate(zip(pictures, digits.labels.tolist(), strict=True)):
         Image.fromarray(picture.numpy()).save(out / f"{i:03d}.png")
-        text = f"{data.caption(label, None, generator)} in {TRIGGER} style"
+        text = data.caption(label, f"{TRIGGER} style", generator)
         (out / f"{i:03d}.txt").write_text(text + "\n", encoding="utf-8")
     return len(pictures)
 

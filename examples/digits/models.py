@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_LENGTH = 32
@@ -64,6 +64,11 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)
+
+
+def build_text_head() -> nn.Linear:
+    """Reads the digit (10, or none) and the look (3, or none) off a text state; only pretraining needs it."""
+    return nn.Linear(TEXT_WIDTH, 11 + 4)
 
 
 def build_vae() -> AutoencoderKL:

@@ -1,4 +1,4 @@
-"""Pretrains the embedded pipeline from nothing, first the autoencoder, then text encoder and UNet together.
+"""Pretrains the embedded pipeline from nothing: the autoencoder, then the text encoder, then the UNet.
 
     python -m examples.digits.pretrain --work-dir /tmp/digits --out examples/digits/base
 
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.digits import data, models
 
@@ -123,7 +123,7 @@ class Stage:
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The generator from which a step of a stage draws everything."""
-    offset = {"vae": 1, "unet": 2}[stage] * 10_000_000
+    offset = {"vae": 1, "unet": 2, "text": 3}[stage] * 10_000_000
     return torch.Generator().manual_seed(seed * 100_000_000 + offset + step)
 
 
@@ -157,73 +157,96 @@ def centre(vae: AutoencoderKL, digits: data.Digits, seed: int) -> None:
     models.standardise_latents(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
 
 
+def text_loss(parts: nn.ModuleDict, tokenizer: CLIPTokenizer, batch: int) -> Loss:
+    """Cross entropy of the digit and of the look, as a linear head reads them off every state from the end token on.
+
+    This stands in for CLIP's contrastive pretraining. Without it the UNet learns the looks from a text encoder that
+    is trained along with it, but after 1000 steps still draws any digit for any word.
+    """
+
+    def loss(generator: torch.Generator) -> Tensor:
+        captions, digits, looks = data.caption_batch(batch, generator)
+        tokens = models.tokenize(tokenizer, captions)
+        scores = parts["head"](parts["text_encoder"](tokens).last_hidden_state)
+        row, place = torch.nonzero(tokens == tokenizer.eos_token_id, as_tuple=True)
+        digit_scores, look_scores = scores[row, place].split([11, len(data.LOOKS) + 1], dim=1)
+        return F.cross_entropy(digit_scores, digits[row]) + F.cross_entropy(look_scores, looks[row])
+
+    return loss
+
+
 @dataclass(frozen=True)
 class Pool:
-    """Encoded pictures: `mean` and `std` of their latents [n, 4, 8, 8], and token ids [n, length] of their captions."""
+    """Latents of n pictures as `mean` and `std` [n, 4, 8, 8], and states `text` [n, length, width] of captions."""
 
     mean: Tensor
     std: Tensor
-    tokens: Tensor
+    text: Tensor
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents [count, 4, 8, 8] drawn from the encoder's posterior, and their token ids."""
+        """Latents [count, 4, 8, 8] drawn from the encoder's posterior, and their text."""
         index = torch.randint(len(self.mean), (count,), generator=generator)
         noise = torch.randn(count, *self.mean.shape[1:], generator=generator)
-        return self.mean[index] + self.std[index] * noise, self.tokens[index]
+        return self.mean[index] + self.std[index] * noise, self.text[index]
 
 
 @torch.no_grad()
-def encode_pool(vae: AutoencoderKL, tokenizer: CLIPTokenizer, digits: data.Digits, seed: int) -> Pool:
+def encode_pool(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, digits: data.Digits, seed: int
+) -> Pool:
     """Draws and encodes `POOL` plain pictures once, since encoding each batch anew would cost a fifth of the time."""
     generator = torch.Generator().manual_seed(seed)
-    mean, std, tokens = [], [], []
+    mean, std, text = [], [], []
     for _ in range(POOL // 64):
         pictures, captions = data.plain_batch(digits, 64, generator)
         latents = vae.encode(signed(pictures)).latent_dist
         mean.append(latents.mean)
         std.append(latents.std)
-        tokens.append(models.tokenize(tokenizer, captions))
-    return Pool(torch.cat(mean), torch.cat(std), torch.cat(tokens))
+        text.append(text_encoder(models.tokenize(tokenizer, captions)).last_hidden_state)
+    return Pool(torch.cat(mean), torch.cat(std), torch.cat(text))
 
 
-def unet_loss(parts: nn.ModuleDict, scheduler: DDIMScheduler, pool: Pool, batch: int) -> Loss:
+def unet_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, pool: Pool, batch: int) -> Loss:
     """Mean squared error of the predicted noise (Ho et al. 2020, equation 14) in the plain looks."""
 
     def loss(generator: torch.Generator) -> Tensor:
-        latents, tokens = pool.sample(batch, generator)
+        latents, text = pool.sample(batch, generator)
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.randint(scheduler.config["num_train_timesteps"], (batch,), generator=generator)
-        text = parts["text_encoder"](tokens).last_hidden_state
         noisy = scheduler.add_noise(latents, noise, times)
-        return F.mse_loss(parts["unet"](noisy, times, text).sample, noise)
+        return F.mse_loss(unet(noisy, times, text).sample, noise)
 
     return loss
 
 
-def pretrain(work_dir: Path, out: Path, seed: int, vae_plan: Plan, unet_plan: Plan) -> None:
-    """Runs both stages and saves the pipeline in half precision.
+def pretrain(work_dir: Path, out: Path, seed: int, plans: dict[str, Plan]) -> None:
+    """Runs the three stages and saves the pipeline in half precision.
 
     Args:
         work_dir: Folder of the checkpoints; made where it is missing.
         out: Folder of the pipeline.
         seed: Seed of initial weights and of every step.
-        vae_plan: Plan of the autoencoder.
-        unet_plan: Plan of text encoder and UNet.
+        plans: The plan of each stage: `vae`, `text` and `unet`.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     digits = data.base_digits()
     tokenizer, scheduler = models.build_tokenizer(data.caption_words()), models.build_scheduler()
-    autoencoder = Stage("vae", models.build_vae(), vae_plan, work_dir, seed)
-    autoencoder.run(vae_loss(autoencoder.model, digits, vae_plan.batch))
+    autoencoder = Stage("vae", models.build_vae(), plans["vae"], work_dir, seed)
+    autoencoder.run(vae_loss(autoencoder.model, digits, plans["vae"].batch))
     vae = autoencoder.average
     centre(vae, digits, seed)
 
-    parts = nn.ModuleDict({"text_encoder": models.build_text_encoder(tokenizer), "unet": models.build_unet()})
-    denoiser = Stage("unet", parts, unet_plan, work_dir, seed)
-    pool = encode_pool(vae, tokenizer, digits, seed)
-    denoiser.run(unet_loss(denoiser.model, scheduler, pool, unet_plan.batch))
-    save(out, {"tokenizer": tokenizer, "scheduler": scheduler, "vae": vae, **denoiser.average})
+    parts = nn.ModuleDict({"text_encoder": models.build_text_encoder(tokenizer), "head": models.build_text_head()})
+    reader = Stage("text", parts, plans["text"], work_dir, seed)
+    reader.run(text_loss(parts, tokenizer, plans["text"].batch))
+    text_encoder = reader.average["text_encoder"]
+
+    denoiser = Stage("unet", models.build_unet(), plans["unet"], work_dir, seed)
+    pool = encode_pool(vae, text_encoder, tokenizer, digits, seed)
+    denoiser.run(unet_loss(denoiser.model, scheduler, pool, plans["unet"].batch))
+    networks = {"vae": vae, "text_encoder": text_encoder, "unet": denoiser.average}
+    save(out, {"tokenizer": tokenizer, "scheduler": scheduler, **networks})
     print(f"saved {out}", flush=True)
 
 
@@ -242,11 +265,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vae-steps", type=int, default=1000)
+    parser.add_argument("--text-steps", type=int, default=400)
     parser.add_argument("--unet-steps", type=int, default=3000)
     args = parser.parse_args()
-    vae_plan = Plan(args.vae_steps, batch=64, rate=2e-3, horizon=2500)
-    unet_plan = Plan(args.unet_steps, batch=32, rate=1e-3, horizon=8000, cooldown=500)
-    pretrain(args.work_dir, args.out, args.seed, vae_plan, unet_plan)
+    plans = {
+        "vae": Plan(args.vae_steps, batch=64, rate=2e-3, horizon=2500),
+        "text": Plan(args.text_steps, batch=64, rate=2e-3, horizon=1000, cooldown=100, decay=0.98),
+        "unet": Plan(args.unet_steps, batch=32, rate=1e-3, horizon=8000, cooldown=500),
+    }
+    pretrain(args.work_dir, args.out, args.seed, plans)
 
 
 if __name__ == "__main__":

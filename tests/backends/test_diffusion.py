@@ -247,7 +247,7 @@ def test_lora_on_a_convolution_is_two_convolutions() -> None:
 
 @pytest.mark.parametrize("form", ["pfeiffer", "houlsby", "parallel", "parallel_norm"])
 def test_bottleneck_stands_between_the_sublayer_and_the_sum(form: str) -> None:
-    model = models.unet().double()
+    model: Any = checks.with_unlike_norms(models.unet().double())
     adapters = ak.Adapters(model)
     adapters.add("a", ak.Bottleneck(width=3, targets="attn cross mlp", form=form))
     checks.randomise(adapters)

@@ -83,7 +83,7 @@ def bottleneck(module: Any, h: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", ["pfeiffer", "houlsby", "parallel", "parallel_norm"])
 def test_bottleneck_stands_between_the_sublayer_and_the_sum(form: str) -> None:
     """With layer scale: what is adapted is the scaled output, the last thing before the residual sum."""
-    model = models.timm_vit(init_values=0.5).double()
+    model: Any = checks.with_unlike_norms(models.timm_vit(init_values=0.5).double())
     adapters = ak.Adapters(model)
     adapters.add("a", ak.Bottleneck(width=3, targets="attn mlp", form=form))
     checks.randomise(adapters)
@@ -103,7 +103,7 @@ def test_bottleneck_stands_between_the_sublayer_and_the_sum(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["pfeiffer", "parallel_norm"])
 def test_bottleneck_of_vit_stands_between_the_sublayer_and_the_sum(form: str) -> None:
-    model = vit().double()
+    model: Any = checks.with_unlike_norms(vit().double())
     adapters = ak.Adapters(model)
     adapters.add("a", ak.Bottleneck(width=3, targets="attn mlp", form=form))
     checks.randomise(adapters)

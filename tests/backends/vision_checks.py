@@ -33,6 +33,15 @@ def randomise(adapters: ak.Adapters, name: str = "a", scale: float = 0.3) -> Non
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
+def with_unlike_norms(model: nn.Module) -> nn.Module:
+    """The model with norms that can be told apart; freshly made, all are alike."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight, mean=1.0, std=0.5)
+            nn.init.normal_(module.bias)
+    return model
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """All that detaching has to restore."""
     return {

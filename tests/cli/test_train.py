@@ -39,7 +39,8 @@ def test_results_go_to_stdout_and_messages_to_stderr(run_file: Path, tmp_path: P
     lines = result.stderr.splitlines()
     assert lines[:2] == ["override log_every=4", "override steps=5"]
     assert lines[2].startswith("training 448 of 1,944 ")
-    assert "at 12 points (attn.k, attn.o, attn.q, attn.v, mlp.down, mlp.up) on 7 examples" in lines[2]
+    assert "at 12 points (attn.k, attn.o, attn.q, attn.v, mlp.down, mlp.up)" in lines[2]
+    assert lines[3] == "7 examples from toy"
     assert [line.split("  ")[0] for line in lines if line.startswith("step") and "/" in line and "loss" in line] == [
         "step 4/5",
         "step 5/5",
@@ -105,7 +106,8 @@ from adapterkit.cli.main import main; main(prog_name="adapterkit")
 def start(*arguments: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, "train", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -120,15 +122,24 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_gets_a_signal_saves_and_exits(run_file: Path, tmp_path: Path, number: signal.Signals):
-    process = start(run_file, "steps=5000")
+def test_a_signal_to_the_whole_group_saves_and_exits(run_file: Path, tmp_path: Path, number: signal.Signals):
+    """As a terminal or a scheduler sends it: the processes that read data get it too."""
+    process = start(run_file, "steps=5000", "gradient_accumulation=3", "num_workers=2")
     wait_for_step(tmp_path / "run", 5, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "To go on: adapterkit train" in messages
     steps = [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl")]
     assert (tmp_path / f"run/checkpoints/step-{steps[-1]:06d}/state.json").exists()
+
+
+@pytest.mark.slow
+def test_an_error_while_processes_read_data_ends_them_too(run_file: Path):
+    process = start(run_file, "options.poison=2", "num_workers=2")
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: the loss of step 2 is nan" in messages
 
 
 @pytest.mark.slow

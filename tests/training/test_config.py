@@ -93,6 +93,10 @@ def test_unknown_adapter_type_and_missing_type(tmp_path: Path):
     assert "adapter.type: name an adapter type" in problems(written(tmp_path, BASE), "adapter={rank: 2}")[0]
 
 
+def test_a_name_that_no_adapter_may_have(tmp_path: Path):
+    assert problems(written(tmp_path, BASE), "adapter_name=../evil")[0].startswith("adapter_name: ")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -15,6 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adapterkit as ak
+from adapterkit.cli.main import main
 from adapterkit.errors import ConfigError
 from adapterkit.training.data import DataError
 from adapterkit.training.loop import train
@@ -112,6 +114,15 @@ def test_a_sample_depends_on_its_seed_alone(model: Path, data: Path, tmp_path: P
         texts.append((tmp_path / f"{number}.txt").read_text())
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_command_samples_from_a_run(model: Path, data: Path, tmp_path: Path):
+    train(make_run(model, data, tmp_path / "run", "steps=5"), silent=True)
+    arguments = ["sample", str(tmp_path / "run"), "--prompt", "the cat", "-o", str(tmp_path / "out.txt")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    expected = tmp_path / "run/samples/step_000005_p0_s42.txt"
+    assert (tmp_path / "out.txt").read_text() == expected.read_text()
 
 
 def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):

@@ -1,0 +1,63 @@
+"""What a user may say that should act, and the selection that it means."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from adapterkit.compose import Selection
+from adapterkit.errors import ConfigError, UnknownNameError
+from adapterkit.state import Attached
+
+Choice = str | Sequence[str] | Mapping[str, float] | None
+"""A name, several names, names with weights, or nothing."""
+
+
+def to_selection(choice: Choice, adapters: Mapping[str, Attached]) -> Selection:
+    """The selection that a choice among these adapters means.
+
+    Raises:
+        UnknownNameError: A name is none of theirs.
+        ConfigError: A weight is not a finite number, or negative where it multiplies attention.
+    """
+    if choice is None:
+        return Selection()
+    weights = _weights(choice)
+    check_names(weights, adapters)
+    problems = [problem for name, weight in weights.items() if (problem := _problem(name, weight, adapters[name]))]
+    if problems:
+        raise ConfigError(problems, "weights")
+    return Selection({name: float(weight) for name, weight in weights.items()})
+
+
+def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:
+    """Raises UnknownNameError for a name that is no adapter's."""
+    for name in names:
+        if name not in adapters:
+            raise UnknownNameError("adapter", str(name), adapters, "" if adapters else "Nothing is attached.")
+
+
+def _problem(name: str, weight: object, adapter: Attached) -> str | None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        return f"the weight of {name!r} must be a finite number, not {weight!r}"
+    if weight < 0 and any(point.kind == "attention" for point in adapter.points.values()):
+        return f"{name!r} multiplies attention, so its weight must not be negative, but it is {weight!r}"
+    return None
+
+
+def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, float]:
+    if isinstance(choice, str):
+        return {choice: 1.0}
+    if isinstance(choice, Mapping):
+        return choice
+    if not isinstance(choice, Iterable):
+        raise ConfigError(
+            [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
+        )
+    names = list(choice)
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise ConfigError(
+            [f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()"
+        )
+    return dict.fromkeys(names, 1.0)

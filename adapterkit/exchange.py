@@ -1,0 +1,66 @@
+"""Between a model and files: which format reads a file, and what of an adapter goes into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.errors import CheckpointError, PluginError, UnsupportedFileError
+from adapterkit.mapping import MappedModel
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.state import Attached
+
+
+def find_format(path: Path, name: str | None = None) -> Format:
+    """The format of this name, or the one that recognises the file's content.
+
+    Raises:
+        UnknownNameError: No format has the name.
+        CheckpointError: No format recognises the file; says what is wrong with it where a format can tell.
+    """
+    manager = get_plugin_manager()
+    if name is not None:
+        return manager.format(name).load()()
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError("there is no such file", path)
+    candidates: list[Format] = [spec.load()() for spec in manager.formats().values()]
+    for candidate in candidates:
+        if candidate.recognises(path):
+            return candidate
+    for candidate in candidates:
+        candidate.diagnose(path)
+    known = ", ".join(manager.formats())
+    raise UnsupportedFileError(
+        f"its content is of no format that is installed ({known}); name one with format=...", path
+    )
+
+
+def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
+    """One adapter with all that a file must know of it; the tensors are copies on the CPU.
+
+    Raises:
+        PluginError: The adapter's type is not registered, so no file could name it.
+    """
+    spec = get_plugin_manager().spec_of(type(attached.config))
+    if spec is None:
+        raise PluginError(
+            f"{type(attached.config).__name__} is not a registered adapter type, so a file could not name it. "
+            "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
+        )
+    components = {point.component for point in attached.points.values()}
+    return Checkpoint(
+        type=spec.name,
+        config=attached.config.to_dict(),
+        tensors={key: _copies(module) for key, module in attached.modules.items()},
+        distribution=spec.origin.distribution if spec.origin else "",
+        version=spec.origin.version if spec.origin else "",
+        base={k: v for k, v in mapped.fingerprint(mapped.points()).items() if k in components},
+        backends={k: c.backend_name for k, c in mapped.components.items() if k in components},
+    )
+
+
+def _copies(module: AdapterModule) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
