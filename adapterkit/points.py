@@ -14,6 +14,7 @@ Kind = Literal["weight", "output", "attention", "tokens"]
 KINDS: tuple[Kind, ...] = ("weight", "output", "attention", "tokens")
 
 Form = Literal["linear", "linear_t", "conv", "embedding"]
+Access = Literal["call", "read"]
 Tag = str | int
 
 
@@ -55,6 +56,11 @@ class WeightLayout:
         padding_mode: torch's name of the mode.
         groups: Convolution groups.
         scale: Factor on an embedding's rows (Gemma multiplies by sqrt(d)); 1 elsewhere.
+        access: How the model uses the weight: it `call`s the module, or it `read`s the parameter and computes with it
+            elsewhere. A weight that is read can only take adapters that have an equivalent weight.
+        parameter: The parameter's name in its module.
+        bias_parameter: The name of its bias.
+        index: For a stack of weights in one parameter (experts): this one's place along the first axis.
     """
 
     form: Form
@@ -66,6 +72,10 @@ class WeightLayout:
     padding_mode: str = "zeros"
     groups: int = 1
     scale: float = 1.0
+    access: Access = "call"
+    parameter: str = "weight"
+    bias_parameter: str = "bias"
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,8 @@ class InjectionPoint:
         in_features, out_features: Widths of the (whole) input and of this point's output; for a convolution channels.
         layout: What an adapter must know, by kind.
         span: The rows of a fused projection, or None for all of them.
+        in_span: The part of the input that this point sees, where an output projection is fused with another's (Flux's
+            single blocks); None for all of it. `in_features` is the width of that part.
         tags: `component`, `layer`, `stage`, `stream`, `expert`: what selectors filter on.
     """
 
@@ -133,6 +145,7 @@ class InjectionPoint:
     out_features: int
     layout: Layout
     span: Span | None = None
+    in_span: Span | None = field(default=None, kw_only=True)
     tags: Mapping[str, Tag] = field(default_factory=dict[str, Tag], hash=False)
 
     @property

@@ -37,7 +37,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402 - only afte
 VOCABULARY = 1024
 LENGTH = 96
 END = "<|end|>"
-ADAPTERS = {"LoRA": ak.LoRA(rank=8, targets="linear"), "Prefix": ak.Prefix(length=16)}
+ADAPTERS = {"LoRA": (ak.LoRA(rank=8, targets="linear"), 1e-2), "Prefix": (ak.Prefix(length=16), 1e-1)}
+"""What is added, and its learning rate: a prefix wants a larger one."""
 SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"})
 
 
@@ -162,13 +163,13 @@ class Adapted:
         return sum(parameter.numel() for parameter in self.adapters.parameters("docs"))
 
 
-def adapt(base: LlamaForCausalLM, config: ak.AdapterConfig, blocks: Tensor) -> Adapted:
+def adapt(base: LlamaForCausalLM, config: ak.AdapterConfig, rate: float, blocks: Tensor) -> Adapted:
     """Trains an adapter on a copy of the base."""
     model = copy.deepcopy(base)
     adapters = ak.Adapters(model)
     adapters.add("docs", config)  # freezes the model
     start = time.perf_counter()
-    fit(model, adapters.parameters("docs"), blocks, steps=150, rate=1e-2)
+    fit(model, adapters.parameters("docs"), blocks, steps=150, rate=rate)
     return Adapted(model, adapters, time.perf_counter() - start)
 
 
@@ -212,8 +213,8 @@ def main() -> None:
     other, prompt = packed(tokenizer, sklearn.train), "Parameters\n----------\n"
     texts = {"base": sample(base, tokenizer, prompt)}
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in ADAPTERS.items():
-            adapted = adapt(base, config, other)
+        for name, (config, rate) in ADAPTERS.items():
+            adapted = adapt(base, config, rate, other)
             figures = [f"{perplexity(adapted.model, part):.1f}" for part in held_out]
             kib = check(base, adapted, held_out[1][:2], Path(folder))
             table.add_row(name, f"{adapted.parameters:,}", f"{adapted.seconds:.0f}", *figures, f"{kib}")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 _CELL = 160
 _MARGIN = 8
@@ -11,7 +15,7 @@ _LINE = 16
 
 
 def write_grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Path]]]) -> Path:
-    """Draws a grid of image files; small images are enlarged without smoothing.
+    """Draws a grid of image files; small images are enlarged without smoothing, and absent ones are named.
 
     Args:
         path: Where to.
@@ -31,13 +35,17 @@ def write_grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Seq
         top = _LINE + _MARGIN + row * (_CELL + _LINE + _MARGIN)
         draw.text((_MARGIN, top), _shortened(draw, label, width - 2 * _MARGIN), "black", font)
         for column, file in enumerate(files):
+            corner = (_MARGIN + column * (_CELL + _MARGIN), top + _LINE)
+            if not file.exists():  # samples may be deleted while a long run goes on
+                draw.text(corner, f"no {file.name}", "red", font)
+                continue
             with Image.open(file) as image:
-                canvas.paste(_fitted(image.convert("RGB")), (_MARGIN + column * (_CELL + _MARGIN), top + _LINE))
+                canvas.paste(_fitted(image.convert("RGB")), corner)
     canvas.save(path)
     return path
 
 
-def _fitted(image):  # noqa: ANN001, ANN202 - Pillow is imported only where images are drawn
+def _fitted(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     scale = _CELL / max(image.size)
@@ -45,7 +53,7 @@ def _fitted(image):  # noqa: ANN001, ANN202 - Pillow is imported only where imag
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _shortened(draw, text: str, width: int) -> str:  # noqa: ANN001
+def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     text = text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's built-in font can draw
     while draw.textlength(text) > width:
         text = text[:-4] + "..." if text.endswith("...") else text[:-3] + "..."

@@ -151,6 +151,7 @@ class Trainer:
         data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen))
         if len(data) == 0:
             raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
+        self.accelerator.wait_for_everyone()  # all have seen the folder as it was
         if self.main:
             self.folder.open(overwrite=self.overwrite)
             self.folder.start_metrics(self.done)

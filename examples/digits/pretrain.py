@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--vae-steps", type=int, default=1000)
     parser.add_argument("--text-steps", type=int, default=400)
-    parser.add_argument("--unet-steps", type=int, default=3000)
+    parser.add_argument("--unet-steps", type=int, default=2000)
     args = parser.parse_args()
     plans = {
         "vae": Plan(args.vae_steps, batch=64, rate=2e-3, horizon=2500),

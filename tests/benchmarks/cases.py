@@ -3,8 +3,8 @@
 The limits, by which a figure should be read:
 
 - A training step cannot be quicker than its *floor*, the frozen model's forward and its backward to the input:
-  4 N i o multiplications and additions for a linear layer [o, i] and N tokens, since no weight needs a gradient. LoRA of
-  rank r adds at least 6 N r (i + o): in a square layer, 3 r / i of the floor.
+  4 N i o multiplications and additions for a linear layer [o, i] and N tokens, since no weight needs a gradient. LoRA
+  of rank r adds at least 6 N r (i + o): in a square layer, 3 r / i of the floor.
 - Adding an adapter cannot be quicker than making its tensors; loading one, than reading its file.
 - A switch need not touch a module. A merge reads and writes every adapted weight once, and multiplies the factors.
 """
@@ -32,7 +32,7 @@ NAMES = [f"a{number}" for number in range(10)]
 
 
 def train_step(rounds: int) -> Mapping[str, Timing]:
-    """LoRA, rank 16 on all 42 linear layers of a Llama (hidden 384, 6 layers), 4 x 128 tokens, float32; no optimizer."""
+    """LoRA, rank 16 on all 42 linear layers of a Llama (hidden 384, 6 layers), 4 x 128 tokens, float32."""
     base = rivals.llama(hidden=384, layers=6)
     both, ids = rivals.pair(base, ["a"]), rivals.tokens(4, 128)
     rivals.require_parity(both, "a", ids)
@@ -75,7 +75,7 @@ def adding(rounds: int) -> Mapping[str, Timing]:
 
 
 def switching(rounds: int) -> Mapping[str, Timing]:
-    """Ten switches, once through ten adapters at 224 points. PEFT's switch also moves requires_grad: see the second row."""
+    """Ten switches, once through ten adapters at 224 points. PEFT's moves requires_grad too, as the second row does."""
     both, ids = rivals.pair(rivals.llama(hidden=64, layers=32), NAMES), rivals.tokens(1, 8)
     for name in NAMES[:3]:
         both.adapters.activate(name)

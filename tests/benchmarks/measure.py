@@ -39,7 +39,7 @@ class Timing:
     @property
     def quartiles(self) -> tuple[float, float]:
         """What a quarter and three quarters of the measurements stay below."""
-        low, _, high = statistics.quantiles(self.wall, n=4)
+        low, _, high = statistics.quantiles(self.wall, n=4, method="inclusive")
         return low, high
 
     @property

@@ -117,7 +117,8 @@ def require_parity(both: Pair, name: str, ids: Tensor) -> None:
     for key, module in both.adapters.modules(name).items():
         layer = both.theirs.base_model.model.get_submodule(paths[key])
         for mine, yours in ((module.A, layer.lora_A[name].weight), (module.B, layer.lora_B[name].weight)):
-            assert mine.grad is not None and mine.grad.abs().max() > 0, f"no gradient at {key}"
+            assert mine.grad is not None, f"no gradient at {key}"
+            assert mine.grad.abs().max() > 0, f"a gradient of zero at {key}"
             torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-3, atol=1e-5)
     for model in both.models:
         clear(model)

@@ -92,3 +92,7 @@ def test_the_grid_shows_each_image_in_its_place(tmp_path: Path):
         assert grid.size == (8 + 2 * 168, 24 + 2 * 184)
         centres = [(88, 120), (256, 120), (88, 304), (256, 304)]
         assert [grid.getpixel(c) for c in centres] == [(255, 0, 0), (0, 0, 255), (0, 255, 0), (0, 0, 0)]
+    files[1].unlink()
+    write_grid(path, ("base", "adapter"), [(label, files[:2]), ("two", files[2:])])
+    with Image.open(path) as grid:
+        assert [grid.getpixel(c) for c in centres] == [(255, 0, 0), (255, 255, 255), (0, 255, 0), (0, 0, 0)]

@@ -1,0 +1,110 @@
+"""The entries of a family table: what is where, relative to a block.
+
+Paths list alternatives separated by `|`, so that a module that the next release of a library renames is one more word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from adapterkit.points import Form, Span
+
+SplitRows = Callable[[nn.Module, int], Sequence[Span]]
+"""Spans of a fused projection, from the block that holds it and the number of its rows."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One projection, convolution or embedding."""
+
+    role: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Several projections in one module, in the order of their rows; in equal parts unless `split` says otherwise."""
+
+    roles: tuple[str, ...]
+    path: str
+    split: SplitRows | None = None
+
+
+@dataclass(frozen=True)
+class FusedInput:
+    """One projection of several inputs side by side: a point for each part of the input. Equal parts unless `split`."""
+
+    roles: tuple[str, ...]
+    path: str
+    split: SplitRows | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """A weight that the model reads instead of calling its module. `form` is `linear` or `linear_t`."""
+
+    role: str
+    path: str
+    parameter: str = "weight"
+    bias: str = "bias"
+    form: Form = "linear"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A stack of weights in one parameter, [experts, ...]: a point for each expert and role, tagged `expert`.
+
+    Attributes:
+        roles: As in `Fused`, in the order of the rows.
+        path: The module.
+        parameter, bias: Names in the module.
+        form: `linear` for [experts, out, in], `linear_t` for [experts, in, out].
+        split: As in `Fused`.
+    """
+
+    roles: tuple[str, ...]
+    path: str
+    parameter: str
+    bias: str = ""
+    form: Form = "linear"
+    split: SplitRows | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A sublayer's output, at the module `core` that computes it last. Paths as in `OutputLayout`."""
+
+    role: str
+    core: str
+    residual: str
+    norm_in: str | None = None
+    norm_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A module whose keys and values can be extended. `heads` gives (kv_heads, head_dim) of it."""
+
+    role: str
+    path: str
+    heads: Callable[[nn.Module], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The module that makes the embedded sequence."""
+
+    role: str
+    path: str
+    extendable: bool = False
+
+
+Entry = Weight | Fused | FusedInput | Read | Experts | Output | Attention | Tokens
+
+
+def equal_parts(count: int, rows: int) -> list[Span]:
+    """`rows` in `count` contiguous spans of one size."""
+    return [Span(i * (rows // count), rows // count) for i in range(count)]

@@ -1,0 +1,203 @@
+"""From an entry of a family table to the injection points of one block."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from adapterkit.backends.entries import (
+    Attention,
+    Entry,
+    Experts,
+    Fused,
+    FusedInput,
+    Output,
+    Read,
+    Tokens,
+    Weight,
+    equal_parts,
+)
+from adapterkit.backends.layouts import first_path, weight_layout
+from adapterkit.points import (
+    AttentionLayout,
+    Form,
+    InjectionPoint,
+    Kind,
+    Layout,
+    OutputLayout,
+    Span,
+    Tag,
+    TokensLayout,
+    WeightLayout,
+)
+
+
+@functools.singledispatch
+def points_of(entry: Entry, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    """The points of one entry in one block; none where its paths do not exist there."""
+    raise TypeError(f"no such entry: {entry!r}")
+
+
+def _point(
+    role: str,
+    path: str,
+    kind: Kind,
+    site: str,
+    features: tuple[int, int],
+    layout: Layout,
+    tags: dict[str, Tag],
+    span: Span | None = None,
+) -> InjectionPoint:
+    return InjectionPoint(role, path, kind, site, *features, layout, span, dict(tags))
+
+
+@points_of.register
+def _(entry: Weight, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    found = weight_layout(block.get_submodule(path)) if path is not None else None
+    if path is None or found is None:
+        return []
+    layout, inputs, outputs = found
+    return [_point(entry.role, _join(prefix, path), "weight", site, (inputs, outputs), layout, tags)]
+
+
+@points_of.register
+def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    found = weight_layout(block.get_submodule(path)) if path is not None else None
+    if path is None or found is None:
+        return []
+    layout, inputs, outputs = found
+    spans = entry.split(block, outputs) if entry.split else equal_parts(len(entry.roles), outputs)
+    return [
+        _point(role, _join(prefix, path), "weight", site, (inputs, span.features), layout, tags, span)
+        for role, span in zip(entry.roles, spans, strict=True)
+    ]
+
+
+@points_of.register
+def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    found = weight_layout(block.get_submodule(path)) if path is not None else None
+    if path is None or found is None:
+        return []
+    layout, inputs, outputs = found
+    spans = entry.split(block, inputs) if entry.split else equal_parts(len(entry.roles), inputs)
+    made = [
+        _point(role, _join(prefix, path), "weight", site, (span.features, outputs), layout, tags)
+        for role, span in zip(entry.roles, spans, strict=True)
+    ]
+    return [replace(point, in_span=span) for point, span in zip(made, spans, strict=True)]
+
+
+@points_of.register
+def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    module = None if path is None else block.get_submodule(path)
+    weight = None if module is None else module._parameters.get(entry.parameter)
+    if path is None or module is None or weight is None:
+        return []
+    layout = _read_layout(module, entry.form, entry.parameter, entry.bias)
+    rows, columns = weight.shape if entry.form == "linear" else weight.shape[::-1]
+    return [_point(entry.role, _join(prefix, path), "weight", site, (int(columns), int(rows)), layout, tags)]
+
+
+@points_of.register
+def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    module = None if path is None else block.get_submodule(path)
+    weight = None if module is None else module._parameters.get(entry.parameter)
+    if path is None or module is None or weight is None:
+        return []
+    experts, *shape = weight.shape
+    rows, columns = shape if entry.form == "linear" else shape[::-1]
+    spans: Sequence[Span | None] = [None] if len(entry.roles) == 1 else equal_parts(len(entry.roles), rows)
+    if entry.split:
+        spans = entry.split(block, rows)
+    layout = _read_layout(module, entry.form, entry.parameter, entry.bias)
+    full = _join(prefix, path)
+    points: list[InjectionPoint] = []
+    for expert in range(experts):
+        inner, marked, place = replace(layout, index=expert), {**tags, "expert": expert}, f"{site}.{expert}"
+        for role, span in zip(entry.roles, spans, strict=True):
+            features = (columns, rows if span is None else span.features)
+            points.append(_point(role, full, "weight", place, features, inner, marked, span))
+    return points
+
+
+def _read_layout(module: nn.Module, form: Form, parameter: str, bias: str) -> WeightLayout:
+    has_bias = module._parameters.get(bias) is not None
+    return WeightLayout(form, bias=has_bias, access="read", parameter=parameter, bias_parameter=bias)
+
+
+@points_of.register
+def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    core, residual = first_path(block, entry.core), first_path(block, entry.residual)
+    if core is None or residual is None:
+        return []
+
+    def absolute(alternatives: str | None) -> str | None:
+        path = first_path(block, alternatives) if alternatives else None
+        return None if path is None else _join(prefix, path)
+
+    norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
+    width = _width(block, [entry.norm_in, entry.norm_out])
+    layout = OutputLayout(_join(prefix, residual), norm_in, norm_out)
+    return [_point(entry.role, _join(prefix, core), "output", site, (width, width), layout, tags)]
+
+
+@points_of.register
+def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    if path is None:
+        return []
+    heads, width = entry.heads(block.get_submodule(path))
+    return [
+        _point(
+            entry.role,
+            _join(prefix, path),
+            "attention",
+            site,
+            (heads * width, heads * width),
+            AttentionLayout(heads, width),
+            tags,
+        )
+    ]
+
+
+@points_of.register
+def _(entry: Tokens, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    path = first_path(block, entry.path)
+    if path is None:
+        return []
+    width = _embedding_width(block.get_submodule(path), block)
+    return [
+        _point(entry.role, _join(prefix, path), "tokens", site, (width, width), TokensLayout(entry.extendable), tags)
+    ]
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if prefix and path else prefix or path
+
+
+def _width(block: nn.Module, norms: Sequence[str | None]) -> int:
+    """The residual stream's width: that of the sublayer's norm."""
+    for alternatives in norms:
+        path = first_path(block, alternatives) if alternatives else None
+        if path is not None:
+            for parameter in block.get_submodule(path).parameters():
+                return parameter.shape[-1]
+    raise ValueError(f"{type(block).__name__} has no norm with parameters at {[n for n in norms if n]}")
+
+
+def _embedding_width(module: nn.Module, model: nn.Module) -> int:
+    for candidate in (module, model):
+        for inner in candidate.modules():
+            if isinstance(inner, nn.Embedding):
+                return inner.embedding_dim
+    for parameter in module.parameters():
+        return parameter.shape[-1]
+    raise ValueError(f"cannot tell the token width of {type(module).__name__}")

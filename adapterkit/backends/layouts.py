@@ -1,0 +1,59 @@
+"""What can be told of a module from its class alone: layouts, and paths below it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from adapterkit.points import WeightLayout
+
+
+def weight_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
+    """Layout, in_features and out_features of a module that holds an adaptable weight; None for any other."""
+    if isinstance(module, nn.Linear):
+        return WeightLayout("linear", bias=module.bias is not None), module.in_features, module.out_features
+    if isinstance(module, nn.Embedding):
+        return WeightLayout("embedding", scale=_embedding_scale(module)), module.num_embeddings, module.embedding_dim
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+        layout = WeightLayout(
+            "conv",
+            bias=module.bias is not None,
+            kernel=tuple(module.kernel_size),
+            stride=tuple(module.stride),
+            padding=padding,
+            dilation=tuple(module.dilation),
+            padding_mode=module.padding_mode,
+            groups=module.groups,
+        )
+        return layout, module.in_channels, module.out_channels
+    if is_class(module, "transformers", "Conv1D"):
+        rows, columns = module.weight.shape  # type: ignore[misc]
+        return WeightLayout("linear_t", bias=True), int(rows), int(columns)
+    return None
+
+
+def is_class(module: nn.Module, package: str, name: str) -> bool:
+    """Whether `package:name` is among the module's classes, without importing the package."""
+    return any(c.__name__ == name and c.__module__.split(".")[0] == package for c in type(module).__mro__)
+
+
+def first_path(module: nn.Module, alternatives: str) -> str | None:
+    """The first alternative that exists below `module` and is a module."""
+    for path in alternatives.split("|"):
+        if _descend(module, path) is not None:
+            return path
+    return None
+
+
+def _descend(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split(".") if path else []:
+        child = module._modules.get(name)
+        if child is None:
+            return None
+        module = child
+    return module
+
+
+def _embedding_scale(module: nn.Embedding) -> float:
+    scale = getattr(module, "scalar_embed_scale", 1.0)  # transformers' scaled embeddings (Gemma 3)
+    return float(scale)

@@ -1,0 +1,141 @@
+"""README.md, followed to the letter: its Python runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapterkit as ak
+from adapterkit.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader would be: paths below examples/ work, and nothing is written into the repository."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def execute(block: str) -> dict[str, Any]:
+    """The names that a block leaves behind. It is run as a module, which dataclasses look up by name."""
+    module = sys.modules["readme_block"] = types.ModuleType("readme_block")
+    try:
+        exec(compile(block, "README.md", "exec"), module.__dict__)
+    finally:
+        del sys.modules["readme_block"]
+    return module.__dict__
+
+
+def block_with(text: str) -> str:
+    [found] = [block for block in blocks("python") if text in block]
+    return found
+
+
+def test_every_block_has_a_test() -> None:
+    for block in blocks("python"):
+        assert sum(mark in block for mark in ("LlamaForCausalLM", "VisionTransformer", "StableDiffusion", "Gate")) == 1
+
+
+def test_language(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    names = execute(block_with("LlamaForCausalLM"))
+    assert names["loss"].item() < 5.0  # from log 256 = 5.5
+    assert (folder / "mine.safetensors").is_file()
+
+
+def test_vision(folder: Path) -> None:
+    pytest.importorskip("timm")
+    names = execute(block_with("VisionTransformer"))
+    assert names["loss"].item() < 1.0  # from log 3 = 1.1
+    assert {path.name for path in folder.iterdir()} == {"examples", "classes.safetensors", "head.pt"}
+
+
+@pytest.mark.skipif(not (ROOT / "examples/digits/base/model_index.json").is_file(), reason="the base is not there yet")
+def test_diffusion(folder: Path) -> None:
+    pytest.importorskip("diffusers")
+    names = execute(block_with("StableDiffusion"))
+    assert names["adapters"].active == {"style": 0.7}
+    assert {path.name for path in folder.iterdir()} == {"examples", "style.safetensors", "three.png"}
+
+
+def test_the_type_works_and_starts_without_effect(folder: Path) -> None:
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    gate = execute(block_with("GateModule"))["Gate"]
+    model = timm.VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3).eval()
+    x = torch.randn(1, 3, 8, 8)
+    before = model(x)
+    adapters = ak.Adapters(model)
+    adapters.add("mine", gate())
+    assert torch.equal(model(x), before)
+    for parameter in adapters.parameters():
+        torch.nn.init.ones_(parameter)
+    assert not torch.allclose(model(x), before)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [words[1] for words in commands() if words[0] == "make"] + re.findall(r"`make ([\w-]+)`", TEXT)
+    assert len(named) >= 3
+    assert set(named) <= set(targets)
+
+
+def test_subcommands_and_options_exist() -> None:
+    called = [words[1:] for words in commands() if words[0] == "adapterkit"]
+    assert len(called) >= 5
+    for command, *arguments in called:
+        usage = CliRunner().invoke(main, [command, "--help"], catch_exceptions=False).output
+        assert f"{command} [OPTIONS]" in usage
+        for option in (word for word in arguments if word.startswith("-")):
+            assert option in usage, f"{command} has no {option}"
+
+
+def test_the_points_command_runs() -> None:
+    pytest.importorskip("timm")
+    [arguments] = [words[1:] for words in commands() if words[:2] == ["adapterkit", "points"]]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "attn.q" in done.output
+
+
+def test_verbs_exist() -> None:
+    table = TEXT[TEXT.index("| verb |") : TEXT.index("Several active adapters")]
+    verbs = set(re.findall(r"`(?:with )?([a-z_]+)(?:\(|`)", table)) - {"in", "len", "train", "freeze"}
+    assert len(verbs) >= 15
+    for verb in verbs:
+        assert hasattr(ak.Adapters, verb), verb
+
+
+@pytest.mark.parametrize("selector", re.findall(r"^\| (`[^|]+`) \|", TEXT[TEXT.index("| selector |") :][:900], re.M))
+def test_selectors_can_be_parsed(selector: str) -> None:
+    from adapterkit.selectors import Selector
+
+    for text in re.findall(r"`([^`]+)`", selector):
+        Selector(text)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in ("README.md", "examples/README.md"):
+        place = ROOT / page
+        for target in re.findall(r"\]\(([^)#]+)\)", place.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (place.parent / target).exists(), f"{page}: {target}"
