@@ -61,14 +61,21 @@ class AttentionSeam(ABC):
         """Restores the module exactly."""
 
 
+PlainForward = Callable[..., Any]
+"""A module-level function `(module, *args, **kwargs)`, so that it can be pickled by name."""
+
+
 class Backend(ABC):
     """Maps the models of one family to injection points.
 
     Attributes:
         component: The name that a model of this family has when it stands alone (`language`, `vision`, `unet`).
+        in_pipelines: Whether a model of this family counts as a component of a pipeline; if not, it has to be given
+            itself.
     """
 
     component: ClassVar[str] = "model"
+    in_pipelines: ClassVar[bool] = True
 
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
@@ -81,3 +88,10 @@ class Backend(ABC):
             IncompatibleTargetError: The family lists no attention points, or not this one.
         """
         raise IncompatibleTargetError(f"{type(self).__name__} cannot extend the attention at {point.id}")
+
+    def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
+        """What runs in place of the module's forward while an adapter acts on a weight that it reads; None for itself.
+
+        For modules whose usual forward hands the whole parameter to a kernel: a form that reads it piece by piece.
+        """
+        return None

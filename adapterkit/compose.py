@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule, AdditiveModule, Base
-from adapterkit.kernels.spans import read_span
+from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import Span
 
 Active = Sequence[tuple[AdapterModule, float]]
@@ -63,6 +63,28 @@ class Computed:
             self._y = self._compute(x)
         return self._y
 
+    def fill(self, y: Tensor) -> None:
+        """Sets what has been computed elsewhere."""
+        self._y = y
+
+
+class PartBase:
+    """The base of a point that sees only a part of the input: asked for that part, it answers for the whole input.
+
+    Args:
+        whole: The base of the whole input `x`.
+        x: That input.
+        part: The part of it that the point sees.
+        span: Where the part lies.
+    """
+
+    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span) -> None:
+        self._whole, self._x, self._part, self._span = whole, x, part, span
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
+
 
 class SpanBase:
     """The rows of a base's output that belong to one point."""
@@ -101,32 +123,17 @@ def combine(x: Tensor, base: Base, active: Active) -> Tensor:
     """The output of a point with these adapters. `base` must be cheap to ask twice for `x`."""
     if len(active) == 1 and active[0][1] == 1.0:
         return active[0][0](x, base)
+    return base(x) + effects(x, base, active)
+
+
+def effects(x: Tensor, base: Base, active: Active) -> Tensor:
+    """What these adapters add to `base(x)`."""
     y = base(x)
-    out = y
+    total: Tensor | None = None
     for adapter, weight in active:
         effect = adapter.delta(x).to(y.dtype) if isinstance(adapter, AdditiveModule) else adapter(x, base) - y
-        out = out + weight * effect
-    return out
-
-
-def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias that equal `combine` for every x.
-
-    Args:
-        weight, bias: As in `AdapterModule.merged`.
-        active: Adapters and weights.
-    """
-    if len(active) == 1 and active[0][1] == 1.0:
-        return active[0][0].merged(weight, bias)
-    total, total_bias = weight, bias
-    for adapter, scale in active:
-        merged, merged_bias = adapter.merged(weight, bias)
-        total = total + scale * (merged - weight)
-        if merged_bias is not None:
-            zero = torch.zeros_like(merged_bias)
-            base_bias = zero if bias is None else bias
-            total_bias = (zero if total_bias is None else total_bias) + scale * (merged_bias - base_bias)
-    return total, total_bias
+        total = weight * effect if total is None else total + weight * effect
+    return torch.zeros_like(y) if total is None else total
 
 
 def extend_all(

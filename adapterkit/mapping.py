@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, PlainForward
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.matching import class_keys, peel
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, Points
+from adapterkit.points import InjectionPoint, Points, WeightLayout
 from adapterkit.selectors import is_inner
 
 
@@ -49,10 +49,11 @@ class MappedModel:
     def points(self) -> Points:
         """All points, component by component, in model order; a module that is met twice counts once."""
         found: list[InjectionPoint] = []
-        seen: set[tuple[int, str, object]] = set()
+        seen: set[tuple[object, ...]] = set()
         for component in self.components.values():
             for point in component.backend.points(component.root, component.name):
-                place = (id(component.root.get_submodule(point.path)), point.kind, point.span)
+                module = component.root.get_submodule(point.path)
+                place = (id(module), point.kind, point.span, point.in_span, *_slot_in_module(point))
                 if place not in seen:
                     seen.add(place)
                     found.append(point)
@@ -72,6 +73,12 @@ class MappedModel:
             return None
         return self.components[point.component].backend.seam(self.root(point), point)
 
+    def plain_forward(self, point: InjectionPoint) -> PlainForward | None:
+        """See `Backend.plain_forward`."""
+        if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
+            return None
+        return self.components[point.component].backend.plain_forward(self.root(point), point)
+
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""
         for module in (self.module(point), self.root(point)):
@@ -89,6 +96,11 @@ class MappedModel:
             digest = hashlib.sha256(shapes.encode()).hexdigest()[:32]
             prints[name] = {"family": component.family, "points": len(inner), "shapes": digest}
         return prints
+
+
+def _slot_in_module(point: InjectionPoint) -> tuple[object, ...]:
+    layout = point.layout
+    return (layout.parameter, layout.index) if isinstance(layout, WeightLayout) else ()
 
 
 def map_model(model: object, backend: str | None = None) -> MappedModel:
@@ -122,11 +134,12 @@ def map_model(model: object, backend: str | None = None) -> MappedModel:
 
 
 def _claimed(name: str, part: nn.Module) -> Component | None:
-    """A pipeline's component, or None where no backend claims it (a VAE, a safety checker)."""
+    """A pipeline's component, or None where no backend claims it for a pipeline (a VAE, a safety checker)."""
     try:
-        return _component(name, part, None)
+        component = _component(name, part, None)
     except UnsupportedModelError:
         return None
+    return component if component.backend.in_pipelines else None
 
 
 def _component(name: str | None, root: nn.Module, backend: str | None) -> Component:

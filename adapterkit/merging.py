@@ -12,22 +12,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdapterModule
-from adapterkit.compose import Selection, merge_weights
+from adapterkit.compose import Selection
 from adapterkit.errors import NotMergeableError
-from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.folding import Part, fold
 from adapterkit.kernels.weights import canonical
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import WeightLayout
 from adapterkit.state import Merge, State
 
 
 @dataclass
 class _Target:
-    """One module, and what is to be folded into it."""
+    """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds."""
 
     module: nn.Module
     layout: WeightLayout
-    parts: dict[str, tuple[InjectionPoint, list[tuple[AdapterModule, float]]]] = field(default_factory=dict)
+    matrices: dict[int | None, dict[str, Part]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> str:
+        """The ids of the points, for errors."""
+        keys = [key for parts in self.matrices.values() for key in parts]
+        return ", ".join(keys[:5]) + (f", and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def merge(state: State, selection: Selection) -> None:
@@ -38,10 +43,12 @@ def merge(state: State, selection: Selection) -> None:
     """
     targets = _targets(state, selection)
     with torch.no_grad():
-        computed = [(target.module, *_merged(target)) for target in targets]
+        computed = [(target, *_merged(target)) for target in targets]
     originals: list[tuple[nn.Module, str, nn.Parameter | None]] = []
-    for module, weight, bias in computed:
-        originals += [_swap(module, name, new) for name, new in (("weight", weight), ("bias", bias)) if new is not None]
+    for target, weight, bias in computed:
+        names = (target.layout.parameter, target.layout.bias_parameter)
+        pairs = zip(names, (weight, bias), strict=True)
+        originals += [_swap(target.module, name, new) for name, new in pairs if new is not None]
     state.merge = Merge(selection, state.switch.default, originals)
     state.switch.default = Selection()
 
@@ -60,18 +67,19 @@ def unmerge(state: State) -> None:
 
 
 def _targets(state: State, selection: Selection) -> Iterable[_Target]:
-    targets: dict[int, _Target] = {}
+    targets: dict[tuple[int, str], _Target] = {}
     problems: list[str] = []
     for name, weight in selection.weights.items():
         for key, adapter in state.adapters[name].modules.items() if weight else ():
             point = state.adapters[name].points[key]
-            module = state.mapped.module(point)
-            layout = point.layout
+            module, layout = state.mapped.module(point), point.layout
             if not isinstance(layout, WeightLayout):
                 problems.append(f"{name!r} at {key} acts on a sublayer's {point.kind}, not on a weight")
                 continue
-            target = targets.setdefault(id(module), _Target(module, layout))
-            target.parts.setdefault(key, (point, []))[1].append((adapter, weight))
+            target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
+            parts = target.matrices.setdefault(layout.index, {})
+            active = [*(parts[key][1] if key in parts else ()), (adapter, weight)]
+            parts[key] = (point, active)
     if problems:
         more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
         raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
@@ -80,45 +88,44 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
 
 def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     """New weight and bias in the module's layout and dtype; None where unchanged."""
-    old, old_bias = target.module.weight, getattr(target.module, "bias", None)
-    if not isinstance(old, Tensor) or not old.is_floating_point():
+    layout = target.layout
+    old, old_bias = (target.module._parameters.get(name) for name in (layout.parameter, layout.bias_parameter))
+    if old is None or not old.is_floating_point():
         raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
     wide = torch.promote_types(old.dtype, torch.float32)
-    weight = canonical(old.detach(), target.layout).to(wide)
+    weight = old.detach().to(wide)
     bias = None if old_bias is None else old_bias.detach().to(wide)
-    new_weight, new_bias = _fold(target, weight, bias)
+    if None in target.matrices:
+        folded, new_bias = fold(canonical(weight, layout), bias, [*target.matrices[None].values()])
+        new_weight = canonical(folded, layout)
+    else:
+        new_weight, new_bias = _fold_stack(target, weight, bias)
     for tensor, what in ((new_weight, "weight"), (new_bias, "bias")):
         if tensor is not None and not tensor.is_meta and not torch.isfinite(tensor).all():
-            keys = ", ".join(target.parts)
-            raise NotMergeableError(f"merging at {keys} would give a {what} with NaN or infinity; nothing was changed")
-    if new_bias is bias:
-        changed_bias = None
-    elif "bias" in target.module._parameters:
-        changed_bias = None if new_bias is None else new_bias.to(old.dtype)
-    else:
-        raise NotMergeableError(
-            f"{', '.join(target.parts)}: {type(target.module).__name__} cannot take the bias that merging needs"
-        )
-    changed = canonical(new_weight, target.layout).to(old.dtype)
-    return changed.contiguous(memory_format=_memory_format(old)), changed_bias
+            raise NotMergeableError(
+                f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
+            )
+    changed = new_weight.to(old.dtype).contiguous(memory_format=_memory_format(old))
+    if new_bias is bias or new_bias is None:
+        return changed, None
+    if layout.bias_parameter not in target.module._parameters:
+        kind = type(target.module).__name__
+        raise NotMergeableError(f"{target.keys}: {kind} cannot take the bias that merging needs")
+    return changed, new_bias.to(old.dtype)
 
 
-def _fold(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    weights: list[tuple[object, Tensor]] = []
-    biases: list[tuple[object, Tensor]] = []
-    for point, active in target.parts.values():
-        span = point.span
-        if span is None:
-            return merge_weights(weight, bias, active)
-        rows_bias = None if bias is None else read_span(bias, span, 0)
-        rows, new_bias = merge_weights(read_span(weight, span, 0), rows_bias, active)
-        weights.append((span, rows))
-        if new_bias is not None and new_bias is not rows_bias:
-            biases.append((span, new_bias))
-    whole_bias = bias
-    if biases:
-        whole_bias = write_spans(weight.new_zeros(weight.shape[0]) if bias is None else bias, biases, 0)  # type: ignore[arg-type]
-    return write_spans(weight, weights, 0), whole_bias  # type: ignore[arg-type]
+def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A stack of weights [experts, ...], one after the other."""
+    weight, new_bias = weight.clone(), None if bias is None else bias.clone()
+    for index, parts in target.matrices.items():
+        own_bias = None if bias is None else bias[index]
+        folded, folded_bias = fold(canonical(weight[index], target.layout), own_bias, [*parts.values()])
+        weight[index] = canonical(folded, target.layout)
+        if folded_bias is not None and folded_bias is not own_bias:
+            if new_bias is None:
+                raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
+            new_bias[index] = folded_bias
+    return weight, new_bias
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

@@ -11,11 +11,12 @@ from torch import nn
 
 from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.attach import Slots, Switch
 from adapterkit.compose import Selection
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel
 from adapterkit.points import InjectionPoint
+from adapterkit.site import Slots
+from adapterkit.switch import Switch
 
 STATE = "_adapterkit_state"
 """Key under which every root component of an adapted model keeps the shared state."""
@@ -77,7 +78,9 @@ class State:
         try:
             for point in points:
                 done.append(point)
-                attach.attach(self.mapped.root(point), point, name, built[point.id], self.switch, seams[point.id])
+                plain = self.mapped.plain_forward(point)
+                root = self.mapped.root(point)
+                attach.attach(root, point, name, built[point.id], self.switch, seams[point.id], plain)
         except BaseException:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)

@@ -121,7 +121,8 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
     full = _join(prefix, path)
     points: list[InjectionPoint] = []
     for expert in range(experts):
-        inner, marked, place = replace(layout, index=expert), {**tags, "expert": expert}, f"{site}.{expert}"
+        inner, marked = replace(layout, index=expert), {**tags, "expert": expert}
+        place = f"{site}.{expert}" if site else str(expert)
         for role, span in zip(entry.roles, spans, strict=True):
             features = (columns, rows if span is None else span.features)
             points.append(_point(role, full, "weight", place, features, inner, marked, span))
@@ -144,7 +145,7 @@ def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, T
         return None if path is None else _join(prefix, path)
 
     norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
-    width = _width(block, [entry.norm_in, entry.norm_out])
+    width = _width(block, [entry.norm_in, entry.norm_out, entry.residual])
     layout = OutputLayout(_join(prefix, residual), norm_in, norm_out)
     return [_point(entry.role, _join(prefix, core), "output", site, (width, width), layout, tags)]
 
@@ -183,14 +184,16 @@ def _join(prefix: str, path: str) -> str:
     return f"{prefix}.{path}" if prefix and path else prefix or path
 
 
-def _width(block: nn.Module, norms: Sequence[str | None]) -> int:
-    """The residual stream's width: that of the sublayer's norm."""
-    for alternatives in norms:
+def _width(block: nn.Module, places: Sequence[str | None]) -> int:
+    """The residual stream's width: that of the sublayer's norm, or else of the module that the stream enters."""
+    for alternatives in places:
         path = first_path(block, alternatives) if alternatives else None
-        if path is not None:
-            for parameter in block.get_submodule(path).parameters():
-                return parameter.shape[-1]
-    raise ValueError(f"{type(block).__name__} has no norm with parameters at {[n for n in norms if n]}")
+        module = None if path is None else block.get_submodule(path)
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):  # these may have no parameters
+            return module.normalized_shape[-1]
+        for parameter in module.parameters() if module is not None else ():
+            return parameter.shape[-1]
+    raise ValueError(f"{type(block).__name__} has no parameters at {[place for place in places if place]}")
 
 
 def _embedding_width(module: nn.Module, model: nn.Module) -> int:

@@ -39,13 +39,13 @@ _TIMM_ATTENTION = (
     Weight("attn.o", "attn.proj"),
     Attention("attn.kv", "attn", _heads),
 )
-_TIMM_MLP = (
+TIMM_MLP = (
     Weight("mlp.gate", "mlp.fc1_g"),
     Weight("mlp.up", "mlp.fc1|mlp.fc1_x"),
     Weight("mlp.down", "mlp.fc2"),
 )
 # x + drop_path(scale(sublayer(norm(x)))): the stochastic depth is the last module of a sublayer, and always there.
-_TIMM_OUTPUTS = (
+TIMM_OUTPUTS = (
     Output("attn", "drop_path1", residual="norm1", norm_in="norm1"),
     Output("mlp", "drop_path2", residual="norm2", norm_in="norm2"),
 )
@@ -61,7 +61,7 @@ _TIMM_BRANCH_OUTPUTS = {
     "attn": Output("attn", "drop_path", residual="norm", norm_in="norm"),
     "mlp": Output("mlp", "drop_path", residual="norm", norm_in="norm"),
 }
-_TIMM_HEAD = (
+TIMM_HEAD = (
     Group(
         "attn_pool",
         "",
@@ -78,7 +78,7 @@ _TIMM_HEAD = (
 )
 
 
-def _gated(entries: tuple[Entry, ...], mlp: nn.Module | None) -> tuple[Entry, ...]:
+def gated(entries: tuple[Entry, ...], mlp: nn.Module | None) -> tuple[Entry, ...]:
     """The feed-forward's entries. A `GluMlp` has gate and value in one projection, in either order."""
     if mlp is None or not is_class(mlp, "timm", "GluMlp"):
         return entries
@@ -93,11 +93,11 @@ def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
         outputs = _TIMM_BRANCH_OUTPUTS
         return (
             Group("blocks.{layer}.attns.{branch}", "{layer}.{branch}", (*_TIMM_ATTENTION, outputs["attn"])),
-            Group("blocks.{layer}.ffns.{branch}", "{layer}.{branch}", (*_gated(_TIMM_MLP, mlp), outputs["mlp"])),
+            Group("blocks.{layer}.ffns.{branch}", "{layer}.{branch}", (*gated(TIMM_MLP, mlp), outputs["mlp"])),
         )
     # x + norm(sublayer(x)): adapters know norms before the sublayer, and after the sum, but none in between.
-    outputs = () if is_class(block, "timm", "ResPostBlock") else _TIMM_OUTPUTS
-    mlp = _gated(_TIMM_MLP, block._modules.get("mlp"))
+    outputs = () if is_class(block, "timm", "ResPostBlock") else TIMM_OUTPUTS
+    mlp = gated(TIMM_MLP, block._modules.get("mlp"))
     return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *mlp, *outputs, *_TIMM_PARALLEL_SCALING)),)
 
 
@@ -124,7 +124,7 @@ class TimmViTBackend(Backend):
         """See `Backend.points`."""
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
         stem = [*resolve(model, _TIMM_STEM, component), _timm_tokens(model, component)]
-        return [*stem, *resolve(model, [*blocks, *_TIMM_HEAD], component)]
+        return [*stem, *resolve(model, [*blocks, *TIMM_HEAD], component)]
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""

@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of saved embeddings that it cannot look up offline
         results = {name: report.CASES[name](chosen.rounds) for name in chosen.cases or report.CASES}
-    text = report.as_markdown(results, described)
+    content = report.as_json(results, described)
+    text = report.as_markdown(content)
     print(text)
     if chosen.output is not None:
         chosen.output.mkdir(parents=True, exist_ok=True)
         (chosen.output / "results.md").write_text(text, encoding="utf-8")
-        content = json.dumps(report.as_json(results, described), indent=1)
-        (chosen.output / "results.json").write_text(content, encoding="utf-8")
+        (chosen.output / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

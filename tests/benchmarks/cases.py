@@ -154,7 +154,7 @@ def merging(rounds: int) -> Mapping[str, Timing]:
 
 
 def importing(rounds: int) -> Mapping[str, Timing]:
-    """Whole processes, whose CPU time is not ours; the floor is an interpreter that does nothing."""
+    """Whole processes, whose CPU time is not counted here; the floor is an interpreter that does nothing."""
     code = {
         "floor": "pass",
         "import adapterkit": "import adapterkit",

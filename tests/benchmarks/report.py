@@ -17,7 +17,7 @@ from tests.benchmarks.measure import Timing
 
 Results = Mapping[str, Mapping[str, Timing]]
 
-COLUMNS = ("", "median", "quartiles", "of the first", "CPU median")
+COLUMNS = ("", "median", "quartiles", "CPU median", "ratio of medians")
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -48,28 +48,30 @@ def as_json(results: Results, described: Mapping[str, Any]) -> dict[str, Any]:
     return {"machine": dict(described), "seconds": cases}
 
 
-def as_markdown(results: Results, described: Mapping[str, Any]) -> str:
-    """One table per case; each row is also given as a multiple of the case's first row."""
-    lines = [", ".join(f"{key} {value}" for key, value in described.items()), ""]
-    for case, timings in results.items():
+def as_markdown(content: Mapping[str, Any]) -> str:
+    """What `as_json` gave, as one table per case."""
+    lines = [", ".join(f"{key} {value}" for key, value in content["machine"].items()), ""]
+    for case, rows in content["seconds"].items():
         lines += [f"### {case}", "", " ".join((CASES[case].__doc__ or "").split()), ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---:|"]
-        first = next(iter(timings.values())).median
-        lines += ["| " + " | ".join(_row(name, timing, first)) + " |" for name, timing in timings.items()]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---|"]
+        lines += ["| " + " | ".join(_cells(name, rows)) + " |" for name in rows]
         lines.append("")
     return "\n".join(lines)
 
 
-def _row(name: str, timing: Timing, first: float) -> tuple[str, ...]:
-    quartiles = " to ".join(_milliseconds(value) for value in timing.quartiles)
-    return (
-        name,
-        _milliseconds(timing.median),
-        quartiles,
-        f"{timing.median / first:.2f}",
-        _milliseconds(timing.cpu_median),
-    )
+def _cells(name: str, rows: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    row = rows[name]
+    quartiles = f"{_milliseconds(row['quartile_1'])} to {_milliseconds(row['quartile_3'])}"
+    relations = [f"{row['median'] / rows[other]['median']:.2f} x {other}" for other in _compared(name, rows)]
+    return name, _milliseconds(row["median"]), quartiles, _milliseconds(row["cpu_median"]), ", ".join(relations)
+
+
+def _compared(name: str, rows: Mapping[str, object]) -> list[str]:
+    """The floor, and for a rival's row our own row of that name."""
+    others = ["floor"] if name != "floor" else []
+    others += [name.replace("peft", "adapterkit")] if name.startswith("peft") else []
+    return [other for other in others if other in rows]
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:.2f} s"

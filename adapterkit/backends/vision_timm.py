@@ -1,0 +1,183 @@
+"""timm's other vision models: EVA (also as EVA-02 and DINOv3), BEiT, Swin, Swin v2, ConvNeXt and Hiera.
+
+Some of these attentions do not call their `qkv` but read its weight, to add a bias of their own: those points are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backends.family import Attention, Fused, Group, Output, Weight, resolve
+from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
+from adapterkit.backends.vision_attention import FusedAttentionSeam
+from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
+
+
+def _heads(attention: Any) -> tuple[int, int]:
+    """Heads and their width, as the attention uses them: where they are grouped, keys are repeated before."""
+    heads = attention.heads if hasattr(attention, "heads") else attention.num_heads
+    rows = attention.q_proj.out_features if attention.qkv is None else attention.qkv.out_features // 3
+    return int(heads), int(rows // heads)
+
+
+_PROJECTIONS = (
+    Fused(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
+    Weight("attn.q", "attn.q_proj"),
+    Weight("attn.k", "attn.k_proj"),
+    Weight("attn.v", "attn.v_proj"),
+    Weight("attn.gate", "attn.gate"),
+    Weight("attn.o", "attn.proj"),
+)
+_ATTENTION = (*_PROJECTIONS, Attention("attn.kv", "attn", _heads))
+# x + norm(sublayer(x)): the norm belongs to the sublayer, which the stream enters as it is. Before attention, Swin v2
+# cuts the stream into windows, so it is taken where it enters the block. `norm_in` only tells the width here.
+_POST_NORM_OUTPUTS = (
+    Output("attn", "drop_path1", residual="", norm_in="norm1"),
+    Output("mlp", "drop_path2", residual="mlp", norm_in="norm2"),
+)
+_PATCHES = Group("patch_embed", "", (Weight("embed.patch", "proj"),))
+_POOLED_HEAD = Group("head", "", (Weight("head", "fc"), Weight("head.hidden", "pre_logits.fc")))
+
+
+def _without_norm_in(points: list[InjectionPoint]) -> list[InjectionPoint]:
+    return [
+        replace(point, layout=replace(point.layout, norm_in=None)) if isinstance(point.layout, OutputLayout) else point
+        for point in points
+    ]
+
+
+def _with_reads(model: nn.Module, points: list[InjectionPoint]) -> list[InjectionPoint]:
+    """Marks the projections whose weight is read. timm decides by the bias, which is then no part of the projection."""
+    holders: list[Any] = [m for m in model.modules() if getattr(m, "q_bias", None) is not None]
+    read = {id(holder.qkv) for holder in holders if not holder.qkv_bias_separate}
+    return [
+        replace(point, layout=replace(point.layout, access="read"))
+        if isinstance(point.layout, WeightLayout) and id(model.get_submodule(point.path)) in read
+        else point
+        for point in points
+    ]
+
+
+class _TimmBackend(Backend):
+    component = "vision"
+    ignored: ClassVar[Mapping[str, str]] = {}
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return FusedAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+
+
+class TimmEvaBackend(_TimmBackend):
+    """timm's Eva, with any of its attentions, and its Beit.
+
+    The `tokens` point is the last module before the blocks. Rotary and relative positions fix the number of tokens.
+    """
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        block: nn.Module = next(model.get_submodule("blocks").children())
+        post_norm = type(block).__name__ == "EvaBlockPostNorm"
+        entries = (*_ATTENTION, *gated(TIMM_MLP, block.get_submodule("mlp")))
+        outputs = _POST_NORM_OUTPUTS if post_norm else TIMM_OUTPUTS
+        blocks = resolve(model, [Group("blocks.{layer}", "{layer}", (*entries, *outputs))], component)
+        stem = [*resolve(model, [_PATCHES], component), _tokens(model, component)]
+        found = [*stem, *(_without_norm_in(blocks) if post_norm else blocks), *resolve(model, TIMM_HEAD, component)]
+        return _with_reads(model, found)
+
+
+def _tokens(model: Any, component: str) -> InjectionPoint:
+    relative = [m for m in model.modules() if getattr(m, "relative_position_bias_table", None) is not None]
+    layout = TokensLayout(extendable=not relative and getattr(model, "rope", None) is None)
+    path = "norm_pre" if hasattr(model, "norm_pre") else "pos_drop"
+    width = int(model.embed_dim)
+    return InjectionPoint("tokens", path, "tokens", "", width, width, layout, tags={"component": component})
+
+
+_SWIN = (
+    _PATCHES,
+    Group("layers.{stage}.downsample", "{stage}", (Weight("down.proj", "reduction"),)),
+    Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (*_ATTENTION, *TIMM_MLP, *TIMM_OUTPUTS)),
+    _POOLED_HEAD,
+)
+# Attention by cosines, in one forward without a call that could take more keys: no attention points.
+_SWIN_V2 = (
+    *_SWIN[:2],
+    Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (*_PROJECTIONS, *TIMM_MLP, *_POST_NORM_OUTPUTS)),
+    _POOLED_HEAD,
+)
+
+
+class TimmSwinBackend(_TimmBackend):
+    """timm's SwinTransformer. A prefix stands in front of every window."""
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, _SWIN, component)
+
+
+class TimmSwinV2Backend(_TimmBackend):
+    """timm's SwinTransformerV2: weights and outputs, no attention points."""
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        "*.attn.cpb_mlp.*": "computes position biases from coordinates, the same for every image",
+    }
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return _with_reads(model, _without_norm_in(resolve(model, _SWIN_V2, component)))
+
+
+_CONVNEXT = (
+    Group("stem.{index}", "{index}", (Weight("embed.patch", ""),)),
+    Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "1"),)),
+    Group(
+        "stages.{stage}.blocks.{layer}",
+        "{stage}.{layer}",
+        (
+            Weight("res.conv1", "conv_dw"),
+            Weight("mlp.up", "mlp.fc1"),
+            Weight("mlp.down", "mlp.fc2"),
+            Weight("res.shortcut", "shortcut.conv"),
+        ),
+    ),
+    _POOLED_HEAD,
+)
+
+
+class TimmConvNextBackend(_TimmBackend):
+    """timm's ConvNeXt, first and second version. Weights alone: what its blocks add up has its channels first."""
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, _CONVNEXT, component)
+
+
+_HIERA = (
+    _PATCHES,
+    Group(
+        "blocks.{layer}",
+        "{layer}",
+        (*_ATTENTION, Weight("res.shortcut", "proj"), *TIMM_MLP, *TIMM_OUTPUTS),
+    ),
+    _POOLED_HEAD,
+)
+
+
+class TimmHieraBackend(_TimmBackend):
+    """timm's Hiera. A prefix stands in front of every mask unit.
+
+    Where a block widens and pools its stream, that happens beside the attention, so the stream that the attention's
+    output is added to enters no module: there is no `attn` output in such a block.
+    """
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        found = resolve(model, _HIERA, component)
+        blocks: list[Any] = list(model.get_submodule("blocks").children())
+        pooled = {layer for layer, block in enumerate(blocks) if block.do_expand}
+        return [p for p in found if not (p.kind == "output" and p.role == "attn" and p.tags["layer"] in pooled)]

@@ -1,0 +1,163 @@
+"""Weights with the effect of adapters in them: for a merge, and for weights that a model reads instead of calling.
+
+Shape:  a weight here is canonical, [out, in / groups, *kernel].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterkit.compose import Active, Computed, SpanBase, combine
+from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.kernels.weights import canonical
+from adapterkit.points import InjectionPoint, Span, WeightLayout
+
+Part = tuple[InjectionPoint, Active]
+
+
+def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias that equal `combine` for every x.
+
+    Args:
+        weight, bias: As in `AdapterModule.merged`.
+        active: Adapters and weights.
+    """
+    if len(active) == 1 and active[0][1] == 1.0:
+        return active[0][0].merged(weight, bias)
+    total, total_bias = weight, bias
+    for adapter, scale in active:
+        merged, merged_bias = adapter.merged(weight, bias)
+        total = total + scale * (merged - weight)
+        total_bias = _add_bias(total_bias, bias, merged_bias, scale)
+    return total, total_bias
+
+
+def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+    """A weight and bias with every part's adapters in them; the very `bias` where it does not change."""
+    if len(parts) == 1 and parts[0][0].span is None and parts[0][0].in_span is None:
+        return merge_weights(weight, bias, parts[0][1])
+    rows: list[tuple[Span, Tensor]] = []
+    columns: list[tuple[Span, Tensor]] = []
+    biases: list[tuple[Span, Tensor]] = []
+    total_bias = bias
+    for point, active in parts:
+        if point.in_span is not None:
+            merged, merged_bias = merge_weights(read_span(weight, point.in_span, 1), bias, active)
+            columns.append((point.in_span, merged))
+            total_bias = _add_bias(total_bias, bias, merged_bias, 1.0)
+        elif point.span is not None:
+            own_bias = None if bias is None else read_span(bias, point.span, 0)
+            merged, merged_bias = merge_weights(read_span(weight, point.span, 0), own_bias, active)
+            rows.append((point.span, merged))
+            if merged_bias is not None and merged_bias is not own_bias:
+                biases.append((point.span, merged_bias))
+    if biases:
+        total_bias = write_spans(weight.new_zeros(weight.shape[0]) if bias is None else bias, biases, 0)
+    folded = write_spans(weight, rows, 0) if rows else weight
+    return (write_spans(folded, columns, 1) if columns else folded), total_bias
+
+
+def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: float) -> Tensor | None:
+    if merged is None or merged is bias:
+        return total
+    change = merged if bias is None else merged - bias
+    return scale * change if total is None else total + scale * change
+
+
+class StackedWeight:
+    """A parameter [experts, ...] that a model reads expert by expert, with the adapters of each in its weight.
+
+    Only what is indexed is made: never the weights, or the updates, of all experts at once. A batched product with all
+    of them adds each expert's effect to its rows. Whatever else is done to it is done to the whole, which is then made.
+    """
+
+    def __init__(
+        self,
+        parameter: Tensor,
+        parts: Mapping[int, Sequence[Part]],
+        other: Tensor | None,
+        *,
+        is_bias: bool,
+    ) -> None:
+        self._parameter, self._parts, self._other, self._is_bias = parameter, parts, other, is_bias
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool:
+            index = int(index)
+        if not isinstance(index, int):
+            return self.whole()[index]
+        return self._one(index % len(self._parameter))
+
+    def _one(self, index: int) -> Tensor:
+        own = self._parameter[index]
+        parts = self._parts.get(index)
+        if not parts:
+            return own
+        layout = _layout(parts[0][0])
+        if self._is_bias:
+            folded = None if self._other is None else fold(canonical(self._other[index], layout), own, parts)[1]
+            return own if folded is None else folded
+        bias = None if self._other is None else self._other[index]
+        # In the parameter's own order of memory: products then round as they do with the parameter.
+        return canonical(fold(canonical(own, layout), bias, parts)[0], layout).contiguous()
+
+    def whole(self) -> Tensor:
+        """All experts in one tensor."""
+        return torch.stack([self._one(index) for index in range(len(self._parameter))])
+
+    def __len__(self) -> int:
+        return len(self._parameter)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The parameter's."""
+        return self._parameter.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameter's."""
+        return self._parameter.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The parameter's."""
+        return self._parameter.device
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.whole(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.bmm and len(args) == 2 and isinstance(args[1], cls) and not kwargs:
+            return args[1]._bmm(args[0])
+        made = [arg.whole() if isinstance(arg, cls) else arg for arg in args]
+        named = {key: arg.whole() if isinstance(arg, cls) else arg for key, arg in (kwargs or {}).items()}
+        return function(*made, **named)
+
+    def _bmm(self, x: Tensor) -> Tensor:
+        """X [experts, tokens, in] times the stack [experts, in, out]."""
+        y = torch.bmm(x, self._parameter)
+        return torch.stack([self._expert(index, x[index], y[index]) for index in range(len(self._parameter))])
+
+    def _expert(self, index: int, x: Tensor, y: Tensor) -> Tensor:
+        parts = self._parts.get(index, ())
+        base = Computed(lambda other: other @ self._parameter[index], x)
+        base.fill(y)
+        spans = [(p.span, combine(x, SpanBase(base, p.span, -1), active)) for p, active in parts if p.span is not None]
+        if spans:
+            return write_spans(y, spans, -1)
+        return combine(x, base, parts[0][1]) if parts else y
+
+
+def _layout(point: InjectionPoint) -> WeightLayout:
+    if not isinstance(point.layout, WeightLayout):
+        raise TypeError(f"{point.id} is no weight point")
+    return point.layout

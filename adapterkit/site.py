@@ -1,0 +1,215 @@
+"""What acts at one adapted module: its slots, and how a call of the module goes around them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.backend import AttentionSeam, PlainForward
+from adapterkit.compose import (
+    Active,
+    Computed,
+    PartBase,
+    Selection,
+    SpanBase,
+    SublayerBase,
+    combine,
+    effects,
+    extend_all,
+)
+from adapterkit.folding import StackedWeight, fold
+from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.kernels.weights import canonical, feature_dim
+from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.switch import Switch
+
+Found = list[tuple["Slot", Active]]
+
+
+class Slot(nn.Module):
+    """The adapters of one point, by name. Registered below the adapted module.
+
+    Names are written into `_modules` directly: `add_module` refuses those that are attributes of nn.Module ("train").
+    """
+
+    def __init__(self, point: InjectionPoint) -> None:
+        super().__init__()
+        self.point = point
+        layout = point.layout
+        self.way = "read" if isinstance(layout, WeightLayout) and layout.access == "read" else point.kind
+
+    def active(self, selection: Selection) -> list[tuple[AdapterModule, float]]:
+        """The adapters of this point that act, with their weights."""
+        mine = self._modules
+        return [(mine[name], weight) for name, weight in selection.weights.items() if weight and name in mine]  # type: ignore[misc]
+
+    def extra_repr(self) -> str:
+        """The point's id, for `repr(model)`."""
+        return self.point.id
+
+
+class Slots(nn.Module):
+    """The slots of one adapted module, by role."""
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+
+@dataclass
+class Site:
+    """What acts at one adapted module. Kept in the module's `__dict__`, so it is copied and pickled along."""
+
+    switch: Switch
+    base: type[nn.Module] = nn.Module
+    slots: Slots = field(default_factory=Slots)
+    norms: dict[str, tuple[nn.Module | None, nn.Module | None]] = field(default_factory=dict)
+    taps: dict[str, RemovableHandle] = field(default_factory=dict)
+    seam: AttentionSeam | None = None
+    seam_saved: object = None
+    plain: PlainForward | None = None
+
+    def active(self, way: str) -> Found:
+        """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
+        selection = self.switch.current
+        if not selection.weights:
+            return []
+        found = [(slot, slot.active(selection)) for slot in self.slots if slot.way == way]
+        return [(slot, active) for slot, active in found if active]
+
+    @property
+    def read(self) -> frozenset[str]:
+        """Names of the parameters that the model reads and that adapters act in."""
+        layouts = [slot.point.layout for slot in self.slots if slot.way == "read"]
+        read = [(one.parameter, one.bias_parameter) for one in layouts if isinstance(one, WeightLayout)]
+        return frozenset(name for pair in read for name in pair if name)
+
+    def call(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
+        if not self.switch.current.weights:
+            return forward(*args, **kwargs)
+        if self.seam is not None and self.seam.forward is not None and self.active("attention"):
+            forward = functools.partial(self.seam.forward, module)
+        if self.plain is not None and self.active("read"):
+            forward = functools.partial(self.plain, module)
+        for around in (self._weights, self._tokens, self._output):
+            forward = around(forward)
+        return forward(*args, **kwargs)
+
+    def extend(
+        self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `adapterkit.backend.Extension`."""
+        for _, active in self.active("attention"):
+            keys, values, mask = extend_all(keys, values, mask, active, queries=queries, causal=causal)
+            causal = False
+        return keys, values, mask
+
+    def parameter(self, module: nn.Module, name: str) -> Any:
+        """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
+        own = module._parameters[name]
+        found = [(slot, active) for slot, active in self.active("read") if name in _names(slot)]
+        if not found or own is None:
+            return own
+        layout = found[0][0].point.layout
+        if not isinstance(layout, WeightLayout):
+            return own
+        weight, bias = module._parameters[layout.parameter], module._parameters.get(layout.bias_parameter)
+        parts = [(slot.point, active) for slot, active in found]
+        if layout.index is not None:
+            return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
+        folded, folded_bias = fold(canonical(weight, layout), bias, parts)  # type: ignore[arg-type]
+        return canonical(folded, layout).contiguous() if name == layout.parameter else folded_bias
+
+    @staticmethod
+    def _stacked(
+        own: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        parts: list[tuple[InjectionPoint, Active]],
+        *,
+        is_bias: bool,
+    ) -> StackedWeight:
+        by_index: dict[int, list[tuple[InjectionPoint, Active]]] = {}
+        for point, active in parts:
+            if isinstance(point.layout, WeightLayout) and point.layout.index is not None:
+                by_index.setdefault(point.layout.index, []).append((point, active))
+        return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
+
+    def _weights(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        found = self.active("weight")
+        if not found:
+            return forward
+
+        def adapted(*args: Any, **kwargs: Any) -> Any:
+            x, run = _first_argument(forward, args, kwargs)
+            return _around_weight(x, Computed(run, x), found)
+
+        return adapted
+
+    def _tokens(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        found = self.active("tokens")
+        if not found:
+            return forward
+
+        def adapted(*args: Any, **kwargs: Any) -> Any:
+            x, run = _first_argument(forward, args, kwargs)
+            return combine(x, Computed(run, x), found[0][1])
+
+        return adapted
+
+    def _output(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        found = self.active("output")
+        if not found:
+            return forward
+
+        def adapted(*args: Any, **kwargs: Any) -> Any:
+            result = forward(*args, **kwargs)
+            # Attention modules return (output, weights, ...): the sublayer's output is the first.
+            output = result[0] if isinstance(result, tuple) else result
+            for slot, active in found:
+                x = self.switch.take(slot.point.id)
+                output = combine(x, SublayerBase(x, output, *self.norms[slot.point.id]), active)
+            return (output, *result[1:]) if isinstance(result, tuple) else output
+
+        return adapted
+
+
+def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
+    """A module's output with the adapters of its one point, or of the points that share it."""
+    point, layout = found[0][0].point, found[0][0].point.layout
+    if point.in_span is not None:
+        out = whole(x)
+        for slot, active in found:
+            if slot.point.in_span is not None:
+                part = read_span(x, slot.point.in_span, -1)
+                out = out + effects(part, PartBase(whole, x, part, slot.point.in_span), active)
+        return out
+    if point.span is None:
+        return combine(x, whole, found[0][1])
+    dim = feature_dim(layout) if isinstance(layout, WeightLayout) else -1
+    spans = [(slot.point.span, active) for slot, active in found if slot.point.span is not None]
+    parts = [(span, combine(x, SpanBase(whole, span, dim), active)) for span, active in spans]
+    return write_spans(whole(x), parts, dim)
+
+
+def _names(slot: Slot) -> tuple[str, ...]:
+    layout = slot.point.layout
+    return (layout.parameter, layout.bias_parameter) if isinstance(layout, WeightLayout) else ()
+
+
+def _first_argument(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Callable[[Any], Any]]:
+    """The module's input, and the forward as a function of it alone."""
+    if args:
+        return args[0], lambda x: forward(x, *args[1:], **kwargs)
+    name = next(iter(kwargs))
+    return kwargs[name], lambda x: forward(**{**kwargs, name: x})

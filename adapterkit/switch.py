@@ -1,0 +1,70 @@
+"""What acts, for every site of a model: one default, which a thread may override for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from adapterkit.compose import Selection
+from adapterkit.errors import AttachError
+
+
+class _Local(threading.local):
+    """What is this thread's own; `__init__` runs once in each thread.
+
+    The attributes are set on the instance: torch.compile guards what it reads, and a class-level default that an
+    instance attribute shadows later would not be read again.
+    """
+
+    def __init__(self) -> None:
+        self.selection: Selection | None = None
+        self.taps: dict[str, Tensor] = {}
+
+
+class Switch:
+    """Holds the selection, and the residual streams on their way to the sublayers' ends."""
+
+    def __init__(self) -> None:
+        self.default = Selection()
+        self.local = _Local()
+
+    @property
+    def current(self) -> Selection:
+        """The selection that a forward in this thread sees."""
+        own = self.local.selection
+        return self.default if own is None else own
+
+    @contextlib.contextmanager
+    def overridden(self, selection: Selection) -> Iterator[None]:
+        """This thread sees another selection inside the block."""
+        local = self.local
+        before = local.selection
+        local.selection = selection
+        try:
+            yield
+        finally:
+            local.selection = before
+
+    def tap(self, key: str, x: Tensor) -> None:
+        """Keeps the residual stream until the sublayer has run."""
+        self.local.taps[key] = x
+
+    def take(self, key: str) -> Tensor:
+        """What was tapped last under this key."""
+        taps = self.local.taps
+        if key not in taps:
+            raise AttachError(
+                f"the sublayer at {key} ran without its residual stream; was it called outside its block?"
+            )
+        return taps.pop(key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"default": self.default}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.default = state["default"]
+        self.local = _Local()
