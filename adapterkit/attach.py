@@ -75,6 +75,8 @@ def site_of(module: nn.Module) -> Site | None:
 
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be adapted in place, or None."""
+    if hasattr(next(module.parameters(), None), "device_mesh"):  # a DTensor
+        return "its weights are sharded; add adapters before fully_shard, which then shards them too"
     if site_of(module) is not None:
         return None if is_adapted(module) else "its class was changed after an adapter was attached"
     if "forward" in module.__dict__:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -27,7 +27,12 @@ from adapterkit.state import Attached, State, state_of
 
 
 def points(
-    model: object, selector: str | None = None, *, adapter: AdapterConfig | None = None, backend: str | None = None
+    model: object,
+    selector: str | None = None,
+    *,
+    adapter: AdapterConfig | None = None,
+    backend: str | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Points:
     """The injection points of a model or pipeline. Changes nothing.
 
@@ -36,12 +41,15 @@ def points(
         selector: Which points; all of them by default.
         adapter: Count the parameters that this config would add at each point it can act at.
         backend: A backend's name, to override the match by class.
+        roles: What layers are, by globs of their paths: `{"attn.q": "layers.*.query"}`. It adds to what the backend
+            says, and overrides it.
 
     Raises:
         UnsupportedModelError: No backend knows the model.
-        TargetNotFoundError: The selector matches nothing.
+        TargetNotFoundError: The selector, or a glob in `roles`, matches nothing.
+        AttachError: Another library has replaced modules in the model.
     """
-    mapped = map_model(model, backend)
+    mapped = map_model(model, backend, roles)
     found = mapped.points()
     if adapter is not None and selector is None:
         found = Points(building.choose_points(adapter, mapped))
@@ -60,13 +68,17 @@ class Adapters:
         model: A torch module or a diffusers pipeline. Nothing is changed until an adapter is added. A model that
             already has adapters gives a handle on the same state.
         backend: A backend's name, to override the match by class.
+        roles: See `points`.
 
     Raises:
         UnsupportedModelError: No backend knows the model.
+        AttachError: Another library has replaced modules in the model.
     """
 
-    def __init__(self, model: object, *, backend: str | None = None) -> None:
-        self._mapped = map_model(model, backend)
+    def __init__(self, model: object, *, backend: str | None = None, roles: Mapping[str, str] | None = None) -> None:
+        self._mapped = map_model(model, backend, roles)
+        if roles is None and (state := state_of(self._mapped)) is not None and state.mapped.roles is not None:
+            self._mapped = state.mapped  # the roles by which its adapters were placed
         self._fresh = State(self._mapped)
 
     @property

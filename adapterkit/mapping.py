@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, PlainForward
-from adapterkit.errors import UnsupportedModelError
-from adapterkit.matching import class_keys, peel
+from adapterkit.backends.generic_roles import RoleMap
+from adapterkit.errors import AttachError, UnsupportedModelError
+from adapterkit.matching import class_keys, foreign, peel
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import InjectionPoint, Points, WeightLayout
 from adapterkit.selectors import is_inner
@@ -45,19 +47,26 @@ class MappedModel:
 
     components: Mapping[str, Component]
     label: str
+    roles: RoleMap | None = None
 
     def points(self) -> Points:
         """All points, component by component, in model order; a module that is met twice counts once."""
         found: list[InjectionPoint] = []
         seen: set[tuple[object, ...]] = set()
-        for component in self.components.values():
-            for point in component.backend.points(component.root, component.name):
-                module = component.root.get_submodule(point.path)
-                place = (id(module), point.kind, point.span, point.in_span, *_slot_in_module(point))
-                if place not in seen:
-                    seen.add(place)
-                    found.append(point)
+        for point in self._all_points():
+            module = self.module(point)
+            place = (id(module), point.kind, point.span, point.in_span, *_slot_in_module(point))
+            if place not in seen:
+                seen.add(place)
+                found.append(point)
         return Points(found)
+
+    def _all_points(self) -> list[InjectionPoint]:
+        each = [one.backend.points(one.root, one.name) for one in self.components.values()]
+        points = list(itertools.chain.from_iterable(each))
+        if self.roles is None:
+            return points
+        return self.roles.apply(points, {name: one.root for name, one in self.components.items()})
 
     def root(self, point: InjectionPoint) -> nn.Module:
         """The model in which a point lies."""
@@ -103,20 +112,23 @@ def _slot_in_module(point: InjectionPoint) -> tuple[object, ...]:
     return (layout.parameter, layout.index) if isinstance(layout, WeightLayout) else ()
 
 
-def map_model(model: object, backend: str | None = None) -> MappedModel:
+def map_model(model: object, backend: str | None = None, roles: Mapping[str, str] | None = None) -> MappedModel:
     """Finds the backend of a model, or of every component of a pipeline that has one.
 
     Args:
         model: A module, or anything with a `components` mapping (a diffusers pipeline).
         backend: A backend's name, to override the match by class.
+        roles: Role -> glob of module paths, to say what layers are; see `adapterkit.backends.generic_roles`.
 
     Raises:
         UnsupportedModelError: No backend knows it.
+        AttachError: Another library has replaced modules in it.
+        ConfigError: `roles` is malformed.
     """
-    model = peel(model)
+    model, named = peel(model), None if roles is None else RoleMap(roles)
     if isinstance(model, nn.Module):
         component = _component(None, model, backend)
-        return MappedModel({component.name: component}, type(model).__name__)
+        return MappedModel({component.name: component}, type(model).__name__, named)
     components = getattr(model, "components", None)
     if not isinstance(components, Mapping):
         raise UnsupportedModelError(
@@ -130,7 +142,7 @@ def map_model(model: object, backend: str | None = None) -> MappedModel:
             f"no backend knows any component of {type(model).__name__} ({', '.join(components) or 'none'}); "
             "see: adapterkit backends"
         )
-    return MappedModel(mapped, type(model).__name__)
+    return MappedModel(mapped, type(model).__name__, named)
 
 
 def _claimed(name: str, part: nn.Module) -> Component | None:
@@ -145,9 +157,14 @@ def _claimed(name: str, part: nn.Module) -> Component | None:
 def _component(name: str | None, root: nn.Module, backend: str | None) -> Component:
     manager = get_plugin_manager()
     root = _as_module(peel(root))
+    if reason := _foreign(root):
+        raise AttachError(f"{type(root).__name__} cannot be adapted: {reason}")
     spec = manager.backend(backend) if backend else manager.backend_for(root)
     instance: Backend = spec.load()()
-    family = next((key for key in class_keys(type(root)) if key in spec.models), spec.name)
+    keys = class_keys(type(root))
+    family = next((key for key in keys if key in spec.models), spec.name)
+    if family == "torch:Module":  # the claim on what no family claims: the class itself tells more
+        family = keys[0]
     return Component(name or instance.component, root, instance, spec.name, family)
 
 
@@ -155,3 +172,10 @@ def _as_module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} is not a torch module")
     return model
+
+
+def _foreign(root: nn.Module) -> str | None:
+    """What another library has put around modules of `root`, and how to mend it; None where there is nothing."""
+    first = {type(module): path for path, module in reversed([*root.named_modules()])}
+    found = [(path, reason) for cls, path in first.items() if (reason := foreign(cls)) is not None]
+    return f"at {found[-1][0] or 'its top'} {found[-1][1]}" if found else None

@@ -16,6 +16,10 @@ _WRAPPERS = {
 }
 
 
+# What PEFT puts around a model, and around its layers.
+_PEFT = ("PeftModel", "BaseTuner", "BaseTunerLayer")
+
+
 def peel(model: object) -> object:
     """The model inside `torch.compile`, DataParallel, DistributedDataParallel and FullyShardedDataParallel wrappers."""
     while (attribute := _wrapped_attribute(type(model))) is not None:
@@ -27,6 +31,18 @@ def _wrapped_attribute(cls: type) -> str | None:
     for base in cls.__mro__:
         if _root(base) == "torch" and base.__name__ in _WRAPPERS:
             return _WRAPPERS[base.__name__]
+    return None
+
+
+def foreign(cls: type) -> str | None:
+    """Why adapters cannot be put in a model that has modules of this class inside, and how to mend it; or None."""
+    if any(_root(base) == "peft" and base.__name__ in _PEFT for base in cls.__mro__):
+        return (
+            f"PEFT has put its {cls.__name__}. Take the base back first: model = model.unload() "
+            "(or merge_and_unload()); a diffusers pipeline: pipe.unload_lora_weights()"
+        )
+    if _wrapped_attribute(cls) is not None:
+        return f"there is a {cls.__name__} around a part. Add adapters to the model first, then wrap its parts"
     return None
 
 

@@ -5,7 +5,7 @@
 Both texts are real English that is on this machine: documentation strings, read from source files with `ast`. The
 tokenizer and the model are trained here; then LoRA and Prefix adapt the frozen model. Perplexity is measured on files
 that no model has seen, in both domains: an adapter that is switched off costs the first domain nothing.
-The figures depend on the installed versions of Python and scikit-learn. About three minutes on two cores.
+The figures depend on the installed versions of Python and scikit-learn. About two minutes on two cores.
 """
 
 from __future__ import annotations

@@ -445,8 +445,8 @@ def test_targets_that_do_not_fit(
 
 
 def test_models_that_nobody_knows() -> None:
-    with pytest.raises(errors.UnsupportedModelError, match="no backend knows"):
-        ak.Adapters(nn.Linear(2, 2))
+    with pytest.raises(errors.UnsupportedModelError, match="no adaptable layer"):
+        ak.points(nn.LayerNorm(2))
     with pytest.raises(errors.UnsupportedModelError, match="neither a torch module"):
         ak.Adapters("gpt2")
 

@@ -100,8 +100,12 @@ class LoRA(AdapterConfig):
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""
-        grouped = isinstance(point.layout, WeightLayout) and point.layout.groups > 1
-        return "LoRA acts on whole grouped convolutions" if grouped and point.span else super().accepts(point)
+        layout = point.layout
+        if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
+            return "LoRA acts on whole grouped convolutions"
+        if isinstance(layout, WeightLayout) and layout.access == "read" and self.dropout:
+            return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
+        return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> LoRAModule:
         """See `AdapterConfig.build`."""

@@ -1,4 +1,4 @@
-"""The attention seam of diffusers: what its two standard processors compute, with keys and values extended.
+"""The attention seam of diffusers: what its standard processors compute, with keys and values extended.
 
 An `Attention` of diffusers hands its work to `module.processor`. While a prefix is active the work is done here. The
 processor stays where it is, so that everything that lists or exchanges processors finds what it expects.
@@ -67,7 +67,10 @@ def attend(
 
 
 class DiffusersAttentionSeam(AttentionSeam):
-    """Reaches every `Attention` that runs diffusers' standard processor, fused (`AttnProcessor2_0`) or explicit."""
+    """Reaches every `Attention` that runs diffusers' standard processor, fused (`AttnProcessor2_0`) or explicit.
+
+    And Sana's cross-attention.
+    """
 
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
@@ -102,6 +105,19 @@ def _mix_fused(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(query.dtype)
 
 
+def _mix_sana(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """As `SanaAttnProcessor2_0`, whose norms see all heads at once."""
+
+    def across_heads(norm: nn.Module | None, x: Tensor) -> Tensor:
+        return (
+            x if norm is None else norm(x.transpose(1, 2).flatten(2)).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+        )
+
+    query, key = across_heads(module.norm_q, query), across_heads(module.norm_k, key)
+    key, value, mask = _extend(module, query, key, value, mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(query.dtype)
+
+
 def _mix_explicit(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """As `AttnProcessor`, which folds the heads into the batch and has scale and upcasts of its own."""
     key, value, mask = _extend(module, query, key, value, mask)
@@ -122,13 +138,17 @@ def _extend(
     return extension.extend(key, value, mask, queries=query.shape[2], causal=False)
 
 
-_MIXES: dict[str, Mix] = {"AttnProcessor2_0": _mix_fused, "AttnProcessor": _mix_explicit}
+_MIXES: dict[tuple[str, str], Mix] = {
+    ("diffusers.models.attention_processor", "AttnProcessor2_0"): _mix_fused,
+    ("diffusers.models.attention_processor", "AttnProcessor"): _mix_explicit,
+    ("diffusers.models.transformers.sana_transformer", "SanaAttnProcessor2_0"): _mix_sana,
+}
 
 
 def _mix_of(module: nn.Module) -> Mix | None:
     """The equation of the module's processor. Exact classes only: a subclass may compute anything."""
     cls = type(getattr(module, "processor", None))
-    return _MIXES.get(cls.__name__) if cls.__module__ == "diffusers.models.attention_processor" else None
+    return _MIXES.get((cls.__module__, cls.__name__))
 
 
 def _name(module: nn.Module) -> str:
@@ -138,5 +158,6 @@ def _name(module: nn.Module) -> str:
 def _refusal(module: nn.Module) -> str:
     return (
         f"its attention processor is {_name(module)}, whose keys and values cannot be extended; supported are "
-        f"{' and '.join(_MIXES)}: call unet.set_default_attn_processor(), and disable attention slicing and xformers"
+        f"{', '.join(name for _, name in _MIXES)}: call the model's set_default_attn_processor(), and disable "
+        "attention slicing and xformers"
     )

@@ -9,7 +9,8 @@ of text and of classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -17,18 +18,19 @@ from torch import nn
 from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, Tag
 
 _GATED = ("GEGLU", "SwiGLU")
 """Activations of a feed-forward whose projection makes [value; gate]."""
 
 
-def _heads(attention: nn.Module) -> tuple[int, int]:
-    heads = int(attention.heads)  # type: ignore[arg-type]
-    return heads, int(attention.get_submodule("to_k").out_features) // heads  # type: ignore[arg-type]
+def heads(attention: nn.Module) -> tuple[int, int]:
+    """Heads of the keys and values of diffusers' attention, and the width of each."""
+    count = int(attention.heads)  # type: ignore[arg-type]
+    return count, int(attention.get_submodule("to_k").out_features) // count  # type: ignore[arg-type]
 
 
-_RESNET = (
+RESNET = (
     Weight("res.conv1", "conv1"),
     Weight("res.time", "time_emb_proj"),
     Weight("res.conv2", "conv2"),
@@ -37,7 +39,7 @@ _RESNET = (
 _TRANSFORMER = (Weight("proj.in", "proj_in"), Weight("proj.out", "proj_out"))
 
 # A block of a transformer; the k-diffusion upscaler has the same attentions without the feed-forward.
-_ATTENTIONS = (
+ATTENTIONS = (
     Weight("attn.q", "attn1.to_q"),
     Weight("attn.k", "attn1.to_k"),
     Weight("attn.v", "attn1.to_v"),
@@ -46,12 +48,12 @@ _ATTENTIONS = (
     Weight("cross.k", "attn2.to_k"),
     Weight("cross.v", "attn2.to_v"),
     Weight("cross.o", "attn2.to_out.0"),
-    Attention("attn.kv", "attn1", _heads),
-    Attention("cross.kv", "attn2", _heads),
+    Attention("attn.kv", "attn1", heads),
+    Attention("cross.kv", "attn2", heads),
 )
 # x + sublayer(norm(x)), three times.
 _BLOCK = (
-    *_ATTENTIONS,
+    *ATTENTIONS,
     Weight("mlp.down", "ff.net.2"),
     Output("attn", "attn1", residual="norm1", norm_in="norm1"),
     Output("cross", "attn2", residual="norm2", norm_in="norm2"),
@@ -59,26 +61,25 @@ _BLOCK = (
 )
 _UP, _UP_AND_GATE = Weight("mlp.up", "ff.net.0.proj"), Fused(("mlp.up", "mlp.gate"), "ff.net.0.proj")
 
-# An attention that stands where a transformer would: image and text tokens in one softmax, the text's by `add_*`.
-_BARE_ATTENTION = (
+# An attention that stands where a transformer would; with image and text tokens in one softmax, the text's by `add_*`.
+PROJECTIONS = (
     Weight("attn.q", "to_q"),
     Weight("attn.k", "to_k"),
     Weight("attn.v", "to_v"),
     Weight("attn.o", "to_out.0"),
-    Weight("cross.k", "add_k_proj"),
-    Weight("cross.v", "add_v_proj"),
 )
+_BARE_ATTENTION = (*PROJECTIONS, Weight("cross.k", "add_k_proj"), Weight("cross.v", "add_v_proj"))
 
 
-def _stage(stage: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[Group]:
+def stage(name: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[Group]:
     """The groups of one stage, whose blocks are at `blocks` and have the canonical name `site`."""
-    tags = {"stage": stage}
+    tags: dict[str, Tag] = {"stage": name}
     inner = (*_BLOCK, feed_forward)
-    yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", _RESNET, dict(tags))
+    yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", RESNET, dict(tags))
     yield Group(
         f"{blocks}.attentions.{{index}}",
         f"{site}.{{index}}",
-        (*_TRANSFORMER, *_BARE_ATTENTION, *_ATTENTIONS),
+        (*_TRANSFORMER, *_BARE_ATTENTION, *ATTENTIONS),
         dict(tags),
     )
     yield Group(
@@ -86,27 +87,50 @@ def _stage(stage: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[
     )
     # At most one sampler ends a block: a convolution, or a resnet that resamples.
     for sampler, role in (("downsamplers.0", "down.conv"), ("upsamplers.0", "up.conv")):
-        yield Group(f"{blocks}.{sampler}", site, (*_RESNET, Weight(role, "conv")), dict(tags))
+        yield Group(f"{blocks}.{sampler}", site, (*RESNET, Weight(role, "conv")), dict(tags))
 
 
-def _embedding(role: str, path: str) -> tuple[Group, ...]:
+def embedding(role: str, path: str, prefix: str = "") -> tuple[Group, ...]:
     """The two layers of an embedding network, and the conditioning that distilled models add in front."""
     places = (("cond", "cond_proj"), ("1", "linear_1"), ("2", "linear_2"))
-    return tuple(Group(path, site, (Weight(role, name),)) for site, name in places)
+    return tuple(Group(path, prefix + site, (Weight(role, name),)) for site, name in places)
 
 
-_ENDS = (
-    Group(
-        "", "", (Weight("embed.patch", "conv_in"), Weight("embed.class", "class_embedding"), Weight("head", "conv_out"))
-    ),
-    *_embedding("embed.time", "time_embedding"),
-    *_embedding("embed.class", "class_embedding"),
-    *_embedding("embed.text", "add_embedding"),
+# What conditions a UNet, and its first convolution.
+CONDITIONS = (
+    Group("", "", (Weight("embed.patch", "conv_in"), Weight("embed.class", "class_embedding"))),
+    *embedding("embed.time", "time_embedding"),
+    *embedding("embed.class", "class_embedding"),
+    *embedding("embed.text", "add_embedding"),
     Group("", "context", (Weight("embed.text", "encoder_hid_proj"),)),
 )
 
 
-class UNetBackend(Backend):
+class DiffusersBackend(Backend):
+    """A family of diffusers: a table, and the seam of its attention.
+
+    Attributes:
+        attention: Reaches the keys and values.
+        ignored: Globs of layers that have no point -> why.
+    """
+
+    attention: ClassVar[type[AttentionSeam]] = DiffusersAttentionSeam
+    ignored: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def groups(self, model: nn.Module) -> Sequence[Group]:
+        """The table."""
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, self.groups(model), component)
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return self.attention() if point.kind == "attention" else super().seam(model, point)
+
+
+class UNetBackend(DiffusersBackend):
     """diffusers' UNet2DConditionModel."""
 
     component = "unet"
@@ -121,22 +145,19 @@ class UNetBackend(Backend):
         "*.Conv2d_0": "a second name of `conv` in old samplers",
     }
 
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
-        feed_forward = _UP_AND_GATE if _is_gated(model) else _UP
-        groups = [
-            *_ENDS,
-            *_stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
-            *_stage("mid", "mid_block", "mid", feed_forward),
-            *_stage("up", "up_blocks.{block}", "up.{block}", feed_forward),
+    def groups(self, model: nn.Module) -> list[Group]:
+        """See `DiffusersBackend.groups`."""
+        feed_forward = feed_forward_of(model)
+        return [
+            *CONDITIONS,
+            *stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
+            *stage("mid", "mid_block", "mid", feed_forward),
+            *stage("up", "up_blocks.{block}", "up.{block}", feed_forward),
+            Group("", "", (Weight("head", "conv_out"),)),
         ]
-        return resolve(model, groups, component)
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
-        return DiffusersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
 
 
-def _is_gated(model: nn.Module) -> bool:
-    """Whether the feed-forwards are gated; a UNet has one kind."""
-    return any(is_class(module, "diffusers", name) for module in model.modules() for name in _GATED)
+def feed_forward_of(model: nn.Module) -> Entry:
+    """What the feed-forwards begin with, gated or not; a UNet has one kind."""
+    gated = any(is_class(module, "diffusers", name) for module in model.modules() for name in _GATED)
+    return _UP_AND_GATE if gated else _UP

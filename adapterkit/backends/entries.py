@@ -44,7 +44,7 @@ class FusedInput:
 
 @dataclass(frozen=True)
 class Read:
-    """A weight that the model reads instead of calling its module. `form` is `linear` or `linear_t`."""
+    """A weight that the model reads instead of calling its module. `form` is the `Form` of its layout."""
 
     role: str
     path: str
@@ -75,13 +75,17 @@ class Experts:
 
 @dataclass(frozen=True)
 class Output:
-    """A sublayer's output, at the module `core` that computes it last. Paths as in `OutputLayout`."""
+    """A sublayer's output, at the module `core` that computes it last. Paths as in `OutputLayout`.
+
+    `width` is a module that takes inputs of the residual stream's width, where neither norms nor `residual` tell it.
+    """
 
     role: str
     core: str
     residual: str
     norm_in: str | None = None
     norm_out: str | None = None
+    width: str | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,12 @@ def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag
     if path is None or module is None or weight is None:
         return []
     layout = _read_layout(module, entry.form, entry.parameter, entry.bias)
-    rows, columns = weight.shape if entry.form == "linear" else weight.shape[::-1]
+    called = weight_layout(module) if entry.form == "conv" else None
+    if called is not None:
+        shape, columns, rows = called
+        layout = replace(shape, access="read")
+    else:
+        rows, columns = weight.shape if entry.form == "linear" else weight.shape[::-1]
     return [_point(entry.role, _join(prefix, path), "weight", site, (int(columns), int(rows)), layout, tags)]
 
 
@@ -145,7 +150,7 @@ def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, T
         return None if path is None else _join(prefix, path)
 
     norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
-    width = _width(block, [entry.norm_in, entry.norm_out, entry.residual])
+    width = _width(block, [entry.norm_in, entry.norm_out, entry.residual, entry.width])
     layout = OutputLayout(_join(prefix, residual), norm_in, norm_out)
     return [_point(entry.role, _join(prefix, core), "output", site, (width, width), layout, tags)]
 

@@ -55,5 +55,5 @@ def _descend(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _embedding_scale(module: nn.Embedding) -> float:
-    scale = getattr(module, "scalar_embed_scale", 1.0)  # transformers' scaled embeddings (Gemma 3)
-    return float(scale)
+    # transformers' scaled embeddings: Gemma 3 keeps the number beside a buffer of it, BART the number alone.
+    return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
+
 from adapterkit.backend import AttentionSeam, extension_of
 from adapterkit.errors import IncompatibleTargetError
 
@@ -86,6 +88,8 @@ def attend(
                 raise IncompatibleTargetError(f"{type(module).__name__} cannot be extended: {objection}")
             if causal:  # the mask says so now; asked for both, transformers 4 would align its own to the wrong corner
                 kwargs["is_causal"] = False
+            if kwargs.get("position_bias") is not None:  # T5's, added to the logits: nothing for positions in front
+                kwargs["position_bias"] = F.pad(kwargs["position_bias"], (keys.shape[2] - key.shape[2], 0))
         key = keys
     return view.original(module)(module, query, key, value, attention_mask, **kwargs)
 
@@ -152,10 +156,7 @@ def _objection(view: ConfigView, kwargs: dict[str, Any]) -> str | None:
     implementation = view._config._attn_implementation
     if implementation not in _SUPPORTED:
         return _unsupported(implementation)
-    for name, what in (("cache", "a paged cache"), ("position_bias", "a bias on positions")):
-        if kwargs.get(name) is not None:
-            return f"it is called with {what}"
-    return None
+    return "it is called with a paged cache" if kwargs.get("cache") is not None else None
 
 
 def _unsupported(implementation: str) -> str:

@@ -1,4 +1,4 @@
-"""The attention seam of timm's other attentions: all that can call torch's scaled_dot_product_attention, and do so once.
+"""The attention seam of timm's other attentions: those that can call torch's scaled_dot_product_attention, once.
 
 They differ in how they make queries, keys and values (rotary embeddings, windows, pooled queries, position biases), and
 agree in the call. So their own forward runs, on a view of the module that says `fused_attn`, and the call is given the
@@ -85,7 +85,7 @@ class _Extended(TorchFunctionMode):
         if query.dim() == 4:
             return self._attend(query, key, value, given)
         # Windows stand between heads and tokens: [batch, heads, windows, length, head_dim]. They join the batch.
-        folded = self._attend(*(t.transpose(1, 2).flatten(0, 1) for t in (query, key, value)), given)
+        folded = self._attend(_fold(query), _fold(key), _fold(value), given)
         return folded.unflatten(0, (query.shape[0], query.shape[2])).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
@@ -94,3 +94,7 @@ class _Extended(TorchFunctionMode):
         # An extended mask is explicit; what torch calls causal would count from the prefix.
         causal = causal and keys is key
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, **options)
+
+
+def _fold(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(0, 1)

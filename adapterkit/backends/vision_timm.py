@@ -15,7 +15,7 @@ from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.family import Attention, Fused, Group, Output, Weight, resolve
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
 from adapterkit.backends.vision_attention import FusedAttentionSeam
-from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 
 
 def _heads(attention: Any) -> tuple[int, int]:
@@ -35,20 +35,13 @@ _PROJECTIONS = (
 )
 _ATTENTION = (*_PROJECTIONS, Attention("attn.kv", "attn", _heads))
 # x + norm(sublayer(x)): the norm belongs to the sublayer, which the stream enters as it is. Before attention, Swin v2
-# cuts the stream into windows, so it is taken where it enters the block. `norm_in` only tells the width here.
+# cuts the stream into windows, so it is taken where it enters the block.
 _POST_NORM_OUTPUTS = (
-    Output("attn", "drop_path1", residual="", norm_in="norm1"),
-    Output("mlp", "drop_path2", residual="mlp", norm_in="norm2"),
+    Output("attn", "drop_path1", residual="", width="norm1"),
+    Output("mlp", "drop_path2", residual="mlp", width="norm2"),
 )
 _PATCHES = Group("patch_embed", "", (Weight("embed.patch", "proj"),))
 _POOLED_HEAD = Group("head", "", (Weight("head", "fc"), Weight("head.hidden", "pre_logits.fc")))
-
-
-def _without_norm_in(points: list[InjectionPoint]) -> list[InjectionPoint]:
-    return [
-        replace(point, layout=replace(point.layout, norm_in=None)) if isinstance(point.layout, OutputLayout) else point
-        for point in points
-    ]
 
 
 def _with_reads(model: nn.Module, points: list[InjectionPoint]) -> list[InjectionPoint]:
@@ -86,7 +79,7 @@ class TimmEvaBackend(_TimmBackend):
         outputs = _POST_NORM_OUTPUTS if post_norm else TIMM_OUTPUTS
         blocks = resolve(model, [Group("blocks.{layer}", "{layer}", (*entries, *outputs))], component)
         stem = [*resolve(model, [_PATCHES], component), _tokens(model, component)]
-        found = [*stem, *(_without_norm_in(blocks) if post_norm else blocks), *resolve(model, TIMM_HEAD, component)]
+        found = [*stem, *blocks, *resolve(model, TIMM_HEAD, component)]
         return _with_reads(model, found)
 
 
@@ -129,7 +122,7 @@ class TimmSwinV2Backend(_TimmBackend):
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
-        return _with_reads(model, _without_norm_in(resolve(model, _SWIN_V2, component)))
+        return _with_reads(model, resolve(model, _SWIN_V2, component))
 
 
 _CONVNEXT = (

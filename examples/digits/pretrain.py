@@ -1,6 +1,6 @@
 """Pretrains the embedded pipeline from nothing: the autoencoder, then the text encoder, then the UNet.
 
-    python -m examples.digits.pretrain --work-dir /tmp/digits --out examples/digits/base
+    python -m examples.digits.pretrain --out examples/digits/base
 
 Every step draws its batch from a generator seeded by the run's seed, the stage and the step, so a run that is stopped
 and started again goes on from its last checkpoint exactly as if it had not stopped. What is saved are the moving
@@ -254,8 +254,11 @@ def save(out: Path, parts: dict[str, Any]) -> None:
     """Writes the pipeline in half precision, with the tokenizer's files for older versions of transformers too."""
     for name in ("vae", "text_encoder", "unet"):
         parts[name].to(memory_format=torch.contiguous_format, dtype=torch.float16)
+    backend = parts["tokenizer"].backend_tokenizer
+    backend.no_padding()  # else the padding of the last batch would be saved as the tokenizer's own
+    backend.no_truncation()
     models.build_pipeline(parts).save_pretrained(out, safe_serialization=True)
-    parts["tokenizer"].backend_tokenizer.model.save(str(out / "tokenizer"))
+    backend.model.save(str(out / "tokenizer"))
 
 
 def main() -> None:

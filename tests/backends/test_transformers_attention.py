@@ -148,11 +148,25 @@ def test_a_given_mask_is_never_called_causal() -> None:
     assert recorder.asked["mask"] is mask
 
 
-@pytest.mark.parametrize("options", [{"cache": object()}, {"position_bias": torch.zeros(1, 4, 5, 7)}])
-def test_calls_with_no_place_for_more_keys_are_refused_only_while_something_acts(options: dict[str, Any]) -> None:
-    with pytest.raises(IncompatibleTargetError, match=r"a (paged cache|bias on positions)"):
-        attend(installed()[0], 5, 7, **options)
-    attend(installed(extends=False)[0], 5, 7, **options)
+def test_a_paged_cache_is_refused_only_while_something_acts() -> None:
+    with pytest.raises(IncompatibleTargetError, match="a paged cache"):
+        attend(installed()[0], 5, 7, cache=object())
+    attend(installed(extends=False)[0], 5, 7, cache=object())
+
+
+@pytest.mark.parametrize("extends", [True, False])
+def test_a_bias_on_positions_is_widened_by_nothing_for_those_in_front(
+    monkeypatch: pytest.MonkeyPatch, extends: bool
+) -> None:
+    module, _ = installed(extends=extends)
+    called: dict[str, Any] = {}
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (None,)
+    )
+    bias = torch.randn(1, 4, 5, 7)
+    attend(module, 5, 7, position_bias=bias)
+    assert torch.equal(called["position_bias"][..., 1:] if extends else called["position_bias"], bias)
+    assert not extends or not called["position_bias"][..., 0].any()
 
 
 def test_an_implementation_set_later_is_refused_when_it_is_called() -> None:

@@ -75,7 +75,7 @@ def adding(rounds: int) -> Mapping[str, Timing]:
 
 
 def switching(rounds: int) -> Mapping[str, Timing]:
-    """Ten switches, once through ten adapters at 224 points. PEFT's moves requires_grad too, as the second row does."""
+    """Ten switches, once through ten adapters at 224 points. PEFT's moves requires_grad too, as train() does."""
     both, ids = rivals.pair(rivals.llama(hidden=64, layers=32), NAMES), rivals.tokens(1, 8)
     for name in NAMES[:3]:
         both.adapters.activate(name)
@@ -92,8 +92,8 @@ def switching(rounds: int) -> Mapping[str, Timing]:
         both.adapters.train(name)
 
     sides = {
-        "adapterkit": through(both.adapters.activate),
-        "adapterkit, with train()": through(activate_and_train),
+        "adapterkit, activate alone": through(both.adapters.activate),
+        "adapterkit": through(activate_and_train),
         "peft": through(both.theirs.set_adapter),
     }
     return measure(sides, rounds)

@@ -1,0 +1,90 @@
+"""What works beside a denoiser: ControlNets, and the autoencoder that makes latents.
+
+A ControlNet is the first half of a UNet and has its sites; `embed.cond` is the network that reads the condition, and
+`proj.control` the convolutions that start at zero, one for each output: `proj.control@controlnet.down.3`, `.mid`.
+
+The autoencoder's sites begin with its half: `res.conv1@vae.encoder.down.0.1`, `attn.q@vae.decoder.mid.0`. It takes no
+part in training a denoiser, so a pipeline's autoencoder is left out: give it itself, `Adapters(pipe.vae)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from adapterkit.backends.diffusion import (
+    CONDITIONS,
+    PROJECTIONS,
+    RESNET,
+    DiffusersBackend,
+    UNetBackend,
+    feed_forward_of,
+    heads,
+    stage,
+)
+from adapterkit.backends.family import Attention, Group, Weight
+from adapterkit.points import Tag
+
+_CONTROL = (
+    Group("controlnet_cond_embedding", "in", (Weight("embed.cond", "conv_in"),)),
+    Group("controlnet_cond_embedding.blocks.{index}", "{index}", (Weight("embed.cond", ""),)),
+    Group("controlnet_cond_embedding", "out", (Weight("embed.cond", "conv_out"),)),
+    Group("controlnet_down_blocks.{index}", "down.{index}", (Weight("proj.control", ""),), {"stage": "down"}),
+    Group("", "mid", (Weight("proj.control", "controlnet_mid_block"),), {"stage": "mid"}),
+)
+
+
+class ControlNetBackend(DiffusersBackend):
+    """diffusers' ControlNetModel, which conditions a UNet."""
+
+    component = "controlnet"
+    ignored: ClassVar[Mapping[str, str]] = UNetBackend.ignored
+
+    def groups(self, model: nn.Module) -> Sequence[Group]:
+        """See `DiffusersBackend.groups`."""
+        feed_forward = feed_forward_of(model)
+        return [
+            *CONDITIONS,
+            *_CONTROL,
+            *stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
+            *stage("mid", "mid_block", "mid", feed_forward),
+        ]
+
+
+def _half(half: str) -> Iterator[Group]:
+    """The groups of the encoder or the decoder. Its attention norms and adds by itself: no `output` point fits."""
+    for name, blocks, site in (
+        ("down", f"{half}.down_blocks.{{block}}", f"{half}.down.{{block}}"),
+        ("mid", f"{half}.mid_block", f"{half}.mid"),
+        ("up", f"{half}.up_blocks.{{block}}", f"{half}.up.{{block}}"),
+    ):
+        tags: dict[str, Tag] = {"half": half, "stage": name}
+        attention = (*PROJECTIONS, Attention("attn.kv", "", heads))
+        yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", RESNET, tags)
+        yield Group(f"{blocks}.attentions.{{index}}", f"{site}.{{index}}", attention, tags)
+        for sampler, role in (("downsamplers.0", "down.conv"), ("upsamplers.0", "up.conv")):
+            yield Group(f"{blocks}.{sampler}", site, (Weight(role, "conv"),), tags)
+
+
+_AUTOENCODER = (
+    Group("encoder", "encoder", (Weight("embed.patch", "conv_in"), Weight("head", "conv_out")), {"half": "encoder"}),
+    Group("", "encoder", (Weight("proj.out", "quant_conv"),), {"half": "encoder"}),
+    Group("", "decoder", (Weight("proj.in", "post_quant_conv"),), {"half": "decoder"}),
+    Group("decoder", "decoder", (Weight("embed.patch", "conv_in"), Weight("head", "conv_out")), {"half": "decoder"}),
+    *_half("encoder"),
+    *_half("decoder"),
+)
+
+
+class AutoencoderBackend(DiffusersBackend):
+    """diffusers' AutoencoderKL."""
+
+    component = "vae"
+    in_pipelines = False
+    ignored: ClassVar[Mapping[str, str]] = {"*.Conv2d_0": "a second name of `conv` in old samplers"}
+
+    def groups(self, model: nn.Module) -> Sequence[Group]:
+        """See `DiffusersBackend.groups`."""
+        return _AUTOENCODER

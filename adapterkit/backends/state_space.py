@@ -1,0 +1,54 @@
+"""State-space language models of transformers: Mamba.
+
+There is no attention, and so no place for a prefix. A mixer reads most of its weights, at least where its fast kernels
+are installed, instead of calling their modules: adapters there need an equivalent weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from adapterkit.backend import Backend
+from adapterkit.backends.family import Group, Output, Read, Tokens, Weight, resolve
+from adapterkit.backends.table import Table, groups_of
+from adapterkit.points import InjectionPoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAMBA = Table(
+    classes=("MambaPreTrainedModel",),
+    groups=(
+        Group("backbone|", "", (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings"))),
+        Group(
+            "backbone.layers.{layer}|layers.{layer}",
+            "{layer}",
+            (
+                Weight("ssm.in", "mixer.in_proj"),
+                Read("ssm.conv", "mixer.conv1d", form="conv"),
+                Read("ssm.x", "mixer.x_proj"),
+                Read("ssm.dt", "mixer.dt_proj"),
+                Read("ssm.out", "mixer.out_proj"),
+                Output("ssm", "mixer", residual="norm", norm_in="norm"),
+            ),
+        ),
+        Group("", "", (Weight("head", "lm_head"),)),
+    ),
+)
+
+
+class StateSpaceBackend(Backend):
+    """Mamba, with its head or without."""
+
+    component = "language"
+    ignored: ClassVar[Mapping[str, str]] = {
+        "*.norm": "a norm's gain is no projection; adapters act on the projections beside it",
+        "*norm_f": "a norm, as above",
+        "*.mixer.A_log": "the decay of each state is no projection",
+        "*.mixer.D": "a gain per channel is no projection",
+    }
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, groups_of(model, (MAMBA,), "state_space"), component)

@@ -1,0 +1,212 @@
+"""Joint attention, and Sana's: computed alike without adapters, and as softmax over more keys with a prefix."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0, PAGJointAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import (
+    FluxAttention,
+    FluxAttnProcessor,
+    FluxIPAdapterAttnProcessor,
+)
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.backends.diffusers_attention import attend
+from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam, attend_jointly
+from adapterkit.errors import AdapterKitError, IncompatibleTargetError
+from tests.backends import diffusion_models as models
+from tests.backends import vision_checks as checks
+
+PREFIX = ak.Prefix(length=3, init_std=1.0, targets="*")
+IMAGE, TEXT, HEADS, WIDTH = 6, 5, 2, 8
+JOINT = {"added_kv_proj_dim": 16, "out_dim": 16, "bias": True}
+ATTENTIONS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "sd3": (Attention, {**JOINT, "context_pre_only": False}),
+    "sd3 normed": (Attention, {**JOINT, "context_pre_only": False, "qk_norm": "rms_norm"}),
+    "sd3 last": (Attention, {**JOINT, "context_pre_only": True, "qk_norm": "rms_norm"}),
+    "sd3 image alone": (Attention, {"out_dim": 16, "qk_norm": "rms_norm"}),
+    "flux double": (FluxAttention, {**JOINT, "context_pre_only": False, "dropout": 0.2}),
+    "flux single": (FluxAttention, {"out_dim": 16, "bias": True, "pre_only": True}),
+}
+
+
+def attention(name: str) -> Any:
+    cls, options = ATTENTIONS[name]
+    processor = JointAttnProcessor2_0() if cls is Attention else FluxAttnProcessor()
+    made = cls(query_dim=16, heads=HEADS, dim_head=WIDTH, processor=processor, **options)  # type: ignore[call-arg]
+    return randomised(made)
+
+
+def randomised(module: nn.Module) -> Any:
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
+    return module.double().eval().requires_grad_(False)
+
+
+def given(name: str, masked: str, rotary: bool) -> dict[str, Any]:
+    """What the module is called with, besides the image."""
+    generator = torch.Generator().manual_seed(2)
+    joint = "single" not in name and "alone" not in name
+    length = IMAGE + (TEXT if joint else 0)
+    found: dict[str, Any] = {}
+    if joint:
+        found["encoder_hidden_states"] = torch.randn(2, TEXT, 16, generator=generator).double()
+    if masked:
+        keep = torch.rand(2, length, generator=generator) > 0.4
+        found["attention_mask"] = keep if masked == "2d" else keep[:, None, None].double().log()
+    if rotary:
+        angles = torch.randn(length, WIDTH // 2, generator=generator).repeat_interleave(2, dim=1)
+        found["image_rotary_emb"] = (angles.cos(), angles.sin())
+    return found
+
+
+def image() -> Tensor:
+    return torch.randn(2, IMAGE, 16, generator=torch.Generator().manual_seed(4)).double()
+
+
+CALLS = [
+    *((name, "", False) for name in ATTENTIONS),
+    *(("flux double", masked, rotary) for masked in ("", "2d", "4d") for rotary in (False, True)),
+    ("flux single", "4d", True),
+]
+
+
+@pytest.mark.parametrize(("name", "masked", "rotary"), CALLS)
+def test_joint_attention_without_adapters_is_the_processors(name: str, masked: str, rotary: bool) -> None:
+    module, inputs = attention(name), given(name, masked, rotary)
+    for training in (False, True):
+        module.train(training)
+        torch.manual_seed(1)
+        expected = module(image(), **inputs)
+        torch.manual_seed(1)
+        actual = attend_jointly(module, image(), **inputs)
+        assert isinstance(actual, tuple) == isinstance(expected, tuple)
+        for one, other in zip(as_tuple(actual), as_tuple(expected), strict=True):
+            assert torch.equal(one, other)
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def reference(module: Any, x: Tensor, text: Tensor | None, rotary: Any, prefix: Any, weight: float) -> list[Tensor]:
+    """Softmax by its definition over [prefix; tokens of both streams]; the streams' outputs, image first.
+
+    The order of the streams matters to the rotary embedding alone, which is Flux's, where the text comes first.
+    """
+
+    def heads(layer: Any, source: Tensor, norm: Any) -> Tensor:
+        y = layer(source).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+        return y if norm is None else norm(y)
+
+    def norm(name: str) -> Any:
+        return getattr(module, name, None)
+
+    query, key = heads(module.to_q, x, norm("norm_q")), heads(module.to_k, x, norm("norm_k"))
+    value = heads(module.to_v, x, None)
+    if text is not None:
+        query = torch.cat([heads(module.add_q_proj, text, norm("norm_added_q")), query], dim=2)
+        key = torch.cat([heads(module.add_k_proj, text, norm("norm_added_k")), key], dim=2)
+        value = torch.cat([heads(module.add_v_proj, text, None), value], dim=2)
+    if rotary is not None:
+        query, key = apply_rotary_emb(query, rotary), apply_rotary_emb(key, rotary)
+    front = torch.full((1, 1, 1, prefix.keys.shape[1]), weight, dtype=x.dtype).log()
+    mask = torch.cat([front, torch.zeros(1, 1, 1, key.shape[2], dtype=x.dtype)], dim=-1)
+    mixed = checks.soft(query, *checks.prefixed(prefix, key, value), WIDTH**-0.5, mask).transpose(1, 2).flatten(2)
+    of_image = mixed[:, -IMAGE:]
+    outputs = [of_image if getattr(module, "to_out", None) is None else module.to_out[0](of_image)]
+    if text is not None:
+        of_text = mixed[:, :TEXT]
+        outputs.append(of_text if getattr(module, "to_add_out", None) is None else module.to_add_out(of_text))
+    return outputs
+
+
+PLACES = {
+    "sd3": ("attn.kv@transformer.0", "transformer_blocks.0.attn"),
+    "sd3 last": ("attn.kv@transformer.1", "transformer_blocks.1.attn"),
+    "sd3 image alone": ("attn.kv@transformer.0.dual", "transformer_blocks.0.attn2"),
+    "flux double": ("attn.kv@transformer.double.1", "transformer_blocks.1.attn"),
+    "flux single": ("attn.kv@transformer.single.0", "single_transformer_blocks.0.attn"),
+}
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+@pytest.mark.parametrize("name", PLACES)
+def test_prefix_is_softmax_over_more_keys_for_both_streams(name: str, weight: float) -> None:
+    model: Any = models.FAMILIES[name.split()[0]]().double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", PREFIX)
+    checks.randomise(adapters, scale=1.0)
+    adapters.activate({"a": weight})
+    point, path = PLACES[name]
+    inputs = given(name, "", rotary=name.startswith("flux"))
+    module = model.get_submodule(path)
+    rest = (inputs.get("encoder_hidden_states"), inputs.get("image_rotary_emb"))
+    expected = reference(module, image(), *rest, adapters.modules("a")[point], weight)
+    for one, other in zip(as_tuple(module(image(), **inputs)), expected, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+class Changed(FluxAttnProcessor):
+    """A subclass may compute anything."""
+
+
+@pytest.mark.parametrize(
+    "processor", [FluxIPAdapterAttnProcessor(16, 16), PAGJointAttnProcessor2_0(), Changed()], ids=["ip", "pag", "own"]
+)
+def test_other_processors_are_refused(processor: Any) -> None:
+    module = attention("flux double")
+    module.processor = processor
+    refusal = JointAttentionSeam().refusal(module)
+    assert refusal is not None
+    assert type(processor).__name__ in refusal
+    assert "set_attn_processor" in refusal
+
+
+def test_fused_projections_and_split_sequences_are_refused() -> None:
+    model = models.flux()
+    model.fuse_qkv_projections()
+    with pytest.raises(AdapterKitError, match="unfuse_qkv_projections"):
+        ak.Adapters(model).add("a", PREFIX)
+    module = attention("flux double")
+    module.processor._parallel_config = object()
+    assert "several devices" in str(JointAttentionSeam().refusal(module))
+
+
+def test_a_processor_that_is_exchanged_under_a_prefix_is_an_error() -> None:
+    model = models.flux()
+    adapters = ak.Adapters(model)
+    adapters.add("a", PREFIX)
+    kept = [module.processor for module in model.modules() if isinstance(module, FluxAttention)]
+    model.set_attn_processor(Changed())
+    with pytest.raises(IncompatibleTargetError, match="Changed"):
+        models.run(model)
+    with adapters.disabled():
+        models.run(model)
+    assert all(isinstance(processor, FluxAttnProcessor) for processor in kept)
+
+
+def test_unknown_arguments_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    module, inputs = attention("flux single"), given("flux single", "", rotary=False)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(as_tuple(attend_jointly(module, image(), gain=2.0, **inputs))[0], module(image(), **inputs))
+    assert "gain" in caplog.text
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
+@pytest.mark.parametrize("norm", [None, "rms_norm_across_heads"])
+def test_cross_attention_of_sana_without_adapters_is_the_processors(norm: str | None, masked: bool) -> None:
+    sizes = {"query_dim": 16, "cross_attention_dim": 12, "heads": HEADS, "dim_head": WIDTH}
+    module = randomised(Attention(**sizes, kv_heads=HEADS, qk_norm=norm, processor=SanaAttnProcessor2_0()))
+    text = torch.randn(2, TEXT, 12).double()
+    keep = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).double()
+    mask = (1 - keep)[:, None] * -10000.0 if masked else None
+    expected = module(image(), encoder_hidden_states=text, attention_mask=mask)
+    assert torch.equal(attend(module, image(), text, mask), expected)

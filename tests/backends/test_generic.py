@@ -1,0 +1,287 @@
+"""Models that no family claims, roles that the user gives, and the plug-in that keeps them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+import adapterkit as ak
+from adapterkit.backends.generic import GenericBackend, write_plugin
+from adapterkit.backends.layouts import weight_layout
+from adapterkit.errors import IncompatibleTargetError
+from adapterkit.plugins import PluginManager
+from adapterkit.points import Span, WeightLayout
+from tests.backends import vision_checks as checks
+from tests.backends import vision_models
+from tests.backends.generic_models import WIDTH, Mixed, ids, mixed
+
+_SELF = [f"attn.{p}@model.{{0}}.self_attn" for p in "qkv"] + ["attn.o@model.{0}.self_attn.out_proj"]
+_CROSS = [f"cross.{p}@model.{{0}}.multihead_attn" for p in "qkv"] + ["cross.o@model.{0}.multihead_attn.out_proj"]
+_FEED_FORWARD = ["mlp.up@model.{0}.linear1", "mlp.down@model.{0}.linear2"]
+_NAMED = [
+    f"{sort}.{p}@model.{{0}}.{name}.{p}_proj"
+    for sort, name in (("attn", "self_attn"), ("cross", "cross_attn"))
+    for p in "qkvo"
+]
+_OWN = ["linear@model.{0}.widen", "linear@model.{0}.narrow"]
+
+
+def at(path: str, ids: list[str]) -> list[str]:
+    return [text.format(path) for text in ids]
+
+
+def run(model: nn.Module) -> Tensor:
+    return model(ids())
+
+
+def test_the_ids_are_these() -> None:
+    assert ak.points(mixed()).ids == [
+        "embed.tokens@model.embed",
+        *at("encoder.layers.0", _SELF + _FEED_FORWARD),
+        *at("encoder.layers.1", _SELF + _FEED_FORWARD),
+        *at("decoder", _SELF + _CROSS + _FEED_FORWARD),
+        *(f"attn.{p}@model.pool" for p in "qkv"),
+        "attn.o@model.pool.out_proj",
+        *at("blocks.0", _NAMED + _OWN),
+        "linear@model.blocks.0.shared",
+        *at("blocks.1", _NAMED + _OWN),
+        "conv@model.conv",
+        "head@model.lm_head",
+    ]
+
+
+def test_every_layer_is_mapped_once() -> None:
+    model = mixed()
+    points = ak.points(model)
+    mapped = [model.get_submodule(p.path) for p in points]
+    assert all(m in mapped for m in model.modules() if weight_layout(m) is not None)
+    assert len({(id(m), p.role) for m, p in zip(mapped, points, strict=True)}) == len(points)
+    assert [p.tags.get("layer") for p in ak.points(model, "linear@layer=1")][-1] == 1
+
+
+def test_the_projections_of_torch_are_read_parts() -> None:
+    points = {p.id: p for p in ak.points(mixed())}
+    fused, single = points["attn.k@model.encoder.layers.0.self_attn"], points["attn.k@model.pool"]
+    assert fused.span == Span(WIDTH, WIDTH)
+    assert fused.layout == WeightLayout(
+        "linear", True, access="read", parameter="in_proj_weight", bias_parameter="in_proj_bias"
+    )
+    assert single.span is None
+    assert single.shape == (WIDTH, 4)
+    assert single.layout == WeightLayout("linear", access="read", parameter="k_proj_weight", bias_parameter="")
+
+
+def test_presets_keep_out_of_embeddings_and_heads() -> None:
+    roles = {p.role for p in ak.points(mixed(), "all")}
+    assert roles == {f"{s}.{p}" for s in ("attn", "cross") for p in "qkvo"} | {"mlp.up", "mlp.down", "linear", "conv"}
+
+
+def test_an_adapter_acts_trains_and_leaves() -> None:
+    checks.check_adapter(mixed(), run, ak.LoRA(rank=2, targets="*"))
+
+
+def test_merged_is_unmerged() -> None:
+    checks.check_merge(mixed(), run, 1e-10)
+
+
+def test_parts_of_torchs_projection_are_the_dense_update() -> None:
+    model = mixed()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="path:encoder.layers.1.self_attn"))
+    checks.randomise(adapters)
+    adapters.freeze()
+    y = run(model)
+    modules: dict[str, Any] = adapters.modules("a")
+    adapters.detach()
+    assert [key.partition("@")[0] for key in modules] == ["attn.q", "attn.k", "attn.v"]
+    model.encoder.layers[1].self_attn.in_proj_weight += torch.cat([m.B @ m.A for m in modules.values()])
+    assert torch.allclose(y, run(model), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("targets", ["attn.*@layer=0", "mlp.*@layer=0"])
+def test_the_fast_path_of_torchs_encoder_is_adapted_too(targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In evaluation without gradients it hands weights to a kernel and calls none of its modules."""
+    kernel, taken = torch._transformer_encoder_layer_fwd, []  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *a: taken.append(1) or kernel(*a))
+    encoder = mixed().encoder
+    adapters = ak.Adapters(encoder)
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    adapters.add("a", ak.LoRA(rank=2, targets=targets))
+    with torch.no_grad():
+        base = encoder(x)
+    checks.randomise(adapters)
+    slow = encoder(x)
+    assert len(taken) == 2
+    with torch.no_grad():
+        assert torch.allclose(encoder(x), slow, atol=1e-12)
+    assert len(taken) == 4
+    assert not torch.allclose(base, slow)
+
+
+def test_a_shared_layer_is_adapted_wherever_it_is_called() -> None:
+    model = mixed()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="path:blocks.0.shared"))
+    checks.randomise(adapters)
+    adapters.freeze()
+    y = run(model)
+    factors = next(iter(adapters.modules("a").values()))
+    adapters.detach()
+    model.blocks[1].shared.weight += factors.B @ factors.A
+    assert torch.allclose(y, run(model), rtol=1e-10, atol=1e-12)
+
+
+def test_a_file_gives_the_same_bits(tmp_path: Path) -> None:
+    model = mixed()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    checks.randomise(adapters)
+    adapters.freeze()
+    y, path = run(model), adapters.save("a", tmp_path / "a.safetensors")
+    fresh = ak.Adapters(twin := mixed())
+    fresh.load(path, "a")
+    fresh.activate("a")
+    assert torch.equal(run(twin), y)
+
+
+def test_the_model_itself_may_be_a_layer() -> None:
+    layer = nn.Linear(3, 2)
+    adapters = ak.Adapters(layer)
+    adapters.add("a", ak.LoRA(rank=1, targets="linear"))
+    checks.randomise(adapters)
+    module = adapters.modules("a")["linear@model"]
+    x = torch.randn(4, 3)
+    assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight + module.B @ module.A, layer.bias), atol=1e-6)  # type: ignore[operator]
+    assert ak.points(layer).ids == ["linear@model"]
+
+
+def test_points_are_the_same_while_adapters_are_there() -> None:
+    model = mixed()
+    before = ak.points(model)
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=1, targets="*"))
+    assert ak.points(model) == before
+    with adapters.merged():
+        assert ak.points(model) == before
+
+
+def test_a_family_can_be_mapped_by_its_layers_instead() -> None:
+    model = vision_models.timm_vit()
+    assert "linear@model.blocks.0.attn.qkv" in ak.points(model, backend="generic").ids
+    assert "attn.q@vision.0" in ak.points(model).ids
+
+
+def test_a_pipelines_other_parts_are_left_alone(tmp_path: Path) -> None:
+    pipe = vision_models.pipeline(tmp_path)
+    pipe.register_modules(safety_checker=nn.Linear(2, 2))
+    assert {p.component for p in ak.points(pipe)} == {"unet", "text_encoder"}
+
+
+# --- roles of the user -----------------------------------------------------------------------------------------------
+
+ROLES = {"mlp.up": "blocks.*.widen", "mlp.down": "blocks.*.narrow|blocks.*.shared"}
+
+
+def test_roles_are_given_by_path() -> None:
+    points = ak.points(mixed(), "mlp.*@layer=1", roles=ROLES)
+    assert [p.id for p in points if p.path.startswith("blocks")] == [
+        "mlp.up@model.blocks.1.widen",
+        "mlp.down@model.blocks.1.narrow",
+    ]
+    plain = [p.path for p in ak.points(mixed())]
+    assert [p.path for p in ak.points(mixed(), roles=ROLES)] == plain
+
+
+def test_roles_act_and_every_later_handle_knows_them(tmp_path: Path) -> None:
+    model = mixed()
+    adapters = ak.Adapters(model, roles=ROLES)
+    adapters.add("a", ak.LoRA(rank=2, targets="path:blocks.0.widen mlp.down"))
+    checks.randomise(adapters)
+    adapters.freeze()
+    y = run(model)
+    assert "mlp.up@model.blocks.0.widen" in ak.Adapters(model).points().ids
+    path = ak.Adapters(model).save("a", tmp_path / "a.safetensors")
+    fresh = ak.Adapters(twin := mixed(), roles=ROLES)
+    fresh.load(path, "b")
+    fresh.activate("b")
+    assert torch.equal(run(twin), y)
+
+
+def test_roles_override_a_familys_and_reach_what_it_ignores() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertModel(BertConfig(vocab_size=9, **sizes))
+    model.extra = nn.Linear(8, 8)
+    points = ak.points(model, roles={"attn.values": "*.self.value", "extra": "extra"})
+    ids = points.ids
+    assert "attn.values@language.encoder.layer.0.attention.self.value" in ids
+    assert "attn.v@language.0" not in ids
+    assert ids[-1] == "extra@language.extra"
+    assert "attn.kv@language.0" in ids
+
+
+def test_in_a_pipeline_roles_may_name_a_component(tmp_path: Path) -> None:
+    pipe = vision_models.pipeline(tmp_path)
+    points = ak.points(pipe, "mine", roles={"mine": "unet.*.attn1.to_q"})
+    assert {p.component for p in points} == {"unet"}
+    assert all(p.path.endswith("attn1.to_q") for p in points)
+
+
+# --- the plug-in -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    key = f"{Mixed.__module__.partition('.')[0]}:Mixed"
+    home = write_plugin(tmp_path / "plugin", "my_family", [key], ROLES)
+    monkeypatch.syspath_prepend(str(home))
+    yield importlib.import_module("adapterkit_my_family")
+    for name in [name for name in sys.modules if name.startswith("adapterkit_my_family")]:
+        del sys.modules[name]
+
+
+def test_saved_roles_are_a_backend(plugin: Any, manager: PluginManager) -> None:
+    manager.register(plugin)
+    spec = manager.backend_for(mixed())
+    assert spec.name == "my_family"
+    backend = spec.load()()
+    assert isinstance(backend, GenericBackend)
+    assert [p.id for p in backend.points(mixed(), "model")] == ak.points(mixed(), roles=ROLES).ids
+
+
+def test_a_file_made_with_roles_fits_the_plug_in(plugin: Any, tmp_path: Path) -> None:
+    adapters = ak.Adapters(mixed(), roles=ROLES)
+    adapters.add("a", ak.LoRA(rank=1, targets="mlp.*"))
+    path = adapters.save("a", tmp_path / "a.safetensors")
+    manager = ak.get_plugin_manager()
+    manager.register(plugin, name="my_family")
+    try:
+        assert ak.Adapters(mixed()).load(path, "a").points == list(adapters.modules("a"))
+    finally:
+        manager.unregister(name="my_family")
+
+
+def test_the_plug_in_imports_no_torch(plugin: Any) -> None:
+    source = Path(plugin.__file__).read_text(encoding="utf-8")
+    assert "torch" not in source.replace("imports no torch", "")
+
+
+def test_the_plug_in_can_be_installed(plugin: Any) -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(plugin.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == "adapterkit-my-family"
+    assert project["project"]["entry-points"] == {"adapterkit": {"my_family": "adapterkit_my_family"}}
+    assert project["project"]["dependencies"] == ["adapterkit>=0.1,<0.2"]
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["adapterkit_my_family"]
+
+
+def test_prefixes_have_nowhere_to_go() -> None:
+    with pytest.raises(IncompatibleTargetError, match=r"Prefix acts at attention points.*offers: weight"):
+        ak.Adapters(mixed()).add("a", ak.Prefix())

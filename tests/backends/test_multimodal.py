@@ -1,0 +1,219 @@
+"""Models of several towers: every tower is mapped as the model that it is, and selected by its tag."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import adapterkit as ak
+from adapterkit.mapping import map_model
+from adapterkit.points import InjectionPoint, OutputLayout
+from tests.backends import multimodal_models as models
+from tests.backends import vision_checks as checks
+from tests.backends import vision_families as families
+
+LORA = ak.LoRA(rank=2, targets="*")
+BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+PREFIX = ak.Prefix(length=3, init_std=1.0)
+
+# Path of each tower that a backend maps alone too.
+TOWERS = [
+    ("clip", "text", "text_model"),
+    ("clip", "vision", "vision_model"),
+    ("siglip", "text", "text_model"),
+    ("siglip", "vision", "vision_model"),
+    ("llava", "vision", "model.vision_tower"),
+    ("llava", "language", "model.language_model"),
+]
+BLOCK = "attn.kv attn.q attn.k attn.v attn.o attn mlp.gate mlp.up mlp.down mlp"
+QWEN_BLOCK = "attn.kv attn attn.q attn.k attn.v attn.o mlp mlp.gate mlp.up mlp.down"
+
+
+def described(point: InjectionPoint, prefix: str = "") -> tuple[Any, ...]:
+    """All that must be alike in a tower and in the model that it is."""
+    layout: Any = point.layout
+    if isinstance(layout, OutputLayout):
+        paths = (layout.residual, layout.norm_in, layout.norm_out)
+        layout = tuple(path and f"{prefix}{path}" for path in paths)
+    return point.role, point.kind, f"{prefix}{point.path}".rstrip("."), point.shape, point.span, layout
+
+
+@pytest.mark.parametrize(("name", "tower", "path"), TOWERS)
+def test_a_tower_is_mapped_as_the_model_that_it_is(name: str, tower: str, path: str) -> None:
+    model = models.build(name)
+    alone = list(ak.points(model.get_submodule(path)))
+    inside = [p for p in ak.points(model, f"@tower={tower}") if p.path.startswith(f"{path}.")]
+    assert [described(p) for p in inside] == [described(p, f"{path}.") for p in alone]
+    assert [p.site for p in inside] == [f"{tower}.{p.site}" if p.site else tower for p in alone]
+
+
+def test_ids_of_what_stands_beside_the_towers() -> None:
+    def beside(name: str) -> list[str]:
+        paths = [path for other, _, path in TOWERS if other == name]
+        return [p.id for p in ak.points(models.build(name)) if not p.path.startswith(tuple(f"{p}." for p in paths))]
+
+    assert beside("clip") == ["head@clip.vision", "head@clip.text"]
+    assert beside("siglip") == []
+    projector = ["proj.in@vision_language.projector", "proj.out@vision_language.projector"]
+    assert beside("llava") == [*projector, "head@vision_language.language"]
+
+
+def test_ids_of_qwen() -> None:
+    def blocks(tower: str, roles: str) -> list[str]:
+        return [f"{role}@vision_language.{tower}.{layer}" for layer in (0, 1) for role in roles.split()]
+
+    assert ak.points(models.build("qwen")).ids == [
+        "embed.patch@vision_language.vision",
+        *blocks("vision", QWEN_BLOCK),
+        "proj.in@vision_language.projector",
+        "proj.out@vision_language.projector",
+        "embed.tokens@vision_language.language",
+        "tokens@vision_language.language",
+        *blocks("language", BLOCK),
+        "head@vision_language.language",
+    ]
+
+
+@pytest.mark.parametrize("name", models.MAKE)
+def test_every_layer_is_mapped_or_ignored_for_a_reason(name: str) -> None:
+    model = models.build(name)
+    [component] = map_model(model).components.values()
+    points = component.backend.points(model, "x")
+    assert len({p.id for p in points}) == len(points)
+    ignored: dict[str, str] = component.backend.ignored  # type: ignore[attr-defined]
+    mapped = {p.path for p in points if p.kind == "weight"}
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    layers = [layer for layer, module in model.named_modules() if isinstance(module, kinds)]
+    assert [x for x in layers if x not in mapped and not any(fnmatchcase(x, glob) for glob in ignored)] == []
+    assert all(ignored.values())
+
+
+def test_a_tower_of_another_family_is_mapped_as_it_would_be_alone() -> None:
+    """LLaVA takes any image encoder; here one that its table knows nothing of."""
+    model = models.build("llava")
+    model.model.vision_tower = families.build("dinov2 gated")
+    alone = ak.points(families.build("dinov2 gated"))
+    inside = ak.points(model, "@tower=vision")
+    assert [(p.role, p.site) for p in inside] == [(p.role, f"vision.{p.site}".rstrip(".")) for p in alone]
+
+
+@pytest.mark.parametrize("config", [LORA, BOTTLENECK, PREFIX], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("name", models.MAKE)
+def test_an_adapter_comes_acts_and_goes(name: str, config: ak.AdapterConfig) -> None:
+    checks.check_adapter(models.build(name), models.see, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        *((name, torch.float64, 1e-10) for name in ("clip", "siglip", "llava")),
+        ("qwen", torch.float32, 1e-5),  # its image encoder turns queries and keys in single precision
+    ],
+)
+def test_merged_equals_unmerged(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    checks.check_merge(models.build(name, dtype), models.see, tolerance)
+
+
+@pytest.mark.parametrize("name", models.MAKE)
+def test_a_saved_adapter_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model, twin = models.build(name), models.build(name)
+    adapters, others = ak.Adapters(model), ak.Adapters(twin)
+    adapters.add("a", LORA)
+    checks.randomise(adapters)
+    adapters.save("a", tmp_path / "a.safetensors")
+    others.load(tmp_path / "a.safetensors", "a")
+    others.activate("a")
+    adapters.freeze("a")  # torch has other kernels for what is trained
+    with torch.no_grad():
+        assert torch.equal(models.see(twin), models.see(model))
+
+
+@pytest.mark.parametrize("name", models.GENERATING)
+def test_generation_with_a_cache_equals_generation_without(name: str) -> None:
+    model = models.build(name)
+    adapters = ak.Adapters(model)
+    for key, config in (("a", LORA), ("b", BOTTLENECK), ("c", PREFIX)):
+        adapters.add(key, config)
+        checks.randomise(adapters, key, scale=0.1)
+    adapters.activate(["a", "b", "c"])
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    asked = {"output_logits": True, "return_dict_in_generate": True}
+    runs = [model.generate(**models.inputs(model), **options, **asked, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+    for with_cache, without in zip(runs[0].logits, runs[1].logits, strict=True):
+        torch.testing.assert_close(with_cache, without, rtol=1e-4, atol=1e-4)
+
+
+def features(model: Any) -> tuple[Tensor, Tensor]:
+    given = models.inputs(model)
+    text = model.get_text_features(input_ids=given["input_ids"])
+    image = model.get_image_features(pixel_values=given["pixel_values"])
+    return tuple(made if isinstance(made, Tensor) else made.pooler_output for made in (text, image))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_an_adapter_of_one_tower_leaves_the_other_alone(name: str) -> None:
+    for tower, acts in (("vision", (False, True)), ("text", (True, False))):
+        model = models.build(name)
+        before = features(model)
+        adapters = ak.Adapters(model)
+        adapters.add("a", ak.LoRA(rank=2, targets=f"attn.*@tower={tower}"))
+        checks.randomise(adapters)
+        with torch.no_grad():
+            assert tuple(not torch.equal(*pair) for pair in zip(before, features(model), strict=True)) == acts
+
+
+def test_a_prefix_of_qwen_stands_in_front_of_every_window() -> None:
+    """Its image encoder calls its attention once a window: here four windows of four patches in each of two images."""
+    model = models.build("qwen")
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.Prefix(length=3, init_std=1.0, targets="attn.kv@tower=vision,layer=0"))
+    checks.randomise(adapters, scale=1.0)
+    module, [prefix] = model.model.visual.blocks[0].attn, adapters.modules("a").values()
+    seen: dict[str, Any] = {}
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(x=(*args, kwargs.get("hidden_states"))[0], **kwargs), with_kwargs=True
+    )
+    module.proj.register_forward_pre_hook(lambda _, args: seen.update(mixed=args[0]))
+    models.see(model)
+    query, key, value = module.qkv(seen["x"]).view(32, 3, 2, 8).transpose(0, 1)
+    cos, sin = (t.unsqueeze(1) for t in seen["position_embeddings"])
+    query, key = (t * cos + torch.cat([-t[..., 4:], t[..., :4]], -1) * sin for t in (query, key))
+    query, key, value = (t.view(8, 4, 2, 8).transpose(1, 2) for t in (query, key, value))
+    mixed = checks.soft(query, *checks.prefixed(prefix, key, value), 8**-0.5)
+    assert seen["cu_seqlens"].tolist() == list(range(0, 33, 4))
+    torch.testing.assert_close(seen["mixed"], mixed.transpose(1, 2).reshape(32, 16), rtol=1e-5, atol=1e-5)
+
+
+def test_lora_on_qwens_fused_projection_is_a_sum_on_its_rows() -> None:
+    model = models.build("qwen")
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, alpha=5.0, targets="attn.{q,v}@tower=vision"))
+    checks.randomise(adapters)
+    qkv, modules = model.model.visual.blocks[1].attn.qkv, adapters.modules("a")
+    x = torch.randn(5, 16)
+    expected = F.linear(x, qkv.weight, qkv.bias)
+    for start, role in ((0, "attn.q"), (32, "attn.v")):
+        factors = modules[f"{role}@vision_language.vision.1"]
+        expected[:, start : start + 16] += x @ factors.A.T @ factors.B.T * 2.5
+    torch.testing.assert_close(qkv(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_presets_leave_heads_and_embeddings_alone() -> None:
+    for name in models.MAKE:
+        chosen = ak.points(models.build(name), "all")
+        assert len(chosen) > 30
+        assert not [p.id for p in chosen if p.role.startswith(("head", "embed"))]
+
+
+def test_a_tower_alone_is_no_tower() -> None:
+    model = CLIPVisionModel(CLIPVisionConfig(**families.SIZES))
+    assert {p.id.partition("@")[2].partition(".")[0] for p in ak.points(model)} == {"vision"}
+    assert not [p for p in ak.points(model) if "tower" in p.tags]
