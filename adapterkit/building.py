@@ -182,15 +182,9 @@ def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
     manager = get_plugin_manager()
     spec = manager.adapters().get(checkpoint.type)
     if spec is None:
-        distribution = checkpoint.distribution or f"adapterkit-{checkpoint.type}"
-        version = f" {checkpoint.version}" if checkpoint.version else ""
-        raise UnknownAdapterTypeError(
-            f"adapter type {checkpoint.type!r} is not installed; the file was written with {distribution}{version}. "
-            f"If you trust it: pip install {distribution}."
-            f"{did_you_mean(checkpoint.type, manager.adapters())} {manager.hint()}".rstrip(),
-            source,
-            "type",
-        )
+        near = did_you_mean(checkpoint.type, manager.adapters())
+        told = f"adapter type {checkpoint.type!r} is unknown here. {_whence(checkpoint)}{near} {manager.hint()}"
+        raise UnknownAdapterTypeError(told.rstrip(), source, "type")
     try:
         cls = spec.load()
     except PluginLoadError as error:
@@ -199,6 +193,17 @@ def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
         return cls.from_dict(checkpoint.config)
     except AdapterKitError as error:
         raise InvalidHeaderError(str(error), source, "config") from error
+
+
+def _whence(checkpoint: Checkpoint) -> str:
+    """How to get the type of a checkpoint. Without a distribution on record no install line is made up."""
+    if not checkpoint.distribution:
+        return "It was registered by the program that wrote the file; register it here in the same way."
+    version = f" {checkpoint.version}" if checkpoint.version else ""
+    return (
+        f"The file was written with {checkpoint.distribution}{version}; "
+        f"if you trust that package: pip install {checkpoint.distribution}."
+    )
 
 
 def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, source: object, notes: list[str]) -> None:

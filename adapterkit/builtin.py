@@ -153,6 +153,13 @@ def adapterkit_register_backends() -> list[BackendSpec]:
             summary="Hiera of timm",
         ),
         BackendSpec(
+            "timm_meta_former",
+            "adapterkit.backends.vision_timm:TimmMetaFormerBackend",
+            models=("timm:MetaFormer",),
+            extra="vision",
+            summary="CAFormer, ConvFormer and PoolFormer of timm",
+        ),
+        BackendSpec(
             "vision",
             "adapterkit.backends.vision_transformers:VisionBackend",
             models=(
@@ -197,9 +204,11 @@ def adapterkit_register_backends() -> list[BackendSpec]:
             models=(
                 "transformers:Qwen2_5_VLModel",
                 "transformers:Qwen2_5_VLForConditionalGeneration",
+                "transformers:Qwen3VLModel",
+                "transformers:Qwen3VLForConditionalGeneration",
             ),
             extra="vision",
-            summary="Qwen2.5-VL",
+            summary="Qwen2.5-VL and Qwen3-VL",
         ),
         BackendSpec(
             "unet",
@@ -241,7 +250,21 @@ def adapterkit_register_backends() -> list[BackendSpec]:
             "adapterkit.backends.diffusion_companions:ControlNetBackend",
             models=("diffusers:ControlNetModel",),
             extra="diffusion",
-            summary="the ControlNets of Stable Diffusion",
+            summary="the ControlNets of Stable Diffusion 1.5, 2.1 and XL",
+        ),
+        BackendSpec(
+            "sd3_controlnet",
+            "adapterkit.backends.diffusion_companions:SD3ControlNetBackend",
+            models=("diffusers:SD3ControlNetModel",),
+            extra="diffusion",
+            summary="the ControlNets of Stable Diffusion 3 and 3.5",
+        ),
+        BackendSpec(
+            "flux_controlnet",
+            "adapterkit.backends.diffusion_companions:FluxControlNetBackend",
+            models=("diffusers:FluxControlNetModel",),
+            extra="diffusion",
+            summary="the ControlNets of Flux",
         ),
         BackendSpec(
             "autoencoder",

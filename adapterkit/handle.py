@@ -17,7 +17,7 @@ from adapterkit.building import Built
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.choices import Choice
 from adapterkit.compose import Selection
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, StateError
 from adapterkit.mapping import map_model
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
@@ -39,7 +39,7 @@ def points(
     Args:
         model: A torch module or a diffusers pipeline.
         selector: Which points; all of them by default.
-        adapter: Count the parameters that this config would add at each point it can act at.
+        adapter: Only points where this config can act (by default where it would), with the parameters it would add.
         backend: A backend's name, to override the match by class.
         roles: What layers are, by globs of their paths: `{"attn.q": "layers.*.query"}`. It adds to what the backend
             says, and overrides it.
@@ -57,8 +57,13 @@ def points(
         found = Points(Selector(selector).select(found, mapped.label))
     if adapter is None:
         return found
-    usable = [point for point in found if adapter.accepts(point) is None]
-    return Points(found, building.count_parameters(adapter, usable))
+    usable = [point for point in found if point.kind in adapter.kinds and adapter.accepts(point) is None]
+    if not usable:
+        raise IncompatibleTargetError(
+            f"{type(adapter).__name__} can act at none of the {len(found)} points that {selector!r} selects; "
+            f"it acts at {'/'.join(sorted(adapter.kinds))} points"
+        )
+    return Points(usable, building.count_parameters(adapter, usable))
 
 
 class Adapters:

@@ -101,7 +101,7 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     else:
         new_weight, new_bias = _fold_stack(target, weight, bias)
     for tensor, what in ((new_weight, "weight"), (new_bias, "bias")):
-        if tensor is not None and not tensor.is_meta and not torch.isfinite(tensor).all():
+        if tensor is not None and not tensor.is_meta and not _is_finite(tensor):
             raise NotMergeableError(
                 f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
             )
@@ -126,6 +126,11 @@ def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[T
                 raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
             new_bias[index] = folded_bias
     return weight, new_bias
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # NaN and infinity survive a sum, which needs no memory; a sum may also overflow, so only then look at each.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

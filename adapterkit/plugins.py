@@ -109,7 +109,7 @@ class PluginManager(pluggy.PluginManager, Catalog):
         Args:
             plugin: A module or object that holds hook implementations.
             name: The name that qualifies what it provides; the module's own name by default.
-            distribution: What files are to record as the provider; the module's name by default.
+            distribution: What files are to record as the provider; nothing by default, since it is not installed.
             version: Its version.
 
         Returns:
@@ -120,7 +120,7 @@ class PluginManager(pluggy.PluginManager, Catalog):
             PluginConflictError: It provides a name that is taken.
         """
         own_name = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__name__
-        origin = Origin(name or own_name, distribution or own_name, version)
+        origin = Origin(name or own_name, distribution, version)
         self._install(plugin, origin)
         return origin.plugin
 

@@ -164,6 +164,11 @@ class InjectionPoint:
         return f"{self.component}.{self.path}" if self.path else self.component
 
     @property
+    def feature_axis(self) -> int:
+        """The axis of the point's output that holds `out_features`: the last, or before the spatial axes of a convolution."""
+        return -1 - len(self.layout.kernel) if isinstance(self.layout, WeightLayout) else -1
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """A weight as adapters see it, [out, in / groups, *kernel]; elsewhere (out, in)."""
         if isinstance(self.layout, WeightLayout):

@@ -26,14 +26,17 @@ _MODEL = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a spec came from: the plug-in's entry-point name, its distribution and that distribution's version."""
+    """Where a spec came from: the plug-in's entry-point name, its distribution and that distribution's version.
+
+    A plug-in that was registered in the process has no distribution: nothing can be installed that would provide it.
+    """
 
     plugin: str
     distribution: str
     version: str
 
     def __str__(self) -> str:
-        return f"{self.distribution} {self.version}".strip()
+        return f"{self.distribution} {self.version}".strip() or f"{self.plugin} (registered in this process)"
 
 
 @dataclass(frozen=True, slots=True)

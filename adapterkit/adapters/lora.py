@@ -44,6 +44,11 @@ class LoRAModule(AdditiveModule):
             h = apply_weight(self.dropout(x), self.A.to(x.dtype), self.layout)
         return mix_features(h, self.B.to(h.dtype), self.layout) * self.scale
 
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`: one pass over the weight."""
+        a, b = self.A.to(weight.dtype).flatten(1), self.B.to(weight.dtype)
+        return torch.addmm(weight.flatten(1), b, a, alpha=self.scale).view(weight.shape), bias
+
     def delta_weight(self) -> Tensor:
         """`scale * B A` in float32 or wider, so that a merge rounds once."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)

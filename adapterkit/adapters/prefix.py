@@ -80,6 +80,8 @@ class Prefix(AdapterConfig):
     At initialisation the values are zero, so the attention gives `(1 - p) * base`, where p is the share of the softmax
     that the prefix's keys draw: the direction of the base's output is kept, and its length shrinks with `length`.
 
+    A prefix wants a higher learning rate than LoRA does: ten times as much is a good start.
+
     Attributes:
         length: Positions put in front.
         reparam: Hidden width of a network that makes the prefix (the paper's reparametrisation), or None for a prefix

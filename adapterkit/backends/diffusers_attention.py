@@ -79,6 +79,14 @@ class DiffusersAttentionSeam(AttentionSeam):
         return None if _mix_of(module) is not None else _refusal(module)
 
 
+def is_fused(module: nn.Module) -> bool:
+    """Whether an attention projects with one layer that `fuse_qkv_projections()` made: a copy of its own three."""
+    name = _name(module)
+    if name in ("FluxAttnProcessor", "FluxIPAdapterAttnProcessor"):  # these ask the module
+        return bool(module.fused_projections)
+    return name in ("FusedAttnProcessor2_0", "FusedJointAttnProcessor2_0")
+
+
 def _attend(module: Any, mix: Mix, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
     """The attention between the outer reshapes: [batch, length, features] -> [batch, length, heads * head_dim]."""
     batch, length, _ = (x if context is None else context).shape

@@ -151,8 +151,6 @@ def _objection(module: nn.Module) -> str | None:
             f"its attention processor is {_name(module)}, whose keys and values cannot be extended; supported are "
             f"{', '.join(name for _, name in _FORMS)}: call transformer.set_attn_processor() with one of them"
         )
-    if getattr(module, "fused_projections", False):
-        return "its projections are fused: call transformer.unfuse_qkv_projections()"
     if getattr(processor, "_parallel_config", None) is not None:
         return "its sequence is split over several devices, and every one of them would put the same keys in front"
     return None

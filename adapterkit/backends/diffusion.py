@@ -16,8 +16,9 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam
+from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
+from adapterkit.errors import IncompatibleTargetError
 from adapterkit.points import InjectionPoint, Tag
 
 _GATED = ("GEGLU", "SwiGLU")
@@ -122,7 +123,17 @@ class DiffusersBackend(Backend):
         """The table."""
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
+        """See `Backend.points`.
+
+        Raises:
+            IncompatibleTargetError: Projections are fused; adapters would act on layers that are no longer used.
+        """
+        fused = [name for name, module in model.named_modules() if is_fused(module)]
+        if fused:
+            raise IncompatibleTargetError(
+                f"{fused[0]} and {len(fused) - 1} more project with a fused copy of the layers that adapters act on; "
+                f"call the {type(model).__name__}'s unfuse_qkv_projections() first"
+            )
         return resolve(model, self.groups(model), component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:

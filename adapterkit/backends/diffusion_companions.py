@@ -1,7 +1,7 @@
 """What works beside a denoiser: ControlNets, and the autoencoder that makes latents.
 
-A ControlNet is the first half of a UNet and has its sites; `embed.cond` is the network that reads the condition, and
-`proj.control` the convolutions that start at zero, one for each output: `proj.control@controlnet.down.3`, `.mid`.
+A ControlNet is the first part of its denoiser and has its sites; `embed.cond` is the network that reads the condition,
+and `proj.control` the layers that start at zero, one for each output: `proj.control@controlnet.down.3`.
 
 The autoencoder's sites begin with its half: `res.conv1@vae.encoder.down.0.1`, `attn.q@vae.decoder.mid.0`. It takes no
 part in training a denoiser, so a pipeline's autoencoder is left out: give it itself, `Adapters(pipe.vae)`.
@@ -24,13 +24,22 @@ from adapterkit.backends.diffusion import (
     heads,
     stage,
 )
+from adapterkit.backends.diffusion_transformers import FLUX, SD3, FluxBackend, SD3Backend
 from adapterkit.backends.family import Attention, Group, Weight
 from adapterkit.points import Tag
 
+
+def _condition(path: str) -> tuple[Group, ...]:
+    """The convolutions that bring an image of the condition to the size of the latents."""
+    return (
+        Group(path, "in", (Weight("embed.cond", "conv_in"),)),
+        Group(f"{path}.blocks.{{index}}", "{index}", (Weight("embed.cond", ""),)),
+        Group(path, "out", (Weight("embed.cond", "conv_out"),)),
+    )
+
+
 _CONTROL = (
-    Group("controlnet_cond_embedding", "in", (Weight("embed.cond", "conv_in"),)),
-    Group("controlnet_cond_embedding.blocks.{index}", "{index}", (Weight("embed.cond", ""),)),
-    Group("controlnet_cond_embedding", "out", (Weight("embed.cond", "conv_out"),)),
+    *_condition("controlnet_cond_embedding"),
     Group("controlnet_down_blocks.{index}", "down.{index}", (Weight("proj.control", ""),), {"stage": "down"}),
     Group("", "mid", (Weight("proj.control", "controlnet_mid_block"),), {"stage": "mid"}),
 )
@@ -51,6 +60,32 @@ class ControlNetBackend(DiffusersBackend):
             *stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
             *stage("mid", "mid_block", "mid", feed_forward),
         ]
+
+
+class SD3ControlNetBackend(SD3Backend):
+    """diffusers' SD3ControlNetModel; some have no text, and blocks of one stream."""
+
+    component = "controlnet"
+    table = (
+        *SD3,
+        Group("", "", (Weight("embed.cond", "pos_embed_input.proj"),)),
+        Group("controlnet_blocks.{layer}", "{layer}", (Weight("proj.control", ""),)),
+    )
+
+
+class FluxControlNetBackend(FluxBackend):
+    """diffusers' FluxControlNetModel, for one condition or for several modes."""
+
+    component = "controlnet"
+    table = (
+        *FLUX,
+        *_condition("input_hint_block"),
+        Group(
+            "", "", (Weight("embed.cond", "controlnet_x_embedder"), Weight("embed.mode", "controlnet_mode_embedder"))
+        ),
+        Group("controlnet_blocks.{layer}", "double.{layer}", (Weight("proj.control", ""),), {"stage": "double"}),
+        Group("controlnet_single_blocks.{layer}", "single.{layer}", (Weight("proj.control", ""),), {"stage": "single"}),
+    )
 
 
 def _half(half: str) -> Iterator[Group]:

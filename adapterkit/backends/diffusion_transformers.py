@@ -69,7 +69,7 @@ _IMAGE_ALONE = (
     Output("attn", "attn2.to_out.1", residual="norm1", norm_in="norm1.norm"),
 )
 
-_SD3 = (
+SD3 = (
     *_ENDS,
     *_CONDITIONS,
     Group("transformer_blocks.{layer}", "{layer}", _JOINT),
@@ -97,7 +97,7 @@ _SINGLE = (
     Output("mlp", "proj_out", residual="norm", norm_in="norm.norm"),
 )
 
-_FLUX = (
+FLUX = (
     *_ENDS,
     *_CONDITIONS,
     Group("transformer_blocks.{layer}", "double.{layer}", _JOINT, {"stage": "double"}),
@@ -168,7 +168,7 @@ class _TransformerBackend(DiffusersBackend):
 class SD3Backend(_TransformerBackend):
     """Stable Diffusion 3 and 3.5: SD3Transformer2DModel."""
 
-    table = _SD3
+    table = SD3
     attention: ClassVar[type[AttentionSeam]] = JointAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {
         "image_proj.*": "projections of image embeddings (IP-Adapter) have no role yet",
@@ -179,7 +179,7 @@ class SD3Backend(_TransformerBackend):
 class FluxBackend(_TransformerBackend):
     """Flux.1, dev, schnell and its relatives: FluxTransformer2DModel."""
 
-    table = _FLUX
+    table = FLUX
     attention: ClassVar[type[AttentionSeam]] = JointAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {
         "encoder_hid_proj.*": "projections of image embeddings (IP-Adapter) have no role yet",

@@ -1,4 +1,4 @@
-"""Models of several towers: CLIP and SigLIP (image and text), LLaVA and Qwen2.5-VL (image and language).
+"""Models of several towers: CLIP and SigLIP (image, text), LLaVA, Qwen2.5-VL and Qwen3-VL (image, language).
 
 A tower is mapped as the model that it is, by its own backend; its points then get the tower's name as a tag and in
 front of their site: `attn.q@clip.vision.3`, which `attn.q@tower=vision` selects.
@@ -112,8 +112,11 @@ def _qwen_heads(attention: Any) -> tuple[int, int]:
 
 _PROJECTOR: dict[str, Tag] = {"tower": "projector"}
 
+_QWEN_MERGER = (Weight("proj.in", "mlp.0|linear_fc1"), Weight("proj.out", "mlp.2|linear_fc2"))
+
 QWEN_VISION = (
     Group("patch_embed", "", (Weight("embed.patch", "proj"),)),
+    Group("", "", (Weight("embed.pos", "pos_embed"),)),
     Group(
         "blocks.{layer}",
         "{layer}",
@@ -123,8 +126,8 @@ QWEN_VISION = (
             Attention("attn.kv", "attn", _qwen_heads),
             Output("attn", "attn", residual="norm1", norm_in="norm1"),
             Weight("mlp.gate", "mlp.gate_proj"),
-            Weight("mlp.up", "mlp.up_proj"),
-            Weight("mlp.down", "mlp.down_proj"),
+            Weight("mlp.up", "mlp.up_proj|mlp.linear_fc1"),
+            Weight("mlp.down", "mlp.down_proj|mlp.linear_fc2"),
             Output("mlp", "mlp", residual="norm2", norm_in="norm2"),
         ),
     ),
@@ -152,7 +155,7 @@ class VisionLanguageBackend(TowersBackend):
 
 
 class QwenVisionLanguageBackend(TowersBackend):
-    """Qwen2.5-VL. A prefix stands in front of every window of the image encoder."""
+    """Qwen2.5-VL and Qwen3-VL. A prefix stands in front of every window of the image encoder, or of the image."""
 
     component = "vision_language"
     ignored: ClassVar[Mapping[str, str]] = {"*norm*": _NORMS}
@@ -164,7 +167,13 @@ class QwenVisionLanguageBackend(TowersBackend):
         Group(
             "model.visual.merger|visual.merger",
             "projector",
-            (Weight("proj.in", "mlp.0"), Weight("proj.out", "mlp.2")),
+            _QWEN_MERGER,
+            _PROJECTOR,
+        ),
+        Group(
+            "model.visual.deepstack_merger_list.{level}|visual.deepstack_merger_list.{level}",
+            "projector.{level}",
+            _QWEN_MERGER,
             _PROJECTOR,
         ),
         Group("", "language", (Weight("head", "lm_head"),), {"tower": "language"}),

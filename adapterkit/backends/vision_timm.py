@@ -1,4 +1,4 @@
-"""timm's other vision models: EVA (also as EVA-02 and DINOv3), BEiT, Swin, Swin v2, ConvNeXt and Hiera.
+"""timm's other vision models: EVA (also as EVA-02 and DINOv3), BEiT, Swin, Swin v2, ConvNeXt, Hiera, MetaFormer.
 
 Some of these attentions do not call their `qkv` but read its weight, to add a bias of their own: those points are read.
 """
@@ -174,3 +174,45 @@ class TimmHieraBackend(_TimmBackend):
         blocks: list[Any] = list(model.get_submodule("blocks").children())
         pooled = {layer for layer, block in enumerate(blocks) if block.do_expand}
         return [p for p in found if not (p.kind == "output" and p.role == "attn" and p.tags["layer"] in pooled)]
+
+
+_META_FORMER = (
+    Group("stem", "", (Weight("embed.patch", "conv"),)),
+    Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "conv"),)),
+    Group(
+        "stages.{stage}.blocks.{layer}",
+        "{stage}.{layer}",
+        (
+            Weight("res.conv1", "token_mixer.pwconv1"),
+            Weight("res.conv2", "token_mixer.dwconv"),
+            Weight("res.conv3", "token_mixer.pwconv2"),
+            Fused(("attn.q", "attn.k", "attn.v"), "token_mixer.qkv"),
+            Weight("attn.o", "token_mixer.proj"),
+            *TIMM_MLP,
+        ),
+    ),
+    Group("head", "", (Weight("head.hidden", "fc.fc1"), Weight("head", "fc.fc2|fc"))),
+)
+# Only where the tokens are a sequence. What is added to a sublayer's output there is the stream times a learnt scale.
+_META_FORMER_SEQUENCES = (
+    Attention("attn.kv", "token_mixer", _heads),
+    Output("attn", "layer_scale1", residual="norm1", norm_in="norm1"),
+    Output("mlp", "layer_scale2", residual="norm2", norm_in="norm2"),
+)
+
+
+class TimmMetaFormerBackend(_TimmBackend):
+    """timm's MetaFormer: CAFormer, whose last stages attend, ConvFormer and PoolFormer.
+
+    Stages of convolutions or pooling have their channels first, and weight points alone.
+    """
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        stages: list[Any] = list(model.get_submodule("stages").children())
+        sequences = [
+            Group(f"stages.{index}.blocks.{{layer}}", f"{index}.{{layer}}", _META_FORMER_SEQUENCES, {"stage": index})
+            for index, stage in enumerate(stages)
+            if not stage.use_nchw
+        ]
+        return resolve(model, [*_META_FORMER, *sequences], component)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    FluxControlNetModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
     SanaTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
 )
 from torch import Tensor, nn
@@ -74,6 +77,24 @@ def controlnet(**options: Any) -> ControlNetModel:
     return frozen(ControlNetModel(**{**sizes, **blocks, **condition, **options}))
 
 
+def sd3_controlnet(**options: Any) -> SD3ControlNetModel:
+    """The layout of Stable Diffusion 3.5's."""
+    sizes = {"sample_size": 8, "in_channels": CHANNELS, "out_channels": CHANNELS, "pos_embed_max_size": 8}
+    heads = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "caption_projection_dim": 16}
+    text = {"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED}
+    return frozen(SD3ControlNetModel(**{**sizes, **heads, **text, "qk_norm": "rms_norm", **options}))
+
+
+def flux_controlnet(**options: Any) -> FluxControlNetModel:
+    """The layout of one for several modes, which are tokens in front of the text."""
+    heads = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    text = {"joint_attention_dim": TEXT, "pooled_projection_dim": POOLED, "num_mode": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers to itself: it imports from an old place
+        made = FluxControlNetModel(in_channels=CHANNELS, axes_dims_rope=(2, 2, 4), **{**heads, **text, **options})
+    return frozen(made)
+
+
 def autoencoder(**options: Any) -> AutoencoderKL:
     """The layout of Stable Diffusion's."""
     sizes = {"block_out_channels": (4, 8), "norm_num_groups": 4, "latent_channels": CHANNELS, "sample_size": 16}
@@ -87,6 +108,8 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "pixart": pixart,
     "sana": sana,
     "controlnet": controlnet,
+    "sd3_controlnet": sd3_controlnet,
+    "flux_controlnet": flux_controlnet,
     "autoencoder": autoencoder,
 }
 
@@ -99,11 +122,15 @@ def run(model: Any) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
     text, pooled, time, latents = noise(2, 5, TEXT), noise(2, POOLED), torch.tensor([3, 400]), noise(2, CHANNELS, 4, 4)
+
+    def row(*parts: Tensor) -> Tensor:
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    places = torch.stack([torch.zeros(6), torch.arange(6) // 3, torch.arange(6) % 3], dim=1)
     match type(model).__name__:
         case "SD3Transformer2DModel":
             return model(latents, text, pooled, time).sample
         case "FluxTransformer2DModel":
-            places = torch.stack([torch.zeros(6), torch.arange(6) // 3, torch.arange(6) % 3], dim=1)
             guidance = torch.tensor([3.5, 1.0]).to(dtype)
             return model(noise(2, 6, CHANNELS), text, pooled, time / 1000, places, torch.zeros(5, 3), guidance).sample
         case "PixArtTransformer2DModel":
@@ -115,8 +142,13 @@ def run(model: Any) -> Tensor:
             return model(latents, text, time, encoder_attention_mask=mask).sample
         case "ControlNetModel":
             outputs = model(noise(2, 4, 8, 8), time, text, noise(2, 3, 16, 16))
-            parts = [*outputs.down_block_res_samples, outputs.mid_block_res_sample]
-            return torch.cat([part.flatten(1) for part in parts], dim=1)
+            return row(*outputs.down_block_res_samples, outputs.mid_block_res_sample)
+        case "SD3ControlNetModel":
+            return row(*model(latents, noise(2, CHANNELS, 4, 4), 1.0, text, pooled, time).controlnet_block_samples)
+        case "FluxControlNetModel":
+            tokens, condition, mode = noise(2, 6, CHANNELS), noise(2, 6, CHANNELS), torch.tensor([[1], [2]])
+            outputs = model(tokens, condition, mode, 1.0, text, pooled, time / 1000, places, torch.zeros(5, 3))
+            return row(*outputs.controlnet_block_samples, *outputs.controlnet_single_block_samples)
         case _:
             image = noise(2, 3, 16, 16)
-            return torch.cat([model(image).sample.flatten(1), model.encode(image).latent_dist.mode().flatten(1)], dim=1)
+            return row(model(image).sample, model.encode(image).latent_dist.mode())

@@ -14,6 +14,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
 )
@@ -58,10 +60,18 @@ def _llava() -> Any:
 
 def _qwen() -> Any:
     text = {"model_type": "qwen2_5_vl_text", **_LANGUAGE, "rope_parameters": _MROPE}
-    config = Qwen2_5_VLConfig(
-        vision_config=_QWEN_VISION, text_config=text, image_token_id=IMAGE_TOKEN, bos_token_id=1, eos_token_id=2
-    )
+    special: dict[str, Any] = {"image_token_id": IMAGE_TOKEN, "bos_token_id": 1, "eos_token_id": 2}
+    config = Qwen2_5_VLConfig(vision_config=_QWEN_VISION, text_config=text, **special)
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3() -> Any:
+    text = {"model_type": "qwen3_vl_text", **_LANGUAGE, "head_dim": 8, "rope_parameters": _MROPE}
+    levels = {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    vision = {key: value for key, value in _QWEN_VISION.items() if key not in ("window_size", "fullatt_block_indexes")}
+    special: dict[str, Any] = {"image_token_id": IMAGE_TOKEN, "bos_token_id": 1, "eos_token_id": 2}
+    config = Qwen3VLConfig(vision_config={**vision, **levels}, text_config=text, **special)
+    return Qwen3VLForConditionalGeneration(config)
 
 
 MAKE: dict[str, Callable[[], Any]] = {
@@ -71,8 +81,9 @@ MAKE: dict[str, Callable[[], Any]] = {
     ),
     "llava": _llava,
     "qwen": _qwen,
+    "qwen3": _qwen3,
 }
-GENERATING = ("llava", "qwen")
+GENERATING = ("llava", "qwen", "qwen3")
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -19,7 +19,12 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.backends.diffusion import DiffusersBackend
-from adapterkit.backends.diffusion_companions import AutoencoderBackend, ControlNetBackend
+from adapterkit.backends.diffusion_companions import (
+    AutoencoderBackend,
+    ControlNetBackend,
+    FluxControlNetBackend,
+    SD3ControlNetBackend,
+)
 from adapterkit.backends.diffusion_transformers import FluxBackend, PixArtBackend, SanaBackend, SD3Backend
 from adapterkit.points import AttentionLayout, Span
 from tests.backends import diffusion_models as models
@@ -31,6 +36,8 @@ BACKENDS: dict[str, type[DiffusersBackend]] = {
     "pixart": PixArtBackend,
     "sana": SanaBackend,
     "controlnet": ControlNetBackend,
+    "sd3_controlnet": SD3ControlNetBackend,
+    "flux_controlnet": FluxControlNetBackend,
     "autoencoder": AutoencoderBackend,
 }
 EVERY = pytest.mark.parametrize("name", BACKENDS)
@@ -44,12 +51,9 @@ Sites = list[tuple[str, list[str]]]
 BLOCKS = range(2)
 TIME: Sites = [("1", ["embed.time"]), ("2", ["embed.time"])]
 CAPTION: Sites = [("context.1", ["embed.text"]), ("context.2", ["embed.text"])]
-JOINT_ENDS: Sites = [
-    *TIME,
-    ("", ["embed.patch", "head"]),
-    *((site, ["embed.text"]) for site in ("1", "2", "context")),
-    ("out", ["mod.adaln"]),
-]
+JOINT: Sites = [*TIME, ("", ["embed.patch"]), *((site, ["embed.text"]) for site in ("1", "2", "context"))]
+JOINT_ENDS: Sites = [*JOINT, ("", ["head"]), ("out", ["mod.adaln"])]
+SINGLE = ["attn.kv", *(role for role in STREAM if role != "attn")]
 UNET_BLOCK = [*SELF, *CROSS, "mlp", "mlp.up", "mlp.gate", "mlp.down"]
 BARE = [role for role in SELF if role != "attn"]
 SITES: dict[str, Sites] = {
@@ -68,7 +72,7 @@ SITES: dict[str, Sites] = {
         *((site, ["embed.guidance"]) for site in ("1", "2")),
         *((f"double.{i}", ["attn.kv"]) for i in BLOCKS),
         *((f"double.{i}.{stream}", STREAM) for i in BLOCKS for stream in ("img", "txt")),
-        *((f"single.{i}", ["attn.kv", *(role for role in STREAM if role != "attn")]) for i in BLOCKS),
+        *((f"single.{i}", SINGLE) for i in BLOCKS),
     ],
     "pixart": [
         *TIME,
@@ -95,6 +99,20 @@ SITES: dict[str, Sites] = {
         ("mid.0", ["proj.in", "proj.out", *RES, "res.time"]),
         ("mid.0.0", UNET_BLOCK),
         ("mid.1", [*RES, "res.time"]),
+    ],
+    "sd3_controlnet": [
+        *JOINT,
+        ("", ["embed.cond"]),
+        *((f"{i}", ["attn.kv", "proj.control"]) for i in BLOCKS),
+        *((f"{i}.{stream}", STREAM) for i in BLOCKS for stream in ("img", "txt")),
+    ],
+    "flux_controlnet": [
+        *JOINT,
+        ("", ["embed.cond", "embed.mode"]),
+        ("double.0", ["attn.kv", "proj.control"]),
+        ("double.0.img", STREAM),
+        ("double.0.txt", STREAM),
+        ("single.0", [*SINGLE, "proj.control"]),
     ],
     "autoencoder": [
         ("encoder", ["embed.patch", "head", "proj.out"]),
@@ -131,6 +149,8 @@ RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "controlnet with classes": ("controlnet", {"num_class_embeds": 5}),
+    "controlnet of sd3 without text": ("sd3_controlnet", {"joint_attention_dim": None}),
+    "controlnet of flux with an image": ("flux_controlnet", {"conditioning_embedding_channels": 4, "num_mode": None}),
     "autoencoder of flux": ("autoencoder", {"use_quant_conv": False, "use_post_quant_conv": False}),
     "autoencoder without attention": ("autoencoder", {"mid_block_add_attention": False}),
 }
@@ -197,7 +217,9 @@ def test_every_layer_has_a_point_and_no_point_two_meanings(name: str) -> None:
     assert len({(point.path, point.kind, point.span, point.in_span) for point in points}) == len(points)
     assert ak.points(model).ids == [point.id for point in points]
     mapped = {point.path for point in points if point.kind == "weight"}
-    layers = {path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    layers = {
+        path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding))
+    }
     assert mapped == layers  # the ignore list hides nothing of the plain model
 
 

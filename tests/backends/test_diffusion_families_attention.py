@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.backends.diffusers_attention import attend
 from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam, attend_jointly
-from adapterkit.errors import AdapterKitError, IncompatibleTargetError
+from adapterkit.errors import IncompatibleTargetError
 from tests.backends import diffusion_models as models
 from tests.backends import vision_checks as checks
 
@@ -154,6 +155,41 @@ def test_prefix_is_softmax_over_more_keys_for_both_streams(name: str, weight: fl
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
 
+class OldProcessor:
+    """The name of Flux's processor before diffusers 0.35, which took an `Attention`."""
+
+
+OldProcessor.__module__, OldProcessor.__name__ = "diffusers.models.attention_processor", "FluxAttnProcessor2_0"
+
+
+def with_old_attentions(model: Any) -> Any:
+    """Flux as older releases build it, with the weights of a given new one."""
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        joint = {**JOINT, "context_pre_only": False} if block in [*model.transformer_blocks] else {"pre_only": True}
+        sizes = {"query_dim": 16, "heads": HEADS, "dim_head": WIDTH, "out_dim": 16, "bias": True, "qk_norm": "rms_norm"}
+        old = Attention(**{**sizes, **joint}, eps=1e-6, processor=OldProcessor())
+        old.load_state_dict(block.attn.state_dict())
+        block.attn = old.to(model.dtype)
+    return model
+
+
+def test_old_layouts_of_flux_are_the_same_family() -> None:
+    new = models.flux().double()
+    old = with_old_attentions(copy.deepcopy(new))
+    in_old, in_new = ({point.id: point for point in ak.points(model)} for model in (old, new))
+    assert in_old == in_new
+    seam = JointAttentionSeam()
+    for path, name in (
+        ("transformer_blocks.0.attn", "flux double"),
+        ("single_transformer_blocks.0.attn", "flux single"),
+    ):
+        inputs = given(name, "", rotary=True)
+        assert seam.refusal(old.get_submodule(path)) is None
+        actual = attend_jointly(old.get_submodule(path), image(), **inputs)
+        for one, other in zip(as_tuple(actual), as_tuple(new.get_submodule(path)(image(), **inputs)), strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
 class Changed(FluxAttnProcessor):
     """A subclass may compute anything."""
 
@@ -170,11 +206,24 @@ def test_other_processors_are_refused(processor: Any) -> None:
     assert "set_attn_processor" in refusal
 
 
-def test_fused_projections_and_split_sequences_are_refused() -> None:
-    model = models.flux()
+@pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "autoencoder"])
+def test_fused_projections_are_refused_until_they_are_unfused(name: str) -> None:
+    """They are copies: adapters on the layers that were copied would do nothing."""
+    model: Any = models.FAMILIES[name]()
+    ids = ak.points(model).ids
     model.fuse_qkv_projections()
-    with pytest.raises(AdapterKitError, match="unfuse_qkv_projections"):
-        ak.Adapters(model).add("a", PREFIX)
+    with pytest.raises(IncompatibleTargetError, match="unfuse_qkv_projections"):
+        ak.points(model)
+    model.unfuse_qkv_projections()
+    assert ak.points(model).ids == ids
+    adapters = ak.Adapters(model)
+    adapters.add("a", PREFIX)
+    before = models.run(model)
+    checks.randomise(adapters)
+    assert not torch.allclose(models.run(model), before)
+
+
+def test_split_sequences_are_refused() -> None:
     module = attention("flux double")
     module.processor._parallel_config = object()
     assert "several devices" in str(JointAttentionSeam().refusal(module))

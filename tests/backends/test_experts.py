@@ -21,6 +21,7 @@ from tests.backends.transformers_models import (
     build,
     check_file,
     check_generation,
+    check_half,
     roles,
     run,
     skeleton,
@@ -71,6 +72,13 @@ def test_the_points_are_these(name: str, with_head: bool) -> None:
         assert point.tags.get("expert") == (int(point.site.split(".")[1]) if "." in point.site else None)
 
 
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_other_heads_are_heads(head: str) -> None:
+    points = ak.points(skeleton("Mixtral", f"MixtralFor{head}"))
+    assert [point.id for point in points if point.role == "head"] == ["head@language"]
+    assert points.ids[:-1] == ak.points(skeleton("Mixtral", "MixtralModel")).ids
+
+
 def test_an_expert_is_a_tag_and_a_part_of_the_id() -> None:
     points = ak.points(skeleton("Mixtral"), "moe.{up,down}@layer=1,expert>=1")
     assert points.ids == [f"moe.{role}@language.1.{expert}" for role in ("up", "down") for expert in (1, 2)]
@@ -81,19 +89,19 @@ def test_an_expert_is_a_tag_and_a_part_of_the_id() -> None:
 @pytest.mark.parametrize(
     ("name", "form", "bias", "gate", "up"),
     [
-        ("Mixtral", "linear", "", Span(0, 12), Span(12, 12)),
-        ("Qwen3Moe", "linear", "", Span(0, 12), Span(12, 12)),
-        ("DeepseekV3", "linear", "", Span(0, 12), Span(12, 12)),
-        ("GptOss", "linear_t", "gate_up_proj_bias", Span(0, 1, count=12, step=2), Span(1, 1, count=12, step=2)),
-        ("Llama4", "linear_t", "", Span(0, 12), Span(12, 12)),
+        ("Mixtral", "linear", "", Span(0, 24), Span(24, 24)),
+        ("Qwen3Moe", "linear", "", Span(0, 24), Span(24, 24)),
+        ("DeepseekV3", "linear", "", Span(0, 24), Span(24, 24)),
+        ("GptOss", "linear_t", "gate_up_proj_bias", Span(0, 1, count=24, step=2), Span(1, 1, count=24, step=2)),
+        ("Llama4", "linear_t", "", Span(0, 24), Span(24, 24)),
     ],
 )
 def test_gate_and_up_are_spans_of_one_parameter(name: str, form: Any, bias: str, gate: Span, up: Span) -> None:
     points = ak.points(skeleton(name), "moe.{gate,up}@layer=1,expert=0")
     layout = WeightLayout(form, bias=bool(bias), access="read", parameter="gate_up_proj", bias_parameter=bias, index=0)
     assert [(p.role, p.layout, p.span, p.shape) for p in points] == [
-        ("moe.gate", layout, gate, (12, 16)),
-        ("moe.up", layout, up, (12, 16)),
+        ("moe.gate", layout, gate, (24, 16)),
+        ("moe.up", layout, up, (24, 16)),
     ]
 
 
@@ -173,6 +181,11 @@ def test_the_kernels_of_transformers_come_back_with_the_base(name: str) -> None:
     model = build(name, dtype=torch.float32)
     assert model.config._experts_implementation == "grouped_mm"
     check_adapter(model, run, TYPES["lora"])
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_half_precision(name: str, kind: str) -> None:
+    check_half(build(name, dtype=torch.bfloat16), TYPES[kind])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,20 +65,23 @@ def test_ids_of_what_stands_beside_the_towers() -> None:
     assert beside("llava") == [*projector, "head@vision_language.language"]
 
 
-def test_ids_of_qwen() -> None:
-    def blocks(tower: str, roles: str) -> list[str]:
-        return [f"{role}@vision_language.{tower}.{layer}" for layer in (0, 1) for role in roles.split()]
+def in_towers(vision: str, projector: str, language: str) -> list[str]:
+    towers = {"vision": vision, "projector": projector, "language": language}
+    places = [(name, word.partition("/")) for name, words in towers.items() for word in words.split()]
+    return [f"{role}@vision_language.{name}{'.' if site else ''}{site}" for name, (role, _, site) in places]
 
-    assert ak.points(models.build("qwen")).ids == [
-        "embed.patch@vision_language.vision",
-        *blocks("vision", QWEN_BLOCK),
-        "proj.in@vision_language.projector",
-        "proj.out@vision_language.projector",
-        "embed.tokens@vision_language.language",
-        "tokens@vision_language.language",
-        *blocks("language", BLOCK),
-        "head@vision_language.language",
-    ]
+
+def in_layers(roles: str) -> str:
+    return " ".join(f"{role}/{layer}" for layer in (0, 1) for role in roles.split())
+
+
+def test_ids_of_qwen() -> None:
+    language = f"embed.tokens tokens {in_layers(BLOCK)} head"
+    expected = in_towers(f"embed.patch {in_layers(QWEN_BLOCK)}", "proj.in proj.out", language)
+    assert ak.points(models.build("qwen")).ids == expected
+    vision = f"embed.patch embed.pos {in_layers(QWEN_BLOCK.replace('mlp.gate ', ''))}"
+    expected = in_towers(vision, "proj.in proj.out proj.in/0 proj.out/0", language)
+    assert ak.points(models.build("qwen3")).ids == expected
 
 
 @pytest.mark.parametrize("name", models.MAKE)
@@ -114,7 +117,8 @@ def test_an_adapter_comes_acts_and_goes(name: str, config: ak.AdapterConfig) -> 
     ("name", "dtype", "tolerance"),
     [
         *((name, torch.float64, 1e-10) for name in ("clip", "siglip", "llava")),
-        ("qwen", torch.float32, 1e-5),  # its image encoder turns queries and keys in single precision
+        # Their image encoders turn queries and keys in single precision.
+        *((name, torch.float32, 1e-5) for name in ("qwen", "qwen3")),
     ],
 )
 def test_merged_equals_unmerged(name: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -201,7 +205,7 @@ def test_lora_on_qwens_fused_projection_is_a_sum_on_its_rows() -> None:
     x = torch.randn(5, 16)
     expected = F.linear(x, qkv.weight, qkv.bias)
     for start, role in ((0, "attn.q"), (32, "attn.v")):
-        factors = modules[f"{role}@vision_language.vision.1"]
+        factors: Any = modules[f"{role}@vision_language.vision.1"]
         expected[:, start : start + 16] += x @ factors.A.T @ factors.B.T * 2.5
     torch.testing.assert_close(qkv(x), expected, rtol=1e-5, atol=1e-5)
 

@@ -17,6 +17,7 @@ from tests.backends.transformers_models import (
     build,
     check_file,
     check_generation,
+    check_half,
     inputs,
     run,
     tokens,
@@ -46,6 +47,16 @@ def test_adapters_act_train_and_leave_without_a_trace(name: str, kind: str) -> N
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_merged_equals_unmerged_at_every_weight(name: str, dtype: torch.dtype, tolerance: float) -> None:
     check_merge(build(name, dtype=dtype), run, tolerance)
+
+
+@pytest.mark.parametrize("name", ["FlanT5", "Whisper"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_half_precision(name: str, kind: str) -> None:
+    model = build(name, dtype=torch.bfloat16)
+    for path, module in model.named_modules():
+        if path.endswith(".wo"):  # transformers loads these of T5 in float32, whatever it is told
+            module.float()
+    check_half(model, TYPES[kind])
 
 
 @pytest.mark.parametrize("name", ["FlanT5", "Whisper"])

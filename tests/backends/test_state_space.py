@@ -17,6 +17,7 @@ from tests.backends.transformers_models import (
     build,
     check_file,
     check_generation,
+    check_half,
     roles,
     run,
     skeleton,
@@ -57,6 +58,11 @@ def test_adapters_act_train_and_leave_without_a_trace(kind: str) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_merged_equals_unmerged_at_every_weight(dtype: torch.dtype, tolerance: float) -> None:
     check_merge(build("Mamba", dtype=dtype), run, tolerance)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_half_precision(kind: str) -> None:
+    check_half(build("Mamba", dtype=torch.bfloat16, residual_in_fp32=True), TYPES[kind])
 
 
 def test_a_file_gives_back_the_bits(tmp_path: Path) -> None:

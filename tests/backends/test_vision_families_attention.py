@@ -20,6 +20,7 @@ from tests.backends import vision_checks as checks
 from tests.backends import vision_families as families
 
 PREFIX = ak.Prefix(length=3, init_std=1.0)
+LAST = ("norm", "proj", "o_proj", "out_proj")  # what takes the mixed values first
 NAMES = [f"timm {name}" for name in families.TIMM if f"timm {name}" not in families.WITHOUT_PREFIX]
 
 
@@ -48,7 +49,7 @@ class Calls:
 
         monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
         for module in attentions(model).values():
-            last = module.norm if hasattr(module, "norm") else module.proj
+            last = next(child for name, child in module.named_children() if name in LAST)
             last.register_forward_pre_hook(lambda _, args: self.mixed.append(args[0]))
 
 
@@ -89,6 +90,31 @@ def test_a_prefix_is_softmax_over_more_keys(
     families.see(model)
     expected = extended(base.given[index], adapters.modules("a")[key], 0.4, module.scale)
     torch.testing.assert_close(base.mixed[index], expected.reshape(base.mixed[index].shape), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("name", "index"), [(name, 0) for name in families.TRANSFORMERS] + [("swin", 1)])
+def test_a_prefix_of_transformers_is_softmax_over_more_keys(
+    name: str, index: int, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary embeddings, position biases and the masks of shifted windows are as without it."""
+    model = families.build(name, torch.float64)
+    path = ak.points(model, "attn.kv")[index].path
+    key, module = list(attentions(model).items())[index]
+    with monkeypatch.context() as patch:
+        base = Calls(patch, model)
+        families.see(model)
+    model.set_attn_implementation(implementation)
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.Prefix(length=3, init_std=1.0, targets=f"path:{path}"))
+    checks.randomise(adapters, scale=1.0)
+    adapters.activate({"a": 0.4})
+    base.mixed.clear()
+    families.see(model)
+    scale = module.scaling if hasattr(module, "scaling") else module.scale
+    expected = extended(base.given[index], adapters.modules("a")[key], 0.4, scale)
+    bound = 1e-12 if implementation == "sdpa" else 1e-6  # eager attention takes the softmax in single precision
+    torch.testing.assert_close(base.mixed[index], expected.reshape(base.mixed[index].shape), rtol=0, atol=bound)
 
 
 def test_the_blocks_above_have_shifted_windows_and_pooled_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +180,10 @@ def test_copies_and_pickles_act_alike(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["timm eva", "timm beit", "timm hiera"])
 def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
-    checks.check_checkpointing(
-        families.build(name),
-        families.see,
-        lambda m: m.set_grad_checkpointing(True),
-        PREFIX,  # type: ignore[operator]
-    )
+    def switch_on(model: Any) -> None:
+        model.set_grad_checkpointing(True)
+
+    checks.check_checkpointing(families.build(name), families.see, switch_on, PREFIX)
 
 
 def test_dropout_of_attention_is_kept() -> None:

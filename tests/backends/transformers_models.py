@@ -41,7 +41,7 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": None,
     "hidden_size": WIDTH,
-    "intermediate_size": 12,
+    "intermediate_size": 24,  # a multiple of 8, as the kernels for half precision want it
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -112,7 +112,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             **_DECODER,
             "num_experts": 3,
-            "moe_intermediate_size": 12,
+            "moe_intermediate_size": 24,
             "head_dim": 6,
             "mlp_only_layers": [0],
             "norm_topk_prob": True,
@@ -126,7 +126,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
             "n_routed_experts": 4,
             "n_shared_experts": 1,
-            "moe_intermediate_size": 12,
+            "moe_intermediate_size": 24,
             "first_k_dense_replace": 1,
             "n_group": 2,
             "topk_group": 1,
@@ -261,6 +261,22 @@ def check_file(name: str, config: ak.AdapterConfig, folder: Path) -> None:
     with torch.no_grad():  # torch may take another kernel where a gradient is wanted
         assert torch.equal(run(other), run(model))
         assert not torch.equal(run(other), run(build(name)))
+
+
+def check_half(model: Any, config: ak.AdapterConfig) -> None:
+    """In bfloat16 the output keeps its dtype, and the adapter's own parameters, in float32, get finite gradients."""
+    base = run(model)
+    adapters = ak.Adapters(model)
+    adapters.add("a", config)
+    randomise(adapters)
+    output = run(model)
+    assert output.dtype == base.dtype
+    assert not torch.equal(output, base)
+    output.float().sum().backward()
+    for parameter in adapters.parameters("a"):
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
 
 
 def check_generation(model: Any, **given: Tensor) -> None:

@@ -10,6 +10,13 @@ from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.hiera import Hiera
+from timm.models.metaformer import (
+    Attention,
+    LayerNorm2dNoBias,
+    LayerNormNoBias,
+    MetaFormer,
+    SepConv,
+)
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
@@ -78,6 +85,12 @@ def _hiera(**options: Any) -> Make:
     return lambda: Hiera(**layout, **attention, num_classes=CLASSES, **options)
 
 
+def _caformer() -> MetaFormer:
+    mixers, norms = [SepConv, SepConv, Attention, Attention], [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2
+    sizes: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 12, 32, 64), "num_classes": CLASSES}
+    return MetaFormer(**sizes, token_mixers=mixers, norm_layers=norms)
+
+
 TIMM: dict[str, Make] = {
     "eva": _timm(Eva, init_values=0.5),
     "eva02": _timm(Eva, swiglu_mlp=True, qkv_fused=False, use_rot_pos_emb=True, scale_mlp=True),
@@ -100,6 +113,7 @@ TIMM: dict[str, Make] = {
     "convnext": _convnext(),
     "convnext v2": _convnext(use_grn=True, conv_mlp=True, stem_type="overlap", head_hidden_size=6),
     "hiera": _hiera(),
+    "caformer": _caformer,
 }
 
 TRANSFORMERS: dict[str, Make] = {
