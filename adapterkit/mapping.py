@@ -74,7 +74,11 @@ class MappedModel:
 
     def module(self, point: InjectionPoint) -> nn.Module:
         """The module at a point."""
-        return self.root(point).get_submodule(point.path)
+        # get_submodule checks more and takes six times as long: a fourth of the time of `Adapters.add`.
+        module: Any = self.root(point)
+        for name in point.path.split(".") if point.path else ():
+            module = module._modules[name]
+        return module
 
     def seam(self, point: InjectionPoint) -> AttentionSeam | None:
         """How to reach an attention point; None for the other kinds."""
@@ -101,7 +105,8 @@ class MappedModel:
         prints: dict[str, dict[str, Any]] = {}
         for name, component in self.components.items():
             inner = [p for p in points if p.component == name and p.kind == "weight" and is_inner(p)]
-            shapes = json.dumps([[p.id, list(p.shape)] for p in inner])
+            # Sorted: releases of a library register a module's children in another order, and compute the same.
+            shapes = json.dumps(sorted([p.id, list(p.shape)] for p in inner))
             digest = hashlib.sha256(shapes.encode()).hexdigest()[:32]
             prints[name] = {"family": component.family, "points": len(inner), "shapes": digest}
         return prints

@@ -95,15 +95,17 @@ class OutputLayout:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Keys and values are [batch, kv_heads, length, head_dim].
+    """Keys are [batch, kv_heads, length, head_dim], values alike.
 
     Attributes:
         kv_heads: Heads of keys and values, which grouped-query attention has fewer of.
         head_dim: Width of one head; not always hidden size / heads.
+        value_dim: Width of one head's values, where it is another (latent attention); None where it is `head_dim`.
     """
 
     kv_heads: int
     head_dim: int
+    value_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class InjectionPoint:
 
     @property
     def feature_axis(self) -> int:
-        """The axis of the point's output that holds `out_features`: the last, or before the spatial axes of a convolution."""
+        """The axis of the point's output that holds `out_features`: before the spatial axes of a convolution."""
         return -1 - len(self.layout.kernel) if isinstance(self.layout, WeightLayout) else -1
 
     @property

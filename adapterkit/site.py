@@ -176,7 +176,10 @@ class Site:
             output = result[0] if isinstance(result, tuple) else result
             for slot, active in found:
                 x = self.switch.take(slot.point.id)
-                output = combine(x, SublayerBase(x, output, *self.norms[slot.point.id]), active)
+                # A mixture of experts may give its tokens in one row, [batch * length, features].
+                shaped = output if output.shape == x.shape else output.view(x.shape)
+                combined = combine(x, SublayerBase(x, shaped, *self.norms[slot.point.id]), active)
+                output = combined.view(output.shape)
             return (output, *result[1:]) if isinstance(result, tuple) else output
 
         return adapted

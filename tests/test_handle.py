@@ -602,3 +602,23 @@ def test_a_rank_that_no_point_receives_is_an_error(model: toys.ToyModel) -> None
 def test_a_number_too_large_for_a_float_is_a_typed_error() -> None:
     with pytest.raises(errors.ConfigError, match="alpha must be"):
         ak.LoRA(alpha=10**400)
+
+
+def test_a_type_of_unknown_origin_makes_up_no_install_line(model: toys.ToyModel) -> None:
+    from adapterkit.checkpoint import Checkpoint
+
+    file = Checkpoint(type="gate", config={}, tensors={"attn@toy.0": {"gate": torch.zeros(8)}})
+    with pytest.raises(errors.UnknownAdapterTypeError, match="register it here in the same way") as caught:
+        ak.Adapters(model).install("a", file)
+    assert "pip install" not in str(caught.value)
+    known = dataclasses.replace(file, distribution="adapterkit-gate", version="2.0")
+    with pytest.raises(errors.UnknownAdapterTypeError, match=r"adapterkit-gate 2\.0; .*pip install adapterkit-gate"):
+        ak.Adapters(model).install("a", known)
+
+
+def test_points_for_an_adapter_are_those_where_it_can_act(model: toys.ToyModel) -> None:
+    found = ak.points(model, "*@layer=0", adapter=ak.LoRA(rank=2))
+    assert {point.kind for point in found} == {"weight"}
+    assert set(found.costs) == set(found.ids)
+    with pytest.raises(errors.IncompatibleTargetError, match="none of the 2 points"):
+        ak.points(model, "attn.kv", adapter=ak.LoRA(rank=2))

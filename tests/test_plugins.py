@@ -291,7 +291,7 @@ class TestInProcess:
     def test_register_and_unregister_are_inverse(self, manager: PluginManager) -> None:
         before = (list(manager.records), dict(manager.adapters()), manager.get_plugins())
         assert manager.register(Hooks(AdapterSpec("gate", "a:B", kinds=frozenset({"output"}))), name="mine") == "mine"
-        assert manager.provider("adapter", "mine:gate") == ("Hooks", "")
+        assert manager.provider("adapter", "mine:gate") == ("", "")  # nothing that could be installed
         manager.unregister(name="mine")
         assert (list(manager.records), dict(manager.adapters()), manager.get_plugins()) == before
         with pytest.raises(UnknownNameError):

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -32,11 +33,12 @@ def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     extension = extension_of(module)
     if extension is None:
         return forward(module, *args, **kwargs)
-    with _Extended(extension) as extended:
+    calls: list[torch.Size] = []  # counted outside of the mode, whose own attributes torch.compile loses
+    with _Extended(extension, calls):
         result = forward(_FusedView(module), *args, **kwargs)
-    if extended.calls != 1:
+    if len(calls) != 1:
         raise IncompatibleTargetError(
-            f"{type(module).__name__} called scaled_dot_product_attention {extended.calls} times, not once; its keys "
+            f"{type(module).__name__} called scaled_dot_product_attention {len(calls)} times, not once; its keys "
             "and values cannot be extended: choose other targets than attention points"
         )
     return result
@@ -72,16 +74,16 @@ class _FusedView:
 class _Extended(TorchFunctionMode):
     """Inside it, scaled_dot_product_attention gets the extension's keys, values and mask."""
 
-    def __init__(self, extension: Extension) -> None:
+    def __init__(self, extension: Extension, calls: list[torch.Size]) -> None:
         super().__init__()
-        self.extension, self.calls = extension, 0
+        self.extension, self.calls = extension, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        self.calls += 1
         given = {**dict(zip(_NAMES, args, strict=False)), **(kwargs or {})}
         query, key, value = (given.pop(name) for name in _NAMES[:3])
+        self.calls.append(query.shape)
         if query.dim() == 4:
             return self._attend(query, key, value, given)
         # Windows stand between heads and tokens: [batch, heads, windows, length, head_dim]. They join the batch.

@@ -22,6 +22,7 @@ import adapterkit as ak
 from adapterkit.backends.diffusers_attention import attend
 from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam, attend_jointly
 from adapterkit.errors import IncompatibleTargetError
+from adapterkit.mapping import map_model
 from tests.backends import diffusion_models as models
 from tests.backends import vision_checks as checks
 
@@ -176,8 +177,9 @@ def with_old_attentions(model: Any) -> Any:
 def test_old_layouts_of_flux_are_the_same_family() -> None:
     new = models.flux().double()
     old = with_old_attentions(copy.deepcopy(new))
-    in_old, in_new = ({point.id: point for point in ak.points(model)} for model in (old, new))
-    assert in_old == in_new
+    in_old, in_new = (map_model(model) for model in (old, new))
+    assert {point.id: point for point in in_old.points()} == {point.id: point for point in in_new.points()}
+    assert in_old.fingerprint(in_old.points()) == in_new.fingerprint(in_new.points())
     seam = JointAttentionSeam()
     for path, name in (
         ("transformer_blocks.0.attn", "flux double"),
@@ -187,7 +189,7 @@ def test_old_layouts_of_flux_are_the_same_family() -> None:
         assert seam.refusal(old.get_submodule(path)) is None
         actual = attend_jointly(old.get_submodule(path), image(), **inputs)
         for one, other in zip(as_tuple(actual), as_tuple(new.get_submodule(path)(image(), **inputs)), strict=True):
-            assert torch.allclose(one, other, rtol=0, atol=1e-12)
+            assert torch.allclose(one, other, rtol=0, atol=1e-6)  # the old norms sum in float32
 
 
 class Changed(FluxAttnProcessor):

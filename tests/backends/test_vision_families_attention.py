@@ -186,6 +186,19 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     checks.check_checkpointing(families.build(name), families.see, switch_on, PREFIX)
 
 
+@pytest.mark.parametrize("name", ["timm swin", "timm hiera"])
+def test_a_prefix_compiles_without_a_break(name: str) -> None:
+    model = families.build(name)
+    adapters = ak.Adapters(model)
+    adapters.add("a", PREFIX)
+    checks.randomise(adapters)
+    x = torch.randn(2, 3, 32, 32) if name == "timm hiera" else torch.randn(2, 3, 16, 16)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
+
+
 def test_dropout_of_attention_is_kept() -> None:
     """In training, the call gets the module's own dropout: two runs with one seed agree, with two they do not."""
     model = families.build("timm swin").train()
