@@ -64,7 +64,8 @@ class AdapterModule(nn.Module):
         """Keys and values with more positions put in FRONT; called at an `attention` point.
 
         Args:
-            keys, values: [batch, kv_heads, length, head_dim], after the rotary embedding and the cache update.
+            keys, values: [batch, kv_heads, length, head_dim], after the rotary embedding and the cache update. Values
+                may have another width: see `AttentionLayout`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
 

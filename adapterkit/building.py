@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.errors import (
     AdapterKitError,
@@ -33,7 +33,7 @@ from adapterkit.errors import (
 )
 from adapterkit.mapping import MappedModel
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, WeightLayout
 from adapterkit.selectors import Selector
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -135,7 +135,21 @@ def _checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModu
         raise ConfigError(
             [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
         )
+    reads = isinstance(point.layout, WeightLayout) and point.layout.access == "read"
+    if reads and not _has_weight(type(module)):
+        raise IncompatibleTargetError(
+            f"{type(config).__name__} cannot act at {point.id}: the model reads the weight there instead of calling a "
+            f"module, and {type(module).__name__} has no equivalent weight (it defines neither merged nor "
+            "delta_weight); narrow its targets"
+        )
     return module
+
+
+def _has_weight(cls: type[AdapterModule]) -> bool:
+    """Whether a type says what weight equals it."""
+    if cls.merged is AdditiveModule.merged:
+        return cls.delta_weight is not AdditiveModule.delta_weight  # type: ignore[attr-defined]
+    return cls.merged is not AdapterModule.merged
 
 
 def master_dtype(base: torch.dtype) -> torch.dtype:
@@ -259,8 +273,11 @@ def _load_one(
     source: object,
     notes: list[str],
 ) -> AdapterModule:
-    with torch.device("meta"):
-        module = _checked_module(config, point)
+    try:
+        with torch.device("meta"):
+            module = _checked_module(config, point)
+    except IncompatibleTargetError as error:
+        raise BaseMismatchError(str(error), source, point.id) from error
     expected = module.state_dict()
     if lacking := [name for name in expected if name not in tensors]:
         raise MissingKeysError(

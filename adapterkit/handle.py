@@ -23,7 +23,7 @@ from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.reports import AdapterReport, LoadReport, Report
 from adapterkit.selectors import Selector
-from adapterkit.state import Attached, State, state_of
+from adapterkit.state import Attached, State, mapped_as_found, state_of
 
 
 def points(
@@ -81,9 +81,7 @@ class Adapters:
     """
 
     def __init__(self, model: object, *, backend: str | None = None, roles: Mapping[str, str] | None = None) -> None:
-        self._mapped = map_model(model, backend, roles)
-        if roles is None and (state := state_of(self._mapped)) is not None and state.mapped.roles is not None:
-            self._mapped = state.mapped  # the roles by which its adapters were placed
+        self._mapped = mapped_as_found(model, backend, roles)
         self._fresh = State(self._mapped)
 
     @property

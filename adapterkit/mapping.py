@@ -53,9 +53,12 @@ class MappedModel:
         """All points, component by component, in model order; a module that is met twice counts once."""
         found: list[InjectionPoint] = []
         seen: set[tuple[object, ...]] = set()
+        modules: dict[tuple[str, str], nn.Module] = {}  # the experts of a layer are hundreds of points in one module
         for point in self._all_points():
-            module = self.module(point)
-            place = (id(module), point.kind, point.span, point.in_span, *_slot_in_module(point))
+            key = (point.component, point.path)
+            if key not in modules:
+                modules[key] = self.module(point)
+            place = (id(modules[key]), point.kind, point.span, point.in_span, *_slot_in_module(point))
             if place not in seen:
                 seen.add(place)
                 found.append(point)
@@ -67,6 +70,11 @@ class MappedModel:
         if self.roles is None:
             return points
         return self.roles.apply(points, {name: one.root for name, one in self.components.items()})
+
+    def has_roots_of(self, other: MappedModel) -> bool:
+        """Whether both are of the same models."""
+        mine, theirs = ([id(one.root) for one in both.components.values()] for both in (self, other))
+        return mine == theirs
 
     def root(self, point: InjectionPoint) -> nn.Module:
         """The model in which a point lies."""

@@ -12,16 +12,15 @@ _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
     "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "module",
 }
 
 
 # What PEFT puts around a model, and around its layers.
-_PEFT = ("PeftModel", "BaseTuner", "BaseTunerLayer")
+_PEFT = ("peft:PeftModel", "peft:BaseTuner", "peft:BaseTunerLayer")
 
 
 def peel(model: object) -> object:
-    """The model inside `torch.compile`, DataParallel, DistributedDataParallel and FullyShardedDataParallel wrappers."""
+    """The model inside the wrappers of `torch.compile`, DataParallel and DistributedDataParallel."""
     while (attribute := _wrapped_attribute(type(model))) is not None:
         model = getattr(model, attribute)
     return model
@@ -36,7 +35,13 @@ def _wrapped_attribute(cls: type) -> str | None:
 
 def foreign(cls: type) -> str | None:
     """Why adapters cannot be put in a model that has modules of this class inside, and how to mend it; or None."""
-    if any(_root(base) == "peft" and base.__name__ in _PEFT for base in cls.__mro__):
+    keys = class_keys(cls)
+    if "torch:FullyShardedDataParallel" in keys:
+        return (
+            "FullyShardedDataParallel has flattened the parameters. Add adapters first, and then shard with "
+            "torch.distributed.fsdp.fully_shard, which leaves parameters apart"
+        )
+    if any(key in keys for key in _PEFT):
         return (
             f"PEFT has put its {cls.__name__}. Take the base back first: model = model.unload() "
             "(or merge_and_unload()); a diffusers pipeline: pipe.unload_lora_weights()"

@@ -95,7 +95,7 @@ class OutputLayout:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Keys are [batch, kv_heads, length, head_dim], values alike.
+    """Keys are [batch, kv_heads, length, head_dim], values [batch, kv_heads, length, value_width].
 
     Attributes:
         kv_heads: Heads of keys and values, which grouped-query attention has fewer of.
@@ -106,6 +106,11 @@ class AttentionLayout:
     kv_heads: int
     head_dim: int
     value_dim: int | None = None
+
+    @property
+    def value_width(self) -> int:
+        """Width of one head's values."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from adapterkit.compose import (
 )
 from adapterkit.folding import StackedWeight, fold
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.weights import canonical, feature_dim
+from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, WeightLayout
 from adapterkit.switch import Switch
 
@@ -187,7 +187,7 @@ class Site:
 
 def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
     """A module's output with the adapters of its one point, or of the points that share it."""
-    point, layout = found[0][0].point, found[0][0].point.layout
+    point = found[0][0].point
     if point.in_span is not None:
         out = whole(x)
         for slot, active in found:
@@ -197,7 +197,7 @@ def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
         return out
     if point.span is None:
         return combine(x, whole, found[0][1])
-    dim = feature_dim(layout) if isinstance(layout, WeightLayout) else -1
+    dim = point.feature_axis
     spans = [(slot.point.span, active) for slot, active in found if slot.point.span is not None]
     parts = [(span, combine(x, SpanBase(whole, span, dim), active)) for span, active in spans]
     return write_spans(whole(x), parts, dim)

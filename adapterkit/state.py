@@ -13,7 +13,7 @@ from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.compose import Selection
 from adapterkit.errors import AttachError, StateError
-from adapterkit.mapping import MappedModel
+from adapterkit.mapping import MappedModel, map_model
 from adapterkit.points import InjectionPoint
 from adapterkit.site import Slots
 from adapterkit.switch import Switch
@@ -143,6 +143,21 @@ class State:
         self.base_flags.clear()
         for component in self.mapped.components.values():
             component.root.__dict__.pop(STATE, None)
+
+
+def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str] | None) -> MappedModel:
+    """`map_model`; where neither backend nor roles are given, as the adapters that are there already were placed.
+
+    Raises:
+        TargetNotFoundError, IncompatibleTargetError, ConfigError: The roles do not fit the model.
+    """
+    mapped = map_model(model, backend, roles)
+    if roles is not None:
+        mapped.points()  # finds a glob that matches nothing
+    state = state_of(mapped)
+    if backend is None and roles is None and state is not None and state.mapped.has_roots_of(mapped):
+        return state.mapped
+    return mapped
 
 
 def state_of(mapped: MappedModel) -> State | None:

@@ -34,11 +34,11 @@ from adapterkit.torchvision_ops import ensure_torchvision_ops
 class SSFModule(ak.AdapterModule):
     """`y = (1 + scale) * base(x) + shift`, one pair of numbers per feature; both start at 0, which has no effect."""
 
-    def __init__(self, features: int, axes: int) -> None:
+    def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.zeros(features))
-        self.shift = nn.Parameter(torch.zeros(features))
-        self.axes = (1,) * axes  # a convolution's features lie in front of its spatial axes
+        self.scale = nn.Parameter(torch.zeros(point.out_features))
+        self.shift = nn.Parameter(torch.zeros(point.out_features))
+        self.axes = (1,) * (-1 - point.feature_axis)  # a convolution's features lie in front of its spatial axes
 
     def forward(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
         """See `AdapterModule.forward`."""
@@ -63,7 +63,7 @@ class SSF(ak.AdapterConfig):
 
     def build(self, point: ak.InjectionPoint) -> SSFModule:
         """See `AdapterConfig.build`."""
-        return SSFModule(point.out_features, len(point.layout.kernel))
+        return SSFModule(point)
 
 
 @ak.hookimpl

@@ -6,6 +6,8 @@ import copy
 import pickle
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -253,6 +255,42 @@ def test_a_stack_is_read_like_its_parameter(model: ReadModel) -> None:
         assert isinstance(model.inner.up, nn.Parameter)
     adapters.merge()
     assert isinstance(model.inner.up, nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Weightless(ak.AdapterConfig):
+    """Builds a module that acts by its forward alone."""
+
+    kinds: ClassVar = frozenset({"weight"})
+    additive: bool = False
+
+    def build(self, point: InjectionPoint) -> ak.AdapterModule:
+        return ak.AdditiveModule() if self.additive else ak.AdapterModule()
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_type_without_a_weight_is_refused_where_the_weight_is_read(model: ReadModel, additive: bool) -> None:
+    config, first = Weightless(targets="*", additive=additive), "attn.q" if isinstance(model.inner, Reader) else "moe."
+    told = rf"Weightless cannot act at {first}.*reads the weight there.*has no equivalent weight"
+    before = dict(model.named_modules())
+    with pytest.raises(errors.IncompatibleTargetError, match=told):
+        ak.Adapters(model).add("a", config)
+    with pytest.raises(errors.IncompatibleTargetError, match=told):
+        ak.points(model, adapter=config)
+    assert dict(model.named_modules()) == before
+    if isinstance(model.inner, Reader):  # its output projection is called
+        ak.Adapters(model).add("a", Weightless(targets="attn.o mlp.down"))
+
+
+def test_a_file_of_such_a_type_does_not_fit_the_base(model: ReadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=1, targets="attn.q" if isinstance(model.inner, Reader) else "moe.gate"))
+    checkpoint, module = adapters.checkpoint("a"), next(iter(adapters.modules("a").values()))
+    adapters.remove("a")
+    monkeypatch.setattr(type(module), "merged", ak.AdapterModule.merged)
+    with pytest.raises(errors.BaseMismatchError, match=r"LoRA cannot act at .*reads the weight there"):
+        adapters.install("a", checkpoint)
+    assert list(adapters) == []
 
 
 def test_what_has_no_weight_cannot_act_where_the_weight_is_read(model: ReadModel) -> None:

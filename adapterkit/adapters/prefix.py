@@ -22,7 +22,7 @@ class PrefixModule(AdapterModule):
     """
 
     def prefix(self) -> tuple[Tensor, Tensor]:
-        """The keys and values [kv_heads, length, head_dim]."""
+        """The keys [kv_heads, length, head_dim] and values [kv_heads, length, value_width]."""
         raise NotImplementedError
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,13 +32,12 @@ class PrefixModule(AdapterModule):
 
 
 class DirectPrefix(PrefixModule):
-    """`keys` and `values` [kv_heads, length, head_dim] are the parameters."""
+    """`keys` [kv_heads, length, head_dim] and `values` [kv_heads, length, value_width] are the parameters."""
 
     def __init__(self, layout: AttentionLayout, length: int, init_std: float) -> None:
         super().__init__()
-        shape = (layout.kv_heads, length, layout.head_dim)
-        self.keys = nn.Parameter(torch.empty(shape).normal_(std=init_std))
-        self.values = nn.Parameter(torch.zeros(shape))
+        self.keys = nn.Parameter(torch.empty(layout.kv_heads, length, layout.head_dim).normal_(std=init_std))
+        self.values = nn.Parameter(torch.zeros(layout.kv_heads, length, layout.value_width))
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         """See `PrefixModule.prefix`."""
@@ -49,19 +48,19 @@ class ReparametrizedPrefix(PrefixModule):
     """A two-layer network makes the prefix: `up(tanh(down(embedding)))`.
 
     Args:
-        layout: Heads of the keys and values, d = kv_heads * head_dim in all.
+        layout: Heads of the keys and values: d = kv_heads * head_dim features of keys, v = kv_heads * value_width.
         length: Positions; `embedding` is [length, d].
-        width: Of the hidden layer: `down` is [width, d] and `up` [2 * d, width].
+        width: Of the hidden layer: `down` is [width, d] and `up` [d + v, width].
         init_std: Standard deviation of the rows of `up` that make keys; those that make values are zero.
     """
 
     def __init__(self, layout: AttentionLayout, length: int, width: int, init_std: float) -> None:
         super().__init__()
         features = layout.kv_heads * layout.head_dim
-        self.shape = (length, 2, layout.kv_heads, layout.head_dim)
+        self.kv_heads, self.widths = layout.kv_heads, (features, layout.kv_heads * layout.value_width)
         self.embedding = nn.Parameter(torch.randn(length, features))
         self.down = nn.Linear(features, width)
-        self.up = nn.Linear(width, 2 * features)
+        self.up = nn.Linear(width, sum(self.widths))
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
         nn.init.normal_(self.up.weight[:features], std=init_std)
@@ -69,7 +68,8 @@ class ReparametrizedPrefix(PrefixModule):
     def prefix(self) -> tuple[Tensor, Tensor]:
         """See `PrefixModule.prefix`."""
         made = self.up(torch.tanh(self.down(self.embedding)))
-        keys, values = made.view(self.shape).permute(1, 2, 0, 3).unbind()  # [length, 2, h, d] -> 2 x [h, length, d]
+        # Each [length, heads * width] -> [heads, length, width].
+        keys, values = (part.unflatten(-1, (self.kv_heads, -1)).transpose(0, 1) for part in made.split(self.widths, -1))
         return keys, values
 
 

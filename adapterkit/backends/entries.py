@@ -90,11 +90,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Attention:
-    """A module whose keys and values can be extended. `heads` gives (kv_heads, head_dim) of it."""
+    """A module whose keys and values can be extended.
+
+    `heads` gives (kv_heads, head_dim) of it, or (kv_heads, head_dim, value_dim) where keys and values differ in width.
+    """
 
     role: str
     path: str
-    heads: Callable[[nn.Module], tuple[int, int]]
+    heads: Callable[[nn.Module], tuple[int, int] | tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,19 @@ Entry = Weight | Fused | FusedInput | Read | Experts | Output | Attention | Toke
 def equal_parts(count: int, rows: int) -> list[Span]:
     """`rows` in `count` contiguous spans of one size."""
     return [Span(i * (rows // count), rows // count) for i in range(count)]
+
+
+def grouped_heads(rows: int, groups: int, head_dim: int) -> list[Span]:
+    """Rows of queries, keys and values in a projection fused group by group.
+
+    Every group holds its queries' heads, then one head of keys and one of values: [groups, queries + 2, head_dim].
+    With one query head per group this is the per-head order of GPT-NeoX; with one group, multi-query attention.
+
+    Args:
+        rows: All rows of the projection.
+        groups: Heads of keys.
+        head_dim: Rows of one head.
+    """
+    step = rows // groups
+    parts = ((0, step - 2 * head_dim), (step - 2 * head_dim, head_dim), (step - head_dim, head_dim))
+    return [Span(start, size, groups, step) if groups > 1 else Span(start, size) for start, size in parts]

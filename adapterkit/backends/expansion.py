@@ -51,7 +51,7 @@ def _point(
     tags: dict[str, Tag],
     span: Span | None = None,
 ) -> InjectionPoint:
-    return InjectionPoint(role, path, kind, site, *features, layout, span, dict(tags))
+    return InjectionPoint(role, path, kind, site, *features, layout, span, tags=tags)
 
 
 @points_of.register
@@ -122,16 +122,22 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
     spans: Sequence[Span | None] = [None] if len(entry.roles) == 1 else equal_parts(len(entry.roles), rows)
     if entry.split:
         spans = entry.split(block, rows)
-    layout = _read_layout(module, entry.form, entry.parameter, entry.bias)
+    layouts = _stacked(_read_layout(module, entry.form, entry.parameter, entry.bias), experts)
     full = _join(prefix, path)
     points: list[InjectionPoint] = []
-    for expert in range(experts):
-        inner, marked = replace(layout, index=expert), {**tags, "expert": expert}
+    for expert, inner in enumerate(layouts):
+        marked = {**tags, "expert": expert}
         place = f"{site}.{expert}" if site else str(expert)
         for role, span in zip(entry.roles, spans, strict=True):
             features = (columns, rows if span is None else span.features)
             points.append(_point(role, full, "weight", place, features, inner, marked, span))
     return points
+
+
+@functools.lru_cache(maxsize=8)
+def _stacked(layout: WeightLayout, experts: int) -> tuple[WeightLayout, ...]:
+    """The layouts of all experts of a stack: the same in every layer, and made once for thousands of points."""
+    return tuple(replace(layout, index=expert) for expert in range(experts))
 
 
 def _read_layout(module: nn.Module, form: Form, parameter: str, bias: str) -> WeightLayout:
@@ -160,18 +166,11 @@ def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str
     path = first_path(block, entry.path)
     if path is None:
         return []
-    heads, width = entry.heads(block.get_submodule(path))
-    return [
-        _point(
-            entry.role,
-            _join(prefix, path),
-            "attention",
-            site,
-            (heads * width, heads * width),
-            AttentionLayout(heads, width),
-            tags,
-        )
-    ]
+    heads, width, *others = entry.heads(block.get_submodule(path))
+    value_dim = next((other for other in others if other != width), None)
+    layout = AttentionLayout(heads, width, value_dim)
+    features = (heads * width, heads * layout.value_width)
+    return [_point(entry.role, _join(prefix, path), "attention", site, features, layout, tags)]
 
 
 @points_of.register

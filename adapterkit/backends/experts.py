@@ -2,8 +2,6 @@
 
 Since transformers 5 the experts of a layer are stacked in one parameter, [experts, ...]; before, most were a list of
 modules. Both give the same points, one for each expert and role: `moe.up@language.3.17`.
-
-DeepSeek's latent attention has keys and values of different widths: it is offered as weights, not for prefixes.
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import AttentionSeam, Backend, PlainForward
-from adapterkit.backends.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight, resolve
-from adapterkit.backends.table import Table, groups_of
-from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.backend import PlainForward
+from adapterkit.backends.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight
+from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
@@ -26,6 +23,12 @@ Entries = tuple[Entry, ...]
 
 def _heads(attention: Any) -> tuple[int, int]:
     return attention.k_proj.out_features // attention.head_dim, attention.head_dim
+
+
+def _latent_heads(attention: Any) -> tuple[int, int, int]:
+    """Heads, and the widths of keys and values as they are once expanded, which is after the cache."""
+    each = attention.qk_nope_head_dim + attention.v_head_dim
+    return attention.kv_b_proj.out_features // each, attention.qk_head_dim, attention.v_head_dim
 
 
 def _alternate(_: nn.Module, rows: int) -> list[Span]:
@@ -43,6 +46,7 @@ _ATTENTION = (
 )
 _HEADS = Attention("attn.kv", "self_attn", _heads)
 _LATENT = (
+    Attention("attn.kv", "self_attn", _latent_heads),
     Weight("attn.q_a", "self_attn.q_a_proj"),
     Weight("attn.q_b", "self_attn.q_b_proj"),
     Weight("attn.kv_a", "self_attn.kv_a_proj_with_mqa"),
@@ -76,7 +80,7 @@ def _listed(path: str, gate: str, up: str, down: str) -> Group:
     )
 
 
-MIXTRAL = Table(
+MIXTRAL = Family(
     ("MixtralPreTrainedModel",),
     _decoder(
         (_HEADS, Read("moe.router", "mlp.gate|block_sparse_moe.gate"), *_STACKED, _mlp("mlp|block_sparse_moe")),
@@ -84,14 +88,14 @@ MIXTRAL = Table(
     ),
 )
 # Some layers of Qwen3-MoE, and the first of DeepSeek-V3, are dense.
-QWEN3 = Table(
+QWEN3 = Family(
     ("Qwen3MoePreTrainedModel",),
     _decoder(
         (_HEADS, *_gated("mlp", "mlp"), Read("moe.router", "mlp.gate"), *_STACKED, _mlp("mlp")),
         _listed("mlp.experts", "gate_proj", "up_proj", "down_proj"),
     ),
 )
-DEEPSEEK = Table(
+DEEPSEEK = Family(
     ("DeepseekV3PreTrainedModel",),
     _decoder(
         (
@@ -105,7 +109,7 @@ DEEPSEEK = Table(
         _listed("mlp.experts", "gate_proj", "up_proj", "down_proj"),
     ),
 )
-GPT_OSS = Table(
+GPT_OSS = Family(
     ("GptOssPreTrainedModel",),
     _decoder(
         (
@@ -117,8 +121,7 @@ GPT_OSS = Table(
         )
     ),
 )
-# A mixture of Llama 4 gives its tokens without the batch axis, which its block puts back: no output point there.
-LLAMA4 = Table(
+LLAMA4 = Family(
     ("Llama4TextModel", "Llama4ForCausalLM"),
     _decoder(
         (
@@ -128,12 +131,10 @@ LLAMA4 = Table(
             Experts(("moe.gate", "moe.up"), "feed_forward.experts", "gate_up_proj", form="linear_t"),
             Experts(("moe.down",), "feed_forward.experts", "down_proj", form="linear_t"),
             *_gated("moe.shared", "feed_forward.shared_expert"),
-            _mlp("feed_forward.down_proj"),
+            _mlp("feed_forward"),
         )
     ),
 )
-
-TABLES = (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
 
 
 def one_by_one(experts: nn.Module, *args: Tensor, **kwargs: Tensor) -> Tensor:
@@ -144,22 +145,16 @@ def one_by_one(experts: nn.Module, *args: Tensor, **kwargs: Tensor) -> Tensor:
     return inspect.unwrap(type(experts).forward)(experts, *args, **kwargs)
 
 
-class ExpertsBackend(Backend):
+class ExpertsBackend(FamilyBackend):
     """Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss and Llama 4's text model, with any of their heads or none."""
 
     component = "language"
+    name = "experts"
+    families = (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*.self_attn.sinks": "one logit per head is no projection",
     }
-
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
-        return resolve(model, groups_of(model, TABLES, "experts"), component)
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
-        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
 
     def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
         """See `Backend.plain_forward`."""

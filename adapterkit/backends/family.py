@@ -22,6 +22,7 @@ from adapterkit.backends.entries import (
     Tokens,
     Weight,
     equal_parts,
+    grouped_heads,
 )
 from adapterkit.backends.expansion import points_of
 from adapterkit.backends.layouts import first_path, is_class, weight_layout
@@ -40,6 +41,7 @@ __all__ = [
     "Weight",
     "equal_parts",
     "first_path",
+    "grouped_heads",
     "is_class",
     "resolve",
     "weight_layout",

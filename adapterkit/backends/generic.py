@@ -5,7 +5,8 @@ there in one parent, or a part of torch's own attention and transformer layers. 
 the user can say more: see `adapterkit.backends.generic_roles`.
 
 There are only weight points. Whether a model reads a weight instead of calling its module cannot be seen from outside,
-except in torch's own layers, where it is known.
+except in torch's own layers, where it is known, and in layers whose class has a forward of its own.
+Weights that a model keeps as bare parameters, such as stacks of experts, need a family of their own.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import nn
 
 from adapterkit.backend import Backend
 from adapterkit.backends.entries import equal_parts
+from adapterkit.backends.generic_layers import base_children, declared_heads, layer_layout
 from adapterkit.backends.generic_plugin import write_plugin
-from adapterkit.backends.generic_roles import RoleMap, base_children
-from adapterkit.backends.layouts import weight_layout
+from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.points import Access, Form, InjectionPoint, Span, Tag, WeightLayout
 
@@ -67,7 +68,11 @@ class GenericBackend(Backend):
             UnsupportedModelError: There is no layer that an adapter could act in.
             TargetNotFoundError, IncompatibleTargetError, ConfigError: The class's `roles` do not fit the model.
         """
-        found = list(_points(model, "", None, component, set()))
+        heads = {id(part) for head in declared_heads(model) for part in head.modules()}
+        found = [
+            replace(point, role="head") if heads and id(model.get_submodule(point.path)) in heads else point
+            for point in _points(model, "", None, component, set())
+        ]
         if not found:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no adaptable layer: no Linear, Conv1d, Conv2d, Conv3d, Embedding, "
@@ -86,7 +91,7 @@ def _points(
     seen.add(id(module))
     if isinstance(module, nn.MultiheadAttention):
         yield from _projections(module, path, hint.role if hint else "attn", component)
-    elif found := weight_layout(module):
+    elif found := layer_layout(module):
         layout, inputs, outputs = found
         hint = hint or _Hint(_ROLES[layout.form])
         if not inputs or not outputs:
@@ -94,7 +99,8 @@ def _points(
                 f"{path or type(module).__name__} is a {type(module).__name__} whose sizes are not known yet; "
                 "run the model once on an example before adapting it"
             )
-        yield _point(hint.role, path, inputs, outputs, replace(layout, access=hint.access), component)
+        layout = replace(layout, access="read") if hint.access == "read" else layout
+        yield _point(hint.role, path, inputs, outputs, layout, component)
     hints = _hints(module, path, hint)
     for name, child in base_children(module):
         yield from _points(child, f"{path}.{name}" if path else name, hints.get(name), component, seen)
@@ -140,14 +146,15 @@ def _hints(module: nn.Module, path: str, own: _Hint | None) -> dict[str, _Hint]:
         # In evaluation the encoder layer hands the weights of its linears to one kernel.
         feed_forward = {"linear1": _Hint("mlp.up", "read"), "linear2": _Hint("mlp.down", "read")}
         return {**feed_forward, "multihead_attn": _Hint("cross")}
-    hints: dict[str, _Hint] = {} if path else {name: _Hint("head") for name in _HEADS & _linears(module)}
+    linears = _linears(module)
+    hints: dict[str, _Hint] = {} if path else {name: _Hint("head") for name in _HEADS & linears}
     cross = path.rpartition(".")[2] in _CROSS
     for table in _TABLES:
-        if table.keys() <= _linears(module):
+        if table.keys() <= linears:
             hints |= {name: _Hint(role.replace("*", "cross" if cross else "attn")) for name, role in table.items()}
     return hints
 
 
 def _linears(module: nn.Module) -> frozenset[str]:
-    layouts = {name: weight_layout(child) for name, child in base_children(module)}
+    layouts = {name: layer_layout(child) for name, child in base_children(module)}
     return frozenset(name for name, found in layouts.items() if found and found[0].form in ("linear", "linear_t"))

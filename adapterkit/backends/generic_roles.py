@@ -13,8 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from adapterkit.backend import SITE
-from adapterkit.backends.layouts import weight_layout
+from adapterkit.backends.generic_layers import base_children, layer_layout
 from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, near_matches
 from adapterkit.points import InjectionPoint
 
@@ -43,6 +42,7 @@ class RoleMap:
             raise ConfigError([f"expected a mapping such as {{'attn.q': 'layers.*.query'}}, not {given!r}"], "roles")
         if problems := [problem for item in given.items() if (problem := _problem(*item))]:
             raise ConfigError(problems, "roles")
+        object.__setattr__(self, "roles", dict(self.roles))  # the user's own may change
 
     def apply(self, points: Iterable[InjectionPoint], roots: Mapping[str, nn.Module]) -> list[InjectionPoint]:
         """The points of a model with these roles. What is given a role has its path for a site.
@@ -101,14 +101,6 @@ def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _walk(child, f"{path}.{name}" if path else name)
 
 
-def base_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a module, without those that hold adapters."""
-    adapted = SITE in module.__dict__
-    for name, child in module._modules.items():
-        if child is not None and not (adapted and name == "adapterkit"):
-            yield name, child
-
-
 def _matching(role: str, glob: str, order: Mapping[Place, nn.Module]) -> list[Place]:
     found: list[Place] = []
     for pattern in glob.split("|"):
@@ -117,7 +109,7 @@ def _matching(role: str, glob: str, order: Mapping[Place, nn.Module]) -> list[Pl
             close = near_matches(pattern, [path for _, path in order if path])
             near = f" Closest: {', '.join(close)}." if close else ""
             raise TargetNotFoundError(f"roles: {pattern!r}, which should be {role!r}, matches no module.{near}")
-        usable = [place for place in here if weight_layout(order[place]) is not None]
+        usable = [place for place in here if layer_layout(order[place]) is not None]
         if not usable:
             kinds = ", ".join(sorted({type(order[place]).__name__ for place in here}))
             raise IncompatibleTargetError(
@@ -135,7 +127,7 @@ def _named(role: str, place: Place, module: nn.Module, there: list[InjectionPoin
         raise ConfigError([f"{path!r} cannot be {role!r}: it is fused and holds {held}; select those instead"], "roles")
     if there:
         return replace(there[0], role=role, site=there[0].path)
-    found = weight_layout(module)
+    found = layer_layout(module)
     if found is None:
         raise TypeError(f"{path} was checked to have a weight")
     layout, inputs, outputs = found

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterkit.backends.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 from adapterkit.backends.language_attention import DebertaAttentionSeam
-from adapterkit.backends.language_family import Family
+from adapterkit.backends.transformers_family import Family
 
 
 def _bert_heads(attention: Any) -> tuple[int, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight
+from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
 from adapterkit.backends.language_attention import BloomAttentionSeam, FalconAttentionSeam, MptAttentionSeam
-from adapterkit.backends.language_family import Family, grouped_heads
+from adapterkit.backends.transformers_family import Family
 from adapterkit.points import Span
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.family import Attention, Entry, Group, Output, Read, Tokens, Weight, resolve
-from adapterkit.backends.table import Table, groups_of
-from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.backends.family import Attention, Entry, Group, Output, Read, Tokens, Weight
+from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.points import InjectionPoint
 
@@ -62,7 +60,7 @@ def _t5_mlp(layer: int) -> Entries:
 _T5_SELF, _T5_CROSS = _t5_attention("attn", 0, "SelfAttention"), _t5_attention("cross", 1, "EncDecAttention")
 _T5_STEM = (Weight("embed.tokens", "embed_tokens"), Tokens("tokens", "embed_tokens"))
 
-T5 = Table(
+T5 = Family(
     classes=("T5PreTrainedModel", "MT5PreTrainedModel", "UMT5PreTrainedModel"),
     groups=(
         *_stack("encoder", ("encoder", "transformer.encoder"), "block", _T5_STEM, (*_T5_SELF, *_t5_mlp(1))),
@@ -110,7 +108,7 @@ _BART_ENDS = (
     _post_norm("mlp", "fc2", "fc1", "final_layer_norm"),
 )
 
-BART = Table(
+BART = Family(
     classes=("BartPreTrainedModel",),
     groups=(
         *_stack("encoder", _BART_ROOTS["encoder"], "layers", _BART_STEM, (*_BART_SELF, *_BART_MLP, *_BART_ENDS)),
@@ -149,7 +147,7 @@ _CONVOLUTIONS = tuple(
     for name in ("conv1", "conv2")
 )
 
-WHISPER = Table(
+WHISPER = Family(
     classes=("WhisperPreTrainedModel",),
     groups=(
         *_CONVOLUTIONS,
@@ -171,13 +169,13 @@ WHISPER = Table(
     ),
 )
 
-TABLES = (T5, BART, WHISPER)
 
-
-class Seq2SeqBackend(Backend):
+class Seq2SeqBackend(FamilyBackend):
     """T5, Flan-T5, mT5, UMT5, BART and Whisper, with any of their heads or none, and T5's encoders alone."""
 
     component = "language"
+    name = "seq2seq"
+    families = (T5, BART, WHISPER)
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*layernorm_embedding": "a norm, as above",
@@ -189,14 +187,10 @@ class Seq2SeqBackend(Backend):
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
-        points = resolve(model, groups_of(model, TABLES, "seq2seq"), component)
+        points = super().points(model, component)
         if not points:
             raise UnsupportedModelError(
                 f"{type(model).__name__} is one stack of a model and cannot be told from the other; "
                 "pass the model that holds it, or an encoder model such as T5EncoderModel"
             )
         return points
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
-        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)

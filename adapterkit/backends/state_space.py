@@ -7,17 +7,12 @@ are installed, instead of calling their modules: adapters there need an equivale
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from adapterkit.backend import Backend
-from adapterkit.backends.family import Group, Output, Read, Tokens, Weight, resolve
-from adapterkit.backends.table import Table, groups_of
-from adapterkit.points import InjectionPoint
+from adapterkit.backends.family import Group, Output, Read, Tokens, Weight
+from adapterkit.backends.transformers_family import Family, FamilyBackend
 
-if TYPE_CHECKING:
-    from torch import nn
-
-MAMBA = Table(
+MAMBA = Family(
     classes=("MambaPreTrainedModel",),
     groups=(
         Group("backbone|", "", (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings"))),
@@ -38,17 +33,15 @@ MAMBA = Table(
 )
 
 
-class StateSpaceBackend(Backend):
+class StateSpaceBackend(FamilyBackend):
     """Mamba, with its head or without."""
 
     component = "language"
+    name = "state_space"
+    families = (MAMBA,)
     ignored: ClassVar[Mapping[str, str]] = {
         "*.norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*norm_f": "a norm, as above",
         "*.mixer.A_log": "the decay of each state is no projection",
         "*.mixer.D": "a gain per channel is no projection",
     }
-
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
-        return resolve(model, groups_of(model, (MAMBA,), "state_space"), component)

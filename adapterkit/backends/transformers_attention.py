@@ -70,7 +70,7 @@ def attend(
         module: The attention module, whose config is a `ConfigView`.
         query: [batch, heads, queries, head_dim].
         key: [batch, kv_heads, length, head_dim], as the cache gave them back.
-        value: Like `key`.
+        value: Like `key`; another width where latent attention gives it one.
         attention_mask: Broadcastable to [batch, heads, queries, length], boolean or additive, or None.
         **kwargs: What the original takes.
 

@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
-
-from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, resolve
-from adapterkit.backends.table import Table, groups_of
-from adapterkit.backends.transformers_attention import TransformersAttentionSeam
-from adapterkit.points import InjectionPoint
+from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
+from adapterkit.backends.transformers_family import Family, FamilyBackend
 
 
 def _heads(attention: Any) -> tuple[int, int]:
@@ -44,7 +39,7 @@ _DINO_BLOCK = (
     Output("mlp", "layer_scale2", residual="norm2", norm_in="norm2"),
 )
 
-DINOV2 = Table(
+DINOV2 = Family(
     classes=("Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"),
     groups=(
         Group(
@@ -62,7 +57,7 @@ DINOV2 = Table(
 )
 
 # Rotary positions are made for the patches: nothing can be put behind them.
-DINOV3 = Table(
+DINOV3 = Family(
     classes=("DINOv3ViTPreTrainedModel",),
     groups=(
         Group("", "", (Weight("embed.patch", "embeddings.patch_embeddings"), Tokens("tokens", "embeddings"))),
@@ -72,7 +67,7 @@ DINOV3 = Table(
 
 # Each sublayer's output is scaled by a parameter of the block (`lambda_1`, `lambda_2`) on its way to the sum, where no
 # module can be wrapped: what an adapter adds is scaled along. Relative positions fix the number of tokens.
-BEIT = Table(
+BEIT = Family(
     classes=("BeitPreTrainedModel",),
     groups=(
         Group(
@@ -95,7 +90,7 @@ BEIT = Table(
 )
 
 # Stochastic depth is used once here, after the windows have been put together again.
-SWIN = Table(
+SWIN = Family(
     classes=("SwinPreTrainedModel",),
     groups=(
         Group("swin|", "", (Weight("embed.patch", "embeddings.patch_embeddings.projection"),)),
@@ -140,7 +135,7 @@ def _clip(tower: str, embeddings: tuple[Entry, ...]) -> tuple[Group, ...]:
 
 _IMAGE = (Weight("embed.patch", "patch_embedding"), Weight("embed.pos", "position_embedding"))
 
-CLIP_VISION = Table(
+CLIP_VISION = Family(
     classes=("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPForImageClassification"),
     groups=(
         *_clip("vision_model", _IMAGE),
@@ -149,7 +144,7 @@ CLIP_VISION = Table(
     ),
 )
 
-SIGLIP_VISION = Table(
+SIGLIP_VISION = Family(
     classes=("SiglipVisionModel", "SiglipForImageClassification"),
     groups=(
         *_clip("vision_model", (*_IMAGE, Tokens("tokens", "", True))),
@@ -158,7 +153,7 @@ SIGLIP_VISION = Table(
     ),
 )
 
-SIGLIP_TEXT = Table(
+SIGLIP_TEXT = Family(
     classes=("SiglipTextModel",),
     groups=(
         *_clip(
@@ -173,27 +168,19 @@ SIGLIP_TEXT = Table(
     ),
 )
 
-TABLES = (DINOV2, DINOV3, BEIT, SWIN, CLIP_VISION, SIGLIP_VISION, SIGLIP_TEXT)
 
-
-class VisionBackend(Backend):
+class VisionBackend(FamilyBackend):
     """DINOv2, DINOv3, CLIP's and SigLIP's image encoders, BEiT and Swin, with any of their heads or none."""
 
     component = "vision"
+    name = "vision"
+    families = (DINOV2, DINOV3, BEIT, SWIN, CLIP_VISION, SIGLIP_VISION, SIGLIP_TEXT)
     ignored: ClassVar[Mapping[str, str]] = {
         "*head.attention.out_proj": "SigLIP pools with torch's MultiheadAttention, a head that no preset would reach",
         "fpn.*": "a segmentation head, which is trained whole",
         "decode_head.*": "a segmentation head, as above",
         "auxiliary_head.*": "a segmentation head, as above",
     }
-
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
-        return resolve(model, groups_of(model, TABLES, "vision"), component)
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
-        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
 
 
 class SiglipTextBackend(VisionBackend):

@@ -16,11 +16,6 @@ def canonical(weight: Tensor, layout: WeightLayout) -> Tensor:
     return weight.mT if layout.form in _TRANSPOSED else weight
 
 
-def feature_dim(layout: WeightLayout) -> int:
-    """The axis of the module's output that holds the features."""
-    return -1 - len(layout.kernel)
-
-
 def apply_weight(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
     """What a module of this layout, without bias, would compute if its weight were `weight`.
 

@@ -98,6 +98,33 @@ def test_reparametrisation_is_the_papers_network() -> None:
             assert torch.allclose(values[1, head, position], made[position, 16 + start : 16 + start + WIDTH])
 
 
+@pytest.mark.parametrize("config", CONFIGS[:2])
+def test_values_of_another_width(config: Prefix) -> None:
+    point = InjectionPoint("attn.kv", "attn", "attention", "0", 16, 6, AttentionLayout(KV_HEADS, WIDTH, value_dim=3))
+    module = config.build(point).double()
+    keys, values = module.prefix()
+    assert (keys.shape, values.shape) == ((KV_HEADS, 5, WIDTH), (KV_HEADS, 5, 3))
+    assert keys.std() > 0
+    assert torch.equal(values, torch.zeros_like(values))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    if config.reparam is None:
+        front_keys, front_values = (part.permute(1, 0, 2).flatten(1) for part in module.parameters())
+    else:
+        assert module.up.weight.shape == (16 + 6, 3)  # type: ignore[union-attr]
+        made = module.up(torch.tanh(module.down(module.embedding)))  # type: ignore[operator]
+        front_keys, front_values = made[:, :16], made[:, 16:]
+    k, v = heads(6), heads(6)[..., :3]
+    keys, values = module.extend(k, v)
+    for position in range(5):
+        for head in range(KV_HEADS):
+            assert torch.equal(keys[1, head, position], front_keys[position, head * WIDTH : (head + 1) * WIDTH])
+            assert torch.equal(values[1, head, position], front_values[position, head * 3 : (head + 1) * 3])
+    assert torch.equal(keys[:, :, 5:], k)
+    assert torch.equal(values[:, :, 5:], v)
+    assert attention(heads(2, HEADS), keys, values).shape == (3, HEADS, 2, 3)
+
+
 @pytest.mark.parametrize("config", [Prefix(length=3), Prefix(length=3, reparam=4)])
 def test_gradients(config: Prefix) -> None:
     module = built(config, randomise=True)

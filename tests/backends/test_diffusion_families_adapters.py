@@ -214,20 +214,3 @@ def test_copies_and_pickles_act_alike() -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(models.run(twin), expected)
         ak.Adapters(twin).detach()
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_half_precision_stays_half(name: str, kind: str) -> None:
-    """A prefix joins keys of the model's dtype, whatever its own; a weight that tends to nothing leaves the base."""
-    model = models.FAMILIES[name]().bfloat16()
-    base = models.run(model)
-    adapters = ak.Adapters(model)
-    adapters.add("a", CONFIGS[kind])
-    checks.randomise(adapters)
-    assert {parameter.dtype for parameter in adapters.parameters("a")} == {torch.float32}
-    adapted = models.run(model)
-    assert adapted.dtype == torch.bfloat16
-    assert not torch.allclose(adapted, base, atol=0.1)
-    adapters.activate({"a": 1e-6})
-    assert torch.allclose(models.run(model), base, atol=0.1)

@@ -156,6 +156,25 @@ def test_prefix_is_softmax_over_more_keys_for_both_streams(name: str, weight: fl
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", PLACES)
+def test_prefix_in_half_precision_does_what_it_does_in_full(name: str) -> None:
+    """Its parameters are float32; they join keys of the model's dtype, and what comes out is of that dtype."""
+    full: Any = models.FAMILIES[name.split()[0]]()
+    half = copy.deepcopy(full).bfloat16()
+    inputs, outputs = given(name, "", rotary=False), []
+    for model in (full, half):
+        cast = {key: value.to(model.dtype) for key, value in inputs.items()}
+        module = model.get_submodule(PLACES[name][1])
+        base = as_tuple(module(image().to(model.dtype), **cast))[0]
+        adapters = ak.Adapters(model)
+        adapters.add("a", PREFIX)
+        checks.randomise(adapters, scale=1.0)
+        outputs.append((base, as_tuple(module(image().to(model.dtype), **cast))[0]))
+    (base, expected), (_, actual) = outputs
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).norm() < 0.1 * (expected - base).norm()
+
+
 class OldProcessor:
     """The name of Flux's processor before diffusers 0.35, which took an `Attention`."""
 

@@ -33,24 +33,24 @@ from tests.backends.transformers_models import (
 from tests.backends.vision_checks import check_adapter, check_checkpointing, check_merge
 
 NAMES = ("Mixtral", "Qwen3Moe", "DeepseekV3", "GptOss", "Llama4")
-PREFIXED = tuple(name for name in NAMES if name != "DeepseekV3")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 TYPES = {
     "lora": ak.LoRA(rank=2, alpha=3.0, targets="*"),
     "bottleneck": ak.Bottleneck(width=5, targets="*"),
     "prefix": ak.Prefix(length=3, init_std=1.0),
 }
-EVERY = [(name, kind) for name in NAMES for kind in TYPES if kind != "prefix" or name in PREFIXED]
+EVERY = [(name, kind) for name in NAMES for kind in TYPES]
 
 STEM = "embed.tokens tokens"
-ATTENTION, LATENT = "attn.kv attn.q attn.k attn.v attn.o attn", "attn.q_a attn.q_b attn.kv_a attn.kv_b attn.o attn"
+ATTENTION = "attn.kv attn.q attn.k attn.v attn.o attn"
+LATENT = "attn.kv attn.q_a attn.q_b attn.kv_a attn.kv_b attn.o attn"
 DENSE, SHARED = "mlp.gate mlp.up mlp.down", "moe.shared.gate moe.shared.up moe.shared.down"
 SNAPSHOTS = {
     "Mixtral": (3, {"0": f"{ATTENTION} mlp moe.router", "1": f"{ATTENTION} mlp moe.router"}),
     "Qwen3Moe": (3, {"0": f"{ATTENTION} mlp {DENSE}", "1": f"{ATTENTION} mlp moe.router"}),
     "DeepseekV3": (4, {"0": f"{LATENT} mlp {DENSE}", "1": f"{LATENT} mlp moe.router {SHARED}"}),
     "GptOss": (3, {"0": f"{ATTENTION} mlp moe.router", "1": f"{ATTENTION} mlp moe.router"}),
-    "Llama4": (3, {"0": f"{ATTENTION} {DENSE} mlp", "1": f"{ATTENTION} moe.router {SHARED}"}),
+    "Llama4": (3, {"0": f"{ATTENTION} mlp {DENSE}", "1": f"{ATTENTION} mlp moe.router {SHARED}"}),
 }
 
 
@@ -105,22 +105,35 @@ def test_gate_and_up_are_spans_of_one_parameter(name: str, form: Any, bias: str,
     ]
 
 
-@pytest.mark.parametrize("name", PREFIXED)
+@pytest.mark.parametrize("name", NAMES)
 def test_attention_points_tell_heads_and_their_width(name: str) -> None:
-    width = 4 if name == "Mixtral" else 6
-    assert {p.layout for p in ak.points(skeleton(name), "attn.kv")} == {AttentionLayout(2, width)}
+    layout = {"Mixtral": AttentionLayout(2, 4), "DeepseekV3": AttentionLayout(4, 7, 5)}.get(name, AttentionLayout(2, 6))
+    assert {p.layout for p in ak.points(skeleton(name), "attn.kv")} == {layout}
+
+
+def test_latent_attention_has_a_width_of_values_only_where_it_is_another() -> None:
+    (point, _) = ak.points(skeleton("DeepseekV3"), "attn.kv")
+    assert (point.in_features, point.out_features) == (4 * 7, 4 * 5)
+    (point, _) = ak.points(skeleton("DeepseekV3", v_head_dim=7), "attn.kv")
+    assert point.layout == AttentionLayout(4, 7)
+
+
+def test_presets_leave_the_choice_of_experts_alone() -> None:
+    for name in NAMES:
+        roles_of = {point.role for point in ak.points(skeleton(name), "linear")}
+        assert "moe.router" not in roles_of
+        assert {"moe.gate", "moe.up", "moe.down"} <= roles_of
+        assert [point.site for point in ak.points(skeleton(name), "moe.router@layer=1")] == ["1"]
 
 
 def test_deepseek_without_a_low_rank_query_has_a_plain_one() -> None:
     points = ak.points(skeleton("DeepseekV3", q_lora_rank=None), "attn.*@layer=0")
-    assert [point.role for point in points] == ["attn.q", "attn.kv_a", "attn.kv_b", "attn.o"]
+    assert [point.role for point in points] == ["attn.kv", "attn.q", "attn.kv_a", "attn.kv_b", "attn.o"]
 
 
 def test_what_is_not_offered_is_an_error_that_says_what_is() -> None:
-    with pytest.raises(IncompatibleTargetError, match=r"attention points.*offers: output, tokens, weight"):
-        ak.Adapters(build("DeepseekV3")).add("a", ak.Prefix())
     with pytest.raises(TargetNotFoundError, match=r"the role exists, but not with those tags.*layer is one of 0"):
-        ak.Adapters(build("Llama4")).add("a", ak.Bottleneck(targets="mlp@layer=1"))
+        ak.Adapters(build("Llama4")).add("a", ak.LoRA(targets="mlp.up@layer=1"))
     with pytest.raises(IncompatibleTargetError, match=r"moe\.gate@language\.0\.0.*dropout cannot reach"):
         ak.Adapters(build("Mixtral")).add("a", ak.LoRA(dropout=0.1, targets="linear"))
     with pytest.raises(UnsupportedModelError, match=r"experts backend.*Linear.*MixtralPreTrainedModel"):
@@ -250,6 +263,33 @@ def test_gpt_oss_prefixes_share_the_softmax_with_the_sinks() -> None:
     torch.testing.assert_close(seen["mixed"], mixed.transpose(1, 2).flatten(2), **EXACT)
 
 
+@pytest.mark.parametrize("reparam", [None, 3])
+def test_deepseek_prefixes_are_in_front_of_the_expanded_keys_and_values(reparam: int | None) -> None:
+    model, adapters = adapted("DeepseekV3", ak.Prefix(length=3, init_std=1.0, reparam=reparam))
+    module, prefix = model.model.layers[1].self_attn, adapters.modules("a")["attn.kv@language.1"]
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave  # its own rotation
+
+    seen: dict[str, Any] = {}
+    module.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    module.o_proj.register_forward_pre_hook(lambda _, args: seen.update(mixed=args[0]))
+    with torch.no_grad():
+        run(model)
+    x = seen["hidden_states"]
+    q = module.q_b_proj(module.q_a_layernorm(module.q_a_proj(x))).unflatten(-1, (4, 7)).transpose(1, 2)
+    latent, k_turned = module.kv_a_proj_with_mqa(x).split([6, 4], dim=-1)
+    both = module.kv_b_proj(module.kv_a_layernorm(latent)).unflatten(-1, (4, 8)).transpose(1, 2)
+    k, v = both.split([3, 5], dim=-1)
+    turned = apply_rotary_pos_emb_interleave(q[..., 3:], k_turned[:, None], *seen["position_embeddings"])
+    q, k = torch.cat([q[..., :3], turned[0]], -1), torch.cat([k, turned[1].expand(-1, 4, -1, -1)], -1)
+    k, v = (
+        torch.cat([front.expand(2, -1, -1, -1), tensor], dim=2)
+        for front, tensor in zip(prefix.prefix(), (k, v), strict=True)  # type: ignore[operator]
+    )
+    scores = q @ k.mT / 7**0.5
+    scores[..., 3:] += torch.full((9, 9), -torch.inf, dtype=x.dtype).triu(1)
+    torch.testing.assert_close(seen["mixed"], (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), **EXACT)
+
+
 def expert_rows(experts: Any, role: str, expert: int, name: str) -> Tensor:
     """One expert's projection in its stack, as a view [out, in]."""
     both, down = experts.gate_up_proj.data[expert], experts.down_proj.data[expert]
@@ -288,23 +328,24 @@ def test_lora_on_a_router_changes_what_is_chosen_as_its_weight_would(name: str) 
     torch.testing.assert_close(run(model), run(reference), **EXACT)
 
 
-def first(result: Any) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result
+def mixture(block: Any, h: Tensor) -> Tensor:
+    """What a block's mixture makes of h [batch, length, features]. Llama 4's gives all tokens in one row."""
+    result = (block.feed_forward if hasattr(block, "feed_forward") else block.mlp)(h)
+    return (result[0] if isinstance(result, tuple) else result).view(h.shape)
 
 
 @pytest.mark.parametrize("form", ["pfeiffer", "houlsby", "parallel", "parallel_norm"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_with_bottlenecks_is_their_equation(name: str, form: str) -> None:
-    layer = 0 if name == "Llama4" else 1
     model, adapters = adapted(name, ak.Bottleneck(width=5, targets="attn mlp", form=form))
-    seen, block = watch(model.model.layers[layer]), build(name).model.layers[layer]
+    seen, block = watch(model.model.layers[1]), build(name).model.layers[1]
     run(model, use_cache=False)
     kwargs = {key: value for key, value in seen["kwargs"].items() if key not in ("hidden_states", "past_key_values")}
     sublayers: Any = [
         (lambda h: block.self_attn(h, **kwargs)[0], block.input_layernorm),
-        (lambda h: first((block.feed_forward if name == "Llama4" else block.mlp)(h)), block.post_attention_layernorm),
+        (lambda h: mixture(block, h), block.post_attention_layernorm),
     ]
-    modules = [adapters.modules("a")[f"{role}@language.{layer}"] for role in ("attn", "mlp")]
+    modules = [adapters.modules("a")[f"{role}@language.1"] for role in ("attn", "mlp")]
     x = seen["args"][0] if seen["args"] else seen["kwargs"]["hidden_states"]
     parts = [(module, *part) for module, part in zip(modules, sublayers, strict=True)]
     torch.testing.assert_close(seen["y"], with_bottlenecks(x, parts, form, post_norm=False), **EXACT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, MarianConfig, MarianMTModel
 
 import adapterkit as ak
 from adapterkit.backends.generic import GenericBackend, write_plugin
@@ -139,6 +143,51 @@ def test_a_shared_layer_is_adapted_wherever_it_is_called() -> None:
     assert torch.allclose(y, run(model), rtol=1e-10, atol=1e-12)
 
 
+def test_a_head_is_known_by_its_name_or_from_the_model() -> None:
+    with torch.device("meta"):
+        resnet = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=3)
+        marian = MarianMTModel(MarianConfig(d_model=16, encoder_layers=1, decoder_layers=1))
+        plain = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0)
+    assert [p.path for p in ak.points(resnet, "head")] == ["fc"]
+    assert [p.path for p in ak.points(marian, "head")] == ["lm_head"]
+    assert "head" not in {p.role for p in ak.points(plain)}
+    assert not [p for p in ak.points(resnet, "all") if p.path == "fc"]
+
+
+class Standardised(nn.Conv2d):
+    """Computes with another weight than it holds, and pads its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight - self.weight.mean()) / self.weight.std()
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, self.bias, self.stride)
+
+
+class Shifted(nn.Embedding):
+    """Takes no indices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.arange(x.shape[-1]) + 2)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_adapted_in_its_weight() -> None:
+    model = nn.Sequential(Standardised(3, 4, 2, stride=2), Shifted(8, 4)).double().requires_grad_(False)
+    assert [p.layout.access for p in ak.points(model)] == ["read", "read"]  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    conv, embedding = model[0], model[1]
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    checks.randomise(adapters)
+    y, rows = conv(x), embedding(x)
+    with adapters.merged():
+        assert torch.allclose(conv(x), y, rtol=1e-10)
+        assert torch.allclose(embedding(x), rows, rtol=1e-10)
+    y.sum().backward()
+    assert all(p.grad is not None for p in adapters.modules("a")["conv@model.0"].parameters())
+    adapters.detach()
+    assert not torch.allclose(conv(x), y)
+    assert not torch.allclose(embedding(x), rows)
+
+
 def test_a_file_gives_the_same_bits(tmp_path: Path) -> None:
     model = mixed()
     adapters = ak.Adapters(model)
@@ -177,6 +226,9 @@ def test_a_family_can_be_mapped_by_its_layers_instead() -> None:
     model = vision_models.timm_vit()
     assert "linear@model.blocks.0.attn.qkv" in ak.points(model, backend="generic").ids
     assert "attn.q@vision.0" in ak.points(model).ids
+    ak.Adapters(model, backend="generic").add("a", ak.LoRA(rank=1, targets="linear"))
+    later = ak.Adapters(model)  # maps the model as its adapters were placed
+    assert set(later.modules("a")) <= set(later.points().ids)
 
 
 def test_a_pipelines_other_parts_are_left_alone(tmp_path: Path) -> None:
@@ -208,6 +260,9 @@ def test_roles_act_and_every_later_handle_knows_them(tmp_path: Path) -> None:
     adapters.freeze()
     y = run(model)
     assert "mlp.up@model.blocks.0.widen" in ak.Adapters(model).points().ids
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(copied), y)
+        assert ak.Adapters(copied).points() == adapters.points()
     path = ak.Adapters(model).save("a", tmp_path / "a.safetensors")
     fresh = ak.Adapters(twin := mixed(), roles=ROLES)
     fresh.load(path, "b")

@@ -88,8 +88,9 @@ def test_a_lazy_layer_must_have_been_run() -> None:
     ],
 )
 def test_roles_that_do_not_fit(roles: Any, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        ak.points(mixed(), roles=roles)
+    for call in (ak.points, ak.Adapters):
+        with pytest.raises(error, match=text):
+            call(mixed(), roles=roles)
 
 
 def test_a_fused_projection_keeps_its_parts() -> None:
@@ -180,6 +181,16 @@ def test_wrappers_are_peeled_around_a_model_and_refused_inside(wrap: Callable[[n
         errors.AttachError, match=r"at model.layers.1 there is a \w+ around a part. Add adapters .*first"
     ):
         ak.points(model)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_flattened_parameters_are_refused(inside: bool) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = _wrapped(FullyShardedDataParallel, mixed())
+    model = nn.Sequential(model) if inside else model
+    with pytest.raises(errors.AttachError, match=r"FullyShardedDataParallel has flattened .*fully_shard"):
+        ak.Adapters(model)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import adapterkit as ak
-from adapterkit.backends.language import FAMILIES, LanguageBackend, family_of
+from adapterkit.backends.language import LanguageBackend
 from adapterkit.errors import IncompatibleTargetError, UnsupportedModelError
 from adapterkit.points import AttentionLayout, Span
 from tests.backends.language_models import EVERY, LAYERS, build, skeleton, unmapped
@@ -128,7 +128,7 @@ def test_subclasses_are_of_their_base_classes_family() -> None:
     class Mine(type(build("Mistral"))):  # type: ignore[misc]
         pass
 
-    assert family_of(Mine(build("Mistral").config)) is FAMILIES[0]
+    assert LanguageBackend().family(Mine(build("Mistral").config)) is LanguageBackend.families[0]
 
 
 def test_a_model_of_no_family_is_refused_with_the_families_names() -> None:

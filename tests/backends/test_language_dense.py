@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.backends.language import FAMILIES, LanguageBackend, family_of
+from adapterkit.backends.language import LanguageBackend
 from adapterkit.builtin import adapterkit_register_backends
 from adapterkit.points import AttentionLayout, InjectionPoint, OutputLayout, Span, WeightLayout
 from tests.backends.dense_models import LAYERS, VARIANTS, WIDTH, build, skeleton
@@ -52,12 +52,13 @@ def test_every_head_is_mapped_and_the_body_keeps_its_ids(name: str, head: str) -
 
 def test_the_registered_classes_are_those_of_the_tables() -> None:
     (spec,) = (spec for spec in adapterkit_register_backends() if spec.name == "language")
-    assert set(spec.models) == {f"transformers:{name}" for family in FAMILIES for name in family.classes}
+    classes = [name for family in LanguageBackend.families for name in family.classes]
+    assert set(spec.models) == {f"transformers:{name}" for name in classes}
 
 
 def test_gemma_3_with_a_vision_tower_is_not_taken_for_a_text_model() -> None:
     names = ("Gemma3Model", "Gemma3ForConditionalGeneration", "Gemma3ForSequenceClassification")
-    ours = {name for family in FAMILIES for name in family.classes}
+    ours = {name for family in LanguageBackend.families for name in family.classes}
     for name in names:
         assert not ours & {base.__name__ for base in getattr(transformers, name).__mro__}
 
@@ -150,7 +151,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def test_the_config_chooses_the_layout() -> None:
-    chosen = {name: family_of(skeleton(name)) for name in VARIANTS}
+    chosen = {name: LanguageBackend().family(skeleton(name)) for name in VARIANTS}
     assert chosen["opt"] is not chosen["opt post-norm"]
     assert len({id(chosen[name]) for name in VARIANTS if name.startswith("bloom")}) == 3
     assert chosen["deberta"] is not chosen["deberta new head"]

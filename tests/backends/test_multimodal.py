@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 import adapterkit as ak
+from adapterkit.backends.multimodal import VisionLanguageBackend
 from adapterkit.mapping import map_model
 from adapterkit.points import InjectionPoint, OutputLayout
 from tests.backends import multimodal_models as models
@@ -208,6 +209,25 @@ def test_lora_on_qwens_fused_projection_is_a_sum_on_its_rows() -> None:
         factors: Any = modules[f"{role}@vision_language.vision.1"]
         expected[:, start : start + 16] += x @ factors.A.T @ factors.B.T * 2.5
     torch.testing.assert_close(qkv(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_model_in_a_pipeline_has_the_pipelines_word_for_it() -> None:
+    """Qwen2.5-VL is the text encoder of some image pipelines."""
+    model = models.build("qwen")
+    [component] = map_model(model).components.values()
+    points = component.backend.points(model, "text_encoder")
+    assert {p.component for p in points} == {"text_encoder"}
+    assert [p.id.replace("@text_encoder", "@vision_language") for p in points] == ak.points(model).ids
+
+
+def test_llava_is_known_by_its_older_names_too() -> None:
+    """Towers at the top, and a language model with its own head."""
+    new, old = models.build("llava"), nn.Module()
+    old.vision_tower, old.multi_modal_projector = new.model.vision_tower, new.model.multi_modal_projector
+    old.language_model = LlamaForCausalLM(new.config.text_config)
+    here, there = list(ak.points(new)), VisionLanguageBackend().points(old, "vision_language")
+    assert [(p.id, p.shape, p.tags) for p in there] == [(p.id, p.shape, p.tags) for p in here]
+    assert there[-1].path == "language_model.lm_head"
 
 
 def test_presets_leave_heads_and_embeddings_alone() -> None:

@@ -86,7 +86,8 @@ def _hiera(**options: Any) -> Make:
 
 
 def _caformer() -> MetaFormer:
-    mixers, norms = [SepConv, SepConv, Attention, Attention], [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2
+    mixers: list[Any] = [SepConv, SepConv, Attention, Attention]
+    norms: list[Any] = [LayerNorm2dNoBias, LayerNorm2dNoBias, LayerNormNoBias, LayerNormNoBias]
     sizes: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 12, 32, 64), "num_classes": CLASSES}
     return MetaFormer(**sizes, token_mixers=mixers, norm_layers=norms)
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from adapterkit.backends.family import weight_layout
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.weights import apply_weight, canonical, feature_dim, mix_features
-from adapterkit.points import Span
+from adapterkit.kernels.weights import apply_weight, canonical, mix_features
+from adapterkit.points import InjectionPoint, Span
 
 HEADS, WIDTH = 3, 2
 CONTIGUOUS = [Span(0, 6), Span(6, 6), Span(12, 6)]
@@ -78,7 +78,8 @@ def test_apply_weight_is_what_the_module_computes(module: nn.Module) -> None:
         module.weight.copy_(canonical(product, layout))  # type: ignore[operator,union-attr]
     factored = mix_features(apply_weight(x, first, layout), second, layout) + bias
     assert torch.allclose(factored, module(x), atol=1e-10)
-    assert y.shape[feature_dim(layout)] == outputs
+    point = InjectionPoint("", "", "weight", "", inputs, outputs, layout)
+    assert y.shape[point.feature_axis] == outputs
 
 
 def test_transformers_conv1d() -> None:

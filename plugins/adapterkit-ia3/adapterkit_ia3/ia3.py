@@ -23,13 +23,13 @@ class ScaledOutput(ak.AdapterModule):
 
     def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__()
-        self.layout = cast("WeightLayout", point.layout)
+        self.axis = point.feature_axis
         self.scale = nn.Parameter(torch.ones(point.out_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
         y = base(x)
-        return y * _along_features(self.scale, y, self.layout)
+        return y * _along(self.axis, self.scale, y)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every row, and its bias, times its factor."""
@@ -47,18 +47,17 @@ class ScaledInput(ak.AdapterModule):
 
     def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__()
-        self.layout = cast("WeightLayout", point.layout)
+        self.axis, self.groups = point.feature_axis, cast("WeightLayout", point.layout).groups
         self.scale = nn.Parameter(torch.ones(point.in_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
-        return base(x * _along_features(self.scale, x, self.layout))
+        return base(x * _along(self.axis, self.scale, x))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every column times its factor; in a grouped convolution each group of rows has columns of its own."""
-        groups = self.layout.groups
-        columns = self.scale.to(weight.dtype).reshape(groups, 1, -1, *(1 for _ in self.layout.kernel))
-        return (weight.unflatten(0, (groups, -1)) * columns).flatten(0, 1), bias
+        columns = self.scale.to(weight.dtype).reshape(self.groups, 1, -1, *(1 for _ in weight.shape[2:]))
+        return (weight.unflatten(0, (self.groups, -1)) * columns).flatten(0, 1), bias
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,6 @@ class IA3(ak.AdapterConfig):
         return self.scale_input is not None and Selector(self.scale_input).matches(point)
 
 
-def _along_features(scale: Tensor, features: Tensor, layout: WeightLayout) -> Tensor:
-    """The factors in the dtype of the features, shaped to multiply them: a convolution's are not on the last axis."""
-    return scale.to(features.dtype).reshape(-1, *(1 for _ in layout.kernel))
+def _along(axis: int, scale: Tensor, features: Tensor) -> Tensor:
+    """The factors in the dtype of the features, shaped to multiply them along an axis counted from the last."""
+    return scale.to(features.dtype).reshape(-1, *(1,) * (-1 - axis))

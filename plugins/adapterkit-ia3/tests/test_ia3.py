@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from adapterkit.backends.family import weight_layout
 from adapterkit.errors import ConfigError, IncompatibleTargetError, SelectorError
 from adapterkit.kernels.spans import read_span
 from adapterkit.kernels.weights import canonical
-from adapterkit.points import InjectionPoint, OutputLayout, Span
+from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
 
 # --- one projection ---------------------------------------------------------------------------------------------------
 
@@ -103,12 +103,13 @@ def test_channels_are_scaled_in_a_convolution() -> None:
 
 def test_merged_equals_unmerged(layer: tuple[Any, Tensor], role: str) -> None:
     module, x = layer
-    adapter = built(point_of(module, role))
+    point = point_of(module, role)
+    adapter, layout = built(point), cast("WeightLayout", point.layout)
     active = adapter(x, module)
     assert not torch.allclose(active, module(x), atol=1e-3)
-    weight, bias = adapter.merged(canonical(module.weight.detach(), adapter.layout), module.bias)
+    weight, bias = adapter.merged(canonical(module.weight.detach(), layout), module.bias)
     assert (bias is None) == (module.bias is None)
-    module.weight.data = canonical(weight.detach(), adapter.layout)
+    module.weight.data = canonical(weight.detach(), layout)
     if bias is not None:
         module.bias.data = bias.detach()
     assert torch.allclose(module(x), active, rtol=1e-10, atol=1e-10)

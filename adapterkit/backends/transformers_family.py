@@ -1,0 +1,72 @@
+"""What a family of transformers' models is: its classes, its table of points, and how its attention is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backends.family import Group, is_class, resolve
+from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.errors import UnsupportedModelError
+from adapterkit.points import InjectionPoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _any_config(config: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Family:
+    """The models that share one layout.
+
+    Attributes:
+        classes: Classes in transformers; models derived from one of them are of this family.
+        groups: Where its points are.
+        seam: How its attention is reached.
+        when: Which of these models, by their config, where the config chooses between layouts.
+    """
+
+    classes: tuple[str, ...]
+    groups: tuple[Group, ...]
+    seam: type[AttentionSeam] = TransformersAttentionSeam
+    when: Callable[[Any], bool] = _any_config
+
+
+class FamilyBackend(Backend):
+    """A backend of several families.
+
+    Attributes:
+        name: What it is registered as, for errors.
+        families: Of several with the same classes, the first whose `when` holds is a model's.
+    """
+
+    name: ClassVar[str]
+    families: ClassVar[tuple[Family, ...]]
+
+    def family(self, model: nn.Module) -> Family:
+        """The family whose class is among the model's classes, and whose layout its config names.
+
+        Raises:
+            UnsupportedModelError: There is none.
+        """
+        for family in self.families:
+            if any(is_class(model, "transformers", name) for name in family.classes) and family.when(model.config):
+                return family
+        known = ", ".join(dict.fromkeys(name for family in self.families for name in family.classes))
+        raise UnsupportedModelError(
+            f"the {self.name} backend does not know {type(model).__name__}: it maps models derived from {known}; "
+            "leave out backend= to let adapterkit choose"
+        )
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
+        return resolve(model, self.family(model).groups, component)
+
+    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
+        return self.family(model).seam() if point.kind == "attention" else super().seam(model, point)
