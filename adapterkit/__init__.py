@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from adapterkit.adapters.bottleneck import Bottleneck
     from adapterkit.adapters.lora import LoRA
     from adapterkit.adapters.prefix import Prefix
-    from adapterkit.handle import Adapters, points
+    from adapterkit.handle import Adapters
     from adapterkit.hookspecs import hookimpl
+    from adapterkit.listing import points
     from adapterkit.plugins import get_plugin_manager
     from adapterkit.points import InjectionPoint
 
@@ -56,7 +57,7 @@ _HOMES = {
     "Prefix": "adapterkit.adapters.prefix",
     "get_plugin_manager": "adapterkit.plugins",
     "hookimpl": "adapterkit.hookspecs",
-    "points": "adapterkit.handle",
+    "points": "adapterkit.listing",
 }
 _TORCH_FREE = frozenset({"InjectionPoint", "get_plugin_manager", "hookimpl"})
 _SUBMODULES = frozenset({"errors", "specs"})

@@ -6,8 +6,11 @@ import collections
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+
 from adapterkit.compose import Selection
-from adapterkit.errors import ConfigError, UnknownNameError
+from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
+from adapterkit.points import WeightLayout
 from adapterkit.state import Attached
 
 Choice = str | Sequence[str] | Mapping[str, float] | None
@@ -29,6 +32,34 @@ def to_selection(choice: Choice, adapters: Mapping[str, Attached]) -> Selection:
     if problems:
         raise ConfigError(problems, "weights")
     return Selection({name: float(weight) for name, weight in weights.items()})
+
+
+def to_routes(routes: Sequence[str | None], adapters: Mapping[str, Attached]) -> Selection:
+    """The selection that gives every row of a batch its own adapter.
+
+    Args:
+        routes: One name for each row; None is the base.
+        adapters: What there is to name.
+
+    Raises:
+        UnknownNameError: A name is none of theirs.
+        ConfigError: `routes` is no sequence of names.
+        RoutingError: An adapter acts where one weight serves the whole batch.
+    """
+    if isinstance(routes, str) or not isinstance(routes, Sequence) or not routes:
+        raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
+    names = list(dict.fromkeys(name for name in routes if name is not None))
+    check_names(names, adapters)
+    for name in names:
+        if reason := _no_rows(adapters[name]):
+            raise RoutingError(f"{name!r} cannot be routed: {reason}")
+    rows = {name: torch.tensor([float(route == name) for route in routes]) for name in names}
+    return Selection(rows)
+
+
+def _no_rows(adapter: Attached) -> str | None:
+    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
+    return f"the model reads the weight at {read[0].id} once for the whole batch" if read else None
 
 
 def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:

@@ -2,7 +2,8 @@
 
     y = base(x) + sum_i w_i * (adapter_i(x, base) - base(x))
 
-One adapter of weight 1 is simply called, so that a type is free to do anything with its base.
+One adapter of weight 1 is simply called, so that a type is free to do anything with its base. A weight may also be one
+number for each row of the batch: that is how every sample gets adapters of its own.
 """
 
 from __future__ import annotations
@@ -14,19 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule, AdditiveModule, Base
+from adapterkit.errors import RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import Span
 
-Active = Sequence[tuple[AdapterModule, float]]
+Strength = float | Tensor
+"""How strongly an adapter acts: a number, or one for each row of the batch, [rows] float32."""
+
+Active = Sequence[tuple[AdapterModule, Strength]]
 
 
 class Selection:
-    """What acts: adapter names with their weights, in the order they were asked for. Immutable."""
+    """What acts: adapter names with their weights, in the order they were asked for. Immutable.
 
-    __slots__ = ("weights",)
+    A weight of 0 does not act, and is not among `acting`.
+    """
 
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self.weights: dict[str, float] = dict(weights or {})
+    __slots__ = ("acting", "weights")
+
+    def __init__(self, weights: Mapping[str, Strength] | None = None) -> None:
+        self.weights: dict[str, Strength] = dict(weights or {})
+        self.acting = tuple((n, w) for n, w in self.weights.items() if isinstance(w, Tensor) or w != 0)
 
     def without(self, names: frozenset[str]) -> Selection:
         """The same selection, fewer names."""
@@ -35,11 +44,10 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.weights)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Selection) and self.weights == other.weights
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.weights.items()))
+    @property
+    def routed(self) -> bool:
+        """Whether the rows of a batch differ in what acts."""
+        return any(isinstance(weight, Tensor) for weight in self.weights.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -121,7 +129,7 @@ class SublayerBase:
 
 def combine(x: Tensor, base: Base, active: Active) -> Tensor:
     """The output of a point with these adapters. `base` must be cheap to ask twice for `x`."""
-    if len(active) == 1 and active[0][1] == 1.0:
+    if len(active) == 1 and _is_one(active[0][1]):
         return active[0][0](x, base)
     return base(x) + effects(x, base, active)
 
@@ -132,8 +140,29 @@ def effects(x: Tensor, base: Base, active: Active) -> Tensor:
     total: Tensor | None = None
     for adapter, weight in active:
         effect = adapter.delta(x).to(y.dtype) if isinstance(adapter, AdditiveModule) else adapter(x, base) - y
-        total = weight * effect if total is None else total + weight * effect
+        scaled = _scaled(effect, weight)
+        total = scaled if total is None else total + scaled
     return torch.zeros_like(y) if total is None else total
+
+
+def _is_one(weight: Strength) -> bool:
+    return not isinstance(weight, Tensor) and weight == 1.0
+
+
+def _scaled(effect: Tensor, weight: Strength) -> Tensor:
+    if not isinstance(weight, Tensor):
+        return weight * effect
+    _check_rows(effect, weight)
+    return weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:])) * effect
+
+
+def _check_rows(tensor: Tensor, weight: Tensor) -> None:
+    if tensor.shape[0] != len(weight):
+        raise RoutingError(
+            f"{len(weight)} samples were routed, but a tensor {tuple(tensor.shape)} has {tensor.shape[0]} rows. "
+            "Name one adapter for each row that the model sees (a diffusion pipeline with guidance doubles the batch), "
+            "and route none that acts where there is no row per sample (position embeddings, windows, experts)"
+        )
 
 
 def extend_all(
@@ -167,15 +196,20 @@ def _causal_mask(queries: int, length: int, device: torch.device) -> Tensor:
     return (rows >= torch.arange(length, device=device)[None, :])[None, None]
 
 
-def _widen(mask: Tensor | None, added: int, weight: float, keys: Tensor) -> Tensor | None:
+def _widen(mask: Tensor | None, added: int, weight: Strength, keys: Tensor) -> Tensor | None:
     """The mask with `added` visible columns in front, of log-weight log(`weight`)."""
     if mask is None:
-        if weight == 1.0 or not added:
+        if _is_one(weight) or not added:
             return None
         mask = torch.zeros((1, 1, 1, keys.shape[2] - added), dtype=keys.dtype, device=keys.device)
     if mask.dtype == torch.bool:
-        if weight == 1.0:
+        if _is_one(weight):
             return torch.cat([mask.new_ones((*mask.shape[:-1], added)), mask], dim=-1)
         mask = torch.zeros_like(mask, dtype=keys.dtype).masked_fill(~mask, float("-inf"))
+    if isinstance(weight, Tensor):
+        _check_rows(keys, weight)
+        mask = mask.expand(len(weight), *mask.shape[1:])
+        logs = weight.to(mask.device, mask.dtype).log().view(-1, 1, 1, 1)
+        return torch.cat([logs.expand(*mask.shape[:-1], added), mask], dim=-1)
     front = mask.new_full((*mask.shape[:-1], added), math.log(weight))
     return torch.cat([front, mask], dim=-1)

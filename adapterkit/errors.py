@@ -97,6 +97,10 @@ class StateError(AdapterKitError):
     """The operation makes no sense in the handle's present state, such as removing a merged adapter."""
 
 
+class RoutingError(AdapterKitError):
+    """Samples of a batch cannot be given adapters of their own here."""
+
+
 class NotMergeableError(AdapterKitError):
     """An adapter has no equivalent weight at some of its points."""
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.compose import Active, Computed, SpanBase, combine
+from adapterkit.compose import Active, Computed, SpanBase, Strength, combine
+from adapterkit.errors import RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, Span, WeightLayout
@@ -26,6 +27,8 @@ def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[
         weight, bias: As in `AdapterModule.merged`.
         active: Adapters and weights.
     """
+    if any(isinstance(scale, Tensor) for _, scale in active):
+        raise RoutingError("samples cannot be routed where one weight serves the whole batch")
     if len(active) == 1 and active[0][1] == 1.0:
         return active[0][0].merged(weight, bias)
     total, total_bias = weight, bias
@@ -61,7 +64,7 @@ def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Te
     return (write_spans(folded, columns, 1) if columns else folded), total_bias
 
 
-def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: float) -> Tensor | None:
+def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: Strength) -> Tensor | None:
     if merged is None or merged is bias:
         return total
     change = merged if bias is None else merged - bias
@@ -155,6 +158,59 @@ class StackedWeight:
         if spans:
             return write_spans(y, spans, -1)
         return combine(x, base, parts[0][1]) if parts else y
+
+
+_UNCHANGED = frozenset(
+    {"device", "dim", "dtype", "element_size", "is_floating_point", "is_meta", "ndim", "numel", "shape", "size"}
+)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    return lambda weight, *others: getattr(weight._fold(), name)(*others)
+
+
+class ReadWeight:
+    """A parameter that was read, perhaps only for its dtype: adapters are folded in when it is computed with.
+
+    Args:
+        parameter: What was read.
+        fold: Makes it with the adapters in it.
+    """
+
+    def __init__(self, parameter: Tensor, fold: Callable[[], Tensor]) -> None:
+        self._parameter, self._fold = parameter, fold
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._parameter if name in _UNCHANGED else self._fold(), name)
+
+    # Python looks operators up in the class alone.
+    __add__ = _operator("__add__")
+    __radd__ = _operator("__radd__")
+    __sub__ = _operator("__sub__")
+    __rsub__ = _operator("__rsub__")
+    __mul__ = _operator("__mul__")
+    __rmul__ = _operator("__rmul__")
+    __truediv__ = _operator("__truediv__")
+    __matmul__ = _operator("__matmul__")
+    __rmatmul__ = _operator("__rmatmul__")
+    __neg__ = _operator("__neg__")
+    __getitem__ = _operator("__getitem__")
+    __len__ = _operator("__len__")
+    __iter__ = _operator("__iter__")
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return function(*_tensors(args), **{key: _tensors(value) for key, value in (kwargs or {}).items()})
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, ReadWeight):
+        return value._fold()
+    return type(value)(map(_tensors, value)) if type(value) in (list, tuple) else value
 
 
 def _layout(point: InjectionPoint) -> WeightLayout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,53 +17,12 @@ from adapterkit.building import Built
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.choices import Choice
 from adapterkit.compose import Selection
-from adapterkit.errors import ConfigError, IncompatibleTargetError, StateError
-from adapterkit.mapping import map_model
+from adapterkit.errors import ConfigError, StateError
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.reports import AdapterReport, LoadReport, Report
 from adapterkit.selectors import Selector
 from adapterkit.state import Attached, State, mapped_as_found, state_of
-
-
-def points(
-    model: object,
-    selector: str | None = None,
-    *,
-    adapter: AdapterConfig | None = None,
-    backend: str | None = None,
-    roles: Mapping[str, str] | None = None,
-) -> Points:
-    """The injection points of a model or pipeline. Changes nothing.
-
-    Args:
-        model: A torch module or a diffusers pipeline.
-        selector: Which points; all of them by default.
-        adapter: Only points where this config can act (by default where it would), with the parameters it would add.
-        backend: A backend's name, to override the match by class.
-        roles: What layers are, by globs of their paths: `{"attn.q": "layers.*.query"}`. It adds to what the backend
-            says, and overrides it.
-
-    Raises:
-        UnsupportedModelError: No backend knows the model.
-        TargetNotFoundError: The selector, or a glob in `roles`, matches nothing.
-        AttachError: Another library has replaced modules in the model.
-    """
-    mapped = map_model(model, backend, roles)
-    found = mapped.points()
-    if adapter is not None and selector is None:
-        found = Points(building.choose_points(adapter, mapped))
-    elif selector is not None:
-        found = Points(Selector(selector).select(found, mapped.label))
-    if adapter is None:
-        return found
-    usable = [point for point in found if point.kind in adapter.kinds and adapter.accepts(point) is None]
-    if not usable:
-        raise IncompatibleTargetError(
-            f"{type(adapter).__name__} can act at none of the {len(found)} points that {selector!r} selects; "
-            f"it acts at {'/'.join(sorted(adapter.kinds))} points"
-        )
-    return Points(usable, building.count_parameters(adapter, usable))
 
 
 class Adapters:
@@ -195,10 +154,11 @@ class Adapters:
     # -- what acts --------------------------------------------------------------------------------------------------
 
     @property
-    def active(self) -> dict[str, float]:
-        """Name -> weight of what acts now, in this thread."""
+    def active(self) -> dict[str, float | list[float]]:
+        """Name -> weight of what acts now, in this thread; inside `routed` one weight for each row."""
         state = self._state
-        return dict((state.merge.selection if state.merge else state.switch.current).weights)
+        weights = (state.merge.selection if state.merge else state.switch.current).weights
+        return {name: weight.tolist() if isinstance(weight, Tensor) else weight for name, weight in weights.items()}
 
     def activate(self, choice: Choice) -> None:
         """Sets what acts from now on: a name, names, `{name: weight}`, or nothing (None).
@@ -222,6 +182,23 @@ class Adapters:
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Exactly the base model, in this thread, inside a `with` block."""
         return self.activated(None)
+
+    @contextlib.contextmanager
+    def routed(self, routes: Sequence[str | None]) -> Iterator[None]:
+        """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
+
+        Args:
+            routes: One name for each row of the batch; None is the base.
+
+        Raises:
+            UnknownNameError: No such adapter.
+            RoutingError: An adapter acts where one weight serves the whole batch; or, in a forward, the model's batch
+                has another number of rows.
+            StateError: Weights are merged.
+        """
+        self._require_unmerged("route samples")
+        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters)):
+            yield
 
     def checkpoint_context(
         self,
@@ -271,6 +248,8 @@ class Adapters:
         with state.lock:
             self._require_unmerged("merge again")
             selection = state.switch.current if choice is None else self._selection(choice)
+            if selection.routed:
+                raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
             if not selection:
                 raise StateError("nothing acts, so there is nothing to merge; name an adapter")
             merging.merge(state, selection)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, PlainForward
+from adapterkit.backends.generic_layers import call_plainly
 from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import AttachError, UnsupportedModelError
 from adapterkit.matching import class_keys, foreign, peel
@@ -98,6 +99,8 @@ class MappedModel:
         """See `Backend.plain_forward`."""
         if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
             return None
+        if point.layout.access == "any":
+            return call_plainly
         return self.components[point.component].backend.plain_forward(self.root(point), point)
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:

@@ -69,8 +69,8 @@ def unmerge(state: State) -> None:
 def _targets(state: State, selection: Selection) -> Iterable[_Target]:
     targets: dict[tuple[int, str], _Target] = {}
     problems: list[str] = []
-    for name, weight in selection.weights.items():
-        for key, adapter in state.adapters[name].modules.items() if weight else ():
+    for name, weight in selection.acting:
+        for key, adapter in state.adapters[name].modules.items():
             point = state.adapters[name].points[key]
             module, layout = state.mapped.module(point), point.layout
             if not isinstance(layout, WeightLayout):

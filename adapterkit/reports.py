@@ -15,7 +15,7 @@ class AdapterReport:
         points: Role -> number of points.
         parameters: Numbers in all its parameters.
         bytes: Their size.
-        weight: The weight with which it acts now; None where it does not.
+        weight: The weight with which it acts now, one for each row inside `routed`; None where it does not.
         trainable: Whether all of it requires grad.
         merged: Whether it is folded into the weights.
     """
@@ -25,13 +25,18 @@ class AdapterReport:
     points: Mapping[str, int]
     parameters: int
     bytes: int
-    weight: float | None
+    weight: float | Sequence[float] | None
     trainable: bool
     merged: bool
 
+    def _strength(self) -> str:
+        if self.weight is None:
+            return "inactive"
+        return "routed" if isinstance(self.weight, Sequence) else f"weight {self.weight:g}"
+
     def __str__(self) -> str:
         roles = ", ".join(f"{role} x{count}" for role, count in self.points.items())
-        marks = [f"weight {self.weight:g}" if self.weight is not None else "inactive"]
+        marks = [self._strength()]
         marks += ["trainable"] * self.trainable + ["merged"] * self.merged
         size = f"{self.bytes / 2**20:.2f} MiB"
         return f"{self.name} ({self.type}; {', '.join(marks)}): {self.parameters:,} parameters, {size}, at {roles}"

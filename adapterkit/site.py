@@ -18,12 +18,13 @@ from adapterkit.compose import (
     PartBase,
     Selection,
     SpanBase,
+    Strength,
     SublayerBase,
     combine,
     effects,
     extend_all,
 )
-from adapterkit.folding import StackedWeight, fold
+from adapterkit.folding import ReadWeight, StackedWeight, fold
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, WeightLayout
@@ -42,12 +43,13 @@ class Slot(nn.Module):
         super().__init__()
         self.point = point
         layout = point.layout
-        self.way = "read" if isinstance(layout, WeightLayout) and layout.access == "read" else point.kind
+        access = layout.access if isinstance(layout, WeightLayout) else "call"
+        self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
 
-    def active(self, selection: Selection) -> list[tuple[AdapterModule, float]]:
+    def active(self, selection: Selection) -> list[tuple[AdapterModule, Strength]]:
         """The adapters of this point that act, with their weights."""
         mine = self._modules
-        return [(mine[name], weight) for name, weight in selection.weights.items() if weight and name in mine]  # type: ignore[misc]
+        return [(mine[name], weight) for name, weight in selection.acting if name in mine]  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The point's id, for `repr(model)`."""
@@ -77,15 +79,15 @@ class Site:
     def active(self, way: str) -> Found:
         """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
         selection = self.switch.current
-        if not selection.weights:
+        if not selection.acting:
             return []
-        found = [(slot, slot.active(selection)) for slot in self.slots if slot.way == way]
+        found = [(slot, slot.active(selection)) for slot in self.slots if way in slot.ways]
         return [(slot, active) for slot, active in found if active]
 
     @property
     def read(self) -> frozenset[str]:
         """Names of the parameters that the model reads and that adapters act in."""
-        layouts = [slot.point.layout for slot in self.slots if slot.way == "read"]
+        layouts = [slot.point.layout for slot in self.slots if "read" in slot.ways]
         read = [(one.parameter, one.bias_parameter) for one in layouts if isinstance(one, WeightLayout)]
         return frozenset(name for pair in read for name in pair if name)
 
@@ -93,7 +95,7 @@ class Site:
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
-        if not self.switch.current.weights:
+        if not self.switch.current.acting:
             return forward(*args, **kwargs)
         if self.seam is not None and self.seam.forward is not None and self.active("attention"):
             forward = functools.partial(self.seam.forward, module)
@@ -125,8 +127,9 @@ class Site:
         parts = [(slot.point, active) for slot, active in found]
         if layout.index is not None:
             return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
-        folded, folded_bias = fold(canonical(weight, layout), bias, parts)  # type: ignore[arg-type]
-        return canonical(folded, layout).contiguous() if name == layout.parameter else folded_bias
+        if layout.access == "any":
+            return ReadWeight(own, lambda: _folded(weight, bias, parts, layout, is_bias=name != layout.parameter))
+        return _folded(weight, bias, parts, layout, is_bias=name != layout.parameter)
 
     @staticmethod
     def _stacked(
@@ -201,6 +204,18 @@ def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
     spans = [(slot.point.span, active) for slot, active in found if slot.point.span is not None]
     parts = [(span, combine(x, SpanBase(whole, span, dim), active)) for span, active in spans]
     return write_spans(whole(x), parts, dim)
+
+
+def _folded(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    parts: list[tuple[InjectionPoint, Active]],
+    layout: WeightLayout,
+    *,
+    is_bias: bool,
+) -> Any:
+    folded, folded_bias = fold(canonical(weight, layout), bias, parts)  # type: ignore[arg-type]
+    return folded_bias if is_bias else canonical(folded, layout).contiguous()
 
 
 def _names(slot: Slot) -> tuple[str, ...]:

@@ -11,6 +11,9 @@ import torch  # noqa: E402
 
 from adapterkit.plugins import PluginManager  # noqa: E402
 
+# The tests' tensors are tiny: a second thread costs more than it does, several times more on a busy machine.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():

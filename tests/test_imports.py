@@ -71,7 +71,7 @@ def test_points_is_the_function_whatever_is_imported_first(before: str) -> None:
 {before}
 import adapterkit
 from adapterkit import points
-from adapterkit.handle import points as function
+from adapterkit.listing import points as function
 from adapterkit.points import InjectionPoint
 import sys
 assert adapterkit.points is points is function, adapterkit.points

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from adapterkit.backend import SITE
 from adapterkit.backends.layouts import weight_layout
@@ -16,16 +18,30 @@ _SMALLEST = 2  # bytes of a number that a sum can be kept in; what has less is q
 
 
 def layer_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
-    """As `weight_layout`; the weight of a class with a forward of its own is read, not called.
+    """As `weight_layout`; whether a model calls the layer or reads its weight cannot be seen, and it may do either.
+
+    The weight of a class with a forward of its own is always read.
 
     What such a forward does to its input or its weight is not known (it may pad, or standardise): an adapter beside it
     would compute something else, whereas one in the weight that it reads is what merging makes of it.
     """
     found = weight_layout(module)
-    if found is None or not (_has_own_forward(module) and _is_dense(module)):
+    if found is None or not isinstance(module, _PLAIN) or not _is_dense(module):
         return found
     layout, inputs, outputs = found
-    return replace(layout, access="read"), inputs, outputs
+    return replace(layout, access="read" if _has_own_forward(module) else "any"), inputs, outputs
+
+
+def call_plainly(module: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What a layer without a forward of its own computes with its own parameters, whatever its attributes show."""
+    (x,) = (*args, *kwargs.values())
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(module, nn.Embedding):
+        options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
+        return F.embedding(x, weight, *options)
+    return module._conv_forward(x, weight, bias)
 
 
 def base_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -50,7 +66,7 @@ def declared_heads(model: nn.Module) -> list[nn.Module]:
 
 def _has_own_forward(module: nn.Module) -> bool:
     cls = getattr(module.__dict__.get(SITE), "base", type(module))
-    plain = next((base for base in _PLAIN if issubclass(cls, base)), cls)
+    plain = next(base for base in _PLAIN if issubclass(cls, base))
     return any(getattr(cls, name, None) is not getattr(plain, name, None) for name in ("forward", "_conv_forward"))
 
 

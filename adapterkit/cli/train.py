@@ -43,7 +43,7 @@ def command(run_file: str, overrides: tuple[str, ...], resume: bool, overwrite: 
 def _show_plan(run: Run) -> None:
     """Loads the base and maps it; neither the data nor the run folder is touched."""
     from adapterkit.cli.places import show_points
-    from adapterkit.handle import points
+    from adapterkit.listing import points
     from adapterkit.training import yaml_values
 
     model = run.make_task().load_model()

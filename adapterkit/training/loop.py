@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adapterkit.errors import AdapterKitError, ConfigError
-from adapterkit.handle import Adapters, points
+from adapterkit.handle import Adapters
+from adapterkit.listing import points
 from adapterkit.points import Points
 from adapterkit.training.folder import RunFolder
 from adapterkit.training.interrupt import Interrupt, ignore_in_worker

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel, MarianConfig, MarianMTModel
 import adapterkit as ak
 from adapterkit.backends.generic import GenericBackend, write_plugin
 from adapterkit.backends.layouts import weight_layout
-from adapterkit.errors import IncompatibleTargetError
+from adapterkit.errors import IncompatibleTargetError, NotMergeableError
 from adapterkit.plugins import PluginManager
 from adapterkit.points import Span, WeightLayout
 from tests.backends import vision_checks as checks
@@ -208,8 +208,51 @@ def test_the_model_itself_may_be_a_layer() -> None:
     checks.randomise(adapters)
     module = adapters.modules("a")["linear@model"]
     x = torch.randn(4, 3)
-    assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight + module.B @ module.A, layer.bias), atol=1e-6)  # type: ignore[operator]
+    y = layer(x)
+    assert torch.allclose(F.linear(x, layer.weight, layer.bias), y, atol=1e-6)  # what is read has the adapter in it
+    with adapters.disabled():
+        assert torch.allclose(y, F.linear(x, layer.weight + module.B @ module.A, layer.bias), atol=1e-6)  # type: ignore[operator]
     assert ak.points(layer).ids == ["linear@model"]
+
+
+class Reading(nn.Module):
+    """Reads the weights of plain layers in every way that models of libraries do, and calls them too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH, padding=1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = (self.table(ids) @ self.table.weight.T).to(self.a.weight.dtype)  # as in relative positions, VQ codebooks
+        x = F.linear(self.a(x), torch.cat([self.a.weight, self.b.weight]), torch.cat((self.a.bias, self.b.bias)))
+        x = x.mT[:, :WIDTH] + self.b.weight @ x.mT[:, WIDTH:] + self.a.bias[:, None] - self.b.weight[0, 0]
+        return self.conv(x) + F.conv1d(x, self.conv.weight.squeeze(1)[:, None], padding=1, groups=WIDTH)
+
+
+def test_a_weight_that_is_read_without_notice_is_adapted() -> None:
+    torch.manual_seed(0)
+    model = Reading().double().requires_grad_(False)
+    checks.check_adapter(model, lambda m: m(ids() % WIDTH), ak.LoRA(rank=2, targets="*"))
+    checks.check_merge(model, lambda m: m(ids() % WIDTH), 1e-10)
+
+
+def test_asking_for_the_dtype_needs_no_equivalent_weight() -> None:
+    class Module(ak.AdapterModule):
+        def forward(self, x: Tensor, base: Any) -> Tensor:
+            return base(x) + 1
+
+    class Shift(ak.AdapterConfig):
+        kinds = frozenset({"weight"})
+
+        def build(self, point: ak.InjectionPoint) -> Module:
+            return Module()
+
+    model = Reading()
+    ak.Adapters(model).add("a", Shift(targets="path:a"))
+    assert model.a.weight.dtype == torch.float32
+    with pytest.raises(NotMergeableError):
+        model(ids() % WIDTH)
 
 
 def test_points_are_the_same_while_adapters_are_there() -> None:
