@@ -45,7 +45,10 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
     class Adapted(base):  # type: ignore[misc,valid-type]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return self.__dict__[SITE].call(self, super().forward, args, kwargs)
+            site = self.__dict__.get(SITE)
+            if site is None:  # detached, and another library's hook (accelerate's) still holds this method
+                return base.forward(self, *args, **kwargs)
+            return site.call(self, super().forward, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
             # A dynamic class cannot be pickled by reference: rebuild it from its base.
@@ -60,7 +63,10 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
 
 
 def _reading(name: str) -> property:
-    return property(lambda module: module.__dict__[SITE].parameter(module, name))
+    return property(
+        lambda module: module.__dict__[SITE].parameter(module, name),
+        lambda module, value: module.__dict__.update({name: value}),
+    )
 
 
 def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:
@@ -79,7 +85,9 @@ def refusal(module: nn.Module) -> str | None:
         return "its weights are sharded; add adapters before fully_shard, which then shards them too"
     if site_of(module) is not None:
         return None if is_adapted(module) else "its class was changed after an adapter was attached"
-    if "forward" in module.__dict__:
+    first = next(module.parameters(), None)
+    offloaded = first is not None and first.is_meta and any("forward" in part.__dict__ for part in module.modules())
+    if offloaded or "forward" in module.__dict__:
         return "its forward was replaced on the instance (an offload hook?); attach adapters before such hooks"
     if isinstance(module._modules.get(CHILD), nn.Module):
         return f"it already has a child called {CHILD!r}"

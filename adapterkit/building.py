@@ -105,6 +105,14 @@ def choose_points(config: AdapterConfig, mapped: MappedModel) -> list[InjectionP
     return chosen
 
 
+def option_problems(seed: object, dtype: object) -> list[str]:
+    """What is wrong with the options of `Adapters.add`."""
+    found = [] if isinstance(seed, int) else [f"seed must be an int, not {seed!r}"]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        found.append(f"dtype must be a floating-point torch.dtype, not {dtype!r}")
+    return found
+
+
 def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torch.dtype | None) -> Built:
     """Fresh modules, initialised from `seed` and each point's id, so that neither order nor selection matters.
 

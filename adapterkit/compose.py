@@ -139,7 +139,11 @@ def effects(x: Tensor, base: Base, active: Active) -> Tensor:
     y = base(x)
     total: Tensor | None = None
     for adapter, weight in active:
-        effect = adapter.delta(x).to(y.dtype) if isinstance(adapter, AdditiveModule) else adapter(x, base) - y
+        # A forward on the instance is a hook that fetches offloaded parameters: go through it.
+        if isinstance(adapter, AdditiveModule) and "forward" not in adapter.__dict__:
+            effect = adapter.delta(x).to(y.dtype)
+        else:
+            effect = adapter(x, base) - y
         scaled = _scaled(effect, weight)
         total = scaled if total is None else total + scaled
     return torch.zeros_like(y) if total is None else total

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.checkpoint import Checkpoint, Format
-from adapterkit.errors import CheckpointError, PluginError, UnsupportedFileError
+from adapterkit.errors import CheckpointError, PluginError, StateError, UnsupportedFileError
 from adapterkit.mapping import MappedModel
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.state import Attached
@@ -63,4 +63,13 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
 
 
 def _copies(module: AdapterModule) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+    return {name: _whole(tensor.detach()).cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        raise StateError(
+            "the adapter's parameters have no values here: they are on the meta device (offloaded by a hook?)"
+        )
+    # Of a tensor that fully_shard has spread, every process has a part; all of them must ask.
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore

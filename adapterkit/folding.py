@@ -161,7 +161,19 @@ class StackedWeight:
 
 
 _UNCHANGED = frozenset(
-    {"device", "dim", "dtype", "element_size", "is_floating_point", "is_meta", "ndim", "numel", "shape", "size"}
+    (
+        "device",
+        "dim",
+        "dtype",
+        "element_size",
+        "is_floating_point",
+        "is_meta",
+        "ndim",
+        "numel",
+        "requires_grad",
+        "shape",
+        "size",
+    )
 )
 
 

@@ -71,6 +71,8 @@ class Adapters:
             building.check_name(name, state.adapters)
             if not isinstance(config, AdapterConfig):
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
+            if problems := building.option_problems(seed, dtype):
+                raise ConfigError(problems, "add()")
             self._insert(name, building.build_new(config, self._mapped, seed, dtype))
             self.activate(name)
             self.train(name)

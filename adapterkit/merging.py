@@ -92,6 +92,12 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     old, old_bias = (target.module._parameters.get(name) for name in (layout.parameter, layout.bias_parameter))
     if old is None or not old.is_floating_point():
         raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
+    if old.is_meta and "forward" in target.module.__dict__:
+        raise NotMergeableError(f"{target.keys}: the weight is offloaded; merge before the offload hooks are added")
+    if hasattr(old, "device_mesh"):  # a DTensor: fully_shard keeps its own record of it
+        raise NotMergeableError(
+            f"{target.keys}: the weight is sharded; merge before fully_shard, or in an unsharded model"
+        )
     wide = torch.promote_types(old.dtype, torch.float32)
     weight = old.detach().to(wide)
     bias = None if old_bias is None else old_bias.detach().to(wide)

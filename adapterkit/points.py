@@ -58,7 +58,7 @@ class WeightLayout:
         scale: Factor on an embedding's rows (Gemma multiplies by sqrt(d)); 1 elsewhere.
         access: How the model uses the weight: it `call`s the module, or it `read`s the parameter and computes with it
             elsewhere. A weight that is read can only take adapters that have an equivalent weight. `any` where it is
-            not known: adapters act on the call, and on what is read.
+            not known: adapters act on the call, and on what is read during a forward of the model.
         parameter: The parameter's name in its module.
         bias_parameter: The name of its bias.
         index: For a stack of weights in one parameter (experts): this one's place along the first axis.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -116,6 +117,8 @@ class Site:
 
     def parameter(self, module: nn.Module, name: str) -> Any:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
+        if name not in module._parameters:  # weight_norm was applied after the adapter
+            return module.__dict__[name] if name in module.__dict__ else module.__getattr__(name)
         own = module._parameters[name]
         found = [(slot, active) for slot, active in self.active("read") if name in _names(slot)]
         if not found or own is None:
@@ -128,6 +131,11 @@ class Site:
         if layout.index is not None:
             return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
         if layout.access == "any":
+            offloaded = any(p.is_meta for _, active in parts for adapter, _ in active for p in adapter.parameters())
+            if not self.switch.inside or offloaded:  # the user, or an offload hook, looks at the base's weight
+                return own
+            if torch.compiler.is_compiling():  # a trace forgets what is not used, and knows no such stand-in
+                return _folded(weight, bias, parts, layout, is_bias=name != layout.parameter)
             return ReadWeight(own, lambda: _folded(weight, bias, parts, layout, is_bias=name != layout.parameter))
         return _folded(weight, bias, parts, layout, is_bias=name != layout.parameter)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.compose import Selection
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel, map_model
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, WeightLayout
 from adapterkit.site import Slots
 from adapterkit.switch import Switch
 
@@ -49,6 +50,7 @@ class State:
     adapters: dict[str, Attached] = field(default_factory=dict)
     merge: Merge | None = None
     trained: set[str] = field(default_factory=set)
+    watched: dict[tuple[str, str], list[RemovableHandle]] = field(default_factory=dict)
     base_flags: dict[tuple[str, str], bool] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.RLock, compare=False, repr=False)
 
@@ -85,6 +87,7 @@ class State:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)
             raise
+        self._watch(points)
         self.adapters[name] = Attached(config, {point.id: point for point in points}, dict(built))
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
@@ -92,6 +95,17 @@ class State:
     def _refusal(self, point: InjectionPoint, seam: attach.AttentionSeam | None) -> str | None:
         module = self.mapped.module(point)
         return attach.refusal(module) or (seam.refusal(module) if seam is not None else None)
+
+    def _watch(self, points: Iterable[InjectionPoint]) -> None:
+        """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
+        layouts = ((point, point.layout) for point in points)
+        unknown = [p for p, layout in layouts if isinstance(layout, WeightLayout) and layout.access == "any"]
+        for key in {(p.component, path): None for p in unknown if p.path for path in ("", p.path.rpartition(".")[0])}:
+            module = self.mapped.components[key[0]].root.get_submodule(key[1])
+            self.watched[key] = self.watched.get(key) or [
+                module.register_forward_pre_hook(self.switch.enter),
+                module.register_forward_hook(self.switch.leave, always_call=True),
+            ]
 
     def discard(self, name: str) -> None:
         """Takes one adapter away; the last one leaves the model as it was found."""
@@ -141,6 +155,9 @@ class State:
             if key in self.base_flags:
                 parameter.requires_grad_(self.base_flags[key])
         self.base_flags.clear()
+        for handle in (handle for handles in self.watched.values() for handle in handles):
+            handle.remove()
+        self.watched.clear()
         for component in self.mapped.components.values():
             component.root.__dict__.pop(STATE, None)
 

@@ -23,6 +23,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.selection: Selection | None = None
         self.taps: dict[str, Tensor] = {}
+        self.calls: list[None] = []  # a list: torch.compile loses count of a number that is kept here
 
 
 class Switch:
@@ -48,6 +49,20 @@ class Switch:
             yield
         finally:
             local.selection = before
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is inside the forward of a module that may read weights."""
+        return bool(self.local.calls)
+
+    def enter(self, *_: Any) -> None:
+        """A forward pre-hook of such a module."""
+        self.local.calls.append(None)
+
+    def leave(self, *_: Any) -> None:
+        """A forward hook of such a module. It may have been entered before it was watched."""
+        if self.local.calls:
+            self.local.calls.pop()
 
     def tap(self, key: str, x: Tensor) -> None:
         """Keeps the residual stream until the sublayer has run."""

@@ -622,3 +622,13 @@ def test_points_for_an_adapter_are_those_where_it_can_act(model: toys.ToyModel) 
     assert set(found.costs) == set(found.ids)
     with pytest.raises(errors.IncompatibleTargetError, match="none of the 2 points"):
         ak.points(model, "attn.kv", adapter=ak.LoRA(rank=2))
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.int8}, {"dtype": "half"}, {"seed": "one"}])
+def test_wrong_options_of_add_are_told(options: dict[str, object]) -> None:
+    model = torch.nn.Linear(2, 2)
+    adapters = ak.Adapters(model)
+    with pytest.raises(errors.ConfigError, match=next(iter(options))):
+        adapters.add("a", ak.LoRA(targets="*"), **options)  # type: ignore[arg-type]
+    assert len(adapters) == 0
+    assert type(model) is torch.nn.Linear

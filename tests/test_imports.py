@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,11 @@ assert pickle.loads(pickle.dumps(InjectionPoint)) is InjectionPoint
 """
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_numpy_is_declared_without_which_no_file_can_be_written() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"numpy>=' in project.partition("\ndependencies = [")[2].partition("\n]")[0]
 
 
 def test_every_public_name_resolves_and_is_listed() -> None:

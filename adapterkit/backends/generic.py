@@ -5,7 +5,8 @@ there in one parent, or a part of torch's own attention and transformer layers. 
 the user can say more: see `adapterkit.backends.generic_roles`.
 
 There are only weight points. Whether a model reads a weight instead of calling its module cannot be seen from outside,
-except in torch's own layers, where it is known, and in layers whose class has a forward of its own.
+except in torch's own layers, where it is known, and in layers whose class has a forward of its own. Elsewhere adapters
+act on both: on the call, and on what is read while the parent or the model is called.
 Weights that a model keeps as bare parameters, such as stacks of experts, need a family of their own.
 """
 

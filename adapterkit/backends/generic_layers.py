@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from adapterkit.backend import SITE
 from adapterkit.backends.layouts import weight_layout
@@ -35,13 +36,18 @@ def layer_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
 def call_plainly(module: Any, *args: Any, **kwargs: Any) -> Tensor:
     """What a layer without a forward of its own computes with its own parameters, whatever its attributes show."""
     (x,) = (*args, *kwargs.values())
-    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    weight, bias = _own(module, "weight"), _own(module, "bias")
     if isinstance(module, nn.Linear):
         return F.linear(x, weight, bias)
     if isinstance(module, nn.Embedding):
         options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
         return F.embedding(x, weight, *options)
     return module._conv_forward(x, weight, bias)
+
+
+def _own(module: nn.Module, name: str) -> Any:
+    # Where it is no parameter any more, a parametrization was registered after the adapter.
+    return module._parameters[name] if name in module._parameters else getattr(module, name, None)
 
 
 def base_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -72,4 +78,6 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 def _is_dense(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
-    return weight is not None and weight.is_floating_point() and weight.element_size() >= _SMALLEST
+    if weight is None or is_lazy(weight):
+        return False
+    return weight.is_floating_point() and weight.element_size() >= _SMALLEST

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapterkit.points import WeightLayout
 
@@ -55,5 +55,8 @@ def _descend(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _embedding_scale(module: nn.Embedding) -> float:
-    # transformers' scaled embeddings: Gemma 3 keeps the number beside a buffer of it, BART the number alone.
-    return float(getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0)))
+    # transformers' scaled embeddings: Gemma computes with a buffer, rounded as its dtype is, and BART with a number.
+    scale = getattr(module, "embed_scale", 1.0)
+    if isinstance(scale, Tensor) and scale.is_meta:
+        scale = getattr(module, "scalar_embed_scale", 1.0)
+    return float(scale)

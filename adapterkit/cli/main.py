@@ -16,7 +16,7 @@ from adapterkit.specs import CommandSpec
 
 
 class Failure(click.ClickException):
-    """An error of adapterkit's own, printed as one line; the exit code is 1 (wrong usage: 2)."""
+    """An error of adapterkit's own or of the system, printed as one line; the exit code is 1 (wrong usage: 2)."""
 
     def show(self, file: Any = None) -> None:
         """Write the message to stderr."""
@@ -61,7 +61,9 @@ class LazyGroup(click.Group):
 def _plain_errors(*, debug: bool) -> Iterator[None]:
     try:
         yield
-    except AdapterKitError as error:
+    except BrokenPipeError:
+        raise  # the reader of a pipe has gone, which click ends quietly
+    except (AdapterKitError, OSError) as error:
         if debug:
             click.echo(traceback.format_exc(), err=True)
         raise Failure(str(error)) from error

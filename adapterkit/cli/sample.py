@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from adapterkit.training.run import Run
+
+_SEED = click.IntRange(0, 2**63, max_open=True)
 
 
 @click.command(
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="The base; a run folder knows its own.")
 @click.option("--task", "task_name", help="What to generate with; a run folder knows its own. [default: diffusion]")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="May be repeated.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=(42,), show_default=True, help="May be repeated.")
+@click.option("--seed", "seeds", multiple=True, type=_SEED, default=(42,), show_default=True, help="May be repeated.")
 @click.option(
     "--weight", type=float, default=1.0, show_default=True, help="How strongly the adapter acts; 0 is the base."
 )
@@ -78,6 +81,7 @@ def _generate(
     from adapterkit.training.state import load_modules
 
     task = run.make_task()
+    output = _ending_right(output, task.suffixes)
     model = task.load_model()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
@@ -86,7 +90,6 @@ def _generate(
     adapters.load(file, name)
     adapters.activate({name: weight})
     load_modules(task.extra_modules(), file.parent)
-    output = output if output is not None else Path(f"sample{task.suffix}")
     jobs = [(p, prompt, seed) for p, prompt in enumerate(prompts) for seed in seeds]
     written = []
     for number, prompt, seed in jobs:
@@ -96,3 +99,17 @@ def _generate(
             task.generate(prompt, seed, path)
         written.append(path)
     return written
+
+
+def _ending_right(output: Path | None, suffixes: Sequence[str]) -> Path:
+    """Where to write; a name without an ending gets the first one.
+
+    Raises:
+        UsageError: The task cannot write such files.
+    """
+    path = output if output is not None else Path("sample")
+    if not path.suffix:
+        path = path.with_name(path.name + suffixes[0])
+    if path.suffix.lower() not in suffixes:
+        raise click.UsageError(f"-o {path}: the name must end in {' or '.join(suffixes)}")
+    return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,12 +34,23 @@ def command(run_file: str, overrides: tuple[str, ...], resume: bool, overwrite: 
     if dry_run:
         _show_plan(run)
         return
-    from adapterkit.training.loop import train
-
+    train = _loop()
     result = train(run, resume=resume, overwrite=overwrite)
     if result.exit_code:
         _say_how_to_go_on(result, run_file, overrides)
     _summary(result)
+
+
+def _loop() -> Callable[..., Result]:
+    from adapterkit.errors import MissingDependencyError
+
+    try:
+        from adapterkit.training.loop import train
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"training needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[train]'"
+        ) from error
+    return train
 
 
 def _show_plan(run: Run) -> None:
@@ -52,7 +65,7 @@ def _show_plan(run: Run) -> None:
 
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:
-    again = " ".join(["adapterkit train", run_file, *overrides, "--resume"])
+    again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
     click.echo(f"stopped after step {result.step}; a checkpoint is saved. To go on: {again}", err=True)
     sys.exit(result.exit_code)
 

@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapterkit.errors import ConfigError, did_you_mean
 from adapterkit.training import yaml_values
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _RECORDED = ("adapterkit", "torch", "accelerate", "transformers", "diffusers", "timm", "safetensors", "numpy")
 
 
@@ -75,7 +76,7 @@ class RunConfig(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Seed = 0
     checkpoint_every: int | None = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     sample_every: int | None = Field(None, gt=0)

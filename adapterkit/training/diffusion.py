@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapterkit.errors import ConfigError, UnsupportedModelError
-from adapterkit.training.config import Section
+from adapterkit.training.config import Section, Seed
 from adapterkit.training.data import captioned_images, cover, gather, open_image
 from adapterkit.training.denoising import Conditioning, encode, latents_of, target_of, text_parts
 from adapterkit.training.grid import write_grid
@@ -41,7 +41,7 @@ class Options(Section):
     caption: str | None = None
     caption_dropout: float = Field(0.1, ge=0, le=1)
     prompts: list[str] = Field([])
-    sample_seeds: list[int] = Field([42], min_length=1)
+    sample_seeds: list[Seed] = Field([42], min_length=1)
     sample_steps: int = Field(25, gt=0)
     guidance_scale: float = Field(7.5, ge=0)
 
@@ -80,7 +80,7 @@ class DiffusionTask(Task):
     """Noise or velocity prediction on a Stable Diffusion pipeline (1.x, 2.x, XL)."""
 
     Options = Options
-    suffix = ".png"
+    suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     options: Options
 
     def load_model(self) -> Any:
@@ -144,7 +144,7 @@ class DiffusionTask(Task):
         rows = []
         for number, prompt in enumerate(self.prompts()):
             for seed in self.seeds():
-                files = [samples / sample_name(s, number, seed, self.suffix) for s in (0, self.config.steps)]
+                files = [samples / sample_name(s, number, seed, self.suffixes[0]) for s in (0, self.config.steps)]
                 rows.append((f"{prompt} (seed {seed})", files))
         columns = ("base", f"adapter, step {self.config.steps}")
         return {"grid": str(write_grid(samples / "grid.png", columns, rows))}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, StateError
 from adapterkit.training import yaml_values
-from adapterkit.training.config import FREE_ON_RESUME
+from adapterkit.training.config import FREE_ON_RESUME, read_values
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshots
 
@@ -31,6 +32,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
         self.snapshots = Snapshots(self.path / "checkpoints", run.config.keep_checkpoints)
+        self._held: int | None = None
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Says no before anything is loaded.
@@ -56,12 +58,23 @@ class RunFolder:
             self._check_same_run()
 
     def open(self, *, overwrite: bool) -> None:
-        """Makes the folder, removes what an overwritten run left, and writes the resolved configuration."""
+        """Makes the folder, removes what an overwritten run left, and writes the resolved configuration.
+
+        Raises:
+            StateError: Another process trains in it; it does so alone until `close`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
         if overwrite:
             self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, yaml_values.dump(self.run.resolved()))
         self.samples.mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        """Lets other processes train in the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def start_metrics(self, step: int) -> None:
         """Forgets the records after `step`: a resumed run makes them again."""
@@ -79,6 +92,20 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
 
+    def _lock(self) -> None:
+        if sys.platform == "win32":
+            return  # it has no locks on folders
+        import fcntl
+
+        self._held = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise StateError(f"output {self.path} is in use: another process trains there") from error
+        except OSError:
+            return  # a file system without locks
+
     def _in_use(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())
 
@@ -94,7 +121,10 @@ class RunFolder:
             raise StateError(
                 f"output {self.path} holds files but no run (no config.yaml), so there is nothing to resume"
             )
-        before = yaml_values.parse(self.config.read_text(encoding="utf-8"))
+        problems: list[str] = []
+        before = read_values(self.config, (), problems)
+        if problems:
+            raise ConfigError(problems, str(self.config))
         now = self.run.resolved()
         changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
         if changed:
@@ -103,13 +133,16 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line that a crash cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a metrics file up to the first line that is none, such as one that a crash cut short."""
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 

@@ -83,6 +83,7 @@ def train(run: Run, *, resume: bool = False, overwrite: bool = False, silent: bo
         snapshot = folder.snapshots.newest() if resume else None
         return Trainer(run, folder, accelerator, snapshot, overwrite=overwrite, silent=silent).train()
     finally:
+        folder.close()
         AcceleratorState._reset_state()  # accelerate keeps its settings for the process; the next run has its own
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from adapterkit.errors import CheckpointError, CorruptFileError
@@ -87,7 +87,7 @@ class Snapshots:
         save_adapter(temporary / ADAPTER)
         for name, group in tensors.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
+            (temporary / f"{name}.safetensors").write_bytes(save(contiguous))
         hashes = {file.name: _sha256(file.read_bytes()) for file in sorted(temporary.iterdir())}
         state = {"version": _VERSION, "step": step, "files": hashes, "values": dict(values)}
         (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")

@@ -59,11 +59,11 @@ class Task(ABC):
 
     Attributes:
         Options: The task's own keys, under `options` in the run file.
-        suffix: The ending of the files that `generate` writes.
+        suffixes: The endings of the files that `generate` can write; samples have the first.
     """
 
     Options: ClassVar[type[BaseModel]]
-    suffix: ClassVar[str] = ".txt"
+    suffixes: ClassVar[Sequence[str]] = (".txt",)
 
     def __init__(self, config: RunConfig, options: Any) -> None:
         self.config = config
@@ -130,7 +130,7 @@ class Task(ABC):
         written = []
         for number, prompt in enumerate(self.prompts()):
             for seed in self.seeds():
-                path = folder / sample_name(step, number, seed, self.suffix)
+                path = folder / sample_name(step, number, seed, self.suffixes[0])
                 self.generate(prompt, seed, path)
                 written.append(path)
         return written

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.config import Section
+from adapterkit.training.config import Section, Seed
 from adapterkit.training.data import DataError
 from adapterkit.training.loading import checkpoint_transformers, load_causal_lm
 from adapterkit.training.order import Draw
@@ -39,7 +39,7 @@ class Options(Section):
     block_size: int = Field(256, gt=1)
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     prompts: list[str] = Field([])
-    sample_seeds: list[int] = Field([42], min_length=1)
+    sample_seeds: list[Seed] = Field([42], min_length=1)
     sample_tokens: int = Field(64, gt=0)
     temperature: float = Field(1.0, ge=0)
 
@@ -111,14 +111,14 @@ class CausalLMTask(Task):
 
     def generate(self, prompt: str, seed: int, path: Path) -> None:
         """The prompt and how the model goes on."""
-        encoded = self.tokenizer(prompt, return_tensors="pt").to(self.device)
+        start = self._start(prompt)
         drawn = self.options.temperature > 0
         model: Any = self.model
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             tokens = model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
                 max_new_tokens=self.options.sample_tokens,
                 do_sample=drawn,
                 pad_token_id=self._pad_id(),
@@ -126,6 +126,14 @@ class CausalLMTask(Task):
             )
         text = self.tokenizer.decode(tokens[0], skip_special_tokens=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+    def _start(self, prompt: str) -> Tensor:
+        """The prompt's tokens [1, tokens]; where it has none, the end mark, after which a document begins."""
+        tokens = self.tokenizer(prompt)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        if not tokens and end is None:
+            raise ConfigError([f"options.prompts: {prompt!r} has no token to go on from"], "run")
+        return torch.tensor([tokens or [end]], device=self.device)
 
     def _pad_id(self) -> int:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)

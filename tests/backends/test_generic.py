@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import pickle
@@ -208,10 +209,7 @@ def test_the_model_itself_may_be_a_layer() -> None:
     checks.randomise(adapters)
     module = adapters.modules("a")["linear@model"]
     x = torch.randn(4, 3)
-    y = layer(x)
-    assert torch.allclose(F.linear(x, layer.weight, layer.bias), y, atol=1e-6)  # what is read has the adapter in it
-    with adapters.disabled():
-        assert torch.allclose(y, F.linear(x, layer.weight + module.B @ module.A, layer.bias), atol=1e-6)  # type: ignore[operator]
+    assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight + module.B @ module.A, layer.bias), atol=1e-6)  # type: ignore[operator]
     assert ak.points(layer).ids == ["linear@model"]
 
 
@@ -248,11 +246,30 @@ def test_asking_for_the_dtype_needs_no_equivalent_weight() -> None:
         def build(self, point: ak.InjectionPoint) -> Module:
             return Module()
 
+    class Asking(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(self[0].weight.dtype))
+
+    for model, expected in (
+        (Asking(nn.Linear(3, 2)), contextlib.nullcontext()),
+        (Reading(), pytest.raises(NotMergeableError)),
+    ):
+        ak.Adapters(model).add("a", Shift(targets="linear"))
+        with expected:
+            model(torch.ones(2, 3, dtype=torch.float64) if isinstance(model, Asking) else ids() % WIDTH)
+
+
+def test_outside_of_a_forward_a_weight_is_the_bases() -> None:
     model = Reading()
-    ak.Adapters(model).add("a", Shift(targets="path:a"))
-    assert model.a.weight.dtype == torch.float32
-    with pytest.raises(NotMergeableError):
-        model(ids() % WIDTH)
+    weight, hooks = model.a.weight, (len(model._forward_hooks), len(model._forward_pre_hooks))
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    model(ids() % WIDTH)
+    with pytest.raises(TypeError):
+        model(None)
+    assert model.a.weight is weight
+    adapters.detach()
+    assert (len(model._forward_hooks), len(model._forward_pre_hooks)) == hooks == (0, 0)
 
 
 def test_points_are_the_same_while_adapters_are_there() -> None:
@@ -383,3 +400,45 @@ def test_the_plug_in_can_be_installed(plugin: Any) -> None:
 def test_prefixes_have_nowhere_to_go() -> None:
     with pytest.raises(IncompatibleTargetError, match=r"Prefix acts at attention points.*offers: weight"):
         ak.Adapters(mixed()).add("a", ak.Prefix())
+
+
+@pytest.mark.parametrize("parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_layer_may_be_parametrized_after_an_adapter(parametrize: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=1, targets="*"))
+    checks.randomise(adapters)
+    x = torch.randn(5, 3)
+    y = model(x)
+    parametrize(model[0])
+    assert torch.allclose(model(x), y, atol=1e-6)
+
+
+def test_a_detached_layer_works_under_a_hook_that_holds_its_forward() -> None:
+    """accelerate's hooks keep the forward that they found, and give it back when they go."""
+    layer = nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    y = layer(x)
+    adapters = ak.Adapters(layer)
+    adapters.add("a", ak.LoRA(rank=1, targets="linear"))
+    held = layer.forward
+    layer.forward = lambda x: held(x)  # type: ignore[method-assign]
+    adapters.detach()
+    assert torch.equal(layer(x), y)
+    layer.forward = held  # type: ignore[method-assign]
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_reads_what_acts() -> None:
+    model = Reading()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    checks.randomise(adapters)
+    x = ids() % WIDTH
+    y, compiled = model(x), torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), y, atol=1e-5)
+    adapters.activate(None)
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)
+    assert not torch.allclose(compiled(x), y, atol=1e-5)

@@ -84,3 +84,21 @@ def test_a_task_that_generates_nothing_says_so(tmp_path: Path):
     result = call(tmp_path / "run", "--prompt", "one")
     assert result.exit_code == 1
     assert "the task 'toy-task' does not generate anything" in result.stderr
+
+
+def test_a_name_without_an_ending_gets_one_and_an_ending_that_cannot_be_written_is_refused(
+    trained: Path, tmp_path: Path
+):
+    result = call(trained / "run", "--prompt", "red", "-o", tmp_path / "one")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path}/one.png\n"
+    result = call(trained / "run", "--prompt", "red", "-o", tmp_path / "one.xyz")
+    assert result.exit_code == 2
+    assert "one.xyz: the name must end in .png or .jpg" in result.stderr
+
+
+def test_a_seed_that_no_generator_takes_is_refused(trained: Path, tmp_path: Path):
+    assert call(trained / "run", "--prompt", "red", "--seed", 2**63, "-o", tmp_path / "one.png").exit_code == 2
+    result = call(trained / "run", f"options.sample_seeds=[{2**63}]", "--prompt", "red", "-o", tmp_path / "one.png")
+    assert result.exit_code == 1
+    assert "options.sample_seeds.0: " in result.stderr

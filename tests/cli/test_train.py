@@ -47,6 +47,27 @@ def test_results_go_to_stdout_and_messages_to_stderr(run_file: Path, tmp_path: P
     ]
 
 
+def test_the_command_to_go_on_with_is_quoted_for_a_shell(run_file: Path):
+    result = call(run_file, "options.signal_at=3", "options.signal_number=2", "adapter.targets=attn.q attn.v")
+    assert f"adapterkit train {run_file} " in result.stderr
+    assert "'adapter.targets=attn.q attn.v' --resume" in result.stderr
+
+
+def test_a_missing_library_is_named_with_what_installs_it(run_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "adapterkit.training.loop", raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    result = call(run_file)
+    assert result.exit_code == 1
+    assert "error: training needs 'accelerate', which is not installed. Run: pip install 'adapter" in result.stderr
+
+
+def test_what_the_system_refuses_is_one_line(run_file: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    result = call(run_file, f"output={tmp_path}/file/run")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"error: [Errno 20] Not a directory: '{tmp_path}/file/run'"
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_does(run_file: Path, tmp_path: Path):
     result = call(run_file, "options.signal_at=3", "options.signal_number=2")
     assert result.exit_code == 130

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, StateError
-from adapterkit.training.folder import read_metrics
+from adapterkit.training.folder import RunFolder, read_metrics
 from adapterkit.training.loop import Trainer, TrainingError, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
@@ -191,6 +191,19 @@ def test_overwriting_replaces_a_run_and_nothing_else(tmp_path: Path):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000002"]
 
 
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path, flag: str):
+    run = toy_run(tmp_path / "run")
+    other = RunFolder(run)
+    other.open(overwrite=False)
+    other.record({"step": 1, "loss": 0.5})
+    with pytest.raises(StateError, match="run is in use: another process trains there"):
+        train(run, **{flag: True}, silent=True)
+    assert read_metrics(other.metrics) == [{"step": 1, "loss": 0.5}]
+    other.close()
+    assert train(run, **{flag: True}, silent=True).step == run.config.steps
+
+
 def test_only_the_same_run_is_resumed(tmp_path: Path):
     train(toy_run(tmp_path / "run", steps=2, scheduler="constant"), silent=True)
     with pytest.raises(ConfigError) as caught:
@@ -291,3 +304,19 @@ def test_a_metrics_file_that_a_crash_cut_short_is_read_up_to_there(tmp_path: Pat
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("second", [b"[1]", b'{"loss": 1}', b'{"step": "2"}', b'"x"', b"\xff\xfe"])
+def test_a_damaged_metrics_file_is_read_up_to_the_damage(tmp_path: Path, second: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + second + b'\n{"step": 3}\n')
+    assert read_metrics(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "\x01", "x"])
+def test_a_damaged_configuration_is_not_resumed(tmp_path: Path, text: str):
+    run = toy_run(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        train(run, resume=True, silent=True)

@@ -116,6 +116,14 @@ def test_a_sample_depends_on_its_seed_alone(model: Path, data: Path, tmp_path: P
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_prompt_without_a_token_begins_after_the_end_mark(model: Path, data: Path, tmp_path: Path):
+    task: Any = make_run(model, data, tmp_path / "run").make_task()
+    task.prepare_generation(task.load_model(), torch.device("cpu"))
+    for number, prompt in enumerate(("", "<end>")):
+        task.generate(prompt, 3, tmp_path / f"{number}.txt")
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
+
+
 def test_the_command_samples_from_a_run(model: Path, data: Path, tmp_path: Path):
     train(make_run(model, data, tmp_path / "run", "steps=5"), silent=True)
     arguments = ["sample", str(tmp_path / "run"), "--prompt", "the cat", "-o", str(tmp_path / "out.txt")]

@@ -1,0 +1,49 @@
+"""Adapters whose parameters fully_shard has spread over processes: here over one, which needs no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import adapterkit as ak
+from adapterkit.errors import NotMergeableError
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_sharded_adapter_is_saved_whole_and_not_merged(tmp_path: Path) -> None:
+    model, x = layers(), torch.randn(3, 4)
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_()
+    y = model(x)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    assert torch.allclose(model(x), y)
+    path = adapters.save("a", tmp_path / "a.safetensors")
+    with pytest.raises(NotMergeableError, match="sharded"):
+        adapters.merge()
+    fresh = ak.Adapters(twin := layers())
+    fresh.load(path)
+    fresh.activate("a")
+    assert torch.allclose(twin(x), y)
