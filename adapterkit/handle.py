@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from adapterkit import building, choices, exchange, merging
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.building import Built
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.choices import Choice
 from adapterkit.compose import Selection
@@ -73,7 +72,7 @@ class Adapters:
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
             if problems := building.option_problems(seed, dtype):
                 raise ConfigError(problems, "add()")
-            self._insert(name, building.build_new(config, self._mapped, seed, dtype))
+            state.insert(name, building.build_new(config, self._mapped, seed, dtype))
             self.activate(name)
             self.train(name)
         return self._report(name)
@@ -103,7 +102,7 @@ class Adapters:
         with state.lock:
             building.check_name(name, state.adapters)
             built, notes = building.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
-            self._insert(name, built)
+            state.insert(name, built)
         count = sum(p.numel() for m in built.modules.values() for p in m.parameters())
         return LoadReport(name, checkpoint.type, [p.id for p in built.points], count, notes)
 
@@ -335,9 +334,6 @@ class Adapters:
         return f"Adapters({self._mapped.label}: {', '.join(self) or 'none'})"
 
     # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _insert(self, name: str, built: Built) -> None:
-        self._state.insert(name, built.config, built.points, built.modules)
 
     def _attached(self, name: str) -> Attached:
         choices.check_names([name], self._state.adapters)

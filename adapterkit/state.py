@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.building import Built
 from adapterkit.compose import Selection
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel, map_model
@@ -60,15 +61,13 @@ class State:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
 
-    def insert(
-        self, name: str, config: AdapterConfig, points: Iterable[InjectionPoint], built: Mapping[str, AdapterModule]
-    ) -> None:
+    def insert(self, name: str, built: Built) -> None:
         """Attaches built modules, all of them or none.
 
         Raises:
             AttachError: A module cannot be adapted in place.
         """
-        points = list(points)
+        points, modules = built.points, built.modules
         seams = {point.id: self.mapped.seam(point) for point in points}
         problems = [
             f"{point.full_path}: {reason}" for point in points if (reason := self._refusal(point, seams[point.id]))
@@ -82,13 +81,13 @@ class State:
                 done.append(point)
                 plain = self.mapped.plain_forward(point)
                 root = self.mapped.root(point)
-                attach.attach(root, point, name, built[point.id], self.switch, seams[point.id], plain)
+                attach.attach(root, point, name, modules[point.id], self.switch, seams[point.id], plain)
         except BaseException:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)
             raise
         self._watch(points)
-        self.adapters[name] = Attached(config, {point.id: point for point in points}, dict(built))
+        self.adapters[name] = Attached(built.config, {point.id: point for point in points}, dict(modules))
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging  # after examples.digits, which makes torchvision importable
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 import adapterkit as ak
 from examples.digits.classifier import read_digits
@@ -82,6 +84,8 @@ def main() -> int:
     parser.add_argument("--skip-training", action="store_true", help="measure the adapter that is there already")
     args = parser.parse_args()
     seconds = 0.0 if args.skip_training else run_training(args.output)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
     pipe = load_pipeline(BASE)
     before = generate(pipe)
