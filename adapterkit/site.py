@@ -25,10 +25,11 @@ from adapterkit.compose import (
     effects,
     extend_all,
 )
-from adapterkit.folding import ReadWeight, StackedWeight, fold
+from adapterkit.folding import fold
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.read_weights import ReadWeight, StackedWeight
 from adapterkit.switch import Switch
 
 Found = list[tuple["Slot", Active]]

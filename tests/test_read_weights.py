@@ -18,8 +18,8 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import Backend
 from adapterkit.backends.family import Experts, FusedInput, Group, Read, resolve
-from adapterkit.folding import StackedWeight
 from adapterkit.points import InjectionPoint, Span
+from adapterkit.read_weights import StackedWeight
 from adapterkit.specs import BackendSpec
 
 D, H, E = 6, 4, 3

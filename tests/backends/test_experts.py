@@ -13,8 +13,8 @@ import adapterkit as ak
 from adapterkit.backends.experts import DEEPSEEK, MIXTRAL, QWEN3, ExpertsBackend
 from adapterkit.backends.family import resolve
 from adapterkit.errors import IncompatibleTargetError, TargetNotFoundError, UnsupportedModelError
-from adapterkit.folding import StackedWeight
 from adapterkit.points import AttentionLayout, Span, WeightLayout
+from adapterkit.read_weights import StackedWeight
 from tests.backends.transformers_models import (
     CONFIGS,
     adapted,
