@@ -5,6 +5,160 @@ from __future__ import annotations
 from adapterkit.hookspecs import hookimpl
 from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, TaskSpec
 
+# Library, the extra that brings it, and its families: name, target below adapterkit.backends, classes, summary.
+_BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = (
+    (
+        "transformers",
+        "llm",
+        (
+            (
+                "language",
+                "language:LanguageBackend",
+                "LlamaPreTrainedModel MistralPreTrainedModel Qwen2PreTrainedModel Qwen3PreTrainedModel "
+                "GPT2PreTrainedModel BertPreTrainedModel Gemma2PreTrainedModel Gemma3TextModel Gemma3ForCausalLM "
+                "Gemma3TextForSequenceClassification Phi3PreTrainedModel GPTNeoXPreTrainedModel "
+                "OPTPreTrainedModel BloomPreTrainedModel FalconPreTrainedModel MptPreTrainedModel "
+                "RobertaPreTrainedModel DebertaV2PreTrainedModel ModernBertPreTrainedModel",
+                "Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2, GPT-NeoX, OPT, Bloom, Falcon, MPT, BERT and its kin",
+            ),
+            (
+                "seq2seq",
+                "seq2seq:Seq2SeqBackend",
+                "T5PreTrainedModel MT5PreTrainedModel UMT5PreTrainedModel BartPreTrainedModel WhisperPreTrainedModel",
+                "T5, mT5, UMT5, BART, Whisper",
+            ),
+            ("state_space", "state_space:StateSpaceBackend", "MambaPreTrainedModel", "Mamba"),
+            (
+                "experts",
+                "experts:ExpertsBackend",
+                "MixtralPreTrainedModel Qwen3MoePreTrainedModel DeepseekV3PreTrainedModel GptOssPreTrainedModel "
+                "Llama4TextModel Llama4ForCausalLM",
+                "mixtures of experts: Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss, Llama 4",
+            ),
+        ),
+    ),
+    (
+        "transformers",
+        "diffusion",
+        (
+            (
+                "clip_text",
+                "clip:ClipTextBackend",
+                "CLIPTextModel CLIPTextModelWithProjection",
+                "the text encoders of Stable Diffusion",
+            ),
+        ),
+    ),
+    (
+        "transformers",
+        "vision",
+        (("vit", "vision:ViTBackend", "ViTPreTrainedModel", "vision transformers of transformers"),),
+    ),
+    (
+        "timm",
+        "vision",
+        (
+            ("timm_vit", "vision:TimmViTBackend", "VisionTransformer", "vision transformers of timm"),
+            ("timm_eva", "vision_timm:TimmEvaBackend", "Eva Beit", "EVA, EVA-02, DINOv3 and BEiT of timm"),
+            ("timm_swin", "vision_timm:TimmSwinBackend", "SwinTransformer", "Swin of timm"),
+            ("timm_swin_v2", "vision_timm:TimmSwinV2Backend", "SwinTransformerV2", "Swin v2 of timm"),
+            ("timm_convnext", "vision_timm:TimmConvNextBackend", "ConvNeXt", "ConvNeXt of timm"),
+            ("timm_hiera", "vision_timm:TimmHieraBackend", "Hiera", "Hiera of timm"),
+            (
+                "timm_meta_former",
+                "vision_timm:TimmMetaFormerBackend",
+                "MetaFormer",
+                "CAFormer, ConvFormer and PoolFormer of timm",
+            ),
+        ),
+    ),
+    (
+        "transformers",
+        "vision",
+        (
+            (
+                "vision",
+                "vision_transformers:VisionBackend",
+                "Dinov2PreTrainedModel Dinov2WithRegistersPreTrainedModel DINOv3ViTPreTrainedModel "
+                "BeitPreTrainedModel SwinPreTrainedModel CLIPVisionModel CLIPVisionModelWithProjection "
+                "CLIPForImageClassification SiglipVisionModel SiglipForImageClassification",
+                "DINOv2, DINOv3, BEiT, Swin, and the image encoders of CLIP and SigLIP",
+            ),
+            ("siglip_text", "vision_transformers:SiglipTextBackend", "SiglipTextModel", "the text encoder of SigLIP"),
+            ("clip", "multimodal:ClipBackend", "CLIPModel SiglipModel", "both towers of CLIP and SigLIP"),
+            (
+                "vision_language",
+                "multimodal:VisionLanguageBackend",
+                "LlavaPreTrainedModel",
+                "LLaVA, with any image encoder and language model that a backend knows",
+            ),
+            (
+                "qwen_vision_language",
+                "multimodal:QwenVisionLanguageBackend",
+                "Qwen2_5_VLModel Qwen2_5_VLForConditionalGeneration Qwen3VLModel Qwen3VLForConditionalGeneration",
+                "Qwen2.5-VL and Qwen3-VL",
+            ),
+        ),
+    ),
+    (
+        "diffusers",
+        "diffusion",
+        (
+            ("unet", "diffusion:UNetBackend", "UNet2DConditionModel", "the UNets of Stable Diffusion 1.5, 2.1 and XL"),
+            (
+                "sd3",
+                "diffusion_transformers:SD3Backend",
+                "SD3Transformer2DModel",
+                "the transformers of Stable Diffusion 3 and 3.5",
+            ),
+            ("flux", "diffusion_transformers:FluxBackend", "FluxTransformer2DModel", "the transformers of Flux"),
+            (
+                "pixart",
+                "diffusion_transformers:PixArtBackend",
+                "PixArtTransformer2DModel",
+                "the transformers of PixArt-alpha and PixArt-Sigma",
+            ),
+            ("sana", "diffusion_transformers:SanaBackend", "SanaTransformer2DModel", "the transformers of Sana"),
+            (
+                "controlnet",
+                "diffusion_companions:ControlNetBackend",
+                "ControlNetModel",
+                "the ControlNets of Stable Diffusion 1.5, 2.1 and XL",
+            ),
+            (
+                "sd3_controlnet",
+                "diffusion_companions:SD3ControlNetBackend",
+                "SD3ControlNetModel",
+                "the ControlNets of Stable Diffusion 3 and 3.5",
+            ),
+            (
+                "flux_controlnet",
+                "diffusion_companions:FluxControlNetBackend",
+                "FluxControlNetModel",
+                "the ControlNets of Flux",
+            ),
+            (
+                "autoencoder",
+                "diffusion_companions:AutoencoderBackend",
+                "AutoencoderKL",
+                "the autoencoders of Stable Diffusion and Flux, given by themselves",
+            ),
+        ),
+    ),
+    (
+        "torch",
+        "",
+        (
+            (
+                "generic",
+                "generic:GenericBackend",
+                "Module",
+                "any other model: its layers, by class and by names that leave no doubt",
+            ),
+        ),
+    ),
+)
+
 
 @hookimpl
 def adapterkit_register_adapters() -> list[AdapterSpec]:
@@ -33,252 +187,17 @@ def adapterkit_register_adapters() -> list[AdapterSpec]:
 
 @hookimpl
 def adapterkit_register_backends() -> list[BackendSpec]:
-    """Language models, CLIP text encoders, vision transformers, UNets."""
+    """Every family of `_BACKENDS`."""
     return [
         BackendSpec(
-            "language",
-            "adapterkit.backends.language:LanguageBackend",
-            models=(
-                "transformers:LlamaPreTrainedModel",
-                "transformers:MistralPreTrainedModel",
-                "transformers:Qwen2PreTrainedModel",
-                "transformers:Qwen3PreTrainedModel",
-                "transformers:GPT2PreTrainedModel",
-                "transformers:BertPreTrainedModel",
-                "transformers:Gemma2PreTrainedModel",
-                "transformers:Gemma3TextModel",
-                "transformers:Gemma3ForCausalLM",
-                "transformers:Gemma3TextForSequenceClassification",
-                "transformers:Phi3PreTrainedModel",
-                "transformers:GPTNeoXPreTrainedModel",
-                "transformers:OPTPreTrainedModel",
-                "transformers:BloomPreTrainedModel",
-                "transformers:FalconPreTrainedModel",
-                "transformers:MptPreTrainedModel",
-                "transformers:RobertaPreTrainedModel",
-                "transformers:DebertaV2PreTrainedModel",
-                "transformers:ModernBertPreTrainedModel",
-            ),
-            extra="llm",
-            summary="Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2, GPT-NeoX, OPT, Bloom, Falcon, MPT, BERT and its kin",
-        ),
-        BackendSpec(
-            "seq2seq",
-            "adapterkit.backends.seq2seq:Seq2SeqBackend",
-            models=(
-                "transformers:T5PreTrainedModel",
-                "transformers:MT5PreTrainedModel",
-                "transformers:UMT5PreTrainedModel",
-                "transformers:BartPreTrainedModel",
-                "transformers:WhisperPreTrainedModel",
-            ),
-            extra="llm",
-            summary="T5, mT5, UMT5, BART, Whisper",
-        ),
-        BackendSpec(
-            "state_space",
-            "adapterkit.backends.state_space:StateSpaceBackend",
-            models=("transformers:MambaPreTrainedModel",),
-            extra="llm",
-            summary="Mamba",
-        ),
-        BackendSpec(
-            "experts",
-            "adapterkit.backends.experts:ExpertsBackend",
-            models=(
-                "transformers:MixtralPreTrainedModel",
-                "transformers:Qwen3MoePreTrainedModel",
-                "transformers:DeepseekV3PreTrainedModel",
-                "transformers:GptOssPreTrainedModel",
-                "transformers:Llama4TextModel",
-                "transformers:Llama4ForCausalLM",
-            ),
-            extra="llm",
-            summary="mixtures of experts: Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss, Llama 4",
-        ),
-        BackendSpec(
-            "clip_text",
-            "adapterkit.backends.clip:ClipTextBackend",
-            models=("transformers:CLIPTextModel", "transformers:CLIPTextModelWithProjection"),
-            extra="diffusion",
-            summary="the text encoders of Stable Diffusion",
-        ),
-        BackendSpec(
-            "vit",
-            "adapterkit.backends.vision:ViTBackend",
-            models=("transformers:ViTPreTrainedModel",),
-            extra="vision",
-            summary="vision transformers of transformers",
-        ),
-        BackendSpec(
-            "timm_vit",
-            "adapterkit.backends.vision:TimmViTBackend",
-            models=("timm:VisionTransformer",),
-            extra="vision",
-            summary="vision transformers of timm",
-        ),
-        BackendSpec(
-            "timm_eva",
-            "adapterkit.backends.vision_timm:TimmEvaBackend",
-            models=("timm:Eva", "timm:Beit"),
-            extra="vision",
-            summary="EVA, EVA-02, DINOv3 and BEiT of timm",
-        ),
-        BackendSpec(
-            "timm_swin",
-            "adapterkit.backends.vision_timm:TimmSwinBackend",
-            models=("timm:SwinTransformer",),
-            extra="vision",
-            summary="Swin of timm",
-        ),
-        BackendSpec(
-            "timm_swin_v2",
-            "adapterkit.backends.vision_timm:TimmSwinV2Backend",
-            models=("timm:SwinTransformerV2",),
-            extra="vision",
-            summary="Swin v2 of timm",
-        ),
-        BackendSpec(
-            "timm_convnext",
-            "adapterkit.backends.vision_timm:TimmConvNextBackend",
-            models=("timm:ConvNeXt",),
-            extra="vision",
-            summary="ConvNeXt of timm",
-        ),
-        BackendSpec(
-            "timm_hiera",
-            "adapterkit.backends.vision_timm:TimmHieraBackend",
-            models=("timm:Hiera",),
-            extra="vision",
-            summary="Hiera of timm",
-        ),
-        BackendSpec(
-            "timm_meta_former",
-            "adapterkit.backends.vision_timm:TimmMetaFormerBackend",
-            models=("timm:MetaFormer",),
-            extra="vision",
-            summary="CAFormer, ConvFormer and PoolFormer of timm",
-        ),
-        BackendSpec(
-            "vision",
-            "adapterkit.backends.vision_transformers:VisionBackend",
-            models=(
-                "transformers:Dinov2PreTrainedModel",
-                "transformers:Dinov2WithRegistersPreTrainedModel",
-                "transformers:DINOv3ViTPreTrainedModel",
-                "transformers:BeitPreTrainedModel",
-                "transformers:SwinPreTrainedModel",
-                "transformers:CLIPVisionModel",
-                "transformers:CLIPVisionModelWithProjection",
-                "transformers:CLIPForImageClassification",
-                "transformers:SiglipVisionModel",
-                "transformers:SiglipForImageClassification",
-            ),
-            extra="vision",
-            summary="DINOv2, DINOv3, BEiT, Swin, and the image encoders of CLIP and SigLIP",
-        ),
-        BackendSpec(
-            "siglip_text",
-            "adapterkit.backends.vision_transformers:SiglipTextBackend",
-            models=("transformers:SiglipTextModel",),
-            extra="vision",
-            summary="the text encoder of SigLIP",
-        ),
-        BackendSpec(
-            "clip",
-            "adapterkit.backends.multimodal:ClipBackend",
-            models=("transformers:CLIPModel", "transformers:SiglipModel"),
-            extra="vision",
-            summary="both towers of CLIP and SigLIP",
-        ),
-        BackendSpec(
-            "vision_language",
-            "adapterkit.backends.multimodal:VisionLanguageBackend",
-            models=("transformers:LlavaPreTrainedModel",),
-            extra="vision",
-            summary="LLaVA, with any image encoder and language model that a backend knows",
-        ),
-        BackendSpec(
-            "qwen_vision_language",
-            "adapterkit.backends.multimodal:QwenVisionLanguageBackend",
-            models=(
-                "transformers:Qwen2_5_VLModel",
-                "transformers:Qwen2_5_VLForConditionalGeneration",
-                "transformers:Qwen3VLModel",
-                "transformers:Qwen3VLForConditionalGeneration",
-            ),
-            extra="vision",
-            summary="Qwen2.5-VL and Qwen3-VL",
-        ),
-        BackendSpec(
-            "unet",
-            "adapterkit.backends.diffusion:UNetBackend",
-            models=("diffusers:UNet2DConditionModel",),
-            extra="diffusion",
-            summary="the UNets of Stable Diffusion 1.5, 2.1 and XL",
-        ),
-        BackendSpec(
-            "sd3",
-            "adapterkit.backends.diffusion_transformers:SD3Backend",
-            models=("diffusers:SD3Transformer2DModel",),
-            extra="diffusion",
-            summary="the transformers of Stable Diffusion 3 and 3.5",
-        ),
-        BackendSpec(
-            "flux",
-            "adapterkit.backends.diffusion_transformers:FluxBackend",
-            models=("diffusers:FluxTransformer2DModel",),
-            extra="diffusion",
-            summary="the transformers of Flux",
-        ),
-        BackendSpec(
-            "pixart",
-            "adapterkit.backends.diffusion_transformers:PixArtBackend",
-            models=("diffusers:PixArtTransformer2DModel",),
-            extra="diffusion",
-            summary="the transformers of PixArt-alpha and PixArt-Sigma",
-        ),
-        BackendSpec(
-            "sana",
-            "adapterkit.backends.diffusion_transformers:SanaBackend",
-            models=("diffusers:SanaTransformer2DModel",),
-            extra="diffusion",
-            summary="the transformers of Sana",
-        ),
-        BackendSpec(
-            "controlnet",
-            "adapterkit.backends.diffusion_companions:ControlNetBackend",
-            models=("diffusers:ControlNetModel",),
-            extra="diffusion",
-            summary="the ControlNets of Stable Diffusion 1.5, 2.1 and XL",
-        ),
-        BackendSpec(
-            "sd3_controlnet",
-            "adapterkit.backends.diffusion_companions:SD3ControlNetBackend",
-            models=("diffusers:SD3ControlNetModel",),
-            extra="diffusion",
-            summary="the ControlNets of Stable Diffusion 3 and 3.5",
-        ),
-        BackendSpec(
-            "flux_controlnet",
-            "adapterkit.backends.diffusion_companions:FluxControlNetBackend",
-            models=("diffusers:FluxControlNetModel",),
-            extra="diffusion",
-            summary="the ControlNets of Flux",
-        ),
-        BackendSpec(
-            "autoencoder",
-            "adapterkit.backends.diffusion_companions:AutoencoderBackend",
-            models=("diffusers:AutoencoderKL",),
-            extra="diffusion",
-            summary="the autoencoders of Stable Diffusion and Flux, given by themselves",
-        ),
-        BackendSpec(
-            "generic",
-            "adapterkit.backends.generic:GenericBackend",
-            models=("torch:Module",),
-            summary="any other model: its layers, by class and by names that leave no doubt",
-        ),
+            name,
+            f"adapterkit.backends.{target}",
+            models=tuple(f"{library}:{cls}" for cls in classes.split()),
+            extra=extra,
+            summary=summary,
+        )
+        for library, extra, families in _BACKENDS
+        for name, target, classes, summary in families
     ]
 
 

@@ -80,7 +80,7 @@ class LoRA(AdapterConfig):
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
-        """See `AdapterConfig.to_dict`. `ranks` as pairs: its order matters, and a file may sort an object's keys."""
+        """See `AdapterConfig.to_dict`. `ranks` as pairs: its order matters, and an object's keys have none."""
         return {**super().to_dict(), "ranks": [list(pair) for pair in self.ranks.items()]}
 
     def problems(self) -> list[str]:

@@ -56,21 +56,19 @@ def _point(
 
 @points_of.register
 def _(entry: Weight, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
-    path = first_path(block, entry.path)
-    found = weight_layout(block.get_submodule(path)) if path is not None else None
-    if path is None or found is None:
+    found = _layer(block, entry.path)
+    if found is None:
         return []
-    layout, inputs, outputs = found
+    path, layout, inputs, outputs = found
     return [_point(entry.role, _join(prefix, path), "weight", site, (inputs, outputs), layout, tags)]
 
 
 @points_of.register
 def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
-    path = first_path(block, entry.path)
-    found = weight_layout(block.get_submodule(path)) if path is not None else None
-    if path is None or found is None:
+    found = _layer(block, entry.path)
+    if found is None:
         return []
-    layout, inputs, outputs = found
+    path, layout, inputs, outputs = found
     spans = entry.split(block, outputs) if entry.split else equal_parts(len(entry.roles), outputs)
     return [
         _point(role, _join(prefix, path), "weight", site, (inputs, span.features), layout, tags, span)
@@ -80,11 +78,10 @@ def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Ta
 
 @points_of.register
 def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
-    path = first_path(block, entry.path)
-    found = weight_layout(block.get_submodule(path)) if path is not None else None
-    if path is None or found is None:
+    found = _layer(block, entry.path)
+    if found is None:
         return []
-    layout, inputs, outputs = found
+    path, layout, inputs, outputs = found
     spans = entry.split(block, inputs) if entry.split else equal_parts(len(entry.roles), inputs)
     made = [
         _point(role, _join(prefix, path), "weight", site, (span.features, outputs), layout, tags)
@@ -95,11 +92,10 @@ def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[st
 
 @points_of.register
 def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
-    path = first_path(block, entry.path)
-    module = None if path is None else block.get_submodule(path)
-    weight = None if module is None else module._parameters.get(entry.parameter)
-    if path is None or module is None or weight is None:
+    found = _parameter(block, entry.path, entry.parameter)
+    if found is None:
         return []
+    path, module, weight = found
     layout = _read_layout(module, entry.form, entry.parameter, entry.bias)
     called = weight_layout(module) if entry.form == "conv" else None
     if called is not None:
@@ -112,11 +108,10 @@ def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag
 
 @points_of.register
 def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
-    path = first_path(block, entry.path)
-    module = None if path is None else block.get_submodule(path)
-    weight = None if module is None else module._parameters.get(entry.parameter)
-    if path is None or module is None or weight is None:
+    found = _parameter(block, entry.path, entry.parameter)
+    if found is None:
         return []
+    path, module, weight = found
     experts, *shape = weight.shape
     rows, columns = shape if entry.form == "linear" else shape[::-1]
     spans: Sequence[Span | None] = [None] if len(entry.roles) == 1 else equal_parts(len(entry.roles), rows)
@@ -132,6 +127,21 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
             features = (columns, rows if span is None else span.features)
             points.append(_point(role, full, "weight", place, features, inner, marked, span))
     return points
+
+
+def _layer(block: nn.Module, alternatives: str) -> tuple[str, WeightLayout, int, int] | None:
+    """Path, layout, in_features and out_features of the layer at the first alternative that exists."""
+    path = first_path(block, alternatives)
+    found = weight_layout(block.get_submodule(path)) if path is not None else None
+    return None if path is None or found is None else (path, *found)
+
+
+def _parameter(block: nn.Module, alternatives: str, name: str) -> tuple[str, nn.Module, nn.Parameter] | None:
+    """Path and module of the first alternative that exists, and its parameter of this name."""
+    path = first_path(block, alternatives)
+    module = None if path is None else block.get_submodule(path)
+    weight = None if module is None else module._parameters.get(name)
+    return None if path is None or module is None or weight is None else (path, module, weight)
 
 
 @functools.lru_cache(maxsize=8)
