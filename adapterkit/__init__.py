@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from adapterkit import errors, specs
     from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
     from adapterkit.adapters.bottleneck import Bottleneck
+    from adapterkit.adapters.fuse import Fuse
     from adapterkit.adapters.lora import LoRA
     from adapterkit.adapters.prefix import Prefix
+    from adapterkit.adapters.union import Union
+    from adapterkit.composition import Average, Parallel, Split, Stack
     from adapterkit.handle import Adapters
     from adapterkit.hookspecs import hookimpl
     from adapterkit.listing import points
@@ -34,10 +37,16 @@ __all__ = [
     "AdapterModule",
     "Adapters",
     "AdditiveModule",
+    "Average",
     "Bottleneck",
+    "Fuse",
     "InjectionPoint",
     "LoRA",
+    "Parallel",
     "Prefix",
+    "Split",
+    "Stack",
+    "Union",
     "__version__",
     "errors",
     "get_plugin_manager",
@@ -51,15 +60,21 @@ _HOMES = {
     "AdapterModule": "adapterkit.adapter",
     "Adapters": "adapterkit.handle",
     "AdditiveModule": "adapterkit.adapter",
+    "Average": "adapterkit.composition",
     "Bottleneck": "adapterkit.adapters.bottleneck",
+    "Fuse": "adapterkit.adapters.fuse",
     "InjectionPoint": "adapterkit.points",
     "LoRA": "adapterkit.adapters.lora",
+    "Parallel": "adapterkit.composition",
     "Prefix": "adapterkit.adapters.prefix",
+    "Split": "adapterkit.composition",
+    "Stack": "adapterkit.composition",
+    "Union": "adapterkit.adapters.union",
     "get_plugin_manager": "adapterkit.plugins",
     "hookimpl": "adapterkit.hookspecs",
     "points": "adapterkit.listing",
 }
-_TORCH_FREE = frozenset({"InjectionPoint", "get_plugin_manager", "hookimpl"})
+_TORCH_FREE = frozenset({"Average", "InjectionPoint", "Parallel", "Split", "Stack", "get_plugin_manager", "hookimpl"})
 _SUBMODULES = frozenset({"errors", "specs"})
 
 

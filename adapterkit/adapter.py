@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from adapterkit import choosing
 from adapterkit.errors import ConfigError, NotMergeableError
 from adapterkit.points import InjectionPoint, Kind
 from adapterkit.selectors import Selector
@@ -26,6 +27,23 @@ class Base(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """The output for this input."""
+        ...
+
+
+class WeightBase(Base, Protocol):
+    """The base at a `weight` point: its frozen weight can be read too.
+
+    Below other adapters (in a `Stack`) it is the weight with those in it.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in / groups, *kernel], in the model's dtype; the point's rows (or columns) only. Requires no grad."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out] or None."""
         ...
 
 
@@ -45,7 +63,17 @@ class Sublayer(Base, Protocol):
 
 
 class AdapterModule(nn.Module):
-    """What a config builds at one point. Final classes override `forward` (or `extend` at an attention point)."""
+    """What a config builds at one point. Final classes override `forward` (or `extend` at an attention point).
+
+    Attributes:
+        parts: Names of the other adapters that this one combines; see `combine`.
+        scalable: Whether it can act with another weight than 1, and beside others at its point.
+        shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
+    """
+
+    parts: tuple[str, ...] = ()
+    scalable: bool = True
+    shared: Any
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """This point's output with the adapter.
@@ -82,9 +110,42 @@ class AdapterModule(nn.Module):
         """
         raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
 
+    def combine(self, x: Tensor, base: Base, parts: Sequence[Part]) -> Tensor:
+        """The point's output where this adapter combines others; called instead of `forward` where `parts` are named.
+
+        Args:
+            x, base: As in `forward`.
+            parts: `part(x, base)` for every name in `self.parts`, in that order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not combine other adapters")
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Takes start values from the base, once, for a new adapter; files and the meta device skip it.
+
+        Runs without grad, under the point's seeded generator.
+
+        Args:
+            weight, bias: As in `merged`, of the frozen base; copy what is kept.
+        """
+
+    def observe(self, x: Tensor) -> None:
+        """Sees the point's input in every forward inside `Adapters.observing`; see `AdapterConfig.observed`."""
+
+    def penalty(self) -> Tensor | None:
+        """A term that training adds to the loss, a scalar; see `Adapters.penalty`."""
+        return None
+
     def extra_repr(self) -> str:
         """Parameter names and shapes, so that `repr(model)` shows what was injected."""
         return ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters(recurse=False))
+
+
+class Part(Protocol):
+    """Another adapter at the same point."""
+
+    def __call__(self, x: Tensor, base: Base, /) -> Tensor:
+        """As `AdapterModule.forward`."""
+        ...
 
 
 class AdditiveModule(AdapterModule):
@@ -130,6 +191,29 @@ class AdapterConfig:
         """What is wrong with the values, one sentence each. Scalars are of the annotated types already."""
         return []
 
+    def choose(self, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
+        """Those of a model's points that the adapter is for; every way to say so is checked.
+
+        Args:
+            points: All points of the model.
+            label: The model's name, for errors.
+
+        Raises:
+            TargetNotFoundError: A part of `targets` matches nothing.
+            IncompatibleTargetError: It matches, but the type cannot act there.
+            ConfigError: A setting does not fit the points.
+        """
+        chosen = choosing.by_selector(self.targets, self.kinds, points, type(self).__name__, label)
+        chosen = choosing.narrowed(chosen, self.narrow(chosen), type(self).__name__, self.targets)
+        choosing.check_accepted(chosen, self.accepts, type(self).__name__)
+        if problems := self.selection_problems(chosen):
+            raise ConfigError(problems, type(self).__name__)
+        return chosen
+
+    def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
+        """Those of the selected points that concern the type at all: a bias' training, those with a bias."""
+        return points
+
     def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
         """What is wrong with the config for the points that it selects, such as a setting that none receives."""
         return []
@@ -141,6 +225,30 @@ class AdapterConfig:
         compute sizes from the point and the config alone.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build(point)")
+
+    def shared(self, points: Sequence[InjectionPoint]) -> nn.Module | None:
+        """One module that those of all points use together, as their `shared`; None for none.
+
+        It is saved, moved, trained and counted once. Built like a point's module: under a seed, and under the meta
+        device when a file is loaded. It lies on one device: bring what you take from it to where you need it.
+        """
+        return None
+
+    def rate(self, parameter: str) -> float:
+        """The factor on the learning rate of a parameter, by its name in the module; see `parameter_groups`."""
+        return 1.0
+
+    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
+        """Runs once at the end of `Adapters.observing`, without grad: point id -> module, each has observed."""
+
+    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
+        """Runs after every optimizer step in training, without grad; gradients are still there.
+
+        Args:
+            modules: Point id -> module.
+            step: Number of this step, from 1.
+            steps: Of the whole training.
+        """
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where the type can act at this point, else the reason why it cannot."""

@@ -160,28 +160,22 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
 )
 
 
+# Name, target below adapterkit.adapters, kinds, summary.
+_ADAPTERS = (
+    ("lora", "lora:LoRA", "weight", "a low-rank update of a weight; merges without a trace"),
+    ("prefix", "prefix:Prefix", "attention", "learnt keys and values in front of every attention"),
+    ("bottleneck", "bottleneck:Bottleneck", "output", "a small two-layer network after, or beside, a sublayer"),
+    ("union", "union:Union", "attention output tokens weight", "several types under one name"),
+    ("fuse", "fuse:Fuse", "output", "a learnt attention over what other adapters do"),
+)
+
+
 @hookimpl
 def adapterkit_register_adapters() -> list[AdapterSpec]:
-    """LoRA, prefixes and bottlenecks."""
+    """Every type of `_ADAPTERS`."""
     return [
-        AdapterSpec(
-            "lora",
-            "adapterkit.adapters.lora:LoRA",
-            kinds=frozenset({"weight"}),
-            summary="a low-rank update of a weight; merges without a trace",
-        ),
-        AdapterSpec(
-            "prefix",
-            "adapterkit.adapters.prefix:Prefix",
-            kinds=frozenset({"attention"}),
-            summary="learnt keys and values in front of every attention",
-        ),
-        AdapterSpec(
-            "bottleneck",
-            "adapterkit.adapters.bottleneck:Bottleneck",
-            kinds=frozenset({"output"}),
-            summary="a small two-layer network after, or beside, a sublayer",
-        ),
+        AdapterSpec(name, f"adapterkit.adapters.{target}", kinds=frozenset(kinds.split()), summary=summary)
+        for name, target, kinds, summary in _ADAPTERS
     ]
 
 

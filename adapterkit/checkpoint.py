@@ -20,7 +20,8 @@ class Checkpoint:
     Attributes:
         type: The adapter type's registered name.
         config: The config's fields as JSON values.
-        tensors: Point id -> parameter or buffer name -> tensor, on the CPU.
+        tensors: Point id -> parameter or buffer name -> tensor, on the CPU. What all points share stands under
+            `shared` in the place of an id.
         distribution, version: Who provides the type.
         base: Component -> fingerprint of the model it was made for (`family`, `points`, `shapes`), never weights.
         backends: Component -> name of the backend that mapped it.

@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from adapterkit.compose import Selection
+from adapterkit.composition import Composition, Expression, Split, names_of
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
-from adapterkit.points import WeightLayout
+from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.selection import PerPoint, Selection, Weight
+from adapterkit.selectors import Selector
 from adapterkit.state import Attached
 
-Choice = str | Sequence[str] | Mapping[str, float] | None
-"""A name, several names, names with weights, or nothing."""
+WeightFunction = Callable[[InjectionPoint, int], float]
+"""The weight at a point and a step; see `Adapters.at_step`."""
+
+Asked = float | Mapping[str, float] | WeightFunction
+"""A weight as a user says it: a number, a number for each selector (the first that matches), or a function."""
+
+Choice = Expression | Sequence[Expression] | Mapping[Expression, Asked] | None
+"""A name or an expression, several, several with weights, or nothing."""
 
 
-def to_selection(choice: Choice, adapters: Mapping[str, Attached]) -> Selection:
+def to_selection(choice: Choice, adapters: Mapping[str, Attached], step: int = 0) -> Selection:
     """The selection that a choice among these adapters means.
 
     Raises:
         UnknownNameError: A name is none of theirs.
         ConfigError: A weight is not a finite number, or negative where it multiplies attention.
+        RoutingError: `Split` names an adapter that acts where there is no axis of tokens.
     """
     if choice is None:
         return Selection()
-    weights = _weights(choice)
-    check_names(weights, adapters)
-    problems = [problem for name, weight in weights.items() if (problem := _problem(name, weight, adapters[name]))]
-    if problems:
-        raise ConfigError(problems, "weights")
-    return Selection({name: float(weight) for name, weight in weights.items()})
+    asked = _asked(choice)
+    weights: dict[Expression, Weight] = {}
+    for expression, weight in asked.items():
+        names = _checked_names(expression, adapters)
+        _check_splits(expression, adapters)
+        weights[expression] = _weight(expression, weight, [adapters[name] for name in names], step)
+    return Selection(weights, asked)
 
 
-def to_routes(routes: Sequence[str | None], adapters: Mapping[str, Attached]) -> Selection:
+def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attached]) -> Selection:
     """The selection that gives every row of a batch its own adapter.
 
     Args:
-        routes: One name for each row; None is the base.
+        routes: One name or expression for each row; None is the base.
         adapters: What there is to name.
 
     Raises:
@@ -46,20 +57,15 @@ def to_routes(routes: Sequence[str | None], adapters: Mapping[str, Attached]) ->
         ConfigError: `routes` is no sequence of names.
         RoutingError: An adapter acts where one weight serves the whole batch.
     """
-    if isinstance(routes, str) or not isinstance(routes, Sequence) or not routes:
+    if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
         raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
-    names = list(dict.fromkeys(name for name in routes if name is not None))
-    check_names(names, adapters)
-    for name in names:
-        if reason := _no_rows(adapters[name]):
-            raise RoutingError(f"{name!r} cannot be routed: {reason}")
-    rows = {name: torch.tensor([float(route == name) for route in routes]) for name in names}
-    return Selection(rows)
-
-
-def _no_rows(adapter: Attached) -> str | None:
-    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
-    return f"the model reads the weight at {read[0].id} once for the whole batch" if read else None
+    expressions = list(dict.fromkeys(one for one in routes if one is not None))
+    for expression in expressions:
+        for name in _checked_names(expression, adapters):
+            if reason := _no_rows(adapters[name]):
+                raise RoutingError(f"{name!r} cannot be routed: {reason}")
+        _check_splits(expression, adapters)
+    return Selection({one: torch.tensor([float(route == one) for route in routes]) for one in expressions})
 
 
 def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:
@@ -69,16 +75,96 @@ def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> No
             raise UnknownNameError("adapter", str(name), adapters, "" if adapters else "Nothing is attached.")
 
 
-def _problem(name: str, weight: object, adapter: Attached) -> str | None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-        return f"the weight of {name!r} must be a finite number, not {weight!r}"
-    if weight < 0 and any(point.kind == "attention" for point in adapter.points.values()):
-        return f"{name!r} multiplies attention, so its weight must not be negative, but it is {weight!r}"
+def _checked_names(expression: object, adapters: Mapping[str, Attached]) -> tuple[str, ...]:
+    if not isinstance(expression, (str, Composition)):
+        raise UnknownNameError("adapter", str(expression), adapters, "" if adapters else "Nothing is attached.")
+    names = names_of(expression)
+    check_names(names, adapters)
+    return names
+
+
+def _no_rows(adapter: Attached) -> str | None:
+    """Why the rows of a batch cannot have this adapter each for itself, or None."""
+    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
+    if read:
+        return f"the model reads the weight at {read[0].id} once for the whole batch"
+    fixed = [key for key, module in adapter.modules.items() if not module.scalable]
+    return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
+
+
+def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> None:
+    if isinstance(expression, str):
+        return
+    for part in expression.parts:
+        _check_splits(part, adapters)
+    if not isinstance(expression, Split):
+        return
+    for name in expression.names:
+        for point in adapters[name].points.values():
+            if reason := _no_tokens(point):
+                raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
+
+
+def _no_tokens(point: InjectionPoint) -> str | None:
+    layout = point.layout
+    if point.kind not in ("weight", "output"):
+        return f"at {point.id} it acts on the whole sequence"
+    if isinstance(layout, WeightLayout) and (layout.kernel or layout.access == "read"):
+        return f"there is no axis of tokens at {point.id}"
     return None
 
 
-def _weights(choice: str | Sequence[str] | Mapping[str, float]) -> Mapping[str, float]:
-    if isinstance(choice, str):
+def _weight(expression: Expression, asked: object, attached: Sequence[Attached], step: int) -> Weight:
+    """The weight of an expression, for each point where it is not one for all."""
+    if not callable(asked) and not isinstance(asked, Mapping):
+        _check_weight(expression, asked, attached, None)
+        return float(asked)  # type: ignore[arg-type]
+    points = {key: point for one in attached for key, point in one.points.items()}
+    if callable(asked):
+        found: dict[str, Any] = {key: asked(point, step) for key, point in points.items()}
+    else:
+        found = _by_selector(expression, asked, points)
+    for key, weight in found.items():
+        _check_weight(expression, weight, attached, points[key])
+    return PerPoint(found)
+
+
+def _by_selector(
+    expression: Expression, asked: Mapping[str, float], points: Mapping[str, InjectionPoint]
+) -> dict[str, float]:
+    """Point id -> weight of the first selector that matches; 0 where none does."""
+    selectors = [(Selector(text), weight) for text, weight in asked.items()]
+    idle = [s.text for s, _ in selectors if not any(s.matches(point) for point in points.values())]
+    if idle:
+        roles = ", ".join(sorted({point.role for point in points.values()}))
+        raise ConfigError([f"{text!r} matches no point of {expression!r} (roles: {roles})" for text in idle], "weights")
+    return {
+        key: next((weight for selector, weight in selectors if selector.matches(point)), 0.0)
+        for key, point in points.items()
+    }
+
+
+def _check_weight(
+    expression: Expression, weight: object, attached: Sequence[Attached], at: InjectionPoint | None
+) -> None:
+    where = "" if at is None else f" at {at.id}"
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        expected = "a finite number, a number for each selector, or a function of (point, step)"
+        raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
+    kinds = {point.kind for one in attached for point in one.points.values()} if at is None else {at.kind}
+    if weight < 0 and "attention" in kinds:
+        told = f"{expression!r} multiplies attention{where}, so its weight must not be negative, but it is {weight!r}"
+        raise ConfigError([told], "weights")
+    modules = [(key, m) for one in attached for key, m in one.modules.items() if at is None or key == at.id]
+    fixed = [key for key, module in modules if not module.scalable]
+    if fixed and weight not in (0, 1):
+        raise ConfigError(
+            [f"{expression!r} acts or does not at {fixed[0]}: its weight must be 1, not {weight!r}"], "weights"
+        )
+
+
+def _asked(choice: Expression | Sequence[Expression] | Mapping[Expression, Asked]) -> Mapping[Expression, Asked]:
+    if isinstance(choice, (str, Composition)):
         return {choice: 1.0}
     if isinstance(choice, Mapping):
         return choice

@@ -3,57 +3,73 @@
     y = base(x) + sum_i w_i * (adapter_i(x, base) - base(x))
 
 One adapter of weight 1 is simply called, so that a type is free to do anything with its base. A weight may also be one
-number for each row of the batch: that is how every sample gets adapters of its own.
+number for each row of the batch: that is how every sample gets adapters of its own. What stands for an adapter here may
+be several that act as one; see `adapterkit.composites`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdapterModule, AdditiveModule, Base
-from adapterkit.errors import RoutingError
+from adapterkit.adapter import AdditiveModule, Base
+from adapterkit.errors import AttachError, RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import Span
-
-Strength = float | Tensor
-"""How strongly an adapter acts: a number, or one for each row of the batch, [rows] float32."""
-
-Active = Sequence[tuple[AdapterModule, Strength]]
+from adapterkit.selection import Strength
 
 
-class Selection:
-    """What acts: adapter names with their weights, in the order they were asked for. Immutable.
+class Acting(Protocol):
+    """An adapter module, or several that act as one. `scalable` is as in `AdapterModule`."""
 
-    A weight of 0 does not act, and is not among `acting`.
-    """
+    scalable: bool
 
-    __slots__ = ("acting", "weights")
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `nn.Module.parameters`."""
+        ...
 
-    def __init__(self, weights: Mapping[str, Strength] | None = None) -> None:
-        self.weights: dict[str, Strength] = dict(weights or {})
-        self.acting = tuple((n, w) for n, w in self.weights.items() if isinstance(w, Tensor) or w != 0)
+    def __call__(self, x: Tensor, base: Base, /) -> Tensor:
+        """See `AdapterModule.forward`."""
+        ...
 
-    def without(self, names: frozenset[str]) -> Selection:
-        """The same selection, fewer names."""
-        return Selection({name: w for name, w in self.weights.items() if name not in names})
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AdapterModule.extend`."""
+        ...
 
-    def __bool__(self) -> bool:
-        return bool(self.weights)
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`."""
+        ...
+
+
+Active = Sequence[tuple[Acting, Strength]]
+
+
+ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
+"""Gives the weight and bias of a point's base."""
+
+
+class Frozen:
+    """The weight and bias of a weight point's base."""
+
+    def __init__(self, read: ReadBase) -> None:
+        self._read = read
 
     @property
-    def routed(self) -> bool:
-        """Whether the rows of a batch differ in what acts."""
-        return any(isinstance(weight, Tensor) for weight in self.weights.values())
+    def weight(self) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        weight, _ = self._read()
+        if weight is None or not weight.is_floating_point():
+            raise AttachError("the adapter reads the base's weight, and there is no dense one (a quantized layer?)")
+        return weight
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __repr__(self) -> str:
-        return f"Selection({self.weights})"
+    @property
+    def bias(self) -> Tensor | None:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._read()[1]
 
 
 class Computed:
@@ -76,7 +92,19 @@ class Computed:
         self._y = y
 
 
-class PartBase:
+class WholeBase(Frozen):
+    """The base of a weight point that is the whole module."""
+
+    def __init__(self, whole: Base, read: ReadBase) -> None:
+        super().__init__(read)
+        self._whole = whole
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        return self._whole(x)
+
+
+class PartBase(Frozen):
     """The base of a point that sees only a part of the input: asked for that part, it answers for the whole input.
 
     Args:
@@ -84,9 +112,11 @@ class PartBase:
         x: That input.
         part: The part of it that the point sees.
         span: Where the part lies.
+        read: Its weight.
     """
 
-    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span) -> None:
+    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span, read: ReadBase) -> None:
+        super().__init__(read)
         self._whole, self._x, self._part, self._span = whole, x, part, span
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -94,10 +124,11 @@ class PartBase:
         return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
 
 
-class SpanBase:
+class SpanBase(Frozen):
     """The rows of a base's output that belong to one point."""
 
-    def __init__(self, whole: Base, span: Span, dim: int) -> None:
+    def __init__(self, whole: Base, span: Span, dim: int, read: ReadBase) -> None:
+        super().__init__(read)
         self._whole, self._span, self._dim = whole, span, dim
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -129,7 +160,7 @@ class SublayerBase:
 
 def combine(x: Tensor, base: Base, active: Active) -> Tensor:
     """The output of a point with these adapters. `base` must be cheap to ask twice for `x`."""
-    if len(active) == 1 and _is_one(active[0][1]):
+    if len(active) == 1 and is_one(active[0][1]):
         return active[0][0](x, base)
     return base(x) + effects(x, base, active)
 
@@ -149,12 +180,13 @@ def effects(x: Tensor, base: Base, active: Active) -> Tensor:
     return torch.zeros_like(y) if total is None else total
 
 
-def _is_one(weight: Strength) -> bool:
+def is_one(weight: Strength) -> bool:
+    """Whether an adapter of this weight, alone, is simply called."""
     return not isinstance(weight, Tensor) and weight == 1.0
 
 
 def _scaled(effect: Tensor, weight: Strength) -> Tensor:
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or not weight.ndim:
         return weight * effect
     _check_rows(effect, weight)
     return weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:])) * effect
@@ -203,13 +235,16 @@ def _causal_mask(queries: int, length: int, device: torch.device) -> Tensor:
 def _widen(mask: Tensor | None, added: int, weight: Strength, keys: Tensor) -> Tensor | None:
     """The mask with `added` visible columns in front, of log-weight log(`weight`)."""
     if mask is None:
-        if _is_one(weight) or not added:
+        if is_one(weight) or not added:
             return None
         mask = torch.zeros((1, 1, 1, keys.shape[2] - added), dtype=keys.dtype, device=keys.device)
     if mask.dtype == torch.bool:
-        if _is_one(weight):
+        if is_one(weight):
             return torch.cat([mask.new_ones((*mask.shape[:-1], added)), mask], dim=-1)
         mask = torch.zeros_like(mask, dtype=keys.dtype).masked_fill(~mask, float("-inf"))
+    if isinstance(weight, Tensor) and not weight.ndim:
+        front = weight.to(mask.device, mask.dtype).log().expand(*mask.shape[:-1], added)
+        return torch.cat([front, mask], dim=-1)
     if isinstance(weight, Tensor):
         _check_rows(keys, weight)
         mask = mask.expand(len(weight), *mask.shape[1:])

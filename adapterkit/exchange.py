@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from adapterkit.adapter import AdapterModule
+from adapterkit.building import SHARED, own_state, shared_of
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.errors import CheckpointError, PluginError, StateError, UnsupportedFileError
 from adapterkit.mapping import MappedModel
@@ -54,7 +55,7 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     return Checkpoint(
         type=spec.name,
         config=attached.config.to_dict(),
-        tensors={key: _copies(module) for key, module in attached.modules.items()},
+        tensors=_tensors(attached),
         distribution=spec.origin.distribution if spec.origin else "",
         version=spec.origin.version if spec.origin else "",
         base={k: v for k, v in mapped.fingerprint(mapped.points()).items() if k in components},
@@ -62,8 +63,14 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     )
 
 
-def _copies(module: AdapterModule) -> dict[str, Tensor]:
-    return {name: _whole(tensor.detach()).cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+def _tensors(attached: Attached) -> dict[str, dict[str, Tensor]]:
+    tensors = {key: _copies(own_state(module)) for key, module in attached.modules.items()}
+    shared = shared_of(attached.modules)
+    return tensors if shared is None else {SHARED: _copies(shared.state_dict()), **tensors}
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _whole(tensor.detach()).cpu().clone().contiguous() for name, tensor in state.items()}
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapterkit.compose import Active, Strength
+from adapterkit.compose import Active, is_one
 from adapterkit.errors import RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import InjectionPoint, Span
+from adapterkit.selection import Strength
 
 Part = tuple[InjectionPoint, Active]
 
@@ -24,9 +25,9 @@ def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[
         weight, bias: As in `AdapterModule.merged`.
         active: Adapters and weights.
     """
-    if any(isinstance(scale, Tensor) for _, scale in active):
+    if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
         raise RoutingError("samples cannot be routed where one weight serves the whole batch")
-    if len(active) == 1 and active[0][1] == 1.0:
+    if len(active) == 1 and is_one(active[0][1]):
         return active[0][0].merged(weight, bias)
     total, total_bias = weight, bias
     for adapter, scale in active:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapterkit import building, choices, exchange, merging
+from adapterkit import building, choosing, exchange, installing, merging
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.checkpoint import Checkpoint, Format
-from adapterkit.choices import Choice
-from adapterkit.compose import Selection
 from adapterkit.errors import ConfigError, StateError
+from adapterkit.learning import Learning
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.reports import AdapterReport, LoadReport, Report
 from adapterkit.selectors import Selector
-from adapterkit.state import Attached, State, mapped_as_found, state_of
+from adapterkit.state import State
+from adapterkit.switching import Switching
 
 
-class Adapters:
+class Adapters(Switching, Learning):
     """Adds, switches, merges, saves and removes the adapters of one model.
 
     Args:
@@ -37,14 +36,6 @@ class Adapters:
         UnsupportedModelError: No backend knows the model.
         AttachError: Another library has replaced modules in the model.
     """
-
-    def __init__(self, model: object, *, backend: str | None = None, roles: Mapping[str, str] | None = None) -> None:
-        self._mapped = mapped_as_found(model, backend, roles)
-        self._fresh = State(self._mapped)
-
-    @property
-    def _state(self) -> State:
-        return state_of(self._mapped) or self._fresh
 
     # -- in and out -------------------------------------------------------------------------------------------------
 
@@ -72,7 +63,10 @@ class Adapters:
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
             if problems := building.option_problems(seed, dtype):
                 raise ConfigError(problems, "add()")
-            state.insert(name, building.build_new(config, self._mapped, seed, dtype))
+            built = building.build_new(config, self._mapped, seed, dtype)
+            parts = {part for module in built.modules.values() for part in module.parts}
+            choosing.check_parts(parts, state.adapters, type(config).__name__)
+            state.insert(name, built)
             self.activate(name)
             self.train(name)
         return self._report(name)
@@ -101,9 +95,9 @@ class Adapters:
         state = self._state
         with state.lock:
             building.check_name(name, state.adapters)
-            built, notes = building.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
+            built, notes = installing.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
             state.insert(name, built)
-        count = sum(p.numel() for m in built.modules.values() for p in m.parameters())
+        count = sum(p.numel() for p in building.parameters_of(built.modules.values()))
         return LoadReport(name, checkpoint.type, [p.id for p in built.points], count, notes)
 
     def save(self, name: str, path: str | os.PathLike[str], *, format: str = "native") -> Path:
@@ -135,8 +129,10 @@ class Adapters:
         state = self._state
         with state.lock:
             self._attached(name)
-            if state.merge is not None and name in state.merge.selection.weights:
+            if state.merge is not None and name in state.merge.selection.names:
                 raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
+            if users := self._users_of(name):
+                raise StateError(f"{users[0]!r} combines {name!r}; remove({users[0]!r}) first")
             if state.merge is not None:
                 state.merge.before = state.merge.before.without(frozenset({name}))
             state.discard(name)
@@ -149,132 +145,8 @@ class Adapters:
         with state.lock:
             if state.merge is not None:
                 merging.unmerge(state)
-            for name in list(state.adapters):
+            for name in reversed(list(state.adapters)):  # what combines others came after them
                 self.remove(name)
-
-    # -- what acts --------------------------------------------------------------------------------------------------
-
-    @property
-    def active(self) -> dict[str, float | list[float]]:
-        """Name -> weight of what acts now, in this thread; inside `routed` one weight for each row."""
-        state = self._state
-        weights = (state.merge.selection if state.merge else state.switch.current).weights
-        return {name: weight.tolist() if isinstance(weight, Tensor) else weight for name, weight in weights.items()}
-
-    def activate(self, choice: Choice) -> None:
-        """Sets what acts from now on: a name, names, `{name: weight}`, or nothing (None).
-
-        Raises:
-            UnknownNameError: No such adapter.
-            ConfigError: A weight is not a finite number, or negative where it multiplies attention.
-            StateError: Weights are merged.
-        """
-        self._require_unmerged("change what acts")
-        selection = self._selection(choice)
-        self._state.switch.default = selection
-
-    @contextlib.contextmanager
-    def activated(self, choice: Choice) -> Iterator[None]:
-        """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
-        self._require_unmerged("change what acts")
-        with self._state.switch.overridden(self._selection(choice)):
-            yield
-
-    def disabled(self) -> contextlib.AbstractContextManager[None]:
-        """Exactly the base model, in this thread, inside a `with` block."""
-        return self.activated(None)
-
-    @contextlib.contextmanager
-    def routed(self, routes: Sequence[str | None]) -> Iterator[None]:
-        """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
-
-        Args:
-            routes: One name for each row of the batch; None is the base.
-
-        Raises:
-            UnknownNameError: No such adapter.
-            RoutingError: An adapter acts where one weight serves the whole batch; or, in a forward, the model's batch
-                has another number of rows.
-            StateError: Weights are merged.
-        """
-        self._require_unmerged("route samples")
-        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters)):
-            yield
-
-    def checkpoint_context(
-        self,
-    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
-
-        Needed where the backward runs outside of the `activated` block of its forward:
-        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`.
-        """
-        switch = self._state.switch
-        return contextlib.nullcontext(), switch.overridden(switch.current)
-
-    # -- what trains ------------------------------------------------------------------------------------------------
-
-    def train(self, *names: str) -> None:
-        """Makes these adapters, and nothing else on the model, require grad."""
-        choices.check_names(names, self._state.adapters)
-        if not names:
-            raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
-        self._state.train(names)
-
-    def freeze(self, *names: str) -> None:
-        """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
-        choices.check_names(names, self._state.adapters)
-        self._state.set_trainable(names or self._state.adapters, value=False)
-
-    def parameters(self, *names: str) -> Iterator[nn.Parameter]:
-        """The parameters of these adapters; of all where none is named."""
-        choices.check_names(names, self._state.adapters)
-        for name in names or list(self._state.adapters):
-            for module in self._state.adapters[name].modules.values():
-                yield from module.parameters()
-
-    # -- merging ----------------------------------------------------------------------------------------------------
-
-    def merge(self, choice: Choice = None) -> None:
-        """Folds adapters into the weights: the same output at the base's speed.
-
-        Args:
-            choice: What to fold, as for `activate`; by default what acts now. Nothing else acts while it is merged.
-
-        Raises:
-            NotMergeableError: An adapter has no equivalent weight. Nothing is changed.
-            StateError: Weights are merged already, or nothing acts.
-        """
-        state = self._state
-        with state.lock:
-            self._require_unmerged("merge again")
-            selection = state.switch.current if choice is None else self._selection(choice)
-            if selection.routed:
-                raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
-            if not selection:
-                raise StateError("nothing acts, so there is nothing to merge; name an adapter")
-            merging.merge(state, selection)
-
-    def unmerge(self) -> None:
-        """Gives back the very bits of the weights, and what acted before.
-
-        Raises:
-            StateError: Nothing is merged.
-        """
-        state = self._state
-        with state.lock:
-            if state.merge is None:
-                raise StateError("nothing is merged")
-            merging.unmerge(state)
-
-    @contextlib.contextmanager
-    def merged(self, choice: Choice = None) -> Iterator[None]:
-        """Merges inside a `with` block."""
-        self.merge(choice)
-        try:
-            yield
-        finally:
-            self.unmerge()
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -292,11 +164,12 @@ class Adapters:
         return dict(self._attached(name).modules)
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
-        """`point id/parameter` -> tensor (not a copy)."""
+        """`point id/parameter` -> tensor (not a copy); `shared/parameter` for what all points share."""
         modules = self.modules(name)
-        return {
-            f"{key}/{part}": tensor for key, module in modules.items() for part, tensor in module.state_dict().items()
-        }
+        shared = building.shared_of(modules)
+        states = {} if shared is None else {building.SHARED: shared.state_dict()}
+        states |= {key: building.own_state(module) for key, module in modules.items()}
+        return {f"{key}/{part}": tensor for key, state in states.items() for part, tensor in state.items()}
 
     def report(self) -> Report:
         """What is on the model. Prints as a table."""
@@ -318,8 +191,13 @@ class Adapters:
             bytes=sum(p.numel() * p.element_size() for p in weights),
             weight=self.active.get(name),
             trainable=bool(weights) and all(p.requires_grad for p in weights),
-            merged=state.merge is not None and name in state.merge.selection.weights,
+            merged=state.merge is not None and name in state.merge.selection.names,
         )
+
+    def _users_of(self, name: str) -> list[str]:
+        """The adapters that combine this one."""
+        every = self._state.adapters.items()
+        return [user for user, one in every if any(name in module.parts for module in one.modules.values())]
 
     def __contains__(self, name: object) -> bool:
         return name in self._state.adapters
@@ -332,17 +210,3 @@ class Adapters:
 
     def __repr__(self) -> str:
         return f"Adapters({self._mapped.label}: {', '.join(self) or 'none'})"
-
-    # -- inside -----------------------------------------------------------------------------------------------------
-
-    def _attached(self, name: str) -> Attached:
-        choices.check_names([name], self._state.adapters)
-        return self._state.adapters[name]
-
-    def _selection(self, choice: Choice) -> Selection:
-        return choices.to_selection(choice, self._state.adapters)
-
-    def _require_unmerged(self, what: str) -> None:
-        merge = self._state.merge
-        if merge is not None:
-            raise StateError(f"cannot {what} while {', '.join(map(repr, merge.selection))} is merged; unmerge() first")

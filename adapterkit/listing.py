@@ -38,7 +38,7 @@ def points(
     mapped = map_model(model, backend, roles)
     found = mapped.points()
     if adapter is not None and selector is None:
-        found = Points(building.choose_points(adapter, mapped))
+        found = Points(adapter.choose(found, mapped.label))
     elif selector is not None:
         found = Points(Selector(selector).select(found, mapped.label))
     if adapter is None:

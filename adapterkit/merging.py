@@ -6,17 +6,20 @@ tied to another module's stays as it is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from adapterkit.compose import Selection
+from adapterkit.compose import Acting
+from adapterkit.composites import acting_at
+from adapterkit.composition import Expression, names_of
 from adapterkit.errors import NotMergeableError
 from adapterkit.folding import Part, fold
 from adapterkit.kernels.weights import canonical
-from adapterkit.points import WeightLayout
+from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.selection import Selection, Strength, strength_at
 from adapterkit.state import Merge, State
 
 
@@ -69,21 +72,30 @@ def unmerge(state: State) -> None:
 def _targets(state: State, selection: Selection) -> Iterable[_Target]:
     targets: dict[tuple[int, str], _Target] = {}
     problems: list[str] = []
-    for name, weight in selection.acting:
-        for key, adapter in state.adapters[name].modules.items():
-            point = state.adapters[name].points[key]
-            module, layout = state.mapped.module(point), point.layout
-            if not isinstance(layout, WeightLayout):
-                problems.append(f"{name!r} at {key} acts on a sublayer's {point.kind}, not on a weight")
-                continue
-            target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
-            parts = target.matrices.setdefault(layout.index, {})
-            active = [*(parts[key][1] if key in parts else ()), (adapter, weight)]
-            parts[key] = (point, active)
+    for expression, point, acting, weight in _acting(state, selection):
+        module, layout = state.mapped.module(point), point.layout
+        if not isinstance(layout, WeightLayout):
+            problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
+            continue
+        target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
+        parts = target.matrices.setdefault(layout.index, {})
+        active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]
+        parts[point.id] = (point, active)
     if problems:
         more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
         raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
     return targets.values()
+
+
+def _acting(state: State, selection: Selection) -> Iterator[tuple[Expression, InjectionPoint, Acting, Strength]]:
+    """Whatever acts anywhere, point by point."""
+    for expression, weight in selection.acting:
+        attached = [state.adapters[name] for name in names_of(expression)]
+        for key, point in {key: point for one in attached for key, point in one.points.items()}.items():
+            here = {name: one.modules[key] for name, one in state.adapters.items() if key in one.modules}
+            acting, strength = acting_at(expression, here), strength_at(weight, point)
+            if acting is not None and (isinstance(strength, Tensor) or strength != 0):
+                yield expression, point, acting, strength
 
 
 def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.compose import Computed, SpanBase, combine
+from adapterkit.compose import Computed, ReadBase, SpanBase, WholeBase, combine
 from adapterkit.folding import Part, fold
 from adapterkit.kernels.spans import write_spans
-from adapterkit.kernels.weights import canonical
+from adapterkit.kernels.weights import canonical, point_weight
 from adapterkit.points import InjectionPoint, WeightLayout
 
 
@@ -98,10 +98,18 @@ class StackedWeight:
         parts = self._parts.get(index, ())
         base = Computed(lambda other: other @ self._parameter[index], x)
         base.fill(y)
-        spans = [(p.span, combine(x, SpanBase(base, p.span, -1), active)) for p, active in parts if p.span is not None]
+        spans = [
+            (point.span, combine(x, SpanBase(base, point.span, -1, self._reader(point)), active))
+            for point, active in parts
+            if point.span is not None
+        ]
         if spans:
             return write_spans(y, spans, -1)
-        return combine(x, base, parts[0][1]) if parts else y
+        return combine(x, WholeBase(base, self._reader(parts[0][0])), parts[0][1]) if parts else y
+
+    def _reader(self, point: InjectionPoint) -> ReadBase:
+        bias = None if self._other is None else self._other.detach()
+        return lambda: point_weight(self._parameter.detach(), bias, point, _layout(point))
 
 
 _UNCHANGED = frozenset(

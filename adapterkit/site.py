@@ -14,22 +14,25 @@ from torch.utils.hooks import RemovableHandle
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import AttentionSeam, PlainForward
 from adapterkit.compose import (
+    Acting,
     Active,
     Computed,
     PartBase,
-    Selection,
+    ReadBase,
     SpanBase,
-    Strength,
     SublayerBase,
+    WholeBase,
     combine,
     effects,
     extend_all,
 )
+from adapterkit.composites import acting_at, flattened
 from adapterkit.folding import fold
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.weights import canonical
+from adapterkit.kernels.weights import base_weight, canonical
 from adapterkit.points import InjectionPoint, WeightLayout
 from adapterkit.read_weights import ReadWeight, StackedWeight
+from adapterkit.selection import Selection, Strength, strength_at
 from adapterkit.switch import Switch
 
 Found = list[tuple["Slot", Active]]
@@ -48,10 +51,19 @@ class Slot(nn.Module):
         access = layout.access if isinstance(layout, WeightLayout) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
 
-    def active(self, selection: Selection) -> list[tuple[AdapterModule, Strength]]:
-        """The adapters of this point that act, with their weights."""
-        mine = self._modules
-        return [(mine[name], weight) for name, weight in selection.acting if name in mine]  # type: ignore[misc]
+    def active(self, selection: Selection) -> list[tuple[Acting, Strength]]:
+        """What acts at this point, with its weights."""
+        compiling = torch.compiler.is_compiling()
+        mine: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
+        found: list[tuple[Acting, Strength]] = []
+        for expression, weight in selection.tensors if compiling else selection.acting:
+            acting = acting_at(expression, mine)
+            if acting is None:
+                continue
+            strength = 1.0 if compiling and not acting.scalable else strength_at(weight, self.point)
+            if isinstance(strength, Tensor) or strength != 0:
+                found.append((acting, strength))
+        return found
 
     def extra_repr(self) -> str:
         """The point's id, for `repr(model)`."""
@@ -104,7 +116,7 @@ class Site:
         if self.plain is not None and self.active("read"):
             forward = functools.partial(self.plain, module)
         for around in (self._weights, self._tokens, self._output):
-            forward = around(forward)
+            forward = around(module, forward)
         return forward(*args, **kwargs)
 
     def extend(
@@ -112,7 +124,8 @@ class Site:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `adapterkit.backend.Extension`."""
         for _, active in self.active("attention"):
-            keys, values, mask = extend_all(keys, values, mask, active, queries=queries, causal=causal)
+            flat = flattened(active)
+            keys, values, mask = extend_all(keys, values, mask, flat, queries=queries, causal=causal)
             causal = False
         return keys, values, mask
 
@@ -155,18 +168,18 @@ class Site:
                 by_index.setdefault(point.layout.index, []).append((point, active))
         return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
 
-    def _weights(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _weights(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         found = self.active("weight")
         if not found:
             return forward
 
         def adapted(*args: Any, **kwargs: Any) -> Any:
             x, run = _first_argument(forward, args, kwargs)
-            return _around_weight(x, Computed(run, x), found)
+            return _around_weight(module, x, Computed(run, x), found)
 
         return adapted
 
-    def _tokens(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _tokens(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         found = self.active("tokens")
         if not found:
             return forward
@@ -177,7 +190,7 @@ class Site:
 
         return adapted
 
-    def _output(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _output(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         found = self.active("output")
         if not found:
             return forward
@@ -197,7 +210,7 @@ class Site:
         return adapted
 
 
-def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
+def _around_weight(module: nn.Module, x: Tensor, whole: Computed, found: Found) -> Tensor:
     """A module's output with the adapters of its one point, or of the points that share it."""
     point = found[0][0].point
     if point.in_span is not None:
@@ -205,14 +218,20 @@ def _around_weight(x: Tensor, whole: Computed, found: Found) -> Tensor:
         for slot, active in found:
             if slot.point.in_span is not None:
                 part = read_span(x, slot.point.in_span, -1)
-                out = out + effects(part, PartBase(whole, x, part, slot.point.in_span), active)
+                out = out + effects(
+                    part, PartBase(whole, x, part, slot.point.in_span, _reader(module, slot.point)), active
+                )
         return out
     if point.span is None:
-        return combine(x, whole, found[0][1])
+        return combine(x, WholeBase(whole, _reader(module, point)), found[0][1])
+    spans = [(slot.point, slot.point.span, active) for slot, active in found if slot.point.span is not None]
     dim = point.feature_axis
-    spans = [(slot.point.span, active) for slot, active in found if slot.point.span is not None]
-    parts = [(span, combine(x, SpanBase(whole, span, dim), active)) for span, active in spans]
+    parts = [(span, combine(x, SpanBase(whole, span, dim, _reader(module, at)), active)) for at, span, active in spans]
     return write_spans(whole(x), parts, dim)
+
+
+def _reader(module: nn.Module, point: InjectionPoint) -> ReadBase:
+    return lambda: base_weight(module, point)
 
 
 def _folded(

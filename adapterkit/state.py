@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.building import Built
-from adapterkit.compose import Selection
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel, map_model
 from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.selection import Selection
 from adapterkit.site import Slots
 from adapterkit.switch import Switch
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterkit.compose import Selection
 from adapterkit.errors import AttachError
+from adapterkit.selection import Selection
 
 
 class _Local(threading.local):
@@ -49,6 +49,13 @@ class Switch:
             yield
         finally:
             local.selection = before
+
+    def replace(self, selection: Selection) -> None:
+        """Puts a selection in the place of what this thread sees."""
+        if self.local.selection is None:
+            self.default = selection
+        else:
+            self.local.selection = selection
 
     @property
     def inside(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapterkit.points import WeightLayout
+from adapterkit.kernels.spans import read_span
+from adapterkit.points import InjectionPoint, WeightLayout
 
 _TRANSPOSED = ("linear_t", "embedding")
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -14,6 +15,41 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 def canonical(weight: Tensor, layout: WeightLayout) -> Tensor:
     """The module's weight as [out, in / groups, *kernel]: a view. Its own inverse."""
     return weight.mT if layout.form in _TRANSPOSED else weight
+
+
+def base_weight(module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None, Tensor | None]:
+    """The frozen weight [out, in / groups, *kernel] and bias [out] of a point: its rows or columns, detached views.
+
+    The weight is None where the module has none of that name.
+    """
+    layout = point.layout
+    if not isinstance(layout, WeightLayout):
+        raise TypeError(f"{point.id} is no weight point")
+    weight, bias = (_held(module, name) for name in (layout.parameter, layout.bias_parameter))
+    return point_weight(weight, bias, point, layout)
+
+
+def point_weight(
+    weight: Tensor | None, bias: Tensor | None, point: InjectionPoint, layout: WeightLayout
+) -> tuple[Tensor | None, Tensor | None]:
+    """`base_weight`, from the parameters as their module holds them."""
+    if layout.index is not None:
+        weight, bias = (None if tensor is None else tensor[layout.index] for tensor in (weight, bias))
+    if weight is None:
+        return None, bias
+    weight = canonical(weight, layout)
+    if point.in_span is not None:
+        weight = read_span(weight, point.in_span, 1)
+    if point.span is not None:
+        weight = read_span(weight, point.span, 0)
+        bias = None if bias is None else read_span(bias, point.span, 0)
+    return weight, bias
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    # A weight that is parametrized (weight norm) is no parameter of this name, but an attribute.
+    held = module._parameters[name] if name in module._parameters else getattr(module, name, None)
+    return held.detach() if isinstance(held, Tensor) else None
 
 
 def apply_weight(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:

@@ -1,0 +1,228 @@
+"""Several adapter types under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule, Base
+from adapterkit.errors import ConfigError, PluginError
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.selectors import Selector
+
+
+class UnionModule(AdapterModule):
+    """The modules of all parts that act at one point; their effects are summed.
+
+    Args:
+        members: Place in the union -> module.
+        gates: Place in the union -> its gate; empty for none.
+    """
+
+    def __init__(self, members: Mapping[str, AdapterModule], gates: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.members, self.gates = nn.ModuleDict(members), nn.ModuleDict(gates)
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        if len(self.members) == 1 and not self.gates:
+            return next(iter(self.members.values()))(x, base)
+        y = base(x)
+        total = y
+        for key, member in self.members.items():
+            effect = member(x, base) - y
+            total = total + (self.gates[key](y) * effect if self.gates else effect)
+        return total
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AdapterModule.extend`. A gate scales what is put in front."""
+        for key, member in self.members.items():
+            before = keys.shape[-2]
+            keys, values = member.extend(keys, values)  # type: ignore[operator]
+            if self.gates:
+                keys, values = (self._gated(key, t, t.shape[-2] - before) for t in (keys, values))
+        return keys, values
+
+    def _gated(self, key: str, tensor: Tensor, added: int) -> Tensor:
+        front, rest = tensor[..., :added, :], tensor[..., added:, :]
+        return torch.cat([self.gates[key](front) * front, rest], dim=-2)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`. Gates have no equivalent weight."""
+        if self.gates:
+            return super().merged(weight, bias)
+        total, total_bias = weight, bias
+        for member in self.members.values():
+            merged, merged_bias = member.merged(weight, bias)  # type: ignore[operator]
+            total = total + (merged - weight)
+            if merged_bias is not bias and merged_bias is not None:
+                change = merged_bias if bias is None else merged_bias - bias
+                total_bias = change if total_bias is None else total_bias + change
+        return total, total_bias
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """See `AdapterModule.initialise`."""
+        for member in self.members.values():
+            member.initialise(weight, bias)  # type: ignore[operator]
+
+    def observe(self, x: Tensor) -> None:
+        """See `AdapterModule.observe`."""
+        for member in self.members.values():
+            member.observe(x)  # type: ignore[operator]
+
+    def penalty(self) -> Tensor | None:
+        """See `AdapterModule.penalty`."""
+        terms = [term for member in self.members.values() if (term := member.penalty()) is not None]  # type: ignore[operator]
+        return torch.stack(terms).sum() if terms else None
+
+
+class TokenGate(nn.Module):
+    """`sigmoid(w . y + b)` for every token, from the base's output y [..., features]; it starts at 1/2."""
+
+    def __init__(self, features: int, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The gate, with one entry where y has features."""
+        moved = y.movedim(self.axis, -1)
+        gate = torch.sigmoid(moved @ self.weight.to(y.dtype) + self.bias.to(y.dtype))
+        return gate.unsqueeze(-1).movedim(-1, self.axis)
+
+
+class FixedGate(nn.Module):
+    """One learnt factor, `sigmoid(b)`, where there is no output to look at: at attention points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The factor, in y's dtype."""
+        return torch.sigmoid(self.bias).to(y.dtype)
+
+
+@dataclass(frozen=True)
+class Union(AdapterConfig):
+    """Several types that are added, act, train and are saved as one adapter: at each point their effects are summed.
+
+    `Union((Prefix(), Bottleneck.parallel()))` is MAM (He et al. 2021, arXiv:2110.04366); with `gating` and a LoRA beside
+    them it is UniPELT (Mao et al. 2022, arXiv:2110.07577), whose gates are here one a token (the paper averages them
+    over the sequence, which lets a causal model see the future), and one a layer for prefixes.
+
+    Attributes:
+        parts: The configs. A type that shares a module across points cannot be one.
+        targets: Must be "all", which means what the parts say; narrow theirs instead.
+        gating: Whether each part's effect has a learnt gate in (0, 1).
+    """
+
+    parts: tuple[AdapterConfig, ...] = ()
+    targets: str = "all"
+    gating: bool = False
+
+    @property
+    def kinds(self) -> frozenset[Kind]:  # type: ignore[override]
+        """Those of the parts."""
+        return frozenset(kind for part in self.parts for kind in part.kinds)
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        parts = self.parts if isinstance(self.parts, (tuple, list)) else ()
+        if len(parts) < 1 or not all(isinstance(part, AdapterConfig) for part in parts):
+            found.append(f"parts must be a tuple of at least one adapter config, not {self.parts!r}")
+        if self.targets != "all":
+            found.append(f"targets must be 'all', which means those of the parts, not {self.targets!r}")
+        return found
+
+    def choose(self, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
+        """What any part chooses, in model order."""
+        chosen = {point.id for part in self.parts for point in self._chosen_by(part, points, label)}
+        return [point for point in points if point.id in chosen]
+
+    @staticmethod
+    def _chosen_by(part: AdapterConfig, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
+        chosen = part.choose(points, label)
+        with torch.device("meta"):
+            if part.shared(chosen) is not None:
+                raise ConfigError([f"{type(part).__name__} shares a module across points: add it by itself"], "Union")
+        return chosen
+
+    def accepts(self, point: InjectionPoint) -> str | None:
+        """None where any part accepts the point."""
+        reasons = [part.accepts(point) for part in self.parts]
+        return None if None in reasons else "; ".join(reason for reason in reasons if reason)
+
+    def build(self, point: InjectionPoint) -> UnionModule:
+        """See `AdapterConfig.build`."""
+        members = {str(i): part.build(point) for i, part in enumerate(self.parts) if _means(part, point)}
+        return UnionModule(members, {key: _gate(point) for key in members} if self.gating else {})
+
+    def rate(self, parameter: str) -> float:
+        """The part's own."""
+        kind, place, name = parameter.split(".", 2)
+        return self.parts[int(place)].rate(name) if kind == "members" else 1.0
+
+    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
+        """See `AdapterConfig.observed`."""
+        for place, part in enumerate(self.parts):
+            part.observed(_members(modules, place))
+
+    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
+        """See `AdapterConfig.after_step`."""
+        for place, part in enumerate(self.parts):
+            part.after_step(_members(modules, place), step, steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `AdapterConfig.to_dict`. Each part as its type's name and its config.
+
+        Raises:
+            PluginError: A part's type is not registered.
+        """
+        parts = [{"type": _type_name(part), "config": part.to_dict()} for part in self.parts]
+        return {"parts": parts, "targets": self.targets, "gating": self.gating}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Union:
+        """See `AdapterConfig.from_dict`."""
+        listed = values.get("parts")
+        if not isinstance(listed, (list, tuple)):
+            raise ConfigError([f"parts must be a list of types with their configs, not {listed!r}"], "Union")
+        return super().from_dict({**values, "parts": tuple(_part(entry) for entry in listed)})
+
+
+def _means(part: AdapterConfig, point: InjectionPoint) -> bool:
+    return point.kind in part.kinds and Selector(part.targets).matches(point) and bool(part.narrow([point]))
+
+
+def _gate(point: InjectionPoint) -> nn.Module:
+    if point.kind == "attention":
+        return FixedGate()
+    axis = point.feature_axis if isinstance(point.layout, WeightLayout) else -1
+    return TokenGate(point.out_features, axis)
+
+
+def _members(modules: Mapping[str, AdapterModule], place: int) -> dict[str, AdapterModule]:
+    found = {key: module.members._modules.get(str(place)) for key, module in modules.items()}  # type: ignore[union-attr]
+    return {key: member for key, member in found.items() if isinstance(member, AdapterModule)}
+
+
+def _type_name(part: AdapterConfig) -> str:
+    spec = get_plugin_manager().spec_of(type(part))
+    if spec is None:
+        raise PluginError(f"{type(part).__name__} is not a registered adapter type, so a file could not name it")
+    return spec.name
+
+
+def _part(entry: object) -> AdapterConfig:
+    if isinstance(entry, AdapterConfig):
+        return entry
+    if not isinstance(entry, Mapping) or set(entry) != {"type", "config"} or not isinstance(entry["config"], Mapping):
+        raise ConfigError([f"a part must have a type and a config, not {str(entry)[:80]}"], "Union")
+    return get_plugin_manager().adapter(str(entry["type"])).load().from_dict(entry["config"])

@@ -1,0 +1,74 @@
+"""Which of a model's points an adapter is for: by kind, by selector, and by what its type says. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError
+from adapterkit.points import InjectionPoint
+from adapterkit.selectors import Selector
+
+_SHOWN = 5
+
+
+def by_selector(
+    targets: str, kinds: Collection[str], points: Sequence[InjectionPoint], type_name: str, label: str
+) -> list[InjectionPoint]:
+    """The points of these kinds that a selector names.
+
+    Raises:
+        TargetNotFoundError: A part of the selector matches nothing.
+        IncompatibleTargetError: It matches points of other kinds, or the model has none of these kinds.
+    """
+    usable = [point for point in points if point.kind in kinds]
+    selector, acts = Selector(targets), f"{type_name} acts at {'/'.join(sorted(kinds))} points"
+    if not usable:
+        offered = ", ".join(sorted({point.kind for point in points})) or "none"
+        raise IncompatibleTargetError(f"{acts}, and {label} offers none (it offers: {offered})")
+    try:
+        return selector.select(usable, label)
+    except TargetNotFoundError:
+        others = [point for point in points if point.kind not in kinds and selector.matches(point)]
+        if not others:
+            raise
+        raise IncompatibleTargetError(
+            f"{acts}, but {targets!r} names {others[0].kind} points such as {others[0].id}; "
+            f"its roles here: {', '.join(sorted({p.role for p in usable}))}"
+        ) from None
+
+
+def narrowed(
+    chosen: Sequence[InjectionPoint], kept: Sequence[InjectionPoint], type_name: str, targets: str
+) -> list[InjectionPoint]:
+    """What a type has kept of the chosen points.
+
+    Raises:
+        IncompatibleTargetError: Nothing.
+    """
+    if not kept:
+        raise IncompatibleTargetError(
+            f"none of the {len(chosen)} points that {targets!r} names concerns this {type_name}: "
+            f"{some([point.id for point in chosen])}"
+        )
+    return list(kept)
+
+
+def check_accepted(
+    points: Sequence[InjectionPoint], accepts: Callable[[InjectionPoint], str | None], type_name: str
+) -> None:
+    """Raises IncompatibleTargetError, with the reasons, where a type refuses points."""
+    refused = [f"{point.id}: {reason}" for point in points if (reason := accepts(point)) is not None]
+    if refused:
+        raise IncompatibleTargetError(f"{type_name} cannot act at {some(refused)}; narrow its targets")
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    return ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+
+
+def check_parts(parts: Collection[str], attached: Collection[str], type_name: str) -> None:
+    """Raises ConfigError where an adapter combines others that are not there."""
+    if missing := [name for name in parts if name not in attached]:
+        known = ", ".join(attached) or "none"
+        raise ConfigError([f"its part {name!r} is not attached (attached: {known})" for name in missing], type_name)

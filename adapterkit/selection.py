@@ -1,0 +1,102 @@
+"""What acts on a model: adapters, or expressions of them, with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterkit.composition import Expression, names_of
+from adapterkit.points import InjectionPoint
+
+Strength = float | Tensor
+"""How strongly an adapter acts at a point: a number, or a tensor with one for each row of the batch, [rows] float32.
+
+While torch.compile traces, a number is a tensor of no axes, so that another number needs no other program.
+"""
+
+
+class PerPoint(Mapping[str, float]):
+    """A weight for every point: id -> number. A point that is not in it has weight 0."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = {key: float(weight) for key, weight in weights.items() if weight != 0}
+        self._tensors = {key: torch.tensor(weight) for key, weight in self._weights.items()}
+
+    def tensor(self, key: str) -> Tensor | None:
+        """The weight at a point as a tensor of no axes, or None where it is 0."""
+        return self._tensors.get(key)
+
+    def __getitem__(self, key: str) -> float:
+        return self._weights[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+Weight = float | Tensor | PerPoint
+
+
+class Selection:
+    """What acts: names or expressions with their weights, in the order they were asked for. Immutable.
+
+    A weight of 0 does not act, and is not among `acting`.
+
+    Args:
+        weights: Expression -> weight.
+        asked: What the user said; by default the weights themselves.
+    """
+
+    __slots__ = ("acting", "asked", "tensors", "weights")
+
+    def __init__(
+        self, weights: Mapping[Expression, Weight] | None = None, asked: Mapping[Expression, Any] | None = None
+    ) -> None:
+        self.weights: dict[Expression, Weight] = dict(weights or {})
+        self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
+        self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
+        self.tensors = tuple((e, torch.tensor(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every adapter that is named."""
+        return frozenset(name for expression in self.weights for name in names_of(expression))
+
+    def without(self, names: frozenset[str]) -> Selection:
+        """The same selection, without the expressions that name one of these."""
+        kept = [expression for expression in self.weights if names.isdisjoint(names_of(expression))]
+        return Selection({e: self.weights[e] for e in kept}, {e: self.asked[e] for e in kept})
+
+    def __bool__(self) -> bool:
+        return bool(self.weights)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a weight is a function, which may depend on the step."""
+        return any(callable(weight) for weight in self.asked.values())
+
+    @property
+    def routed(self) -> bool:
+        """Whether the rows of a batch differ in what acts."""
+        return any(isinstance(weight, Tensor) for weight in self.weights.values())
+
+    def __iter__(self) -> Iterator[Expression]:
+        return iter(self.weights)
+
+    def __repr__(self) -> str:
+        return f"Selection({self.asked})"
+
+
+def strength_at(weight: Weight, point: InjectionPoint) -> Strength:
+    """What a weight is at one point."""
+    if not isinstance(weight, PerPoint):
+        return weight
+    if torch.compiler.is_compiling():
+        found = weight.tensor(point.id)
+        return 0.0 if found is None else found
+    return weight.get(point.id, 0.0)
