@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
@@ -93,7 +93,7 @@ class Fuse(AdapterConfig):
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
     parts: tuple[str, ...] = ()
-    targets: str = "mlp"
+    targets: str = field(default="mlp", kw_only=True)
     value: bool = True
     temperature: float = 1.0
     dropout: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -112,9 +112,9 @@ class FixedGate(nn.Module):
 class Union(AdapterConfig):
     """Several types that are added, act, train and are saved as one adapter: at each point their effects are summed.
 
-    `Union((Prefix(), Bottleneck.parallel()))` is MAM (He et al. 2021, arXiv:2110.04366); with `gating` and a LoRA beside
-    them it is UniPELT (Mao et al. 2022, arXiv:2110.07577), whose gates are here one a token (the paper averages them
-    over the sequence, which lets a causal model see the future), and one a layer for prefixes.
+    `Union((Prefix(), Bottleneck(form="parallel")))` is MAM (He et al. 2021, arXiv:2110.04366). With `gating`, and LoRA
+    beside them, it is UniPELT (Mao et al. 2022, arXiv:2110.07577), whose gates are here one a token (the paper averages
+    them over the sequence, which lets a causal model see the future), and one a layer for prefixes.
 
     Attributes:
         parts: The configs. A type that shares a module across points cannot be one.
@@ -123,7 +123,7 @@ class Union(AdapterConfig):
     """
 
     parts: tuple[AdapterConfig, ...] = ()
-    targets: str = "all"
+    targets: str = field(default="all", kw_only=True)
     gating: bool = False
 
     @property
