@@ -234,6 +234,11 @@ class AdapterConfig:
         """
         return None
 
+    @property
+    def observations(self) -> int:
+        """Number of batches that training shows to a new adapter before the first step; see `Adapters.observing`."""
+        return 0
+
     def rate(self, parameter: str) -> float:
         """The factor on the learning rate of a parameter, by its name in the module; see `parameter_groups`."""
         return 1.0

@@ -212,7 +212,7 @@ def _fitting(
 
 def _check_tensor(tensor: Tensor, expected: Tensor, source: object, key: str) -> None:
     if tensor.shape != expected.shape:
-        hint = " (transposed?)" if tensor.shape == expected.mT.shape and tensor.ndim == 2 else ""
+        hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
         raise ShapeMismatchError(
             f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}", source, key
         )

@@ -18,12 +18,16 @@ While torch.compile traces, a number is a tensor of no axes, so that another num
 """
 
 
+def _scalar(weight: float) -> Tensor:
+    return torch.tensor(weight, dtype=torch.float64)
+
+
 class PerPoint(Mapping[str, float]):
     """A weight for every point: id -> number. A point that is not in it has weight 0."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = {key: float(weight) for key, weight in weights.items() if weight != 0}
-        self._tensors = {key: torch.tensor(weight) for key, weight in self._weights.items()}
+        self._tensors = {key: _scalar(weight) for key, weight in self._weights.items()}
 
     def tensor(self, key: str) -> Tensor | None:
         """The weight at a point as a tensor of no axes, or None where it is 0."""
@@ -45,14 +49,15 @@ Weight = float | Tensor | PerPoint
 class Selection:
     """What acts: names or expressions with their weights, in the order they were asked for. Immutable.
 
-    A weight of 0 does not act, and is not among `acting`.
+    A weight of 0 does not act, and is not among `acting`. `tensors` is the same for a trace of torch.compile,
+    which must not look at the numbers in `acting`: it would guard them.
 
     Args:
         weights: Expression -> weight.
         asked: What the user said; by default the weights themselves.
     """
 
-    __slots__ = ("acting", "asked", "tensors", "weights")
+    __slots__ = ("acting", "asked", "idle", "tensors", "weights")
 
     def __init__(
         self, weights: Mapping[Expression, Weight] | None = None, asked: Mapping[Expression, Any] | None = None
@@ -60,7 +65,8 @@ class Selection:
         self.weights: dict[Expression, Weight] = dict(weights or {})
         self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
         self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
-        self.tensors = tuple((e, torch.tensor(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
+        self.idle = not self.acting
+        self.tensors = tuple((e, _scalar(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
 
     @property
     def names(self) -> frozenset[str]:

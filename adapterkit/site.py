@@ -93,7 +93,7 @@ class Site:
     def active(self, way: str) -> Found:
         """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
         selection = self.switch.current
-        if not selection.acting:
+        if selection.idle:
             return []
         found = [(slot, slot.active(selection)) for slot in self.slots if way in slot.ways]
         return [(slot, active) for slot, active in found if active]
@@ -109,7 +109,7 @@ class Site:
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
-        if not self.switch.current.acting:
+        if self.switch.current.idle:
             return forward(*args, **kwargs)
         if self.seam is not None and self.seam.forward is not None and self.active("attention"):
             forward = functools.partial(self.seam.forward, module)

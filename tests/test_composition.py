@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 import adapterkit as ak
@@ -414,3 +415,25 @@ def test_a_gate_scales_a_prefix(model: toys.ToyModel) -> None:
 def test_wrong_configs(make: object, message: str) -> None:
     with pytest.raises(errors.AdapterKitError, match=message):
         make()  # type: ignore[operator]
+
+
+# -- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def test_other_weights_need_no_other_program(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    structures: list[list[object]] = [
+        [{"a": 1.0}, {"a": 0.5}, {"a": -0.3}],
+        [{"a": 0.5, "neck": 1.0}, {"a": 0.2, "neck": 0.3}],
+        ["kv", {"kv": 0.5}],
+        [{"a": {"*@layer=0": 0.3, "*": 0.8}}, {"a": {"*": 1.0}}, {"a": lambda point, step: 0.25 + step}],
+        [ak.Stack("a", "neck"), {ak.Stack("a", "neck"): 0.5}],
+    ]
+    for programs, choices in enumerate(structures, 1):
+        for choice in choices:
+            adapters.activate(choice)  # type: ignore[arg-type]
+            with torch.no_grad():
+                assert close(compiled(X), model(X))
+            assert counter.frame_count == programs

@@ -7,6 +7,7 @@ so the state of a run is its step, its adapter and its optimizer, and a resumed 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -165,13 +166,14 @@ class Trainer:
         name = self.config.adapter_name
         if self.snapshot is None:
             self.adapters.add(name, self.run.adapter, seed=self.config.seed)
+            self._observe(name, self.run.adapter.observations)
         else:
             self.adapters.load(self.snapshot.folder / ADAPTER, name)
             self.adapters.activate(name)
             self.adapters.train(name)
-        self.trained = Trained(self.adapters.modules(name), self.task.extra_modules())
+        self.trained = Trained(self.adapters.modules(name), self.task.extra_modules(), self.run.adapter.rate)
         optimizer = torch.optim.AdamW(
-            self.trained.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.trained.groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         if self.snapshot is not None:
             self.trained.restore(self.snapshot, optimizer)
@@ -179,6 +181,17 @@ class Trainer:
         if self.snapshot is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.snapshot.values["scaler"])
         self._train_mode({point.component for point in chosen})
+
+    def _observe(self, name: str, batches: int) -> None:
+        """Shows the adapter its inputs in the first batches, where its type starts from data."""
+        if not batches:
+            return
+        with inference(self.model), self.adapters.observing(name):
+            for batch in itertools.islice(self._batches(), batches):
+                self.task.loss(to_device(batch, self.accelerator.device))
+        if self.accelerator.num_processes > 1:  # each has seen data of its own, and all must start alike
+            for tensor in self.adapters.state_dict(name).values():
+                tensor.copy_(broadcast(tensor))
 
     def _train_mode(self, components: set[str]) -> None:
         """Train mode for the parts that the adapter acts in; the others only ever infer."""
@@ -232,16 +245,17 @@ class Trainer:
         set_seed(derive_seed(self.config.seed, "step", self.done, self.accelerator.process_index) % 2**32)
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         loss = self._backward()
         norm = self._clip()
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.done += 1
+        self.adapters.after_step(self.done, self.config.steps)
+        self.optimizer.zero_grad()
         self.losses.append(loss)
-        record = {"step": self.done, "loss": loss, "lr": rate, "grad_norm": norm}
+        seconds = round(time.monotonic() - began, 4)
         if self.main:
-            self.folder.record({**record, "seconds": round(time.monotonic() - began, 4)})
+            self.folder.record({"step": self.done, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds})
         progress.step(self.done, loss, rate)
 
     def _backward(self) -> float:
@@ -249,7 +263,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for _ in range(micro):
             with self.accelerator.autocast():
-                loss = self.task.loss(to_device(next(self.batches), self.accelerator.device))
+                loss = self.task.loss(to_device(next(self.batches), self.accelerator.device)) + self.adapters.penalty()
             self.accelerator.backward(loss / micro)
             total += loss.detach().float() / micro
         mean = float(_mean_over_processes(self.accelerator, total))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,32 @@ class Trained:
     Args:
         modules: The adapter's, by point id.
         extra: Further modules, by file name.
+        rate: The factor on the learning rate of an adapter's parameter, by its name in its module.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], extra: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], extra: Mapping[str, nn.Module], rate: Callable[[str], float]
+    ) -> None:
         self.extra = dict(extra)
         for module in self.extra.values():
             module.requires_grad_(True)
-        found = [(f"{key}/{name}", p) for key, module in modules.items() for name, p in module.named_parameters()]
-        found += [(f"{key}.{name}", p) for key, module in self.extra.items() for name, p in module.named_parameters()]
-        self.named: dict[str, nn.Parameter] = dict(found)
+        groups: dict[float, dict[int, tuple[str, nn.Parameter]]] = {}  # what points share is in many modules, once here
+        for key, module in modules.items():
+            for name, parameter in module.named_parameters():
+                groups.setdefault(rate(name), {}).setdefault(id(parameter), (f"{key}/{name}", parameter))
+        for key, module in self.extra.items():
+            for name, parameter in module.named_parameters():
+                groups.setdefault(1.0, {})[id(parameter)] = (f"{key}.{name}", parameter)
+        self.rates = {factor: [p for _, p in group.values()] for factor, group in groups.items()}
+        self.named = {name: p for group in groups.values() for name, p in group.values()}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """In a fixed order."""
         return iter(self.named.values())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """For a torch optimizer; each has the `factor` on its learning rate."""
+        return [{"params": parameters, "factor": factor} for factor, parameters in self.rates.items()]
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds beside the adapter: the optimizer's tensors, and the further modules."""
