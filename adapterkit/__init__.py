@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adapterkit import errors, specs
     from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
+    from adapterkit.adapters.adalora import AdaLoRA
     from adapterkit.adapters.bottleneck import Bottleneck
+    from adapterkit.adapters.dora import DoRA
     from adapterkit.adapters.fuse import Fuse
     from adapterkit.adapters.lora import LoRA
     from adapterkit.adapters.prefix import Prefix
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaLoRA",
     "AdapterConfig",
     "AdapterModule",
     "Adapters",
     "AdditiveModule",
     "Average",
     "Bottleneck",
+    "DoRA",
     "Fuse",
     "InjectionPoint",
     "LoRA",
@@ -56,12 +60,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdaLoRA": "adapterkit.adapters.adalora",
     "AdapterConfig": "adapterkit.adapter",
     "AdapterModule": "adapterkit.adapter",
     "Adapters": "adapterkit.handle",
     "AdditiveModule": "adapterkit.adapter",
     "Average": "adapterkit.composition",
     "Bottleneck": "adapterkit.adapters.bottleneck",
+    "DoRA": "adapterkit.adapters.dora",
     "Fuse": "adapterkit.adapters.fuse",
     "InjectionPoint": "adapterkit.points",
     "LoRA": "adapterkit.adapters.lora",

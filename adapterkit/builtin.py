@@ -163,6 +163,8 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
 # Name, target below adapterkit.adapters, kinds, summary.
 _ADAPTERS = (
     ("lora", "lora:LoRA", "weight", "a low-rank update of a weight; merges without a trace"),
+    ("dora", "dora:DoRA", "weight", "a low-rank update of a weight's direction, and a magnitude for each row"),
+    ("adalora", "adalora:AdaLoRA", "weight", "low-rank updates whose ranks go where they matter most"),
     ("prefix", "prefix:Prefix", "attention", "learnt keys and values in front of every attention"),
     ("bottleneck", "bottleneck:Bottleneck", "output", "a small two-layer network after, or beside, a sublayer"),
     ("union", "union:Union", "attention output tokens weight", "several types under one name"),

@@ -6,65 +6,67 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapterkit.adapter import AdapterConfig, AdditiveModule
-from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
+from adapterkit.adapters.low_rank import FROM_BASE, INITS, LowRank
+from adapterkit.errors import did_you_mean
 from adapterkit.points import InjectionPoint, Kind, WeightLayout
 from adapterkit.selectors import Selector
 
-_MAX_RANK, _MAX_SCALE = 2**16, 1e4
+_MAX_RANK, _MAX_SCALE, _MAX_PLUS = 2**16, 1e4, 1e4
+_OBSERVED_BATCHES = 8
+
+SCALINGS = {"standard": lambda rank: rank, "rank_stabilized": math.sqrt}
+"""What alpha is divided by."""
 
 
-class LoRAModule(AdditiveModule):
-    """`base(x) + scale * B(A(x))`: A [rank, in / groups, *kernel] computes as the module does, B [out, rank] mixes.
-
-    An embedding's indices cannot be dropped out: there, dropout acts on the rows that A looks up.
-    """
-
-    def __init__(self, point: InjectionPoint, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        out, *rest = point.shape
-        self.layout, self.scale = cast("WeightLayout", point.layout), scale
-        self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        if self.layout.form == "embedding":
-            nn.init.normal_(self.B)
-        else:
-            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+class LoRAModule(LowRank, AdditiveModule):
+    """`base(x) + update(x)`; see `LowRank`."""
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`. The factors are cast to x's dtype, never x to theirs: they are small, and x is not."""
-        if self.layout.form == "embedding":
-            h = self.dropout(apply_weight(x, self.A, self.layout))
-        else:
-            h = apply_weight(self.dropout(x), self.A.to(x.dtype), self.layout)
-        return mix_features(h, self.B.to(h.dtype), self.layout) * self.scale
+        """See `AdditiveModule`."""
+        return self.update(x)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`: one pass over the weight."""
-        a, b = self.A.to(weight.dtype).flatten(1), self.B.to(weight.dtype)
-        return torch.addmm(weight.flatten(1), b, a, alpha=self.scale).view(weight.shape), bias
+        a, b = (factor.to(weight.dtype) for factor in self.factors())
+        return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=self.scale).view(weight.shape), bias
 
     def delta_weight(self) -> Tensor:
-        """`scale * B A` in float32 or wider, so that a merge rounds once."""
-        dtype = torch.promote_types(self.A.dtype, torch.float32)
-        product = self.B.to(dtype) @ self.A.to(dtype).flatten(1)
-        return product.unflatten(1, self.A.shape[1:]) * self.scale
+        """See `AdditiveModule`."""
+        return self.update_weight()
 
 
 @dataclass(frozen=True)
 class LoRA(AdapterConfig):
     """`W + alpha / rank * B A` (Hu et al. 2021, arXiv:2106.09685, eq. 3), with its convolution and embedding forms.
 
+    How it starts, by `init`; the effect is zero in every case, and the base is never changed:
+
+        default     A uniform as a layer's weight, B zero
+        gaussian    A normal with standard deviation 1 / rank, B zero
+        orthogonal  A with orthonormal rows, B zero
+        pissa       the weight's principal part (Meng et al. 2024, arXiv:2404.02948)
+        olora       the weight's first QR factors (Buyukakyuz 2024, arXiv:2406.01775)
+        eva         A from the principal directions of inputs (Paischer et al. 2024, arXiv:2410.07170), which
+                    `Adapters.observing` or training shows it; until then as default
+
     Attributes:
         rank: Rank of the update.
         alpha: None means the rank of the point, so that the update is scaled by 1.
         dropout: Probability of zeroing an element of the input in training.
         ranks: Selector -> rank of the points that it matches; the last match wins.
+        alphas: Selector -> alpha, likewise.
+        scaling: "standard" divides alpha by rank, "rank_stabilized" by its root (Kalajdzievski 2023, arXiv:2312.03732).
+            Where alpha is None, the scale is 1 with either.
+        rank_dropout: Probability of dropping a rank for a sample in training; the others are scaled up.
+        module_dropout: Probability of dropping a point's whole update in training.
+        init: See above.
+        plus: Factor on the learning rate of B (LoRA+, Hayou et al. 2024, arXiv:2402.12354); see `parameter_groups`.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
@@ -73,46 +75,118 @@ class LoRA(AdapterConfig):
     alpha: float | None = None
     dropout: float = 0.0
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alphas: Mapping[str, float] = field(default_factory=dict, hash=False)
+    scaling: str = "standard"
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    init: str = "default"
+    plus: float = 1.0
 
     def __post_init__(self) -> None:
-        with contextlib.suppress(TypeError, ValueError):  # what makes no mapping is told by problems()
-            object.__setattr__(self, "ranks", dict(self.ranks))
+        for name in ("ranks", "alphas"):
+            with contextlib.suppress(TypeError, ValueError):  # what makes no mapping is told by problems()
+                object.__setattr__(self, name, dict(getattr(self, name)))
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
-        """See `AdapterConfig.to_dict`. `ranks` as pairs: its order matters, and an object's keys have none."""
-        return {**super().to_dict(), "ranks": [list(pair) for pair in self.ranks.items()]}
+        """See `AdapterConfig.to_dict`. Mappings as pairs: their order matters, and an object's keys have none."""
+        pairs = {name: [list(pair) for pair in getattr(self, name).items()] for name in ("ranks", "alphas")}
+        return {**super().to_dict(), **pairs}
 
     def problems(self) -> list[str]:
         """See `AdapterConfig.problems`."""
-        if not isinstance(self.ranks, Mapping):
-            return [f"ranks must map selectors to ranks, not {self.ranks!r}"]
+        for name in ("ranks", "alphas"):
+            if not isinstance(getattr(self, name), Mapping):
+                return [f"{name} must map selectors to numbers, not {getattr(self, name)!r}"]
         ranks = {"rank": self.rank, **{f"ranks[{Selector(key).text!r}]": rank for key, rank in self.ranks.items()}}
         wrong = {key: r for key, r in ranks.items() if type(r) is not int or not 1 <= r <= _MAX_RANK}
         found = [f"{key} must be an int from 1 to {_MAX_RANK}, not {r!r}" for key, r in wrong.items()]
-        if isinstance(self.dropout, (int, float)) and not 0 <= self.dropout < 1:
-            found.append(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
-        if not found and isinstance(self.alpha, (int, float)) and abs(self.alpha) > _MAX_SCALE * min(ranks.values()):
-            found.append(f"alpha / rank must be within {_MAX_SCALE:g}, not {self.alpha!r} / {min(ranks.values())}")
+        for name in ("dropout", "rank_dropout", "module_dropout"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                found.append(f"{name} must be at least 0 and less than 1, not {value!r}")
+        found += [*_choice("scaling", self.scaling, SCALINGS), *_choice("init", self.init, INITS)]
+        if not 0 < self.plus <= _MAX_PLUS:
+            found.append(f"plus must be more than 0 and at most {_MAX_PLUS:g}, not {self.plus!r}")
+        return found or self._alpha_problems(min(ranks.values()))
+
+    def _alpha_problems(self, rank: int) -> list[str]:
+        alphas: dict[str, Any] = {"alpha": self.alpha}
+        alphas |= {f"alphas[{Selector(key).text!r}]": alpha for key, alpha in self.alphas.items()}
+        found = []
+        for key, alpha in alphas.items():
+            if alpha is None and key == "alpha":
+                continue
+            if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+                found.append(f"{key} must be a number, not {alpha!r}")
+            elif abs(alpha) > _MAX_SCALE * rank:
+                found.append(f"{key} / rank must be within {_MAX_SCALE:g}, not {alpha!r} / {rank}")
+            elif self.init == "pissa" and alpha <= 0:
+                found.append(f"{key} must be positive with init='pissa', not {alpha!r}")
         return found
 
     def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
         """See `AdapterConfig.selection_problems`: a rank that no point receives is a typo."""
-        idle = [key for key in self.ranks if not any(Selector(key).matches(point) for point in points)]
-        roles = ", ".join(sorted({point.role for point in points}))
-        shown = ", ".join(repr(key) for key in idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
-        return [f"ranks: {shown} match none of the selected points (roles: {roles})"] if idle else []
+        roles, found = ", ".join(sorted({point.role for point in points})), []
+        for name in ("ranks", "alphas"):
+            idle = [key for key in getattr(self, name) if not any(Selector(key).matches(point) for point in points)]
+            if idle:
+                shown = ", ".join(map(repr, idle[:5])) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+                found.append(f"{name}: {shown} match none of the selected points (roles: {roles})")
+        return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""
         layout = point.layout
-        if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
-            return "LoRA acts on whole grouped convolutions"
-        if isinstance(layout, WeightLayout) and layout.access == "read" and self.dropout:
-            return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
+        if not isinstance(layout, WeightLayout):
+            return super().accepts(point)
+        if layout.groups > 1 and point.span:
+            return f"{type(self).__name__} acts on whole grouped convolutions"
+        if layout.access == "read" and (self.dropout or self.rank_dropout or self.module_dropout):
+            return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
+        rank, (out, *rest) = self.rank_at(point), point.shape
+        if self.init in FROM_BASE and rank > min(out, math.prod(rest)):
+            most = min(out, math.prod(rest))
+            return f"init={self.init!r} takes its rank from the weight, which has {most}, and {rank} is asked for"
+        if self.init == "eva" and (layout.form == "embedding" or layout.access == "read"):
+            return "init='eva' needs an input with features, and there is none"
         return super().accepts(point)
 
-    def build(self, point: InjectionPoint) -> LoRAModule:
+    def rank_at(self, point: InjectionPoint) -> int:
+        """The rank of a point."""
+        return [self.rank, *(r for key, r in self.ranks.items() if Selector(key).matches(point))][-1]
+
+    def scale_at(self, point: InjectionPoint) -> float:
+        """The factor on the update of a point."""
+        alpha = [self.alpha, *(a for key, a in self.alphas.items() if Selector(key).matches(point))][-1]
+        return 1.0 if alpha is None else alpha / SCALINGS[self.scaling](self.rank_at(point))
+
+    def build(self, point: InjectionPoint) -> AdapterModule:
         """See `AdapterConfig.build`."""
-        rank = [self.rank, *(r for key, r in self.ranks.items() if Selector(key).matches(point))][-1]
-        return LoRAModule(point, rank, (rank if self.alpha is None else self.alpha) / rank, self.dropout)
+        return LoRAModule(*self.arguments(point))
+
+    def arguments(self, point: InjectionPoint) -> tuple[InjectionPoint, int, float, float, float, float, str]:
+        """Those of `LowRank`."""
+        dropouts = (self.dropout, self.rank_dropout, self.module_dropout)
+        return (point, self.rank_at(point), self.scale_at(point), *dropouts, self.init)
+
+    @property
+    def observations(self) -> int:
+        """See `AdapterConfig.observations`."""
+        return _OBSERVED_BATCHES if self.init == "eva" else 0
+
+    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
+        """See `AdapterConfig.observed`."""
+        for key, module in modules.items():
+            if self.init == "eva" and isinstance(module, LowRank):
+                module.settle(key)
+
+    def rate(self, parameter: str) -> float:
+        """See `AdapterConfig.rate`."""
+        return self.plus if parameter == "B" else 1.0
+
+
+def _choice(name: str, value: object, known: Sequence[str] | Mapping[str, object]) -> list[str]:
+    if not isinstance(value, str) or value in known:
+        return []
+    return [f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(value, known)}"]

@@ -1,0 +1,79 @@
+"""DoRA: a low-rank update of a weight's direction, and a magnitude for each of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterModule, Base, WeightBase
+from adapterkit.adapters.lora import LoRA
+from adapterkit.adapters.low_rank import LowRank
+from adapterkit.points import InjectionPoint, WeightLayout
+
+
+class DoRAModule(LowRank):
+    """`y = b + m / n * (W x + update(x))`, with `n` the norms of the rows of `W + update_weight()`; see `DoRA`."""
+
+    def __init__(self, point: InjectionPoint, *arguments: object) -> None:
+        super().__init__(point, *arguments)  # type: ignore[arg-type]
+        self.axis = point.feature_axis
+        self.magnitude = nn.Parameter(torch.ones(point.out_features))
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """See `AdapterModule.initialise`: the magnitudes are the norms of the weight's rows."""
+        super().initialise(weight, bias)
+        self.magnitude.copy_(self.norms(weight))
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        y, bias = base(x), cast("WeightBase", base).bias
+        shape = (-1, *(1,) * (-1 - self.axis))
+        ratio = (self.magnitude / self.norms(cast("WeightBase", base).weight)).to(y.dtype).view(shape)
+        direction = y if bias is None else y - bias.view(shape)
+        return y + (ratio - 1) * direction + ratio * self.update(x).to(y.dtype)
+
+    @torch.no_grad()
+    def norms(self, weight: Tensor) -> Tensor:
+        """Norms [out] of the rows of `W + s B A`, from the factors: the dense product is never formed.
+
+        ||W||^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, row by row; constant for the gradient, as in the paper (4.3).
+        """
+        wide = torch.promote_types(self.A.dtype, torch.float32)
+        matrix = weight.flatten(1)
+        a, b = self.factors()
+        a, b = a.flatten(1), b.to(wide)
+        own = torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
+        cross = ((matrix @ a.to(matrix.dtype).mT).to(wide) * b).sum(1)
+        square = ((b @ (a.to(wide) @ a.to(wide).mT)) * b).sum(1)
+        return (own + 2 * self.scale * cross + self.scale**2 * square).clamp_min(torch.finfo(wide).tiny).sqrt()
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`. The bias has no part in it."""
+        ratio = (self.magnitude / self.norms(weight)).to(weight.dtype)
+        shape = (-1, *(1 for _ in weight.shape[1:]))
+        return (weight + self.update_weight().to(weight.dtype)) * ratio.view(shape), bias
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """`W' = m (W + s B A) / ||W + s B A||`, row by row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
+
+    The magnitudes m start as the norms of W's rows, so that the effect is zero. All options are LoRA's; dropout reaches
+    the update alone.
+    """
+
+    def accepts(self, point: InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        layout = point.layout
+        if isinstance(layout, WeightLayout) and layout.form == "embedding":
+            return "DoRA scales the rows of a weight that multiplies features, and an embedding takes indices; use LoRA"
+        if point.in_span is not None:
+            return "DoRA scales all that a projection gives, and this point has a part of its input; use LoRA"
+        return super().accepts(point)
+
+    def build(self, point: InjectionPoint) -> AdapterModule:
+        """See `AdapterConfig.build`."""
+        return DoRAModule(*self.arguments(point))

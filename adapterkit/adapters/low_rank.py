@@ -1,0 +1,154 @@
+"""What low-rank types share: two thin factors, how they start, and how training may drop them."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.errors import ConfigError
+from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.points import InjectionPoint, WeightLayout
+
+INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
+FROM_BASE = ("pissa", "olora")
+_OVERSAMPLING = 2
+
+
+class LowRank(AdapterModule):
+    """`update(x) = scale * B(A(x))`: A [rank, in / groups, *kernel] computes as the module does, B [out, rank] mixes.
+
+    Where the factors start from the base's weight (`FROM_BASE`), their start is kept, as the buffers A0 and B0, and the
+    update is `scale * (B A - B0 A0)`: the base itself stays what it is, and the update starts at exactly zero.
+
+    Args:
+        point: Where.
+        rank: Rows of A.
+        scale: Factor on the update.
+        dropout: Of the elements of x, in training; at an embedding, of the rows that A looks up.
+        rank_dropout: Of whole ranks, for each sample; what is kept is scaled up.
+        module_dropout: Probability of dropping the whole update; what is kept is not scaled up.
+        init: One of `INITS`.
+    """
+
+    def __init__(
+        self,
+        point: InjectionPoint,
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        rank_dropout: float = 0.0,
+        module_dropout: float = 0.0,
+        init: str = "default",
+    ) -> None:
+        super().__init__()
+        out, *rest = point.shape
+        self.layout, self.scale, self.init = cast("WeightLayout", point.layout), scale, init
+        self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
+        self._start()
+        if init in FROM_BASE:
+            self.register_buffer("A0", torch.zeros(rank, *rest))
+            self.register_buffer("B0", torch.zeros(out, rank))
+        self._seen: Tensor | None = None
+
+    def _start(self) -> None:
+        if self.layout.form == "embedding":
+            nn.init.normal_(self.B)
+        elif self.init == "gaussian":
+            nn.init.normal_(self.A, std=1 / len(self.A))
+        elif self.init == "orthogonal":
+            nn.init.orthogonal_(self.A)
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """See `AdapterModule.initialise`: the weight's principal part (PiSSA), or its first QR factors (OLoRA)."""
+        if self.init not in FROM_BASE:
+            return
+        rank, matrix = len(self.A), weight.flatten(1)
+        if self.init == "pissa":
+            u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+            root = (s[:rank] / self.scale).sqrt()
+            b, a = u[:, :rank] * root, root[:, None] * vh[:rank]
+        else:
+            q, r = torch.linalg.qr(matrix)
+            b, a = q[:, :rank], r[:rank]
+        for factor, start, value in ((self.A, self.A0, a), (self.B, self.B0, b)):
+            factor.copy_(value.view_as(factor))
+            start.copy_(factor)  # type: ignore[union-attr,operator]
+
+    # -- from data ----------------------------------------------------------------------------------------------------
+
+    def observe(self, x: Tensor) -> None:
+        """See `AdapterModule.observe`: keeps the principal directions of the inputs seen so far, scaled."""
+        if self.init != "eva":
+            return
+        rows = self._rows(x).to(torch.promote_types(x.dtype, torch.float32))
+        seen = rows if self._seen is None else torch.cat([self._seen, rows])
+        _, s, vh = torch.linalg.svd(seen, full_matrices=False)
+        kept = _OVERSAMPLING * len(self.A)
+        self._seen = s[:kept, None] * vh[:kept]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """What each row of A is multiplied with: [n, in / groups * kernel]."""
+        width = self.A[0].numel()
+        if self.layout.form != "conv":
+            return x.reshape(-1, width)
+        identity = torch.eye(width, dtype=x.dtype, device=x.device).view(width, *self.A.shape[1:])
+        patches = apply_weight(x, identity, self.layout).unflatten(1, (self.layout.groups, width))
+        return patches.movedim(2, -1).reshape(-1, width)
+
+    def settle(self, key: str) -> None:
+        """Makes the directions that were observed the rows of A (EVA, Paischer et al. 2024, arXiv:2410.07170)."""
+        rank = len(self.A)
+        norms = torch.zeros(0) if self._seen is None else self._seen.norm(dim=1)
+        found = int((norms > norms.max() * 1e-6).sum()) if len(norms) else 0
+        if self._seen is None or found < rank:
+            raise ConfigError(
+                [f"{key}: the inputs had {found} directions, and rank is {rank}; show more of them in observing()"],
+                "init='eva'",
+            )
+        self.A.copy_((self._seen[:rank] / norms[:rank, None]).view_as(self.A))
+        self.B.zero_()
+        self._seen = None
+
+    # -- the update ---------------------------------------------------------------------------------------------------
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B whose product is the update, with their starts in them."""
+        if self.init not in FROM_BASE:
+            return self.A, self.B
+        # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
+        return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)  # type: ignore
+
+    def update(self, x: Tensor) -> Tensor:
+        """What is added. The factors are cast to x's dtype, never x to theirs: they are small, and x is not."""
+        a, b = self.factors()
+        if self.layout.form == "embedding":
+            h = self.dropout(apply_weight(x, a, self.layout))
+        else:
+            h = apply_weight(self.dropout(x), a.to(x.dtype), self.layout)
+        if self.training and self.rank_dropout:
+            h = h * self._kept_ranks(h)
+        y = mix_features(h, b.to(h.dtype), self.layout) * self.scale
+        if self.training and self.module_dropout:
+            y = y * (torch.rand((), device=y.device) >= self.module_dropout)
+        return y
+
+    def _kept_ranks(self, h: Tensor) -> Tensor:
+        """A mask for each sample and rank, in the dtype of h [batch, ..., ranks] (or [batch, ranks, ...])."""
+        axis = -1 - len(self.layout.kernel)
+        shape = [1] * h.ndim
+        shape[0], shape[axis] = (h.shape[0] if h.ndim > 1 else 1), h.shape[axis]
+        return nn.functional.dropout(h.new_ones(shape), self.rank_dropout)
+
+    def update_weight(self) -> Tensor:
+        """`scale * B A`, [out, in / groups, *kernel], in float32 or wider, so that a merge rounds once."""
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        a, b = self.factors()
+        return (b.to(dtype) @ a.to(dtype).flatten(1)).unflatten(1, self.A.shape[1:]) * self.scale
