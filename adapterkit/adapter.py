@@ -175,10 +175,14 @@ class AdapterConfig:
 
     Attributes:
         kinds: The kinds of points that the type can act at.
+        neutral: Whether a new adapter has no effect.
+        exact_gradients: Whether gradients are those of the equation; one may hold a part constant on purpose.
         targets: A selector; see `adapterkit.selectors`.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset()
+    neutral: ClassVar[bool] = True
+    exact_gradients: ClassVar[bool] = True
     targets: str = "all"
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ the module, so that `.to`, sharding and `train()` reach them. Detaching restores
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -57,6 +58,9 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
 
     for name in read:
         setattr(Adapted, name, _reading(name))
+    if issubclass(base, nn.Sequential):  # its forward, and its users, go through its children
+        for name, method in (("__iter__", _iterate), ("__len__", _length)):
+            setattr(Adapted, name, method)
     Adapted.__name__, Adapted.__qualname__, Adapted.__module__ = base.__name__, base.__qualname__, base.__module__
     Adapted.__doc__ = base.__doc__
     return Adapted
@@ -67,6 +71,14 @@ def _reading(name: str) -> property:
         lambda module: module.__dict__[SITE].parameter(module, name),
         lambda module, value: module.__dict__.update({name: value}),
     )
+
+
+def _iterate(module: nn.Module) -> Iterator[nn.Module]:
+    return iter([child for name, child in module._modules.items() if name != CHILD and child is not None])
+
+
+def _length(module: nn.Module) -> int:
+    return len(module._modules) - 1
 
 
 def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:

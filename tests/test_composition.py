@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
-from tests import toys
+from adapterkit.testing import toys
 from tests.test_handle import randomize
 
 X = toys.ids()

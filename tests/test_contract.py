@@ -18,7 +18,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.specs import AdapterSpec
-from tests import toys
+from adapterkit.testing import toys
 from tests.test_handle import randomize
 
 X = toys.ids()

@@ -17,7 +17,7 @@ from torch import nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import SITE
-from tests import toys
+from adapterkit.testing import toys
 
 CONFIGS = {
     "lora": ak.LoRA(rank=2, targets="*"),

@@ -10,7 +10,8 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit import errors
-from tests import test_read_weights, toys
+from adapterkit.testing import toys
+from tests import test_read_weights
 from tests.test_handle import randomize
 
 CONFIGS: dict[str, ak.AdapterConfig] = {

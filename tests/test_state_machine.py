@@ -17,7 +17,7 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit.errors import NotMergeableError, StateError
-from tests import toys
+from adapterkit.testing import toys
 
 Tensors = dict[str, Tensor]
 NAMES = ["a", "b", "c"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class DoRA(LoRA):
     The magnitudes m start as the norms of W's rows, so that the effect is zero. All options are LoRA's; dropout reaches
     the update alone.
     """
+
+    exact_gradients: ClassVar[bool] = False  # the norms count as constant
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""

@@ -92,6 +92,7 @@ class Fuse(AdapterConfig):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
+    neutral: ClassVar[bool] = False
     parts: tuple[str, ...] = ()
     targets: str = field(default="mlp", kw_only=True)
     value: bool = True

@@ -90,6 +90,7 @@ class Prefix(AdapterConfig):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
+    neutral: ClassVar[bool] = False  # the prefix takes its share of the attention
     targets: str = "attn.kv"
     length: int = 16
     reparam: int | None = None

@@ -131,6 +131,16 @@ class Union(AdapterConfig):
         """Those of the parts."""
         return frozenset(kind for part in self.parts for kind in part.kinds)
 
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.neutral for part in self.parts)
+
+    @property
+    def exact_gradients(self) -> bool:  # type: ignore[override]
+        """Whether all parts have them."""
+        return all(part.exact_gradients for part in self.parts)
+
     def problems(self) -> list[str]:
         """See `AdapterConfig.problems`."""
         found = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
-from tests import toys
+from adapterkit.testing import toys
 from tests.adapters.recorder import recorded
 from tests.test_handle import randomize
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.adapters.bottleneck import INPUTS
 from adapterkit.errors import IncompatibleTargetError, TargetNotFoundError
-from tests import toys
+from adapterkit.testing import toys
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 import adapterkit as ak
 from adapterkit.cli.main import main
-from tests import toys
+from adapterkit.testing import toys
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import adapterkit as ak
-from tests import toys
+from adapterkit.testing import toys
 from tests.formats.spoiling import Refusal, with_adapter
 
 

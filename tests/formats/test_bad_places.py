@@ -25,7 +25,7 @@ from adapterkit.errors import (
     ShapeMismatchError,
     UnsupportedFileError,
 )
-from tests import toys
+from adapterkit.testing import toys
 from tests.formats import forge
 from tests.formats.spoiling import Refusal, snapshot, with_adapter
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import adapterkit as ak
 from adapterkit.errors import CheckpointError
-from tests import toys
+from adapterkit.testing import toys
 from tests.formats import forge
 
 COUNT = [500, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]

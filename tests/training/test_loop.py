@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, StateError
+from adapterkit.testing import toys
 from adapterkit.training.folder import RunFolder, read_metrics
 from adapterkit.training.loop import Trainer, TrainingError, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
-from tests import toys
 from tests.training.toy_task import EXAMPLES, Sequences, toy_run
 
 EXACT = ("step", "loss", "lr", "grad_norm")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit.specs import TaskSpec
+from adapterkit.testing import toys
 from adapterkit.training.config import Section
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting, Task
-from tests import toys
 
 EXAMPLES = 7
 

@@ -1,9 +1,10 @@
-"""Small models of every layout, and the backend that maps them, registered like a third party's."""
+"""A tiny language model with every layout in it, and the backend that maps it, registered like a third party's."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ WIDTH, HEADS, LAYERS, VOCABULARY = 8, 2, 2, 11
 
 
 class ToyAttention(nn.Module):
+    """Causal self-attention with a fused projection; it asks for its extension itself."""
+
     def __init__(self, width: int = WIDTH, heads: int = HEADS) -> None:
         super().__init__()
         self.heads = heads
@@ -26,6 +29,7 @@ class ToyAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """[batch, n, width] to the same, and None as attention modules do."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mask = None
@@ -47,17 +51,21 @@ class ToyBlock(nn.Module):
         self.mlp = ToyFeedForward(self.up, self.down)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n, width] to the same."""
         x = x + self.attn(self.norm1(x))[0]
         x = x + self.mlp(self.norm2(x))
         return x + self.conv(x.mT).mT
 
 
 class ToyFeedForward(nn.Module):
+    """Two layers that belong to the block."""
+
     def __init__(self, up: nn.Linear, down: nn.Linear) -> None:
         super().__init__()
         self.up, self.down = up, down
 
     def forward(self, x: Tensor) -> Tensor:
+        """[batch, n, width] to the same."""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -75,10 +83,16 @@ class ToyModel(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, ids: Tensor) -> Tensor:
+        """See the class."""
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def heads_of(module: Any) -> tuple[int, int]:
+    """Heads of a `ToyAttention`, and the width of one."""
+    return module.heads, module.proj.out_features // module.heads
 
 
 class ToySeam(AttentionSeam):
@@ -86,6 +100,8 @@ class ToySeam(AttentionSeam):
 
 
 class ToyBackend(Backend):
+    """Maps `ToyModel`."""
+
     component = "toy"
     groups = (
         Group(
@@ -104,20 +120,23 @@ class ToyBackend(Backend):
                 Weight("conv", "conv"),
                 Output("attn", "attn", "norm1", norm_in="norm1"),
                 Output("mlp", "mlp", "norm2", norm_in="norm2"),
-                Attention("attn.kv", "attn", lambda m: (m.heads, m.proj.out_features // m.heads)),  # type: ignore[union-attr,operator]
+                Attention("attn.kv", "attn", heads_of),
             ),
         ),
     )
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`."""
         return resolve(model, self.groups, component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
+        """See `Backend.seam`."""
         return ToySeam()
 
 
 @ak.hookimpl
 def adapterkit_register_backends() -> Iterable[BackendSpec]:
+    """Adds `toy`."""
     root = __name__.partition(".")[0]
     return [BackendSpec("toy", f"{__name__}:ToyBackend", models=(f"{root}:ToyModel",), summary="toy models")]
 

@@ -1,0 +1,26 @@
+"""The conformance kit: what every adapter type, backend and format must keep, as checks that anyone can run.
+
+With pytest, derive from a class and say what it is about; without it, call the function of the same name:
+
+    class TestGate(AdapterConformance):
+        config = Gate()
+
+    print(check_adapter("gate"))
+"""
+
+from adapterkit.testing.backends import BackendConformance, Sample, check_backend
+from adapterkit.testing.conformance import AdapterConformance, check_adapter
+from adapterkit.testing.formats import FormatConformance, check_format
+from adapterkit.testing.reports import CheckReport, CheckResult
+
+__all__ = [
+    "AdapterConformance",
+    "BackendConformance",
+    "CheckReport",
+    "CheckResult",
+    "FormatConformance",
+    "Sample",
+    "check_adapter",
+    "check_backend",
+    "check_format",
+]

@@ -1,0 +1,270 @@
+"""The checks of a backend."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.backend import Backend
+from adapterkit.backends.layouts import weight_layout
+from adapterkit.errors import AdapterKitError
+from adapterkit.kernels.weights import base_weight
+from adapterkit.points import Points, WeightLayout
+from adapterkit.testing.reports import CheckReport, run_checks
+from adapterkit.testing.subject import TIGHT, assert_close, assert_same, randomise, skip
+
+_MOST = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tiny model of the family.
+
+    Attributes:
+        make: A new model; it is moved to float64 and evaluation mode.
+        args, kwargs: One batch. Floating-point tensors are moved to float64.
+        output: Takes the tensor to compare out of what the model returns.
+    """
+
+    make: Callable[[], nn.Module]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = None  # type: ignore[assignment]
+    output: Callable[[Any], Tensor] = lambda returned: returned
+
+    def model(self) -> nn.Module:
+        """A new model, always with the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.make().double().eval().requires_grad_(False)
+
+    def run(self, model: nn.Module) -> Tensor:
+        """The output for the batch, without grad."""
+        args = [_wide(value) for value in self.args]
+        kwargs = {key: _wide(value) for key, value in (self.kwargs or {}).items()}
+        with torch.no_grad():
+            return self.output(model(*args, **kwargs))
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class BackendConformance:
+    """Every check of a backend. Derive from it and say what it maps.
+
+        class TestMine(BackendConformance):
+            backend = MyBackend
+            samples = {"plain": Sample(lambda: MyModel(width=8), args=(torch.zeros(2, 5).long(),))}
+
+    Attributes:
+        backend: The class.
+        samples: Tiny models of the family by name, of every variant that it maps.
+        ignored: Paths of layers that are left out on purpose, such as a loss's.
+        idle: Points (their ids) without an effect on these outputs on purpose, such as an expert that no token takes.
+    """
+
+    backend: ClassVar[type[Backend]]
+    samples: ClassVar[Mapping[str, Sample]]
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    idle: ClassVar[frozenset[str]] = frozenset()
+
+    def each(self) -> Iterator[tuple[str, Sample, nn.Module, Points]]:
+        """Every sample, a new model of it and its points."""
+        for name, sample in self.samples.items():
+            model = sample.model()
+            yield name, sample, model, Points(self._points(model))
+
+    def _points(self, model: nn.Module) -> list[ak.InjectionPoint]:
+        return self.backend().points(model, self.backend.component)
+
+    def test_points_exist(self) -> None:
+        """Every point's path leads to a module, its id is unique, and it bears its component's tag."""
+        for name, _, model, points in self.each():
+            assert len(points), f"{name}: the backend finds no points"
+            ids = points.ids
+            assert len(set(ids)) == len(ids), f"{name}: {next(i for i in ids if ids.count(i) > 1)} is there twice"
+            for point in points:
+                assert point.component == self.backend.component, f"{name}: {point.id} is tagged {point.component}"
+                assert point.path in dict(model.named_modules()), f"{name}: {point.id}: no module at {point.path}"
+
+    def test_shapes_are_right(self) -> None:
+        """At every weight point the module's canonical weight has the point's shape, its bias the point's width."""
+        for name, _, model, points in self.each():
+            for point in points:
+                if not isinstance(point.layout, WeightLayout):
+                    continue
+                weight, bias = base_weight(model.get_submodule(point.path), point)
+                found = None if weight is None else tuple(weight.shape)
+                expected = point.shape if point.kind == "weight" else (point.out_features,)
+                assert found == expected, f"{name}: {point.id} says {expected}, the weight is {found}"
+                width = point.out_features
+                assert bias is None or len(bias) == width, f"{name}: {point.id}: the bias does not have {width} entries"
+
+    def test_every_layer_is_mapped(self) -> None:
+        """Every Linear, convolution and embedding is a point's module, or among `ignored`, and nothing else is."""
+        for name, _, model, points in self.each():
+            mapped = {point.path for point in points}
+            layers = {path for path, module in model.named_modules() if weight_layout(module) is not None}
+            missing = sorted(layers - mapped - self.ignored)
+            assert not missing, f"{name}: no point at {', '.join(missing[:5])}; map it, or put it into `ignored`"
+
+    def test_spans_share_out_their_module(self) -> None:
+        """The spans of a fused projection do not overlap, and cover all its rows."""
+        for name, _, _, points in self.each():
+            rows: dict[tuple[Any, ...], list[int]] = {}
+            for point in points:
+                if point.span is None or not isinstance(point.layout, WeightLayout):
+                    continue
+                step = point.span.step or point.span.size
+                own = [g * step + point.span.start + i for g in range(point.span.count) for i in range(point.span.size)]
+                rows.setdefault((point.path, point.layout.parameter, point.layout.index), []).extend(own)
+            for (path, parameter, _), found in rows.items():
+                assert len(set(found)) == len(found), f"{name}: spans of {path}.{parameter} overlap"
+                assert sorted(found) == list(range(max(found) + 1)), f"{name}: spans of {path}.{parameter} leave gaps"
+
+    def test_mapping_needs_no_values(self) -> None:
+        """On the meta device the points are the same: nothing is run, no weight is read."""
+        for name, sample, _, points in self.each():
+            with torch.device("meta"):
+                model = sample.make()
+            assert Points(self._points(model)) == points, f"{name}: other points on the meta device"
+
+    def test_it_is_found(self) -> None:
+        """`Adapters(model)` finds this backend by the model's class, as it was registered."""
+        for name, _, model, _ in self.each():
+            spec = ak.get_plugin_manager().backend_for(model)
+            assert spec.load() is self.backend, f"{name}: {type(model).__name__} is mapped by {spec.name}"
+
+    def test_attaching_and_detaching_is_exact(self) -> None:
+        """With adapters of every kind attached but nothing active, and after detaching, the output is the base's."""
+        for name, sample, model, points in self.each():
+            expected = sample.run(model)
+            before = [(path, type(module), sorted(module.__dict__)) for path, module in model.named_modules()]
+            keys = list(model.state_dict())
+            adapters = ak.Adapters(model, backend=self._name(model))
+            for config in _probes(points):
+                adapters.add(type(config).__name__, config)
+            adapters.activate(None)
+            assert_same(sample.run(model), expected, f"{name}: the output with nothing active")
+            adapters.detach()
+            after = [(path, type(module), sorted(module.__dict__)) for path, module in model.named_modules()]
+            assert after == before, f"{name}: detaching left a trace"
+            assert list(model.state_dict()) == keys, f"{name}: detaching left keys"
+            assert_same(sample.run(model), expected, f"{name}: the output after detaching")
+
+    def test_every_point_has_an_effect(self) -> None:
+        """An adapter at one point alone changes the output: no point is passed by."""
+        for name, sample, model, points in self.each():
+            expected = sample.run(model)
+            adapters = ak.Adapters(model, backend=self._name(model))
+            for config in _probes(points):
+                adapters.add("probe", config)
+                randomise(adapters, "probe")
+                for key in list(adapters.modules("probe"))[:_MOST]:
+                    if key not in self.idle:
+                        self._check_effect(name, key, sample, model, adapters, expected)
+                adapters.remove("probe")
+
+    @staticmethod
+    def _check_effect(
+        name: str, key: str, sample: Sample, model: nn.Module, adapters: ak.Adapters, expected: Tensor
+    ) -> None:
+        with adapters.activated({"probe": lambda point, step: float(point.id == key)}):
+            changed = float((sample.run(model) - expected).abs().max())
+        assert changed > 0, f"{name}: an adapter at {key} changes nothing; does the model use that module?"
+
+    def test_merged_equals_unmerged(self) -> None:
+        """LoRA at every weight point, merged, gives the same output within 1e-10."""
+        for name, sample, model, points in self.each():
+            adapters = ak.Adapters(model, backend=self._name(model))
+            weights = [config for config in _probes(points) if "weight" in config.kinds]
+            for config in weights:
+                adapters.add("probe", config)
+                randomise(adapters, "probe")
+                expected = sample.run(model)
+                with adapters.merged("probe"):
+                    assert_close(sample.run(model), expected, TIGHT, f"{name}: merged")
+
+    def test_outputs_are_sublayers(self) -> None:
+        """At an output point x has the shape of what the sublayer gives, [batch, length, features], and its width."""
+        for name, sample, model, points in self.each():
+            outputs = [point for point in points if point.kind == "output"]
+            if not outputs:
+                continue
+            adapters = ak.Adapters(model, backend=self._name(model))
+            adapters.add("probe", ak.Bottleneck(targets=_targets(outputs), width=2))
+            try:
+                sample.run(model)
+            except (RuntimeError, AdapterKitError) as error:
+                raise AssertionError(
+                    f"{name}: a bottleneck at the output points fails: {error}; are `residual` and `core` right?"
+                ) from error
+
+    def test_extended_attention_is_masked_right(self) -> None:
+        """A prefix whose mass goes to zero is the base: weight 1e-12 gives the base's output within 1e-6."""
+        for name, sample, model, points in self.each():
+            attention = [point for point in points if point.kind == "attention"]
+            if not attention:
+                continue
+            expected = sample.run(model)
+            adapters = ak.Adapters(model, backend=self._name(model))
+            adapters.add("probe", ak.Prefix(targets=_targets(attention), length=2))
+            randomise(adapters, "probe")
+            with adapters.activated({"probe": 1e-12}):
+                assert_close(sample.run(model), expected, 1e-6, f"{name}: a prefix of weight 1e-12")
+
+    def test_copies(self) -> None:
+        """`copy.deepcopy` and `pickle` of a model with adapters at every point give the same output."""
+        for name, sample, model, points in self.each():
+            adapters = ak.Adapters(model, backend=self._name(model))
+            for config in _probes(points):
+                adapters.add(type(config).__name__, config)
+                randomise(adapters, type(config).__name__)
+            adapters.activate(list(adapters))
+            expected = sample.run(model)
+            assert_same(sample.run(copy.deepcopy(model)), expected, f"{name}: a deep copy's output")
+            try:
+                pickled = pickle.dumps(model)
+            except (AttributeError, TypeError, pickle.PicklingError) as error:
+                if "<locals>" in str(error) or "<lambda>" in str(error):
+                    skip(f"the sample's own class cannot be pickled: {error}")
+                raise
+            assert_same(sample.run(pickle.loads(pickled)), expected, f"{name}: an unpickled model's output")
+
+    def _name(self, model: nn.Module) -> str | None:
+        """The backend's registered name, or None where it is found by class."""
+        specs = ak.get_plugin_manager().backends().values()
+        return next((spec.name for spec in specs if spec.load() is self.backend), None)
+
+
+def _probes(points: Sequence[ak.InjectionPoint]) -> list[ak.AdapterConfig]:
+    """A config of a built-in type for the points of each kind."""
+    made: list[ak.AdapterConfig] = []
+    lora = ak.LoRA(rank=2)
+    weights = [point for point in points if point.kind == "weight" and lora.accepts(point) is None]
+    if weights:
+        made.append(ak.LoRA(rank=2, targets=_targets(weights)))
+    if outputs := [point for point in points if point.kind == "output"]:
+        made.append(ak.Bottleneck(targets=_targets(outputs), width=4, activation="gelu"))
+    if attention := [point for point in points if point.kind == "attention"]:
+        made.append(ak.Prefix(targets=_targets(attention), length=2))
+    return made
+
+
+def _targets(points: Sequence[ak.InjectionPoint]) -> str:
+    return " ".join(dict.fromkeys(point.role for point in points))
+
+
+def check_backend(
+    backend: type[Backend], samples: Mapping[str, Sample], ignored: frozenset[str] = frozenset()
+) -> CheckReport:
+    """Runs every check on a backend, without pytest; see `BackendConformance`."""
+    said = {"backend": backend, "samples": samples, "ignored": ignored}
+    return run_checks(backend.__name__, type(f"Test{backend.__name__}", (BackendConformance,), said)())

@@ -1,0 +1,179 @@
+"""Checks of what an adapter computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import adapterkit as ak
+from adapterkit.adapter import AdditiveModule
+from adapterkit.errors import NotMergeableError, RoutingError
+from adapterkit.testing.case import Case
+from adapterkit.testing.subject import LOOSE, NAME, TIGHT, Subject, assert_close, assert_same, skip
+
+_STEP = 1e-6
+
+
+class EffectChecks(Case):
+    """Start, gradients, merging, routing, sums."""
+
+    def test_zero_effect(self) -> None:
+        """A new adapter changes nothing: `max |y - base| <= 1e-5 max |base|`, in float32."""
+        if not self.config.neutral:
+            skip("the type says that it has an effect from the start")
+        for subject in self.subjects(torch.float32, fresh=True):
+            assert_close(subject.run(), subject.run(None), LOOSE, f"{subject.label}: a new adapter's output")
+
+    def test_effect(self) -> None:
+        """An adapter whose parameters have moved changes the output, by more than rounding."""
+        for subject in self.subjects():
+            change = float((subject.bits() - subject.bits(None)).abs().max())
+            assert change > 1e-8, f"{subject.label}: moving every parameter changed the output by {change:.3g} only"
+
+    def test_gradients_reach_every_parameter(self) -> None:
+        """After a backward every parameter of the adapter, and nothing of the base, has a gradient, and not zero."""
+        reached: dict[str, bool] = {}
+        for subject in self.subjects():
+            subject().square().mean().backward()
+            mine = {id(parameter) for parameter in subject.adapters.parameters(NAME)}
+            for name, parameter in subject.model.named_parameters():
+                if id(parameter) not in mine:
+                    assert parameter.grad is None, f"{subject.label}: the base's {name} has a gradient"
+                    assert not parameter.requires_grad, f"{subject.label}: the base's {name} trains"
+            for name, moved in _gradients(subject):
+                reached[name] = reached.get(name, False) or moved
+        idle = [name for name, moved in reached.items() if not moved]
+        assert not idle, f"the gradient of {', '.join(idle)} is zero at every point of every model"
+
+    def test_gradients_are_right(self) -> None:
+        """Along a random direction d: `(f(p + e d) - f(p - e d)) / 2 e = grad f . d` within 1e-5, in float64."""
+        if not self.config.exact_gradients:
+            skip("the type says that its gradients leave something out on purpose")
+        for subject in self.subjects():
+            parameters = list(subject.adapters.parameters(NAME))
+            generator = torch.Generator().manual_seed(7)
+            direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+            grads = torch.autograd.grad(_scalar(subject()), parameters)
+            expected = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
+            sides = [_moved(subject, parameters, direction, sign * _STEP) for sign in (1, -1)]
+            found = (sides[0] - sides[1]) / (2 * _STEP)
+            scale = max(abs(expected), 1e-3)
+            assert abs(found - expected) <= LOOSE * scale, (
+                f"{subject.label}: the slope along a direction is {found:.10g}, the gradient says {expected:.10g}"
+            )
+
+    def test_merged_equals_unmerged(self) -> None:
+        """`model(W merged) = model(W, adapter)` within 1e-10 in float64 and 1e-5 in float32."""
+        merged = 0
+        for dtype, tolerance in ((torch.float64, TIGHT), (torch.float32, LOOSE)):
+            for subject in self.subjects(dtype):
+                expected = subject.run()
+                try:
+                    subject.adapters.merge(NAME)
+                except NotMergeableError:
+                    continue
+                merged += 1
+                assert_close(subject(), expected, tolerance, f"{subject.label}: merged, {dtype}")
+                subject.adapters.unmerge()
+        if not merged:
+            skip("the type has no equivalent weight, and says so by a NotMergeableError")
+
+    def test_unmerging_is_exact(self) -> None:
+        """Merging and unmerging gives back every bit of the weights and of the output."""
+        for subject in self.subjects(torch.bfloat16):
+            before = {key: tensor.clone() for key, tensor in subject.model.state_dict().items()}
+            expected = subject()
+            try:
+                subject.adapters.merge(NAME)
+            except NotMergeableError:
+                pass
+            else:
+                subject.adapters.unmerge()
+            for key, tensor in subject.model.state_dict().items():
+                assert_same(tensor, before[key], f"{subject.label}: {key} after merging and unmerging")
+            assert_same(subject(), expected, f"{subject.label}: the output after merging and unmerging")
+
+    def test_routed_equals_one_by_one(self) -> None:
+        """Each row of a routed batch is the output with its adapter alone, within 1e-10; None is the base."""
+        routed = 0
+        for subject in self.subjects():
+            routes = [NAME, None, NAME]
+            try:
+                with subject.adapters.routed(routes):
+                    pass
+            except RoutingError:
+                continue  # said at activation
+            routed += 1
+            with subject.adapters.routed(routes):
+                together = subject()
+            for index, route in enumerate(routes):
+                alone = subject.row(index, route)
+                assert_close(together[index : index + 1], alone, TIGHT, f"{subject.label}: row {index}, {route}")
+        if not routed:
+            skip("the type cannot be routed anywhere, and says so by a RoutingError at activation")
+
+    def test_additive_is_a_sum(self) -> None:
+        """An `AdditiveModule` keeps `forward(x, base) = base(x) + delta(x)`: halves of it add up, and it cancels."""
+        summed = 0
+        for subject in self.subjects():
+            modules = subject.adapters.modules(NAME)
+            if not all(isinstance(module, AdditiveModule) for module in modules.values()):
+                continue
+            summed += 1
+            _copy(subject.adapters, "copy", subject.config)
+            together = subject.run({NAME: 0.5, "copy": 0.5})
+            assert_close(together, subject.run(), TIGHT, f"{subject.label}: half of it and half of a copy")
+            cancelled = subject.run({NAME: 1.0, "copy": -1.0})
+            assert_close(cancelled, subject.run(None), TIGHT, f"{subject.label}: it less a copy of it")
+        if not summed:
+            skip("the type does not say that it is additive")
+
+    def test_an_average_with_itself_is_itself(self) -> None:
+        """`Average(a, a) = a` within 1e-10, and `Stack(a)` is a bit for bit."""
+        for subject in self.subjects():
+            if not all(module.scalable for module in subject.adapters.modules(NAME).values()):
+                continue
+            alone = subject.run()
+            assert_close(subject.run(ak.Average(NAME, NAME)), alone, TIGHT, f"{subject.label}: Average(a, a)")
+            assert_same(subject.run(ak.Stack(NAME)), alone, f"{subject.label}: Stack(a)")
+
+    def test_evaluation_is_deterministic(self) -> None:
+        """In evaluation mode the same input gives the same bits twice, whatever random numbers were drawn between."""
+        for subject in self.subjects():
+            first = subject()
+            torch.rand(3)
+            assert_same(subject(), first, f"{subject.label}: the second forward")
+
+
+def _gradients(subject: Subject) -> Iterator[tuple[str, bool]]:
+    """Every parameter's name, and whether its gradient is anything but zero."""
+    for key, module in subject.adapters.modules(NAME).items():
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"{subject.label}: {key}/{name} has no gradient"
+            assert bool(torch.isfinite(parameter.grad).all()), f"{subject.label}: {key}/{name}: gradient not finite"
+            yield name, not parameter.numel() or bool(parameter.grad.abs().max() > 0)
+
+
+def _scalar(y: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum()
+
+
+@torch.no_grad()
+def _moved(subject: Subject, parameters: list[torch.nn.Parameter], direction: list[Tensor], step: float) -> float:
+    for parameter, way in zip(parameters, direction, strict=True):
+        parameter.add_(step * way)
+    value = float(_scalar(subject()))
+    for parameter, way in zip(parameters, direction, strict=True):
+        parameter.sub_(step * way)
+    return value
+
+
+def _copy(adapters: ak.Adapters, name: str, config: ak.AdapterConfig) -> None:
+    adapters.add(name, config)
+    for one, other in zip(adapters.parameters(name), adapters.parameters(NAME), strict=True):
+        one.data.copy_(other.data)
+    for one, other in zip(adapters.state_dict(name).values(), adapters.state_dict(NAME).values(), strict=True):
+        one.copy_(other)

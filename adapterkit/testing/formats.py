@@ -1,0 +1,217 @@
+"""The checks of a file format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import adapterkit as ak
+from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.errors import AdapterKitError, CheckpointError
+from adapterkit.points import Points
+from adapterkit.testing import families
+from adapterkit.testing.models import EXAMPLES
+from adapterkit.testing.reports import CheckReport, run_checks
+from adapterkit.testing.subject import assert_close, assert_same, expecting, randomise, skip
+
+_FLIPS = 200
+
+
+class FormatConformance:
+    """Every check of a format. Derive from it and say what it is about.
+
+        class TestMine(FormatConformance):
+            format = MyFormat
+            configs = (ak.LoRA(rank=2),)
+
+    Attributes:
+        format: The class.
+        configs: Adapters that the format can express; each is tried on the tiny models where it fits.
+        tolerance: Of the effect after a round trip, relative; 0 means bit for bit, in every tensor and the config.
+        checks_itself: Whether a file with a changed byte must be refused; otherwise other values may be read.
+    """
+
+    format: ClassVar[type[Format]]
+    configs: ClassVar[tuple[ak.AdapterConfig, ...]] = (ak.LoRA(rank=2),)
+    tolerance: ClassVar[float] = 0.0
+    checks_itself: ClassVar[bool] = False
+
+    def each(self) -> Iterator[tuple[str, ak.Adapters, torch.nn.Module, Path]]:
+        """An adapter `mine` on every tiny model where its config fits, and a path in an empty folder."""
+        families.register()
+        found = False
+        for config in self.configs:
+            for example in EXAMPLES:
+                model = example.make().eval()
+                adapters = ak.Adapters(model)
+                try:
+                    adapters.add("mine", config)
+                except AdapterKitError:
+                    continue
+                found = True
+                randomise(adapters, "mine")
+                with tempfile.TemporaryDirectory() as folder:
+                    yield f"{type(config).__name__} on {example.name}", adapters, model, Path(folder) / "file"
+        assert found, "no config fits any tiny model"
+
+    def test_round_trip(self) -> None:
+        """What is read is what was written: bit for bit, or in effect within `tolerance`."""
+        for name, adapters, model, path in self.each():
+            written, points = adapters.checkpoint("mine"), adapters.points()
+            self.format().write(written, path, points)
+            read = self.format().read(path, points)
+            assert read.type == written.type or self.tolerance, f"{name}: type {read.type}, not {written.type}"
+            if not self.tolerance:
+                assert read.config == written.config, f"{name}: the config changed: {read.config}"
+                _assert_equal(name, read, written)
+            example = next(one for one in EXAMPLES if name.endswith(f" on {one.name}"))
+            args, kwargs = example.inputs(3, torch.float32)
+            adapters.freeze()
+            expected = model(*args, **kwargs)
+            adapters.install("again", read)
+            with adapters.activated("again"):
+                assert_close(model(*args, **kwargs), expected, max(self.tolerance, 1e-6), f"{name}: the effect")
+
+    def test_the_caller_keeps_its_tensors(self) -> None:
+        """Writing changes and keeps none of the checkpoint's tensors, and two reads share no memory."""
+        for name, adapters, _, path in self.each():
+            written, points = adapters.checkpoint("mine"), adapters.points()
+            before = _copy(written)
+            self.format().write(written, path, points)
+            _assert_equal(name, written, before)
+            one, other = (self.format().read(path, points) for _ in range(2))
+            for key, own in one.tensors.items():
+                for part, tensor in own.items():
+                    if tensor.numel():
+                        tensor.zero_()
+                        expected = other.tensors[key][part]
+                        assert tensor.data_ptr() != expected.data_ptr(), f"{name}: two reads share {key}/{part}"
+
+    def test_content_tells_the_format(self) -> None:
+        """A file is recognised by its content, whatever its name, and nothing else is."""
+        for name, adapters, _, path in self.each():
+            for ending in ("", ".bin", ".txt", ".safetensors"):
+                place = path.with_name(f"adapter{ending}")
+                self.format().write(adapters.checkpoint("mine"), place, adapters.points())
+                assert self.format().recognises(place), f"{name}: its own file is not recognised as {place.name}"
+            for foreign in _foreign(path.parent):
+                assert not self.format().recognises(foreign), f"{name}: {foreign.name} is taken for one of its files"
+            assert not self.format().recognises(path.with_name("absent")), f"{name}: a file that is not there"
+
+    def test_foreign_files_are_refused(self) -> None:
+        """Reading what is of another format is a CheckpointError."""
+        for name, adapters, _, path in self.each():
+            for foreign in _foreign(path.parent):
+                with expecting(CheckpointError, "", f"{name}: {foreign.name} was read"):
+                    self.format().read(foreign, adapters.points())
+            return
+
+    def test_damaged_files_are_errors(self) -> None:
+        """A file cut short is a CheckpointError; a changed byte is one too, or is read: never another exception."""
+        for name, adapters, _, path in self.each():
+            points = adapters.points()
+            self.format().write(adapters.checkpoint("mine"), path, points)
+            if not path.is_file():
+                skip("the format writes a folder")
+            whole = path.read_bytes()
+            for length in sorted({0, 1, 7, 8, 9, len(whole) // 3, len(whole) // 2, len(whole) - 1}):
+                path.write_bytes(whole[:length])
+                with expecting(CheckpointError, "", f"{name}: a file of {length} of {len(whole)} bytes was read"):
+                    self.format().read(path, points)
+            self._flip(name, path, whole, points)
+            return
+
+    def _flip(self, name: str, path: Path, whole: bytes, points: Points) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for place in torch.randint(len(whole), (_FLIPS,), generator=generator).tolist():
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+            try:
+                self.format().read(path, points)
+            except AdapterKitError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{name}: byte {place} changed gives {type(error).__name__}: {error}") from error
+            assert not self.checks_itself, f"{name}: a file with byte {place} changed was read"
+
+    def test_writing_is_atomic(self) -> None:
+        """A write that fails leaves the old file, and none leaves anything beside its file."""
+        for name, adapters, _, path in self.each():
+            points, checkpoint = adapters.points(), adapters.checkpoint("mine")
+            self.format().write(checkpoint, path, points)
+            assert [p.name for p in path.parent.iterdir()] == [path.name], f"{name}: writing left more than its file"
+            old = path.read_bytes() if path.is_file() else b""
+            broken = dataclasses.replace(
+                checkpoint, tensors={"no point@x": {"a": torch.zeros(1, dtype=torch.complex64)}}
+            )
+            with expecting(CheckpointError, "", f"{name}: a tensor of complex numbers was written"):
+                self.format().write(broken, path, points)
+            assert [p.name for p in path.parent.iterdir()] == [path.name], f"{name}: a failed write left a file"
+            assert not old or path.read_bytes() == old, f"{name}: a failed write changed the old file"
+            with expecting(CheckpointError, "", f"{name}: writing into a folder that is not there succeeded"):
+                self.format().write(checkpoint, path / "no" / "such" / "folder", points)
+            return
+
+    def test_through_the_handle(self) -> None:
+        """`adapters.save(format=...)` and `adapters.load`, which finds the format by itself, give the same effect."""
+        for name, adapters, model, path in self.each():
+            spec = next((s for s in ak.get_plugin_manager().formats().values() if s.load() is self.format), None)
+            if spec is None:
+                skip("the format is not registered")
+            example = next(one for one in EXAMPLES if name.endswith(f" on {one.name}"))
+            args, kwargs = example.inputs(3, torch.float32)
+            adapters.freeze()
+            expected = model(*args, **kwargs)
+            adapters.save("mine", path, format=spec.name)
+            adapters.load(path, "again")
+            with adapters.activated("again"):
+                assert_close(model(*args, **kwargs), expected, max(self.tolerance, 1e-6), f"{name}: the effect")
+
+
+def _copy(checkpoint: Checkpoint) -> Checkpoint:
+    return dataclasses.replace(
+        checkpoint,
+        config=json.loads(json.dumps(checkpoint.config)),
+        tensors={key: {n: t.clone() for n, t in own.items()} for key, own in checkpoint.tensors.items()},
+    )
+
+
+def _assert_equal(name: str, one: Checkpoint, other: Checkpoint) -> None:
+    assert one.tensors.keys() == other.tensors.keys(), f"{name}: other points: {', '.join(one.tensors)}"
+    for key, own in other.tensors.items():
+        assert one.tensors[key].keys() == own.keys(), f"{name}: other tensors at {key}"
+        for part, tensor in own.items():
+            found: Tensor = one.tensors[key][part]
+            assert found.dtype == tensor.dtype, f"{name}: {key}/{part} became {found.dtype}"
+            assert_same(found, tensor, f"{name}: {key}/{part}")
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """Files of no adapter's format."""
+    contents: Mapping[str, bytes] = {
+        "empty": b"",
+        "text": b"not an adapter\n",
+        "json": b'{"type": "lora"}',
+        "zeros": bytes(64),
+        "ones": b"\xff" * 64,
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    save_file({"weight": torch.ones(2)}, folder / "tensors")
+    with zipfile.ZipFile(folder / "archive", "w") as archive:
+        archive.writestr("data.pkl", b"\x80\x02.")
+    return [folder / name for name in (*contents, "tensors", "archive")]
+
+
+def check_format(format: type[Format], configs: tuple[ak.AdapterConfig, ...] = (ak.LoRA(rank=2),)) -> CheckReport:
+    """Runs every check on a format, without pytest; see `FormatConformance`."""
+    said = {"format": format, "configs": configs}
+    return run_checks(format.__name__, type(f"Test{format.__name__}", (FormatConformance,), said)())

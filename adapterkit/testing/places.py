@@ -1,0 +1,183 @@
+"""Checks of where an adapter runs: dtypes, devices, shared modules, compiled, checkpointed, in threads."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import adapterkit as ak
+from adapterkit.testing import families
+from adapterkit.testing.case import Case
+from adapterkit.testing.models import EXAMPLES
+from adapterkit.testing.subject import NAME, TIGHT, Subject, assert_close, assert_same, skip
+
+_COMPILED = 2
+"""Modalities that are compiled: it takes its time."""
+
+
+class PlaceChecks(Case):
+    """Dtypes, devices, tied and shared modules, torch.compile, activation checkpointing, threads."""
+
+    def test_dtypes(self) -> None:
+        """In float32, bfloat16 and float64 the output has the base's dtype; parameters have at least float32."""
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for subject in self.subjects(dtype):
+                y = subject.run()
+                assert y.dtype == dtype, f"{subject.label}: the output is {y.dtype} on a model in {dtype}"
+                assert bool(torch.isfinite(y).all()), f"{subject.label}: the output in {dtype} is not finite"
+                for parameter in subject.adapters.parameters(NAME):
+                    wide = torch.promote_types(dtype, torch.float32)
+                    assert parameter.dtype == wide, f"{subject.label}: a parameter is {parameter.dtype}, not {wide}"
+                y.float().square().mean().backward()
+
+    def test_half_precision_is_near(self) -> None:
+        """In bfloat16 the output is the float64 one within 5 %: nothing is lost by casting back and forth."""
+        for exact, rough in zip(self.subjects(), self.subjects(torch.bfloat16), strict=True):
+            pairs = zip(rough.adapters.state_dict(NAME).values(), exact.adapters.state_dict(NAME).values(), strict=True)
+            for one, other in pairs:  # a start from rounded weights may be another, such as of the other sign
+                one.detach().copy_(other)
+            assert_close(rough.run().double(), exact.run(), 0.05, f"{exact.label}: bfloat16 against float64")
+
+    def test_autocast(self) -> None:
+        """Under autocast to bfloat16 a forward and backward work, and the output is finite."""
+        for subject in self.subjects(torch.float32):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = subject.run()
+            assert bool(torch.isfinite(y).all()), f"{subject.label}: the output under autocast is not finite"
+            y.float().square().mean().backward()
+
+    def test_meta(self) -> None:
+        """On the meta device an adapter is added without allocating anything."""
+        families.register()
+        for subject in self.subjects():
+            example = next(one for one in EXAMPLES if subject.label.startswith(one.name))
+            with torch.device("meta"):
+                adapters = ak.Adapters(example.make())
+            self.prepare(adapters, subject.config)
+            adapters.add(NAME, subject.config)
+            assert all(tensor.is_meta for tensor in adapters.state_dict(NAME).values()), (
+                f"{subject.label}: a tensor was allocated; create tensors on the default device"
+            )
+
+    def test_moves_with_the_model(self) -> None:
+        """`model.to` takes the adapter along: to another dtype, and to a GPU where there is one."""
+        for subject in self.subjects():
+            expected = subject.run()
+            subject.model.float()
+            subject.dtype = torch.float32
+            assert_close(subject.run().double(), expected, 1e-4, f"{subject.label}: moved to float32")
+            if torch.cuda.is_available():
+                args, kwargs = subject.example.inputs(3, torch.float32)
+                subject.model.cuda()
+                moved = subject.model(*(a.cuda() for a in args), **{k: v.cuda() for k, v in kwargs.items()})
+                assert_close(moved.cpu().double(), expected, 1e-3, f"{subject.label}: moved to the GPU")
+
+    def test_tied_weights_stay_tied(self) -> None:
+        """Where a weight is tied, an adapter on the one module leaves the other's output alone, merged or not."""
+        for subject in self.subjects():
+            model: Any = subject.model
+            keys = subject.adapters.modules(NAME)
+            if not hasattr(model, "embed") or model.head.weight is not model.embed.weight:
+                continue
+            if not any(key.startswith("head@") for key in keys) or any(key.startswith("embed") for key in keys):
+                continue
+            fresh: Any = subject.example.make()
+            assert_same(model.embed.weight.detach(), fresh.double().embed.weight.detach(), "the tied weight")
+            return
+        skip("the type does not act on one of two tied weights alone")
+
+    def test_shared_modules(self) -> None:
+        """A module that a forward calls twice has the adapter in both calls: twice as deep, it is the same equation."""
+        done = 0
+        for subject in self.subjects():
+            model: Any = subject.model
+            if not hasattr(model, "twice") or not any(
+                key.startswith("mlp.up@") for key in subject.adapters.modules(NAME)
+            ):
+                continue
+            calls: list[Tensor] = []
+            handle = model.twice.register_forward_hook(lambda module, args, y, calls=calls: calls.append(y))
+            subject.run()
+            handle.remove()
+            assert len(calls) == 2, f"{subject.label}: {len(calls)} calls of a module that is called twice"
+            done += 1
+        if not done:
+            skip("the type does not act on a module that is called twice")
+
+    def test_compiled(self) -> None:
+        """Under torch.compile, as one graph, the output is the eager one within 1e-10, also at another weight."""
+        seen: set[str] = set()
+        for subject in self.subjects():
+            modality = subject.label.split()[0]
+            if modality in seen or len(seen) == _COMPILED:
+                continue
+            seen.add(modality)
+            torch.compiler.reset()
+            compiled = torch.compile(subject.model, backend="eager", fullgraph=True)
+            args, kwargs = subject.example.inputs(3, subject.dtype)
+            scalable = all(module.scalable for module in subject.adapters.modules(NAME).values())
+            choices: list[Any] = [{NAME: 0.5}, NAME] if scalable else [NAME]
+            for choice in choices:
+                with torch.no_grad():
+                    subject.adapters.activate(choice)
+                    assert_close(compiled(*args, **kwargs), subject(), TIGHT, f"{subject.label}: compiled, {choice}")
+        torch.compiler.reset()
+
+    def test_checkpointed(self) -> None:
+        """With activation checkpointing, of either kind, gradients are those without, within 1e-10."""
+        for subject in self.subjects():
+            grads = []
+            for reentrant in (None, True, False):
+                subject.model.zero_grad(set_to_none=True)
+                _forward(subject, reentrant).square().mean().backward()
+                grads.append([p.grad.clone() for p in subject.adapters.parameters(NAME) if p.grad is not None])
+            assert len(grads[0]) == len(list(subject.adapters.parameters(NAME)))
+            for kind, found in zip(("reentrant", "non-reentrant"), grads[1:], strict=True):
+                for one, expected in zip(found, grads[0], strict=True):
+                    assert_close(one, expected, TIGHT, f"{subject.label}: a gradient with {kind} checkpointing")
+
+    def test_threads(self) -> None:
+        """Two threads with different choices do not disturb each other."""
+        for subject in self.subjects():
+            expected = {choice: subject.bits(choice) for choice in (NAME, None)}
+            together = threading.Barrier(len(expected))
+            found: dict[str | None, list[Tensor]] = {choice: [] for choice in expected}
+            work = functools.partial(_repeat, subject, together, found)
+            threads = [threading.Thread(target=work, args=(choice,)) for choice in expected]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for choice, outputs in found.items():
+                for y in outputs:
+                    assert_same(y, expected[choice], f"{subject.label}: {choice}, beside another thread")
+
+
+def _repeat(
+    subject: Subject, together: threading.Barrier, found: dict[str | None, list[Tensor]], choice: str | None
+) -> None:
+    together.wait()
+    found[choice] += [subject.bits(choice) for _ in range(3)]
+
+
+class _Whole(nn.Module):
+    """A subject's model as one function of a tensor that requires grad, as reentrant checkpointing wants it."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.call = subject
+
+    def forward(self, anchor: Tensor) -> Tensor:
+        """The output, plus nothing."""
+        return self.call() + 0 * anchor
+
+
+def _forward(subject: Subject, reentrant: bool | None) -> Tensor:
+    anchor = torch.zeros((), dtype=subject.dtype, requires_grad=True)
+    whole = _Whole(subject)
+    return whole(anchor) if reentrant is None else checkpoint(whole, anchor, use_reentrant=reentrant)  # type: ignore

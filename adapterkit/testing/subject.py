@@ -1,0 +1,174 @@
+"""What a check works with: a model with an adapter on it, and comparisons that say what they compared."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from unittest import SkipTest
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.errors import AdapterKitError
+from adapterkit.testing import families
+from adapterkit.testing.models import EXAMPLES, Example
+
+NAME = "mine"
+TIGHT, LOOSE = 1e-10, 1e-5
+"""Relative tolerances in float64 and float32: of the largest value compared."""
+
+
+@dataclass
+class Subject:
+    """A model of one modality with the adapter under test on it, its parameters moved away from their start.
+
+    Attributes:
+        label: The modality, and where the adapter acts.
+        model, adapters: In evaluation mode.
+        config: What was added, as `NAME`.
+        example: Makes inputs.
+        dtype: Of the model.
+    """
+
+    label: str
+    model: nn.Module
+    adapters: ak.Adapters
+    config: ak.AdapterConfig
+    example: Example
+    dtype: torch.dtype
+
+    def run(self, choice: Any = NAME, batch: int = 3) -> Tensor:
+        """The output with this choice active."""
+        with self.adapters.activated(choice):
+            return self(batch)
+
+    @torch.no_grad()
+    def bits(self, choice: Any = NAME) -> Tensor:
+        """`run` without grad, to compare bit for bit: torch takes other kernels where something requires grad."""
+        return self.run(choice)
+
+    def __call__(self, batch: int = 3) -> Tensor:
+        """The output with whatever is active."""
+        args, kwargs = self.example.inputs(batch, self.dtype)
+        return self.model(*args, **kwargs)
+
+    def row(self, index: int, choice: Any, batch: int = 3) -> Tensor:
+        """The output for one row of the batch alone."""
+        args, kwargs = self.example.inputs(batch, self.dtype)
+        one = slice(index, index + 1)
+        with self.adapters.activated(choice):
+            return self.model(*(a[one] for a in args), **{key: value[one] for key, value in kwargs.items()})
+
+    @property
+    def acts_on_weights_alone(self) -> bool:
+        """Whether every point is one that can be merged into."""
+        points = {point.id: point for point in self.adapters.points()}
+        return all(points[key].kind in ("weight", "norm") for key in self.adapters.modules(NAME))
+
+
+def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = 0.3) -> None:
+    """Moves every parameter away from its start: an adapter without an effect would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.parameters(name):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(scale * noise.to(parameter))
+
+
+def subjects(
+    config: ak.AdapterConfig,
+    dtype: torch.dtype = torch.float64,
+    *,
+    seed: int = 0,
+    fresh: bool = False,
+    prepare: Callable[[ak.Adapters, ak.AdapterConfig], None] | None = None,
+) -> Iterator[Subject]:
+    """The adapter on every tiny model where it can act: at its own targets, and at every point that it accepts.
+
+    Args:
+        config: Of the type under test.
+        dtype: Of the models.
+        seed: Of the start values, and of what they are moved by.
+        fresh: Leave the start values.
+        prepare: Adds what the config needs to be there before.
+
+    Raises:
+        AssertionError: It can act on none of them.
+    """
+    families.register()
+    found = False
+    for example in EXAMPLES:
+        for where, wanted in _placements(config, example.make()):
+            model = example.make().to(dtype).eval()
+            adapters = ak.Adapters(model)
+            if prepare is not None:
+                prepare(adapters, wanted)
+            adapters.add(NAME, wanted, seed=seed)
+            if not fresh:
+                randomise(adapters, NAME, seed)
+            found = True
+            yield Subject(f"{example.name} ({where})", model, adapters, wanted, example, dtype)
+    assert found, f"{config!r} can act on none of the tiny models ({', '.join(e.name for e in EXAMPLES)})"
+
+
+def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[str, ak.AdapterConfig]]:
+    points = list(ak.points(model))
+    own = _chosen(config, points)
+    if own:
+        yield config.targets, config
+    accepted = [point for point in points if point.kind in config.kinds and config.accepts(point) is None]
+    wide = " ".join(dict.fromkeys(point.role for point in accepted))
+    if not wide or {point.id for point in own} == {point.id for point in accepted}:
+        return
+    try:
+        wider = dataclasses.replace(config, targets=wide)
+    except AdapterKitError:  # a type may say that its targets are fixed
+        return
+    if _chosen(wider, points):
+        yield "every point", wider
+
+
+def _chosen(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]) -> list[ak.InjectionPoint]:
+    try:
+        return config.choose(points, "the tiny model")
+    except AdapterKitError:
+        return []
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raises AssertionError where they differ by more than `tolerance` times the largest value."""
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    scale = max(float(expected.detach().abs().max()) if expected.numel() else 0.0, 1.0)
+    difference = float((actual.detach() - expected.detach()).abs().max()) if expected.numel() else 0.0
+    assert difference <= tolerance * scale, (  # a NaN is not less, and fails too
+        f"{what}: they differ by {difference:.3g}, and {tolerance:g} x {scale:.3g} is allowed"
+    )
+
+
+def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Raises AssertionError where any bit differs."""
+    if not torch.equal(actual, expected):
+        same = actual.shape == expected.shape
+        by = f"by up to {float((actual - expected).abs().max()):.3g}" if same else f"in shape, {tuple(actual.shape)}"
+        raise AssertionError(f"{what}: they must be the same bit for bit, and differ {by}")
+
+
+@contextlib.contextmanager
+def expecting(error: type[Exception], mention: str, otherwise: str) -> Iterator[None]:
+    """Raises AssertionError where the block raises no such error, or one that does not mention a word."""
+    try:
+        yield
+    except error as raised:
+        if mention not in str(raised):
+            raise AssertionError(f"the error does not mention {mention!r}: {raised}") from raised
+    else:
+        raise AssertionError(otherwise)
+
+
+def skip(reason: str) -> NoReturn:
+    """Ends a check that does not apply. pytest knows this exception too."""
+    raise SkipTest(reason)
