@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from adapterkit.compose import Active, is_one
-from adapterkit.errors import RoutingError
+from adapterkit.errors import IncompatibleTargetError, RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import InjectionPoint, Span
 from adapterkit.selection import Strength
@@ -60,6 +60,15 @@ def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Te
         total_bias = write_spans(weight.new_zeros(weight.shape[0]) if bias is None else bias, biases, 0)
     folded = write_spans(weight, rows, 0) if rows else weight
     return (write_spans(folded, columns, 1) if columns else folded), total_bias
+
+
+def check_bias(bias: Tensor | None, folded: Tensor | None, parts: Sequence[Part]) -> None:
+    """Raises IncompatibleTargetError where adapters add a bias and the model, which reads the weight, reads none."""
+    if bias is None and folded is not None:
+        raise IncompatibleTargetError(
+            f"an adapter at {parts[0][0].id} adds a bias, and the model reads a weight there but no bias, so that it "
+            "would be lost; narrow its targets"
+        )
 
 
 def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: Strength) -> Tensor | None:

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -47,6 +48,10 @@ _REGISTERS: dict[str, type[Spec]] = {
 _RESOLVE = "adapterkit_resolve_backend"
 _HOOKS = frozenset({*_REGISTERS, _RESOLVE})
 
+_HEAVY = frozenset({"torch", "torchvision", "transformers", "diffusers", "timm", "accelerate", "peft"})
+_SLOW = 0.5
+"""Seconds of importing a plug-in that are worth a warning: everybody waits for them at every start."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +66,8 @@ class PluginRecord:
         status: `active`, or why not.
         error: The error that kept it from being active.
         provides: What it registered, as `"adapter lora"`. For `conflict`: what only `plugin:name` reaches.
+        seconds: What importing it took.
+        heavy: The large libraries that it imported, which adapterkit's start waits for.
     """
 
     name: str
@@ -69,6 +76,18 @@ class PluginRecord:
     status: Status
     error: PluginError | None = None
     provides: tuple[str, ...] = ()
+    seconds: float = 0.0
+    heavy: tuple[str, ...] = ()
+
+    @property
+    def slow(self) -> str | None:
+        """What is wrong with how long it takes, or None."""
+        if not self.heavy and self.seconds < _SLOW:
+            return None
+        what = f", importing {', '.join(self.heavy)}" if self.heavy else ""
+        return (
+            f"takes {self.seconds:.1f} s whenever adapterkit starts{what}; its entry module should import less"
+        )
 
 
 class PluginManager(pluggy.PluginManager, Catalog):
@@ -96,10 +115,12 @@ class PluginManager(pluggy.PluginManager, Catalog):
             if not is_allowed(candidate):
                 self._record(_origin(candidate), "blocked")
                 continue
+            began, loaded = time.perf_counter(), _HEAVY & sys.modules.keys()
             try:
                 self._load(candidate)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code may raise anything at import
                 self._fail(_origin(candidate), error)
+            self._time(time.perf_counter() - began, sorted((_HEAVY & sys.modules.keys()) - loaded))
 
     def register(
         self, plugin: object, name: str | None = None, *, distribution: str = "", version: str = ""
@@ -208,6 +229,12 @@ class PluginManager(pluggy.PluginManager, Catalog):
             status = "incompatible"
         self._record(origin, status, error)
         _log.warning("%s (%s) is skipped. See: adapterkit plugins", error, origin)
+
+    def _time(self, seconds: float, heavy: list[str]) -> None:
+        """Notes what the plug-in that was loaded last has cost."""
+        record = self.records[-1] = replace(self.records[-1], seconds=seconds, heavy=tuple(heavy))
+        if record.slow is not None:
+            _log.warning("the plug-in %s (%s %s) %s", record.name, record.dist, record.version, record.slow)
 
     def _record(self, origin: Origin, status: Status, error: PluginError | None = None) -> None:
         provides = tuple(f"{spec.kind} {spec.name}" for spec in self.provided_by(origin))

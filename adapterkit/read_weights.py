@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.compose import Computed, ReadBase, SpanBase, WholeBase, combine
-from adapterkit.folding import Part, fold
+from adapterkit.folding import Part, check_bias, fold
 from adapterkit.kernels.spans import write_spans
 from adapterkit.kernels.weights import canonical, point_weight
 from adapterkit.points import InjectionPoint, WeightLayout
@@ -50,7 +50,9 @@ class StackedWeight:
             return own if folded is None else folded
         bias = None if self._other is None else self._other[index]
         # In the parameter's own order of memory: products then round as they do with the parameter.
-        return canonical(fold(canonical(own, layout), bias, parts)[0], layout).contiguous()
+        folded, folded_bias = fold(canonical(own, layout), bias, parts)
+        check_bias(bias, folded_bias, parts)
+        return canonical(folded, layout).contiguous()
 
     def whole(self) -> Tensor:
         """All experts in one tensor."""

@@ -27,7 +27,7 @@ from adapterkit.compose import (
     extend_all,
 )
 from adapterkit.composites import acting_at, flattened
-from adapterkit.folding import fold
+from adapterkit.folding import check_bias, fold
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import base_weight, canonical
 from adapterkit.points import InjectionPoint, WeightLayout
@@ -243,6 +243,7 @@ def _folded(
     is_bias: bool,
 ) -> Any:
     folded, folded_bias = fold(canonical(weight, layout), bias, parts)  # type: ignore[arg-type]
+    check_bias(bias, folded_bias, parts)
     return folded_bias if is_bias else canonical(folded, layout).contiguous()
 
 

@@ -9,13 +9,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from adapterkit import __version__, hookimpl
+from adapterkit import __version__, builtin, hookimpl
 from adapterkit.errors import PluginConflictError, PluginError, PluginLoadError, UnknownNameError
 from adapterkit.plugins import PluginManager, PluginRecord, get_plugin_manager
 from adapterkit.specs import AdapterSpec, CommandSpec
 from tests.zoo import GOOD, Install, installer
 
-BUILTIN = {"lora", "prefix", "bottleneck"}
+BUILTIN = {spec.name for spec in builtin.adapterkit_register_adapters()}
 
 
 @pytest.fixture
@@ -117,6 +117,26 @@ def test_a_broken_plugin_is_named_and_skipped(case: str, install: Install, caplo
     assert [(r.levelno, "bad" in r.getMessage()) for r in caplog.records] == [(logging.WARNING, True)]
 
 
+def test_a_slow_plugin_is_active_and_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    install("slow", "import time; time.sleep(0.6)" + GOOD.replace("gate", "slow"))
+    install("good", GOOD)
+    manager = load()
+    slow, good = record_of(manager, "slow"), record_of(manager, "good")
+    assert (slow.status, good.status) == ("active", "active")
+    assert slow.seconds >= 0.6 > 0.5 > good.seconds
+    assert slow.slow is not None
+    assert good.slow is None
+    assert ["takes 0.6 s whenever adapterkit starts" in r.getMessage() for r in caplog.records] == [True]
+
+
+def test_a_plugin_that_imports_torch_is_named(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    install("heavy", "import sys, types; sys.modules['timm'] = types.ModuleType('timm')" + GOOD)
+    record = record_of(load(), "heavy")
+    assert record.heavy == ("timm",)
+    assert "importing timm" in str(record.slow)
+
+
 def test_the_loader_reports_the_original_error_as_the_cause(install: Install) -> None:
     install("bad", "raise RuntimeError('boom')")
     error = record_of(load(), "bad").error
@@ -127,9 +147,9 @@ def test_the_loader_reports_the_original_error_as_the_cause(install: Install) ->
 def test_an_unknown_name_mentions_what_could_not_be_loaded(install: Install) -> None:
     install("bad", "raise RuntimeError('boom')")
     with pytest.raises(
-        UnknownNameError, match=r"'loro'. Did you mean 'lora'\? Not loaded: bad \(adapterkit-bad: failed\)"
+        UnknownNameError, match=r"'lorra'. Did you mean 'lora'.*\? Not loaded: bad \(adapterkit-bad: failed\)"
     ):
-        load().adapter("loro")
+        load().adapter("lorra")
 
 
 class TestConflicts:

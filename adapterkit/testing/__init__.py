@@ -8,8 +8,8 @@ With pytest, derive from a class and say what it is about; without it, call the 
     print(check_adapter("gate"))
 """
 
+from adapterkit.testing.adapters import AdapterConformance, check_adapter
 from adapterkit.testing.backends import BackendConformance, Sample, check_backend
-from adapterkit.testing.conformance import AdapterConformance, check_adapter
 from adapterkit.testing.formats import FormatConformance, check_format
 from adapterkit.testing.reports import CheckReport, CheckResult
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from adapterkit import __version__
+from adapterkit import __version__, builtin
 from adapterkit.cli.main import main
 from adapterkit.plugins import get_plugin_manager
 from tests.zoo import GOOD, Install, installer
@@ -53,7 +53,7 @@ def rows(*args: str) -> dict[str, dict[str, object]]:
 def test_adapters_as_json_and_as_a_table(install: Install) -> None:
     install("good", GOOD, version="2.5")
     listed = rows("adapters")
-    assert list(listed) == ["lora", "prefix", "bottleneck", "gate"]
+    assert list(listed) == [*(spec.name for spec in builtin.adapterkit_register_adapters()), "gate"]
     assert listed["gate"] == {
         "name": "gate",
         "kinds": ["output"],
@@ -98,16 +98,16 @@ def test_plugins_names_every_plugin_and_what_became_of_it(install: Install) -> N
 
 
 def test_a_wrong_name_is_one_line_and_exit_code_1(install: Install) -> None:
-    result = run("adapters", "loro")
+    result = run("adapters", "prefixes")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "error: unknown adapter 'loro'. Did you mean 'lora'?\n"
+    assert result.stderr == "error: unknown adapter 'prefixes'. Did you mean 'prefix'?\n"
 
 
 def test_debug_adds_the_traceback(install: Install) -> None:
-    result = run("--debug", "adapters", "loro")
+    result = run("--debug", "adapters", "prefixes")
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
-    assert result.stderr.endswith("error: unknown adapter 'loro'. Did you mean 'lora'?\n")
+    assert result.stderr.endswith("error: unknown adapter 'prefixes'. Did you mean 'prefix'?\n")
 
 
 @pytest.mark.parametrize("args", [("plugns",), ("plugins", "--jsn"), ("--nope",), ("adapters", "lora", "prefix")])

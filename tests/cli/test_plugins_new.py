@@ -1,0 +1,105 @@
+"""`adapterkit plugins new` writes packages whose tests pass as they are, and overwrites nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from adapterkit.cli.main import main
+
+tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+KINDS = ("adapter", "backend", "format", "task")
+ROOT = Path(__file__).parents[2]
+
+
+def new(*args: str) -> Result:
+    return CliRunner().invoke(main, ["plugins", "new", *args])
+
+
+def install(package: Path) -> None:
+    """What pip would write: the metadata that makes the entry point known."""
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    requires = "".join(f"Requires-Dist: {one}\n" for one in project["dependencies"])
+    name, version = project["name"], project["version"]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
+    [(group, entries)] = project["entry-points"].items()
+    lines = [f"{entry} = {module}" for entry, module in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
+
+
+def environment(package: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_package_passes_its_tests(tmp_path: Path, kind: str) -> None:
+    assert new(f"tried_{kind}", "--kind", kind, "--into", str(tmp_path)).exit_code == 0
+    package = tmp_path / f"adapterkit-tried-{kind}"
+    install(package)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(package)]
+    done = subprocess.run(
+        command, check=False, cwd=package, env=environment(package), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "failed" not in done.stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "adapterkit", "plugins", "--json"],
+        check=True, cwd=tmp_path, env=environment(package), capture_output=True, text=True,
+    )  # fmt: skip
+    [row] = [row for row in json.loads(listed.stdout) if row["name"] == f"tried_{kind}"]
+    assert row["status"] == "active", row
+    assert row["imports"] == []
+    assert row["provides"] == [f"{kind} {'tried-task' if kind == 'task' else f'tried_{kind}'}"]
+
+
+def test_it_says_what_to_do_next(tmp_path: Path) -> None:
+    result = new("gate", "--kind", "adapter", "--into", str(tmp_path))
+    folder = tmp_path / "adapterkit-gate"
+    assert f"pip install -e '{folder}[dev]'" in result.stdout
+    assert "adapterkit plugins check adapterkit-gate" in result.stdout
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "pyproject.toml", "README.md", "adapterkit_gate/__init__.py", "adapterkit_gate/gate.py", "tests/test_gate.py",
+    }  # fmt: skip
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "adapterkit-gate"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    result = new("gate", "--kind", "adapter", "--into", str(tmp_path))
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Gate", "1gate", "my-gate", "gate__x", "_gate", "class", "a" * 41, "../gate", "gäte", ""]
+)
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    result = new(name, "--kind", "adapter", "--into", str(tmp_path))
+    assert result.exit_code == 1
+    assert "cannot name a plug-in" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lora", "adapter"), ("native", "format"), ("generic", "backend"), ("causal_lm", "task")]
+)
+def test_names_that_are_taken(tmp_path: Path, name: str, kind: str) -> None:
+    result = new(name, "--kind", kind, "--into", str(tmp_path))
+    assert result.exit_code == 1
+    assert "exists already, provided by adapterkit" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_kind_must_be_known(tmp_path: Path) -> None:
+    assert new("gate", "--kind", "adaptor", "--into", str(tmp_path)).exit_code == 2
+    assert new("gate", "--into", str(tmp_path)).exit_code == 2
