@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
     from adapterkit.adapters.adalora import AdaLoRA
     from adapterkit.adapters.bottleneck import Bottleneck
+    from adapterkit.adapters.compacter import Compacter
     from adapterkit.adapters.dora import DoRA
     from adapterkit.adapters.fuse import Fuse
+    from adapterkit.adapters.invertible import Invertible
     from adapterkit.adapters.lora import LoRA
     from adapterkit.adapters.prefix import Prefix
+    from adapterkit.adapters.reft import ReFT
+    from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
     from adapterkit.handle import Adapters
@@ -42,14 +46,18 @@ __all__ = [
     "AdditiveModule",
     "Average",
     "Bottleneck",
+    "Compacter",
     "DoRA",
     "Fuse",
     "InjectionPoint",
+    "Invertible",
     "LoRA",
     "Parallel",
     "Prefix",
+    "ReFT",
     "Split",
     "Stack",
+    "Trainable",
     "Union",
     "__version__",
     "errors",
@@ -67,14 +75,18 @@ _HOMES = {
     "AdditiveModule": "adapterkit.adapter",
     "Average": "adapterkit.composition",
     "Bottleneck": "adapterkit.adapters.bottleneck",
+    "Compacter": "adapterkit.adapters.compacter",
     "DoRA": "adapterkit.adapters.dora",
     "Fuse": "adapterkit.adapters.fuse",
     "InjectionPoint": "adapterkit.points",
+    "Invertible": "adapterkit.adapters.invertible",
     "LoRA": "adapterkit.adapters.lora",
     "Parallel": "adapterkit.composition",
     "Prefix": "adapterkit.adapters.prefix",
+    "ReFT": "adapterkit.adapters.reft",
     "Split": "adapterkit.composition",
     "Stack": "adapterkit.composition",
+    "Trainable": "adapterkit.adapters.trainable",
     "Union": "adapterkit.adapters.union",
     "get_plugin_manager": "adapterkit.plugins",
     "hookimpl": "adapterkit.hookspecs",

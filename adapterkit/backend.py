@@ -72,10 +72,13 @@ class Backend(ABC):
         component: The name that a model of this family has when it stands alone (`language`, `vision`, `unet`).
         in_pipelines: Whether a model of this family counts as a component of a pipeline; if not, it has to be given
             itself.
+        whole_blocks: Whether every block around sublayers takes the residual stream as its first input, and gives it
+            back alone or first, so that its output is a point of the role `hidden`.
     """
 
     component: ClassVar[str] = "model"
     in_pipelines: ClassVar[bool] = True
+    whole_blocks: ClassVar[bool] = False
 
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

@@ -122,7 +122,9 @@ def build_one(
 
 @torch.no_grad()
 def _initialise(module: AdapterModule, point: InjectionPoint, mapped: MappedModel) -> None:
-    if type(module).initialise is AdapterModule.initialise or not isinstance(point.layout, WeightLayout):
+    if type(module).initialise is AdapterModule.initialise or not module.from_base:
+        return
+    if not isinstance(point.layout, WeightLayout):
         return
     weight, bias = base_weight(mapped.module(point), point)
     if weight is None or not weight.is_floating_point():

@@ -167,7 +167,11 @@ _ADAPTERS = (
     ("adalora", "adalora:AdaLoRA", "weight", "low-rank updates whose ranks go where they matter most"),
     ("prefix", "prefix:Prefix", "attention", "learnt keys and values in front of every attention"),
     ("bottleneck", "bottleneck:Bottleneck", "output", "a small two-layer network after, or beside, a sublayer"),
-    ("union", "union:Union", "attention output tokens weight", "several types under one name"),
+    ("compacter", "compacter:Compacter", "output", "bottlenecks of Kronecker products that layers share"),
+    ("invertible", "invertible:Invertible", "tokens weight", "an invertible transform of the embedded sequence"),
+    ("reft", "reft:ReFT", "output", "edits of hidden states in a small subspace: LoReFT, NoReFT, DiReFT"),
+    ("trainable", "trainable:Trainable", "norm weight", "the model's own weights, biases, norms, rows or a new head"),
+    ("union", "union:Union", "attention norm output tokens weight", "several types under one name"),
     ("fuse", "fuse:Fuse", "output", "a learnt attention over what other adapters do"),
 )
 

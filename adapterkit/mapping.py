@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, PlainForward
+from adapterkit.backends.everywhere import block_points, norm_points
 from adapterkit.backends.generic_layers import call_plainly
 from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import AttachError, UnsupportedModelError
@@ -66,11 +67,18 @@ class MappedModel:
         return Points(found)
 
     def _all_points(self) -> list[InjectionPoint]:
-        each = [one.backend.points(one.root, one.name) for one in self.components.values()]
-        points = list(itertools.chain.from_iterable(each))
+        each = [self._points_of(one) for one in self.components.values()]
+        roots = {name: one.root for name, one in self.components.items()}
+        points = [*itertools.chain.from_iterable(each)]
+        points += norm_points(points, roots)
         if self.roles is None:
             return points
-        return self.roles.apply(points, {name: one.root for name, one in self.components.items()})
+        return self.roles.apply(points, roots)
+
+    @staticmethod
+    def _points_of(component: Component) -> list[InjectionPoint]:
+        found = component.backend.points(component.root, component.name)
+        return [*found, *block_points(found)] if component.backend.whole_blocks else found
 
     def has_roots_of(self, other: MappedModel) -> bool:
         """Whether both are of the same models."""

@@ -85,9 +85,7 @@ class PluginRecord:
         if not self.heavy and self.seconds < _SLOW:
             return None
         what = f", importing {', '.join(self.heavy)}" if self.heavy else ""
-        return (
-            f"takes {self.seconds:.1f} s whenever adapterkit starts{what}; its entry module should import less"
-        )
+        return f"takes {self.seconds:.1f} s whenever adapterkit starts{what}; its entry module should import less"
 
 
 class PluginManager(pluggy.PluginManager, Catalog):

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
-Kind = Literal["weight", "output", "attention", "tokens"]
-KINDS: tuple[Kind, ...] = ("weight", "output", "attention", "tokens")
+Kind = Literal["weight", "norm", "output", "attention", "tokens"]
+KINDS: tuple[Kind, ...] = ("weight", "norm", "output", "attention", "tokens")
 
-Form = Literal["linear", "linear_t", "conv", "embedding"]
+Form = Literal["linear", "linear_t", "conv", "embedding", "norm"]
 Access = Literal["call", "read", "any"]
 Tag = str | int
 
@@ -49,7 +49,8 @@ class WeightLayout:
     """What a weight point's module computes, so that an adapter's factors can compute alike.
 
     Attributes:
-        form: `linear` [out, in]; `linear_t` [in, out] (transformers' Conv1D); `conv`; `embedding` [in, out].
+        form: `linear` [out, in]; `linear_t` [in, out] (transformers' Conv1D); `conv`; `embedding` [in, out]; `norm`
+            [features], at norm points, whose weight is always read.
         bias: Whether the module has a bias.
         kernel, stride, dilation: One entry per spatial axis; empty where there is none.
         padding: Entries per axis, or torch's "same" or "valid".
@@ -178,7 +179,9 @@ class InjectionPoint:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """A weight as adapters see it, [out, in / groups, *kernel]; elsewhere (out, in)."""
+        """A weight as adapters see it, [out, in / groups, *kernel], a norm's [features]; elsewhere (out, in)."""
+        if self.kind == "norm":
+            return (self.out_features,)
         if isinstance(self.layout, WeightLayout):
             return (self.out_features, self.in_features // self.layout.groups, *self.layout.kernel)
         return (self.out_features, self.in_features)

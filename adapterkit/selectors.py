@@ -34,11 +34,11 @@ _OPERATORS: dict[str, Callable[[Tag, Tag], bool]] = {
 _FILTER = re.compile(r"([a-z_]+)(>=|<=|!=|=|>|<)(.+)")
 
 # Roles that no preset may reach: vocabulary, classifier and the choice of experts are never what "all" is meant to say.
-_OUTSIDE_PRESETS = ("head", "head.*", "embed.*", "moe.router")
+_OUTSIDE_PRESETS = ("head", "head.*", "embed.*", "moe.router", "norm", "hidden")
 
 
 def is_inner(point: InjectionPoint) -> bool:
-    """Whether a preset may reach the point: neither head, embedding nor router."""
+    """Whether a preset may reach the point: neither head, embedding, router, norm nor hidden state."""
     return not any(fnmatchcase(point.role, pattern) for pattern in _OUTSIDE_PRESETS)
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from adapterkit.errors import ConfigError, MissingDependencyError, PluginLoadError, did_you_mean
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
-POINT_KINDS = frozenset({"weight", "output", "attention", "tokens"})
+POINT_KINDS = frozenset({"weight", "norm", "output", "attention", "tokens"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DASHED_NAME = re.compile(r"[a-z][a-z0-9_-]*")

@@ -38,6 +38,9 @@ _ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 PROVIDERS = ("adapterkit", "adapterkit-ia3")
 """The distributions whose adapter types have a column: what else is installed must not change the table."""
 
+_NEED_OTHERS = ("union", "fuse")
+"""Types that act where others do."""
+
 Make = Callable[[], nn.Module]
 
 _HEAD = """\
@@ -101,7 +104,7 @@ def table() -> str:
 def _types() -> dict[str, ak.AdapterConfig]:
     specs = ak.get_plugin_manager().adapters()
     known = {name: spec for name, spec in specs.items() if spec.origin and spec.origin.distribution in PROVIDERS}
-    return {name: spec.load()() for name, spec in sorted(known.items())}
+    return {name: spec.load()() for name, spec in sorted(known.items()) if name not in _NEED_OTHERS}
 
 
 def _cells(points: Points, types: Mapping[str, ak.AdapterConfig]) -> list[str]:

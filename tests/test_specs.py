@@ -45,7 +45,7 @@ def test_every_problem_is_reported_at_once() -> None:
 def test_kinds_must_be_kinds() -> None:
     assert AdapterSpec("x", "a:b", kinds=["output", "weight"]).kinds == {"output", "weight"}
     for kinds in ({"weights"}, set(), "weight"):
-        with pytest.raises(ConfigError, match=r"kinds .* attention, output, tokens, weight"):
+        with pytest.raises(ConfigError, match=r"kinds .* attention, norm, output, tokens, weight"):
             AdapterSpec("x", "a:b", kinds=kinds)
 
 

@@ -4,132 +4,146 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdapterConfig, AdapterModule, Base, Sublayer
-from adapterkit.errors import did_you_mean
-from adapterkit.points import InjectionPoint, Kind
+from adapterkit.adapters.sublayer_net import ACTIVATIONS, INPUTS, RESIDUALS, SublayerNet, SublayerNetModule, linear
+from adapterkit.points import InjectionPoint
 
-_MAX_WIDTH = 2**16
-_MAX_EXPANSION = 64
-_MAX_SCALE = 1e4
+__all__ = ["ACTIVATIONS", "INITS", "INPUTS", "RESIDUALS", "Bottleneck", "BottleneckModule"]
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "tanh": torch.tanh,
+_BERT_STD = 0.02
+_HOULSBY_STD = 0.01
+
+
+def _lora(down: nn.Linear, up: nn.Linear) -> None:
+    nn.init.zeros_(up.weight)
+    nn.init.zeros_(up.bias)
+
+
+def _mam(down: nn.Linear, up: nn.Linear) -> None:
+    _lora(down, up)
+    nn.init.zeros_(down.bias)
+
+
+def _bert(down: nn.Linear, up: nn.Linear) -> None:
+    for layer in (down, up):
+        nn.init.normal_(layer.weight, std=_BERT_STD)
+        nn.init.zeros_(layer.bias)
+
+
+def _houlsby(down: nn.Linear, up: nn.Linear) -> None:
+    for layer in (down, up):
+        nn.init.trunc_normal_(layer.weight, std=_HOULSBY_STD, a=-2 * _HOULSBY_STD, b=2 * _HOULSBY_STD)
+        nn.init.zeros_(layer.bias)
+
+
+INITS: dict[str, Callable[[nn.Linear, nn.Linear], None]] = {
+    "lora": _lora,
+    "mam": _mam,
+    "bert": _bert,
+    "houlsby": _houlsby,
 }
 
-# What the network sees, from the residual stream x, the sublayer's output s, and the sublayer's neighbours.
-INPUTS: dict[str, Callable[[Tensor, Tensor, Sublayer], Tensor]] = {
-    "pfeiffer": lambda x, s, base: base.norm_out(s + x),
-    "houlsby": lambda x, s, base: s,
-    "parallel": lambda x, s, base: x,
-    "parallel_norm": lambda x, s, base: base.norm_in(x),
-}
 
+class BottleneckModule(SublayerNetModule):
+    """`down` is [width, features], `up` [features, width], both with a bias."""
 
-class BottleneckModule(AdapterModule):
-    """`s + scale * A(h)`, where `A(h) = up(f(down(h)))` and `INPUTS[form]` is h. `up` starts at zero: no effect.
+    def __init__(self, features: int, width: int, config: SublayerNet) -> None:
+        super().__init__(features, config)
+        self.down, self.up = nn.Linear(features, width), nn.Linear(width, features)
+        INITS[config.init](self.down, self.up)
 
-    Args:
-        features: Width of the residual stream.
-        width: Of the hidden layer: `down` is [width, features], `up` [features, width], both with a bias.
-        form: A key of `INPUTS`.
-        activation: A key of `ACTIVATIONS`.
-        scaling: A fixed factor, or None for one that is learnt, `scale` [], and starts at 1.
-        dropout: Probability of zeroing an element of A's output in training.
-    """
+    def reduce(self, h: Tensor) -> Tensor:
+        """See `SublayerNetModule.reduce`."""
+        return linear(self.down, h)
 
-    def __init__(
-        self, features: int, width: int, form: str, activation: str, scaling: float | None, dropout: float
-    ) -> None:
-        super().__init__()
-        self.form, self.activation = form, activation
-        self.down = nn.Linear(features, width)
-        self.up = nn.Linear(width, features)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-        self.scale = nn.Parameter(torch.ones(())) if scaling is None else scaling
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-
-    def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`. x and s are [batch, length, features]."""
-        s = base(x)
-        h = INPUTS[self.form](x, s, cast("Sublayer", base))
-        h = ACTIVATIONS[self.activation](_linear(self.down, h))
-        h = self.dropout(_linear(self.up, h)) * self.scale
-        return s + h.to(s.dtype)
+    def expand(self, h: Tensor) -> Tensor:
+        """See `SublayerNetModule.expand`."""
+        return linear(self.up, h)
 
 
 @dataclass(frozen=True)
-class Bottleneck(AdapterConfig):
+class Bottleneck(SublayerNet):
     """A two-layer network per sublayer, whose output is added to the sublayer's, before the block's residual add.
 
     With x the residual stream, s = sublayer(norm_in(x)) and A the network, the sublayer's output becomes
 
-        pfeiffer       s + A(norm_out(s + x))     Pfeiffer et al. 2020 (arXiv:2005.00247); alone after "mlp"
-        houlsby        s + A(s)                   Houlsby et al. 2019 (arXiv:1902.00751); after "attn mlp"
+        pfeiffer       s + A(norm_out(s + x))     Pfeiffer et al. 2020 (arXiv:2005.00247)
+        houlsby        s + A(s)                   Houlsby et al. 2019 (arXiv:1902.00751)
         parallel       s + A(x)                   He et al. 2021 (arXiv:2110.04366), on the stream as it is
         parallel_norm  s + A(norm_in(x))          He et al. 2021, on what the sublayer itself sees
 
+        A(h) = scaling * up(activation(down(norm_before(h)))) * gate(h)
+
     norm_in is the identity in post-norm blocks (which end in norm_out(s + x)), norm_out in pre-norm blocks (x + s).
+    At a "hidden" target s is the block's whole output, behind its last norm, and nothing is added afterwards.
+
+    The classmethods give each paper's own choice; every field can be changed: `Bottleneck.pfeiffer(width=8)`.
 
     Attributes:
-        targets: Sublayer outputs: "attn", "mlp" or "attn mlp"; "cross" where there is cross attention.
+        targets: Sublayer outputs: "attn", "mlp" or "attn mlp"; "cross" where there is cross attention; "hidden".
         form: One of the four above.
         reduction: The hidden width is features / reduction, rounded down, and at least 1.
         width: The hidden width itself; takes the place of `reduction`.
         activation: relu, gelu, gelu_new (by tanh), silu or tanh.
-        scaling: Factor on A, or "learned" for a parameter that starts at 1.
-        dropout: Probability of zeroing an element of A's output in training.
+        scaling: Factor on A; "learned" for a parameter, "channel" for one per feature, which start at 1.
+        init: lora (up is zero, so it has no effect yet), mam (biases are zero too), bert (both normal, std 0.02),
+            houlsby (both normal, std 0.01, cut at two deviations). The last two have a small effect from the start.
+        residual: What A is added to: the sublayer's output s, the "sum" s + x, or A's own "input". The last two count x
+            twice in the block, where the block adds it again.
+        norm_before: Whether A's input has a layer norm of its own.
+        norm_after: A learnt layer norm over the "network" A, before it is added, or over the "sum"; None for none.
+        gating: Whether every token has a gate, `sigmoid(w h + b)` (UniPELT averages it over the sequence,
+            arXiv:2110.07577, by which a causal model would see the future).
+        hidden_dropout: Probability of zeroing an element of the hidden layer in training.
+        dropout: Of A's output.
+        drop_path: Of the whole of A, for each sample; what is kept is scaled up (stochastic depth, arXiv:1603.09382).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
-    targets: str = "mlp"
-    form: str = "pfeiffer"
-    reduction: float = 16
-    width: int | None = None
-    activation: str = "relu"
-    scaling: float | str = 1.0
-    dropout: float = 0.0
+    inits: ClassVar[tuple[str, ...]] = tuple(INITS)
+    init: str = "lora"
 
-    def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
-        found = [*_choice("form", self.form, INPUTS), *_choice("activation", self.activation, ACTIVATIONS)]
-        if isinstance(self.reduction, (int, float)) and not 1 / _MAX_EXPANSION <= self.reduction <= _MAX_WIDTH:
-            found.append(f"reduction must be from 1/{_MAX_EXPANSION} to {_MAX_WIDTH}, not {self.reduction!r}")
-        if isinstance(self.width, int) and not 1 <= self.width <= _MAX_WIDTH:
-            found.append(f"width must be None or from 1 to {_MAX_WIDTH}, not {self.width!r}")
-        if isinstance(self.scaling, str) and self.scaling != "learned":
-            found.append(f"scaling must be a number or 'learned', not {self.scaling!r}")
-        if isinstance(self.scaling, (int, float)) and abs(self.scaling) > _MAX_SCALE:
-            found.append(f"scaling must be within {_MAX_SCALE:g}, not {self.scaling!r}")
-        if isinstance(self.dropout, (int, float)) and not 0 <= self.dropout < 1:
-            found.append(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
-        return found
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        """Whether the network starts at zero, and nothing else changes the output."""
+        return self.init in ("lora", "mam") and self.residual == "sublayer" and self.norm_after is None
 
     def build(self, point: InjectionPoint) -> BottleneckModule:
         """See `AdapterConfig.build`."""
-        features = point.out_features
-        width = self.width or max(1, int(features / self.reduction))
-        scaling = None if self.scaling == "learned" else float(self.scaling)
-        return BottleneckModule(features, width, self.form, self.activation, scaling, self.dropout)
+        return BottleneckModule(point.out_features, self.width_at(point), self)
 
+    @classmethod
+    def pfeiffer(cls, **changes: Any) -> Bottleneck:
+        """`norm_out(A(norm_out(s + x)) + s + x)` after the feed-forward (arXiv:2005.00247; AdapterHub's `seq_bn`)."""
+        return cls(**{"targets": "mlp", "form": "pfeiffer", "activation": "relu", "reduction": 16, **changes})
 
-def _linear(layer: nn.Linear, h: Tensor) -> Tensor:
-    """The layer in h's dtype: its weights are small and are cast, h is large and is not."""
-    return F.linear(h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
+    @classmethod
+    def houlsby(cls, **changes: Any) -> Bottleneck:
+        """`norm_out(A(s) + s + x)` after both sublayers (arXiv:1902.00751; AdapterHub's `double_seq_bn`)."""
+        return cls(**{"targets": "attn mlp", "form": "houlsby", "activation": "silu", "reduction": 16, **changes})
 
+    @classmethod
+    def parallel(cls, **changes: Any) -> Bottleneck:
+        """`norm_out(s + 4 A(x) + x)` beside the feed-forward (arXiv:2110.04366; AdapterHub's `par_bn`).
 
-def _choice(name: str, value: object, known: dict[str, Callable[..., Tensor]]) -> list[str]:
-    if not isinstance(value, str) or value in known:
-        return []
-    return [f"{name} must be one of {', '.join(known)}, not {value!r}.{did_you_mean(value, known)}"]
+        The paper's network sees what the feed-forward sees: `form="parallel_norm"` in a pre-norm block.
+        """
+        own = {"form": "parallel", "activation": "relu", "reduction": 2, "scaling": 4.0, "init": "mam"}
+        return cls(**{"targets": "mlp", **own, **changes})
+
+    @classmethod
+    def adapter_plus(cls, **changes: Any) -> Bottleneck:
+        """`y + c * A(y)` after a block, c one factor per channel (Steitz & Roth 2024, arXiv:2406.06820)."""
+        own = {"form": "houlsby", "activation": "gelu", "width": 8, "scaling": "channel", "init": "houlsby"}
+        return cls(**{"targets": "hidden", **own, "drop_path": 0.1, **changes})
+
+    @classmethod
+    def adaptformer(cls, **changes: Any) -> Bottleneck:
+        """`s + 0.1 A(x)` beside the feed-forward of a vision transformer (Chen et al. 2022, arXiv:2205.13535).
+
+        The paper's equation has a layer norm on x: `norm_before=True`; its published models have none.
+        """
+        own = {"form": "parallel", "activation": "relu", "width": 64, "scaling": 0.1, "init": "mam"}
+        return cls(**{"targets": "mlp", **own, "hidden_dropout": 0.1, **changes})

@@ -19,12 +19,13 @@ class DoRAModule(LowRank):
 
     def __init__(self, point: InjectionPoint, *arguments: object) -> None:
         super().__init__(point, *arguments)  # type: ignore[arg-type]
-        self.axis = point.feature_axis
+        self.axis, self.from_base = point.feature_axis, True
         self.magnitude = nn.Parameter(torch.ones(point.out_features))
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """See `AdapterModule.initialise`: the magnitudes are the norms of the weight's rows."""
-        super().initialise(weight, bias)
+        if "A0" in self._buffers:
+            super().initialise(weight, bias)
         self.magnitude.copy_(self.norms(weight))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:

@@ -51,7 +51,8 @@ class LowRank(AdapterModule):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
         self._start()
-        if init in FROM_BASE:
+        self.from_base = init in FROM_BASE
+        if self.from_base:
             self.register_buffer("A0", torch.zeros(rank, *rest))
             self.register_buffer("B0", torch.zeros(out, rank))
         self._seen: Tensor | None = None
@@ -68,8 +69,6 @@ class LowRank(AdapterModule):
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """See `AdapterModule.initialise`: the weight's principal part (PiSSA), or its first QR factors (OLoRA)."""
-        if self.init not in FROM_BASE:
-            return
         rank, matrix = len(self.A), weight.flatten(1)
         if self.init == "pissa":
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -121,7 +120,7 @@ class LowRank(AdapterModule):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B whose product is the update, with their starts in them."""
-        if self.init not in FROM_BASE:
+        if "A0" not in self._buffers:
             return self.A, self.B
         # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
         return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)  # type: ignore

@@ -27,6 +27,7 @@ class UnionModule(AdapterModule):
     def __init__(self, members: Mapping[str, AdapterModule], gates: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.members, self.gates = nn.ModuleDict(members), nn.ModuleDict(gates)
+        self.from_base = any(_initialises(member) for member in members.values())
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
@@ -68,7 +69,8 @@ class UnionModule(AdapterModule):
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """See `AdapterModule.initialise`."""
         for member in self.members.values():
-            member.initialise(weight, bias)  # type: ignore[operator]
+            if isinstance(member, AdapterModule) and _initialises(member):
+                member.initialise(weight, bias)
 
     def observe(self, x: Tensor) -> None:
         """See `AdapterModule.observe`."""
@@ -205,6 +207,10 @@ class Union(AdapterConfig):
         if not isinstance(listed, (list, tuple)):
             raise ConfigError([f"parts must be a list of types with their configs, not {listed!r}"], "Union")
         return super().from_dict({**values, "parts": tuple(_part(entry) for entry in listed)})
+
+
+def _initialises(member: AdapterModule) -> bool:
+    return member.from_base and type(member).initialise is not AdapterModule.initialise
 
 
 def _means(part: AdapterConfig, point: InjectionPoint) -> bool:

@@ -52,6 +52,7 @@ class ClipTextBackend(Backend):
     """CLIPTextModel and CLIPTextModelWithProjection."""
 
     component = "text_encoder"
+    whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {
         "*layer_norm*": "a norm's gain is no projection; adapters act on the projections beside it",
     }

@@ -38,6 +38,7 @@ class Tower:
 class TowersBackend(Backend):
     """Maps each tower, and what stands beside them."""
 
+    whole_blocks = True
     towers: ClassVar[tuple[Tower, ...]] = ()
     beside: ClassVar[tuple[Group, ...]] = ()
 

@@ -45,6 +45,7 @@ class FamilyBackend(Backend):
         families: Of several with the same classes, the first whose `when` holds is a model's.
     """
 
+    whole_blocks = True
     name: ClassVar[str]
     families: ClassVar[tuple[Family, ...]]
 

@@ -116,6 +116,7 @@ class TimmViTBackend(Backend):
     """
 
     component = "vision"
+    whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {
         "patch_embed.backbone.*": "a hybrid's convolutions standardise their weight at each call, so nothing merges",
     }
@@ -162,6 +163,7 @@ class ViTBackend(Backend):
     """
 
     component = "vision"
+    whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

@@ -58,6 +58,7 @@ def _with_reads(model: nn.Module, points: list[InjectionPoint]) -> list[Injectio
 
 class _TimmBackend(Backend):
     component = "vision"
+    whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:

@@ -69,8 +69,15 @@ def apply_weight(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
         rows = F.embedding(x, weight.mT)
         return rows if layout.scale == 1.0 else rows * layout.scale
     if layout.form == "conv":
-        return _convolve(x, weight, layout)
+        return _convolve(x, weight.repeat(layout.groups, *(1 for _ in weight.shape[1:])), None, layout)
     return F.linear(x, weight)
+
+
+def call_weight(x: Tensor, weight: Tensor, bias: Tensor | None, layout: WeightLayout) -> Tensor:
+    """What a module of this layout computes with another weight [out, in / groups, *kernel] and bias [out]."""
+    if layout.form == "conv":
+        return _convolve(x, weight, bias, layout)
+    return apply_weight(x, weight, layout) if layout.form == "embedding" else F.linear(x, weight, bias)
 
 
 def mix_features(h: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
@@ -86,16 +93,14 @@ def mix_features(h: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
     return _CONVOLUTIONS[len(layout.kernel) - 1](h, pointwise, groups=layout.groups)
 
 
-def _convolve(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, layout: WeightLayout) -> Tensor:
     axes = len(layout.kernel)
     padding = layout.padding
     if layout.padding_mode != "zeros":
         x = F.pad(x, _around(layout), mode=layout.padding_mode)
         padding = (0,) * axes
-    if layout.groups > 1:
-        weight = weight.repeat(layout.groups, *(1 for _ in weight.shape[1:]))
     convolve = _CONVOLUTIONS[axes - 1]
-    return convolve(x, weight, None, layout.stride, padding, layout.dilation, layout.groups)  # pyright: ignore
+    return convolve(x, weight, bias, layout.stride, padding, layout.dilation, layout.groups)  # pyright: ignore
 
 
 def _around(layout: WeightLayout) -> list[int]:

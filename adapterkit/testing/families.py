@@ -26,6 +26,7 @@ from adapterkit.testing import toys
 
 
 class _Table(Backend):
+    whole_blocks = True
     groups: ClassVar[tuple[Group, ...]]
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

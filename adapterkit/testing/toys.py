@@ -103,6 +103,7 @@ class ToyBackend(Backend):
     """Maps `ToyModel`."""
 
     component = "toy"
+    whole_blocks = True
     groups = (
         Group(
             "",

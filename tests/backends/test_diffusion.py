@@ -27,7 +27,7 @@ CROSS = ["cross.kv", "cross", "cross.q", "cross.k", "cross.v", "cross.o"]
 BLOCK = [*SELF, *CROSS, "mlp", "mlp.up", "mlp.gate", "mlp.down"]
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+BOTTLENECK = ak.Bottleneck(width=3, targets="all", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0, targets="*")
 CONFIGS = pytest.mark.parametrize("config", [LORA, BOTTLENECK, PREFIX], ids=["lora", "bottleneck", "prefix"])
 

@@ -21,7 +21,7 @@ from tests.backends import diffusion_models as models
 from tests.backends import vision_checks as checks
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+BOTTLENECK = ak.Bottleneck(width=3, targets="all", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0, targets="*")
 CONFIGS = {"lora": LORA, "bottleneck": BOTTLENECK, "prefix": PREFIX}
 
@@ -53,7 +53,7 @@ def test_merged_equals_unmerged(name: str, dtype: torch.dtype, tolerance: float)
 
 
 def test_an_autoencoder_says_what_it_offers() -> None:
-    with pytest.raises(IncompatibleTargetError, match="attention, weight"):
+    with pytest.raises(IncompatibleTargetError, match="attention, norm, weight"):
         ak.Adapters(models.autoencoder()).add("a", BOTTLENECK)
 
 
@@ -95,7 +95,7 @@ def test_value_and_gate_of_sana_are_told_apart() -> None:
 
 def network(module: Any, x: torch.Tensor, s: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """What a bottleneck adds: from the stream x and the sublayer's output s."""
-    source = {"pfeiffer": s + x, "houlsby": s, "parallel": x, "parallel_norm": norm(x)}[module.form]
+    source = {"pfeiffer": s + x, "houlsby": s, "parallel": x, "parallel_norm": norm(x)}[module.config.form]
     return module.up(F.relu(module.down(source)))
 
 
@@ -104,7 +104,7 @@ FORMS = pytest.mark.parametrize("form", ["pfeiffer", "houlsby", "parallel", "par
 
 def with_bottlenecks(model: Any, form: str) -> tuple[Any, ak.Adapters]:
     adapters = ak.Adapters(model.double())
-    adapters.add("a", ak.Bottleneck(width=3, targets="*", form=form))
+    adapters.add("a", ak.Bottleneck(width=3, targets="all", form=form))
     checks.randomise(adapters)
     return adapters.modules("a"), adapters
 

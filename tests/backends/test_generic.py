@@ -20,6 +20,7 @@ from adapterkit.points import Span, WeightLayout
 from tests.backends import vision_checks as checks
 from tests.backends import vision_models
 from tests.backends.generic_models import WIDTH, ids, mixed
+from tests.backends.own import own
 
 _SELF = [f"attn.{p}@model.{{0}}.self_attn" for p in "qkv"] + ["attn.o@model.{0}.self_attn.out_proj"]
 _CROSS = [f"cross.{p}@model.{{0}}.multihead_attn" for p in "qkv"] + ["cross.o@model.{0}.multihead_attn.out_proj"]
@@ -41,7 +42,7 @@ def run(model: nn.Module) -> Tensor:
 
 
 def test_the_ids_are_these() -> None:
-    assert ak.points(mixed()).ids == [
+    assert own(ak.points(mixed())).ids == [
         "embed.tokens@model.embed",
         *at("encoder.layers.0", _SELF + _FEED_FORWARD),
         *at("encoder.layers.1", _SELF + _FEED_FORWARD),
@@ -291,7 +292,7 @@ def test_a_pipelines_other_parts_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_prefixes_have_nowhere_to_go() -> None:
-    with pytest.raises(IncompatibleTargetError, match=r"Prefix acts at attention points.*offers: weight"):
+    with pytest.raises(IncompatibleTargetError, match=r"Prefix acts at attention points.*offers: norm, weight"):
         ak.Adapters(mixed()).add("a", ak.Prefix())
 
 

@@ -30,7 +30,11 @@ from tests.backends.generic_models import mixed
         (ak.LoRA(targets="atn.q"), errors.TargetNotFoundError, r"'atn.q' is unknown here. Closest: attn.q"),
         (ak.LoRA(targets="moe.up"), errors.TargetNotFoundError, r"'moe.up' is unknown here. Closest: .*mlp.up"),
         (ak.LoRA(targets="linear@layer=7"), errors.TargetNotFoundError, "layer is one of 0, 1"),
-        (ak.Prefix(), errors.IncompatibleTargetError, "attention points, and Mixed offers none .it offers: weight"),
+        (
+            ak.Prefix(),
+            errors.IncompatibleTargetError,
+            "attention points, and Mixed offers none .it offers: norm, weight",
+        ),
         (ak.Bottleneck(), errors.IncompatibleTargetError, "output points, and Mixed offers none"),
     ],
     ids=["no such path", "typo", "role of others", "no such layer", "prefix", "bottleneck"],

@@ -19,9 +19,10 @@ from adapterkit.points import InjectionPoint, OutputLayout
 from tests.backends import multimodal_models as models
 from tests.backends import vision_checks as checks
 from tests.backends import vision_families as families
+from tests.backends.own import own
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+BOTTLENECK = ak.Bottleneck(width=3, targets="all", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0)
 
 # Path of each tower that a backend maps alone too.
@@ -49,8 +50,8 @@ def described(point: InjectionPoint, prefix: str = "") -> tuple[Any, ...]:
 @pytest.mark.parametrize(("name", "tower", "path"), TOWERS)
 def test_a_tower_is_mapped_as_the_model_that_it_is(name: str, tower: str, path: str) -> None:
     model = models.build(name)
-    alone = list(ak.points(model.get_submodule(path)))
-    inside = [p for p in ak.points(model, f"@tower={tower}") if p.path.startswith(f"{path}.")]
+    alone = list(own(ak.points(model.get_submodule(path))))
+    inside = [p for p in own(ak.points(model, f"@tower={tower}")) if p.path.startswith(f"{path}.")]
     assert [described(p) for p in inside] == [described(p, f"{path}.") for p in alone]
     assert [p.site for p in inside] == [f"{tower}.{p.site}" if p.site else tower for p in alone]
 
@@ -58,7 +59,9 @@ def test_a_tower_is_mapped_as_the_model_that_it_is(name: str, tower: str, path: 
 def test_ids_of_what_stands_beside_the_towers() -> None:
     def beside(name: str) -> list[str]:
         paths = [path for other, _, path in TOWERS if other == name]
-        return [p.id for p in ak.points(models.build(name)) if not p.path.startswith(tuple(f"{p}." for p in paths))]
+        return [
+            p.id for p in own(ak.points(models.build(name))) if not p.path.startswith(tuple(f"{p}." for p in paths))
+        ]
 
     assert beside("clip") == ["head@clip.vision", "head@clip.text"]
     assert beside("siglip") == []
@@ -79,10 +82,10 @@ def in_layers(roles: str) -> str:
 def test_ids_of_qwen() -> None:
     language = f"embed.tokens tokens {in_layers(BLOCK)} head"
     expected = in_towers(f"embed.patch {in_layers(QWEN_BLOCK)}", "proj.in proj.out", language)
-    assert ak.points(models.build("qwen")).ids == expected
+    assert own(ak.points(models.build("qwen"))).ids == expected
     vision = f"embed.patch embed.pos {in_layers(QWEN_BLOCK.replace('mlp.gate ', ''))}"
     expected = in_towers(vision, "proj.in proj.out proj.in/0 proj.out/0", language)
-    assert ak.points(models.build("qwen3")).ids == expected
+    assert own(ak.points(models.build("qwen3"))).ids == expected
 
 
 @pytest.mark.parametrize("name", models.MAKE)
@@ -103,8 +106,8 @@ def test_a_tower_of_another_family_is_mapped_as_it_would_be_alone() -> None:
     """LLaVA takes any image encoder; here one that its table knows nothing of."""
     model = models.build("llava")
     model.model.vision_tower = families.build("dinov2 gated")
-    alone = ak.points(families.build("dinov2 gated"))
-    inside = ak.points(model, "@tower=vision")
+    alone = own(ak.points(families.build("dinov2 gated")))
+    inside = own(ak.points(model, "@tower=vision"))
     assert [(p.role, p.site) for p in inside] == [(p.role, f"vision.{p.site}".rstrip(".")) for p in alone]
 
 
@@ -217,7 +220,7 @@ def test_a_tower_model_in_a_pipeline_has_the_pipelines_word_for_it() -> None:
     [component] = map_model(model).components.values()
     points = component.backend.points(model, "text_encoder")
     assert {p.component for p in points} == {"text_encoder"}
-    assert [p.id.replace("@text_encoder", "@vision_language") for p in points] == ak.points(model).ids
+    assert [p.id.replace("@text_encoder", "@vision_language") for p in points] == own(ak.points(model)).ids
 
 
 def test_llava_is_known_by_its_older_names_too() -> None:
@@ -225,7 +228,7 @@ def test_llava_is_known_by_its_older_names_too() -> None:
     new, old = models.build("llava"), nn.Module()
     old.vision_tower, old.multi_modal_projector = new.model.vision_tower, new.model.multi_modal_projector
     old.language_model = LlamaForCausalLM(new.config.text_config)
-    here, there = list(ak.points(new)), VisionLanguageBackend().points(old, "vision_language")
+    here, there = list(own(ak.points(new))), VisionLanguageBackend().points(old, "vision_language")
     assert [(p.id, p.shape, p.tags) for p in there] == [(p.id, p.shape, p.tags) for p in here]
     assert there[-1].path == "language_model.lm_head"
 

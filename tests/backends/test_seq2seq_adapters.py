@@ -32,7 +32,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 PREFIX = ak.Prefix(length=3, init_std=1.0, targets="*.kv")
 TYPES = {
     "lora": ak.LoRA(rank=2, alpha=3.0, targets="*"),
-    "bottleneck": ak.Bottleneck(width=5, targets="*"),
+    "bottleneck": ak.Bottleneck(width=5, targets="all"),
     "prefix": PREFIX,
 }
 

@@ -103,5 +103,5 @@ def test_a_block_with_a_bottleneck_is_its_equation(form: str) -> None:
 
 
 def test_a_prefix_is_told_that_there_is_no_attention() -> None:
-    with pytest.raises(IncompatibleTargetError, match=r"attention points.*offers: output, tokens, weight"):
+    with pytest.raises(IncompatibleTargetError, match=r"attention points.*offers: norm, output, tokens, weight"):
         ak.Adapters(build("Mamba")).add("a", ak.Prefix())

@@ -22,7 +22,7 @@ from tests.backends import vision_models as models
 from tests.backends.vit_variants import TIMM, WITHOUT_OUTPUTS, WITHOUT_PREFIX, classify, vit
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+BOTTLENECK = ak.Bottleneck(width=3, targets="all", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0)
 
 

@@ -18,9 +18,10 @@ from adapterkit.mapping import map_model
 from adapterkit.points import WeightLayout
 from tests.backends import vision_checks as checks
 from tests.backends import vision_families as families
+from tests.backends.own import own
 
 LORA = ak.LoRA(rank=2, targets="*")
-BOTTLENECK = ak.Bottleneck(width=3, targets="*", activation="gelu")
+BOTTLENECK = ak.Bottleneck(width=3, targets="all", activation="gelu")
 PREFIX = ak.Prefix(length=3, init_std=1.0)
 
 ATTENTION = "attn.kv attn.q attn.k attn.v attn.o attn"
@@ -68,7 +69,7 @@ STAGED_BLOCKS = {
 
 def ids(model: nn.Module) -> list[str]:
     """Role and site of every point, without the component, which is the same for all."""
-    points = ak.points(model)
+    points = own(ak.points(model))
     return [p.id.replace(f"@{p.component}", "") for p in points]
 
 

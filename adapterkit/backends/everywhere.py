@@ -1,0 +1,117 @@
+"""Points that every family has alike: the norms, found by what a module is, and the blocks around sublayers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from adapterkit.points import InjectionPoint, OutputLayout, Tag, WeightLayout
+
+_KNOWN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+_EPSILONS = ("eps", "variance_epsilon")
+_INHERITED = ("layer", "stage", "stream", "block")
+
+
+def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]) -> list[InjectionPoint]:
+    """The role `norm` at every normalisation with a gain, in model order.
+
+    Its site is the module's path. Tags such as `layer` are those on which all points beside it in its block agree.
+
+    Args:
+        points: What the backends have found.
+        roots: Component -> model.
+    """
+    found: list[InjectionPoint] = []
+    for component, root in roots.items():
+        around = _tags_around(point for point in points if point.component == component)
+        taken = {point.path for point in points if point.component == component and point.kind == "weight"}
+        for path, module in root.named_modules():
+            if path not in taken and is_norm(module):
+                tags = {"component": component, **_inherited(path, around)}
+                found.append(_point(path, module, tags))
+    return found
+
+
+def block_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+    """The role `hidden` at every block that holds sublayers: its whole output, after the last residual add.
+
+    For families whose blocks take the residual stream first, and give it back alone or first.
+
+    Args:
+        points: Those of one component; a block is what is around the `output` points of one site.
+    """
+    sites: dict[str, list[InjectionPoint]] = {}
+    for point in points:
+        if point.kind == "output":
+            sites.setdefault(point.site, []).append(point)
+    found: list[InjectionPoint] = []
+    for site, sublayers in sites.items():
+        path, first = _around(sublayers), sublayers[0]
+        if path and "layer" in first.tags:
+            found.append(replace(first, role="hidden", path=path, site=site, layout=OutputLayout(path)))
+    return found
+
+
+def _around(sublayers: Sequence[InjectionPoint]) -> str:
+    """The path of the smallest module that holds all these sublayers, and where their residual streams come from."""
+    paths = [point.path for point in sublayers]
+    paths += [point.layout.residual for point in sublayers if isinstance(point.layout, OutputLayout)]
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises and then scales: by its class, or by its one gain beside an epsilon."""
+    own = module._parameters
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or weight.ndim != 1 or not weight.is_floating_point() or (bias is not None and bias.ndim != 1):
+        return False
+    if isinstance(module, _KNOWN):
+        return True
+    only = own.keys() <= {"weight", "bias"} and not module._modules
+    return only and any(isinstance(getattr(module, name, None), float) for name in _EPSILONS)
+
+
+def _point(path: str, module: nn.Module, tags: dict[str, Tag]) -> InjectionPoint:
+    weight, biased = module._parameters["weight"], module._parameters.get("bias") is not None
+    features = 0 if weight is None else len(weight)
+    layout = WeightLayout("norm", bias=biased, access="read", bias_parameter="bias" if biased else "")
+    return InjectionPoint("norm", path, "norm", path, features, features, layout, tags=tags)
+
+
+Around = dict[str, dict[str, Tag | None]]
+
+
+def _tags_around(points: Iterable[InjectionPoint]) -> Around:
+    """Path of every module above a point -> the tags that all points below it share; None where they differ."""
+    around: Around = {}
+    for point in points:
+        if "expert" in point.tags:
+            continue
+        for above in _above(point.path):
+            if above not in around:
+                around[above] = {tag: point.tags.get(tag) for tag in _INHERITED}
+            else:
+                known = around[above]
+                for tag, value in known.items():
+                    if value is not None and value != point.tags.get(tag):
+                        known[tag] = None
+    return around
+
+
+def _inherited(path: str, around: Around) -> dict[str, Tag]:
+    for above in _above(path):
+        if above in around:
+            return {tag: value for tag, value in around[above].items() if value is not None}
+    return {}
+
+
+def _above(path: str) -> Iterator[str]:
+    """The module itself and those around it, the nearest first; not the model."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
