@@ -39,6 +39,46 @@ class TestParallelBottleneck(AdapterConformance):
     config = ak.Bottleneck(width=3, activation="silu", form="parallel_norm")
 
 
+class TestAdapterPlus(AdapterConformance):
+    config = ak.Bottleneck.adapter_plus(width=3, norm_before=True)
+
+
+class TestGatedBottleneck(AdapterConformance):
+    config = ak.Bottleneck(width=3, activation="gelu", gating=True, norm_after="network", residual="sum")
+
+
+class TestCompacter(AdapterConformance):
+    config = ak.Compacter(n=2, width=4)
+
+
+class TestInvertible(AdapterConformance):
+    config = ak.Invertible(coupling="affine", activation="gelu")
+
+
+class TestLoReFT(AdapterConformance):
+    config = ak.ReFT(rank=2, prefix=2, suffix=1, tied=False)
+
+
+class TestDiReFT(AdapterConformance):
+    config = ak.ReFT(rank=2, form="direft")
+
+
+class TestTrainable(AdapterConformance):
+    config = ak.Trainable("attn.* mlp.* norm")
+
+
+class TestBiases(AdapterConformance):
+    config = ak.Trainable("attn.* mlp.* norm", part="bias")
+
+
+class TestRows(AdapterConformance):
+    config = ak.Trainable("embed.tokens", rows=(3, 5))
+
+
+class TestNewHead(AdapterConformance):
+    config = ak.Trainable("head", outputs=4)
+
+
 class TestUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2, targets="attn.q"), ak.Prefix(length=2), ak.Bottleneck(width=2, targets="mlp")))
 
