@@ -36,12 +36,12 @@ class PlaceChecks(Case):
                 y.float().square().mean().backward()
 
     def test_half_precision_is_near(self) -> None:
-        """In bfloat16 the output is the float64 one within 5 %: nothing is lost by casting back and forth."""
+        """In bfloat16 the output is the float64 one within 10 %: nothing is lost by casting back and forth."""
         for exact, rough in zip(self.subjects(), self.subjects(torch.bfloat16), strict=True):
             pairs = zip(rough.adapters.state_dict(NAME).values(), exact.adapters.state_dict(NAME).values(), strict=True)
             for one, other in pairs:  # a start from rounded weights may be another, such as of the other sign
                 one.detach().copy_(other)
-            assert_close(rough.run().double(), exact.run(), 0.05, f"{exact.label}: bfloat16 against float64")
+            assert_close(rough.run().double(), exact.run(), 0.1, f"{exact.label}: bfloat16 against float64")
 
     def test_autocast(self) -> None:
         """Under autocast to bfloat16 a forward and backward work, and the output is finite."""

@@ -21,6 +21,7 @@ from adapterkit.errors import ConfigError, IncompatibleTargetError, SelectorErro
 from adapterkit.kernels.spans import read_span
 from adapterkit.kernels.weights import canonical
 from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
+from adapterkit.testing import AdapterConformance
 
 # --- one projection ---------------------------------------------------------------------------------------------------
 
@@ -314,3 +315,7 @@ def test_embeddings_are_refused_before_anything_changes() -> None:
     with pytest.raises(IncompatibleTargetError, match="takes indices"):
         adapters.add("style", IA3(targets="embed.tokens"))
     assert len(adapters) == 0
+
+
+class TestConformance(AdapterConformance):
+    config = IA3()

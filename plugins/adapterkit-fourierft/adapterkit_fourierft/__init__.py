@@ -1,0 +1,13 @@
+"""FourierFT. This module is what adapterkit imports when it starts, so it imports no torch."""
+
+from __future__ import annotations
+
+from adapterkit import hookimpl
+from adapterkit.specs import AdapterSpec
+
+
+@hookimpl
+def adapterkit_register_adapters() -> list[AdapterSpec]:
+    """Adds the type `fourierft`."""
+    summary = "a weight's update from a few coefficients of its spectrum"
+    return [AdapterSpec("fourierft", "adapterkit_fourierft.fourierft:FourierFT", kinds={"weight"}, summary=summary)]

@@ -1,0 +1,56 @@
+"""FourierFT: conformance, its equation, and PEFT's numbers from the same coefficients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from adapterkit_fourierft.fourierft import FourierFT
+from torch import nn
+
+import adapterkit as ak
+from adapterkit import errors
+from adapterkit.testing import AdapterConformance
+
+
+class TestConformance(AdapterConformance):
+    config = FourierFT(coefficients=20, scaling=20.0)
+
+
+def test_it_is_a_sum_of_cosines() -> None:
+    model = nn.Sequential(nn.Linear(6, 4)).double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", FourierFT(coefficients=5, scaling=3.0, targets="*"))
+    [module] = adapters.modules("a").values()
+    module.spectrum.data.normal_()  # type: ignore[union-attr,operator]
+    rows, columns = torch.arange(4.0).double()[:, None], torch.arange(6.0).double()
+    expected = torch.zeros(4, 6, dtype=torch.float64)
+    for c, place in zip(module.spectrum.detach(), module.places.tolist(), strict=True):  # type: ignore
+        u, v = divmod(place, 6)
+        expected += c * torch.cos(2 * math.pi * (u * rows / 4 + v * columns / 6)) / 24
+    assert torch.allclose(module.delta_weight(), 3 * expected, rtol=1e-9, atol=1e-9)  # type: ignore[operator]
+
+
+def test_it_is_that_of_peft() -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
+    config = peft.FourierFTConfig(n_frequency=30, scaling=40.0, target_modules=["0", "2"], random_loc_seed=777)
+    x = torch.randn(3, 12)
+    ours = nn.Sequential(*(type(m)(m.in_features, m.out_features) if isinstance(m, nn.Linear) else m for m in base))
+    ours.load_state_dict(base.state_dict())
+    theirs = peft.get_peft_model(base, config).eval()
+    adapters = ak.Adapters(ours.eval())
+    adapters.add("a", FourierFT(coefficients=30, scaling=40.0, targets="*"))
+    for key, module in adapters.modules("a").items():
+        layer = theirs.base_model.model[int(key[-1])]
+        module.spectrum.data.copy_(layer.fourierft_spectrum["default"].data)  # type: ignore[union-attr,operator]
+    expected = theirs(x)
+    assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("options", [{"coefficients": 0}, {"scaling": 0.0}, {"location_seed": -1}])
+def test_wrong_values(options: dict[str, float]) -> None:
+    with pytest.raises(errors.ConfigError, match=next(iter(options))):
+        FourierFT(**options)  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+"""What types share whose update is written down as a whole weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.kernels.weights import call_weight
+from adapterkit.points import Kind, WeightLayout
+
+_MAX_RANK, _MAX_SCALE = 2**12, 1e4
+
+
+class DenseUpdate(ak.AdditiveModule):
+    """`base(x) + layer(x)`, where the layer has the update for its weight; subclasses say what `delta_weight` is.
+
+    Args:
+        point: Where.
+        dropout: Of the input, in training.
+        module_dropout: Probability of dropping the whole update, in training.
+    """
+
+    def __init__(self, point: ak.InjectionPoint, dropout: float = 0.0, module_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layout = cast("WeightLayout", point.layout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.module_dropout = module_dropout
+
+    def delta(self, x: Tensor) -> Tensor:
+        """See `AdditiveModule`."""
+        weight = self.delta_weight()
+        if self.layout.form != "embedding":
+            x, weight = self.dropout(x), weight.to(x.dtype)
+        y = call_weight(x, weight, None, self.layout)
+        if self.training and self.module_dropout:
+            y = y * (torch.rand((), device=y.device) >= self.module_dropout)
+        return y
+
+
+@dataclass(frozen=True)
+class DenseConfig(ak.AdapterConfig):
+    """Rank, scale and dropouts of such types.
+
+    Attributes:
+        rank: Of the factors.
+        alpha: The update is scaled by alpha / rank; None means by 1.
+        dropout: Probability of zeroing an element of the input in training.
+        module_dropout: Probability of dropping a point's whole update in training.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    targets: str = "attention"
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    module_dropout: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        """The factor on the update."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        if not 1 <= self.rank <= _MAX_RANK:
+            found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
+        elif abs(self.scale) > _MAX_SCALE:
+            found.append(f"alpha / rank must be within {_MAX_SCALE:g}, not {self.alpha!r} / {self.rank}")
+        for name in ("dropout", "module_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name} must be at least 0 and less than 1, not {getattr(self, name)!r}")
+        return found
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        layout = point.layout
+        if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
+            return "it acts on whole grouped convolutions"
+        if isinstance(layout, WeightLayout) and layout.access == "read" and (self.dropout or self.module_dropout):
+            return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
+        return super().accepts(point)
+
+
+def kernel_of(point: ak.InjectionPoint) -> tuple[int, ...]:
+    """The convolution's kernel, where it is more than one number; empty elsewhere."""
+    kernel = point.shape[2:]
+    return kernel if any(size > 1 for size in kernel) else ()

@@ -1,0 +1,153 @@
+"""Orthogonal fine-tuning: a weight's rows are rotated, which keeps their lengths and angles.
+
+Sources: OFT, Qiu et al. 2023 (arXiv:2306.07280); BOFT, Liu et al. 2024 (arXiv:2311.06243).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.adapter import Base, WeightBase
+from adapterkit.points import Kind, WeightLayout
+
+_MAX_BLOCK = 2**12
+
+
+class RotationModule(ak.AdapterModule):
+    """`R (W x) + b`: what the layer gives, less its bias, is rotated in blocks of features, once for each factor.
+
+    Args:
+        point: Where.
+        block: b, features in a block.
+        factors: m; before factor i the features are dealt out with stride 2^i, so that blocks reach ever further.
+        constraint: Bound on the norm of each block's generator, relative to its size; None for none.
+        rescale: Whether every feature has a factor too, `rescale` [out], which starts at 1.
+    """
+
+    def __init__(
+        self, point: ak.InjectionPoint, block: int, factors: int, constraint: float | None, rescale: bool
+    ) -> None:
+        super().__init__()
+        self.axis, self.constraint = point.feature_axis, constraint
+        count = point.out_features // block
+        self.oft_blocks = nn.Parameter(torch.zeros(factors, count, block, block))
+        self.rescale = nn.Parameter(torch.ones(point.out_features)) if rescale else None
+
+    def rotations(self) -> Tensor:
+        """R of every factor and block, [m, count, b, b], by Cayley's transform of the skew part of the parameters."""
+        q = self.oft_blocks - self.oft_blocks.mT
+        if self.constraint is not None:
+            norm = q.flatten(-2).norm(dim=-1)[..., None, None]
+            bound = self.constraint * q.shape[-1]
+            q = q * torch.where(norm > bound, bound / norm.clamp_min(1e-12), torch.ones_like(norm))
+        identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
+        return torch.linalg.solve(identity - q, identity + q)
+
+    def rotate(self, features: Tensor) -> Tensor:
+        """R f, along the last axis of [..., out]."""
+        for i, rotation in enumerate(self.rotations().to(features.dtype)):
+            features = _dealt(_blockwise(_dealt(features, i), rotation), i, back=True)
+        return features if self.rescale is None else features * self.rescale.to(features.dtype)
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        y, bias = base(x).movedim(self.axis, -1), cast("WeightBase", base).bias
+        rotated = self.rotate(y if bias is None else y - bias)
+        return (rotated if bias is None else rotated + bias).movedim(-1, self.axis)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`: the bias is not rotated."""
+        return self.rotate(weight.movedim(0, -1)).movedim(-1, 0), bias
+
+
+def _blockwise(features: Tensor, rotation: Tensor) -> Tensor:
+    blocks = features.unflatten(-1, rotation.shape[:2])
+    return torch.einsum("...cj,cij->...ci", blocks, rotation).flatten(-2)
+
+
+def _dealt(features: Tensor, i: int, *, back: bool = False) -> Tensor:
+    """The features in the order 0, s, 2s, ..., 1, s + 1, ... with s = 2^i; or `back` from it."""
+    stride = 2**i
+    size = features.shape[-1] // stride
+    shape = (stride, size) if back else (size, stride)
+    return features.unflatten(-1, shape).mT.flatten(-2)
+
+
+@dataclass(frozen=True)
+class OFT(ak.AdapterConfig):
+    """`R W`, with R block-diagonal and orthogonal: blocks of rows are rotated. No effect at first.
+
+    Attributes:
+        block: Rows in a block, which divide the point's rows. None for the largest divisor up to 8.
+        constraint: Bound on how far a block may turn (COFT): of its generator's norm, relative to its size.
+        rescale: Whether every row has a factor too.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    targets: str = "attention"
+    block: int | None = None
+    constraint: float | None = None
+    rescale: bool = False
+
+    @property
+    def factors(self) -> int:
+        """Number of rotations, one after the other."""
+        return 1
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        if self.block is not None and not 2 <= self.block <= _MAX_BLOCK:
+            found.append(f"block must be None or from 2 to {_MAX_BLOCK}, not {self.block!r}")
+        if self.constraint is not None and not self.constraint > 0:
+            found.append(f"constraint must be None or more than 0, not {self.constraint!r}")
+        return found
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        if not isinstance(point.layout, WeightLayout):
+            return super().accepts(point)
+        if point.in_span is not None:
+            return "it rotates all that a projection gives, and this point has a part of its input; use LoRA"
+        reach, rows = self.block_at(point) * 2 ** (self.factors - 1), point.out_features // point.layout.groups
+        if reach < 2 or rows % reach:
+            return f"its {rows} rows (of a group) are no multiple of block * 2^(factors - 1) = {reach}"
+        return super().accepts(point)
+
+    def block_at(self, point: ak.InjectionPoint) -> int:
+        """Rows in a block at a point."""
+        groups = point.layout.groups if isinstance(point.layout, WeightLayout) else 1
+        rows = point.out_features // groups // 2 ** (self.factors - 1)
+        return self.block or next((size for size in range(8, 1, -1) if rows % size == 0), 1)
+
+    def build(self, point: ak.InjectionPoint) -> RotationModule:
+        """See `AdapterConfig.build`."""
+        return RotationModule(point, self.block_at(point), self.factors, self.constraint, self.rescale)
+
+
+@dataclass(frozen=True)
+class BOFT(OFT):
+    """OFT in several factors: each deals the rows out wider than the one before, so that all rows can meet.
+
+    Attributes:
+        butterfly: Number of factors, m.
+    """
+
+    butterfly: int = 2
+
+    @property
+    def factors(self) -> int:
+        """See `OFT.factors`."""
+        return self.butterfly
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = super().problems()
+        if not 1 <= self.butterfly <= 16:
+            found.append(f"butterfly must be from 1 to 16, not {self.butterfly!r}")
+        return found

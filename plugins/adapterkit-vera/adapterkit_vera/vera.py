@@ -1,0 +1,125 @@
+"""VeRA: frozen random projections for all layers, and two vectors for each (Kopiczko et al. 2024, arXiv:2310.11454)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.points import Kind, WeightLayout
+
+_MAX_RANK, _MAX_SEED = 2**14, 2**63 - 1
+
+
+class Projections(nn.Module):
+    """A [rank, widest input] and B [widest output, rank], drawn from a seed: uniform, as a layer's weight starts.
+
+    Args:
+        inputs, outputs: The widest of all points.
+        rank: Of both.
+        seed: Of a generator of their own, so that whoever loads a file without them draws the same.
+        saved: Whether files hold them.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, seed: int, saved: bool) -> None:
+        super().__init__()
+        for name, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+            self.register_buffer(name, _drawn(shape, seed), persistent=saved)
+            seed += 1
+
+
+def _drawn(shape: tuple[int, int], seed: int) -> Tensor:
+    empty = torch.empty(shape)  # on the default device: there is nothing to draw on the meta device
+    if empty.is_meta:
+        return empty
+    generator = torch.Generator().manual_seed(seed)
+    bound = math.sqrt(3 / shape[1])
+    return empty.uniform_(-bound, bound, generator=generator)
+
+
+class VeRAModule(ak.AdditiveModule):
+    """`base(x) + b * B (d * A x)`: d [rank] starts at `d_initial`, b [out] at zero."""
+
+    def __init__(self, point: ak.InjectionPoint, rank: int, d_initial: float, dropout: float) -> None:
+        super().__init__()
+        self.shape, self.layout = point.shape, cast("WeightLayout", point.layout)
+        self.d = nn.Parameter(torch.full((rank,), d_initial))
+        self.b = nn.Parameter(torch.zeros(point.out_features))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """This point's A [rank, in / groups, *kernel] and `b * B * d` [out, rank]."""
+        out, *rest = self.shape
+        a = self.shared.A[:, : math.prod(rest)].to(self.d).view(-1, *rest)
+        return a, self.b[:, None] * self.shared.B[:out].to(self.d) * self.d
+
+    def delta(self, x: Tensor) -> Tensor:
+        """See `AdditiveModule`."""
+        a, b = self.factors()
+        h = apply_weight(self.dropout(x), a.to(x.dtype), self.layout)
+        return mix_features(h, b.to(h.dtype), self.layout)
+
+    def delta_weight(self) -> Tensor:
+        """See `AdditiveModule`."""
+        a, b = self.factors()
+        return (b @ a.flatten(1)).view(self.shape)
+
+
+@dataclass(frozen=True)
+class VeRA(ak.AdapterConfig):
+    """`W + diag(b) B diag(d) A` with A and B random, frozen and shared: rank + out numbers for each layer.
+
+    Attributes:
+        rank: Of the projections; large, for it costs little.
+        d_initial: Where d starts.
+        dropout: Probability of zeroing an element of the input in training.
+        projection_seed: Of A and B.
+        save_projection: Whether files hold A and B; otherwise they are drawn again from the seed.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    targets: str = "attention"
+    rank: int = 256
+    d_initial: float = 0.1
+    dropout: float = 0.0
+    projection_seed: int = 0
+    save_projection: bool = True
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        if not 1 <= self.rank <= _MAX_RANK:
+            found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
+        if not 0 <= self.projection_seed < _MAX_SEED:
+            found.append(f"projection_seed must be from 0 to {_MAX_SEED - 1}, not {self.projection_seed!r}")
+        return found
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        layout = point.layout
+        if isinstance(layout, WeightLayout):
+            if layout.form == "embedding":
+                return "VeRA projects features, and an embedding takes indices; use LoRA"
+            if layout.groups > 1 and point.span:
+                return "VeRA acts on whole grouped convolutions"
+            if layout.access == "read" and self.dropout:
+                return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
+        return super().accepts(point)
+
+    def build(self, point: ak.InjectionPoint) -> VeRAModule:
+        """See `AdapterConfig.build`."""
+        return VeRAModule(point, self.rank, self.d_initial, self.dropout)
+
+    def shared(self, points: Sequence[ak.InjectionPoint]) -> Projections:
+        """See `AdapterConfig.shared`."""
+        inputs = max(math.prod(point.shape[1:]) for point in points)
+        outputs = max(point.out_features for point in points)
+        return Projections(inputs, outputs, self.rank, self.projection_seed, self.save_projection)
