@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapterkit.adapters.invertible import Invertible
     from adapterkit.adapters.lora import LoRA
     from adapterkit.adapters.prefix import Prefix
+    from adapterkit.adapters.prompt import Prompt
     from adapterkit.adapters.reft import ReFT
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
@@ -54,6 +55,7 @@ __all__ = [
     "LoRA",
     "Parallel",
     "Prefix",
+    "Prompt",
     "ReFT",
     "Split",
     "Stack",
@@ -83,6 +85,7 @@ _HOMES = {
     "LoRA": "adapterkit.adapters.lora",
     "Parallel": "adapterkit.composition",
     "Prefix": "adapterkit.adapters.prefix",
+    "Prompt": "adapterkit.adapters.prompt",
     "ReFT": "adapterkit.adapters.reft",
     "Split": "adapterkit.composition",
     "Stack": "adapterkit.composition",

@@ -99,6 +99,17 @@ class AdapterModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
 
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """More positions for the sequence; called at a `tokens` point whose layout `lengthens`.
+
+        Args:
+            tokens: The embedded sequence [batch, length, features].
+
+        Returns:
+            [positions, features], for all rows, or [batch, positions, features].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not make sequences longer")
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight and bias that do the same without the adapter.
 
@@ -132,6 +143,9 @@ class AdapterModule(nn.Module):
 
     def observe(self, x: Tensor) -> None:
         """Sees the point's input in every forward inside `Adapters.observing`; see `AdapterConfig.observed`."""
+
+    def forget(self) -> None:
+        """Drops what was observed, where the block of `Adapters.observing` has raised."""
 
     def penalty(self) -> Tensor | None:
         """A term that training adds to the loss, a scalar; see `Adapters.penalty`."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import SITE, AttentionSeam, PlainForward
+from adapterkit.backend import SITE, AttentionSeam, Lengthening, PlainForward
 from adapterkit.points import InjectionPoint, OutputLayout, WeightLayout
 from adapterkit.site import Site, Slot
 from adapterkit.switch import Switch
@@ -116,6 +116,7 @@ def attach(
     switch: Switch,
     seam: AttentionSeam | None = None,
     plain: PlainForward | None = None,
+    lengthening: Lengthening | None = None,
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
     module = root.get_submodule(point.path)
@@ -134,6 +135,7 @@ def attach(
         site.slots._modules[key] = slot
         _connect(root, module, site, slot, seam)
         site.plain = plain or site.plain
+        site.lengthening = lengthening or site.lengthening
         module.__class__ = adapted_class(site.base, site.read)
     slot._modules[name] = adapter
 

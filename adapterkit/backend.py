@@ -65,6 +65,24 @@ PlainForward = Callable[..., Any]
 """A module-level function `(module, *args, **kwargs)`, so that it can be pickled by name."""
 
 
+class Positions(Protocol):
+    """What attachment offers to a `Lengthening`."""
+
+    def __call__(self, tokens: Tensor, /) -> tuple[Tensor, Tensor | None]:
+        """Positions to put to a sequence [batch, length, features].
+
+        Returns:
+            [batch, positions, features]; and which of them each row sees, [batch, positions] boolean, or None for all.
+        """
+        ...
+
+
+Lengthening = Callable[[nn.Module, Callable[..., Any], Positions, tuple[Any, ...], dict[str, Any]], Any]
+"""A module-level function `(module, forward, positions, args, kwargs)`: a forward of the module on a longer sequence.
+
+What it returns has the length that it would have without."""
+
+
 class Backend(ABC):
     """Maps the models of one family to injection points.
 
@@ -91,6 +109,10 @@ class Backend(ABC):
             IncompatibleTargetError: The family lists no attention points, or not this one.
         """
         raise IncompatibleTargetError(f"{type(self).__name__} cannot extend the attention at {point.id}")
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """How the module at a `tokens` point runs on a longer sequence, where the point's layout `lengthens`."""
+        return None
 
     def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
         """What runs in place of the module's forward while an adapter acts on a weight that it reads; None for itself.

@@ -166,6 +166,7 @@ _ADAPTERS = (
     ("dora", "dora:DoRA", "weight", "a low-rank update of a weight's direction, and a magnitude for each row"),
     ("adalora", "adalora:AdaLoRA", "weight", "low-rank updates whose ranks go where they matter most"),
     ("prefix", "prefix:Prefix", "attention", "learnt keys and values in front of every attention"),
+    ("prompt", "prompt:Prompt", "tokens", "learnt positions in the sequence, which nothing outside sees"),
     ("bottleneck", "bottleneck:Bottleneck", "output", "a small two-layer network after, or beside, a sublayer"),
     ("compacter", "compacter:Compacter", "output", "bottlenecks of Kronecker products that layers share"),
     ("invertible", "invertible:Invertible", "tokens weight", "an invertible transform of the embedded sequence"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adapterkit.errors import CheckpointError
 from adapterkit.points import Points
 
 
@@ -60,6 +61,21 @@ class Format(ABC):
         Raises:
             CheckpointError: Anything that is wrong with the file.
         """
+
+    def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
+        """Name -> adapter for every adapter in the file; under "" the one of a file that holds one without a name."""
+        return {"": self.read(path, points)}
+
+    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
+        """Writes several adapters into one file, atomically.
+
+        Raises:
+            CheckpointError: The format cannot; so it is unless a format overrides this.
+        """
+        names = ", ".join(checkpoints)
+        raise CheckpointError(
+            f"this format holds one adapter, not {len(checkpoints)} ({names}); native holds any", path
+        )
 
     @abstractmethod
     def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:

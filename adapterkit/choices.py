@@ -11,7 +11,7 @@ import torch
 
 from adapterkit.composition import Composition, Expression, Split, names_of
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 from adapterkit.selection import PerPoint, Selection, Weight
 from adapterkit.selectors import Selector
 from adapterkit.state import Attached
@@ -88,7 +88,12 @@ def _no_rows(adapter: Attached) -> str | None:
     read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
     if read:
         return f"the model reads the weight at {read[0].id} once for the whole batch"
-    fixed = [key for key, module in adapter.modules.items() if not module.scalable]
+    unmasked = [p for p in adapter.points.values() if isinstance(p.layout, TokensLayout) and p.layout.lengthens]
+    unmasked = [p for p in unmasked if not p.layout.masked]  # type: ignore[union-attr]
+    if unmasked:
+        return f"at {unmasked[0].id} there is no mask by which other rows would not see its positions"
+    points = adapter.points
+    fixed = [key for key, one in adapter.modules.items() if not one.scalable and points[key].kind != "tokens"]
     return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
 
 

@@ -40,6 +40,10 @@ class Acting(Protocol):
         """See `AdapterModule.extend`."""
         ...
 
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """See `AdapterModule.lengthen`."""
+        ...
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`."""
         ...
@@ -225,6 +229,20 @@ def extend_all(
         keys, values = adapter.extend(keys, values)
         mask = _widen(mask, keys.shape[2] - before, weight, keys)
     return keys, values, mask
+
+
+def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What active adapters put to a sequence, one behind the other; see `adapterkit.backend.Positions`."""
+    parts: list[Tensor] = []
+    visible: list[Tensor] = []
+    for adapter, weight in active:
+        part = adapter.lengthen(tokens)
+        parts.append(part if part.ndim == 3 else part.expand(len(tokens), *part.shape))
+        rows = weight if isinstance(weight, Tensor) and weight.ndim else tokens.new_ones(len(tokens))
+        _check_rows(tokens, rows)
+        visible.append((rows != 0).to(tokens.device)[:, None].expand(-1, part.shape[-2]))
+    routed = any(isinstance(weight, Tensor) and weight.ndim for _, weight in active)
+    return torch.cat(parts, dim=1), torch.cat(visible, dim=1) if routed else None
 
 
 def _causal_mask(queries: int, length: int, device: torch.device) -> Tensor:

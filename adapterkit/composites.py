@@ -67,6 +67,10 @@ class _Several:
         """Not asked: `flattened` takes the parts out."""
         raise NotImplementedError
 
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """Not asked either."""
+        raise NotImplementedError
+
 
 class Stacked(_Several):
     """See `adapterkit.composition.Stack`."""

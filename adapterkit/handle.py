@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -64,8 +64,7 @@ class Adapters(Switching, Learning):
             if problems := building.option_problems(seed, dtype):
                 raise ConfigError(problems, "add()")
             built = building.build_new(config, self._mapped, seed, dtype)
-            parts = {part for module in built.modules.values() for part in module.parts}
-            choosing.check_parts(parts, state.adapters, type(config).__name__)
+            self._check_parts(built)
             state.insert(name, built)
             self.activate(name)
             self.train(name)
@@ -96,12 +95,44 @@ class Adapters(Switching, Learning):
         with state.lock:
             building.check_name(name, state.adapters)
             built, notes = installing.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
+            self._check_parts(built)
             state.insert(name, built)
         count = sum(p.numel() for p in building.parameters_of(built.modules.values()))
         return LoadReport(name, checkpoint.type, [p.id for p in built.points], count, notes)
 
-    def save(self, name: str, path: str | os.PathLike[str], *, format: str = "native") -> Path:
-        """Writes one adapter to a file, atomically: whatever happens, the path holds the old file or the new.
+    def load_all(
+        self, path: str | os.PathLike[str], *, format: str | None = None, strict: bool = True
+    ) -> dict[str, LoadReport]:
+        """Reads every adapter of a file under the name that it has there: all of them, or none.
+
+        A file of one adapter gives it the file's name. Arguments and errors as for `load`.
+        """
+        path, state = Path(path), self._state
+        found = exchange.find_format(path, format).read_many(path, self.points())
+        named = {name or path.stem: checkpoint for name, checkpoint in found.items()}
+        with state.lock:
+            for name in named:
+                building.check_name(name, state.adapters)
+            reports: dict[str, LoadReport] = {}
+            try:
+                for name, checkpoint in named.items():
+                    reports[name] = self.install(name, checkpoint, strict=strict, source=path)
+            except BaseException:
+                for name in reversed(reports):
+                    self.remove(name)
+                raise
+        return reports
+
+    def save(self, names: str | Sequence[str], path: str | os.PathLike[str], *, format: str = "native") -> Path:
+        """Writes adapters to a file, atomically: whatever happens, the path holds the old file or the new.
+
+        Several adapters, whatever their types, go into one file, which `load_all` reads. An adapter that combines
+        others takes them along.
+
+        Args:
+            names: One name, or several.
+            path: The file.
+            format: A format's name; not every format holds several.
 
         Raises:
             UnknownNameError: There is no such adapter or format.
@@ -109,8 +140,29 @@ class Adapters(Switching, Learning):
         """
         path = Path(path)
         writer: Format = get_plugin_manager().format(format).load()()
-        writer.write(self.checkpoint(name), path, self.points())
+        checkpoints = {
+            name: self.checkpoint(name) for name in self._with_parts([names] if isinstance(names, str) else names)
+        }
+        if len(checkpoints) == 1 and isinstance(names, str):
+            writer.write(checkpoints[names], path, self.points())
+        else:
+            writer.write_many(checkpoints, path, self.points())
         return path
+
+    def _check_parts(self, built: building.Built) -> None:
+        parts = dict.fromkeys(part for module in built.modules.values() for part in module.parts)
+        choosing.check_parts(parts, self._state.adapters, type(built.config).__name__)
+
+    def _with_parts(self, names: Sequence[str]) -> list[str]:
+        """The names, each after those that its adapter combines."""
+        if not names:
+            raise ConfigError(["name at least one adapter"], "save()")
+        found: dict[str, None] = {}
+        for name in names:
+            modules = self._attached(name).modules.values()
+            parts = dict.fromkeys(part for module in modules for part in module.parts)
+            found |= dict.fromkeys([*(self._with_parts(list(parts)) if parts else ()), name])
+        return list(found)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """One adapter with all that a file must know of it; the tensors are copies on the CPU.

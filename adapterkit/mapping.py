@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, PlainForward
+from adapterkit.backend import AttentionSeam, Backend, Lengthening, PlainForward
 from adapterkit.backends.everywhere import block_points, norm_points
 from adapterkit.backends.generic_layers import call_plainly
 from adapterkit.backends.generic_roles import RoleMap
@@ -110,6 +110,12 @@ class MappedModel:
         if point.layout.access == "any":
             return call_plainly
         return self.components[point.component].backend.plain_forward(self.root(point), point)
+
+    def lengthening(self, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        if point.kind != "tokens":
+            return None
+        return self.components[point.component].backend.lengthening(self.root(point), point)
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""

@@ -33,7 +33,12 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
         for key, point in attached.points.items():
             watch = _Watch(attached.modules[key], point)
             stack.callback(state.mapped.module(point).register_forward_pre_hook(watch, with_kwargs=True).remove)
-        yield
+        try:
+            yield
+        except BaseException:
+            for module in attached.modules.values():
+                module.forget()
+            raise
     with torch.no_grad():
         attached.config.observed(attached.modules)
 

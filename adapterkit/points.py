@@ -88,11 +88,13 @@ class OutputLayout:
         residual: Module whose first input is the residual stream before the sublayer.
         norm_in: Norm between the residual stream and the sublayer (pre-norm blocks), or None.
         norm_out: Norm over sublayer output plus residual (post-norm blocks), or None.
+        whole: Whether it is a whole block, whose output is the residual stream itself.
     """
 
     residual: str
     norm_in: str | None = None
     norm_out: str | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,14 @@ class TokensLayout:
 
     Attributes:
         extendable: Whether the family accepts a longer sequence than the embedding made.
+        lengthens: Whether this point makes it longer: the module is asked for positions in front (`lengthen`), which
+            nothing outside of the point's module sees.
+        masked: Whether each row of a batch can have positions of its own, since the family masks the others'.
     """
 
     extendable: bool = False
+    lengthens: bool = False
+    masked: bool = False
 
 
 Layout = WeightLayout | OutputLayout | AttentionLayout | TokensLayout

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import AttentionSeam, PlainForward
+from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
 from adapterkit.compose import (
     Acting,
     Active,
@@ -25,6 +25,7 @@ from adapterkit.compose import (
     combine,
     effects,
     extend_all,
+    gathered,
 )
 from adapterkit.composites import acting_at, flattened
 from adapterkit.folding import check_bias, fold
@@ -60,7 +61,9 @@ class Slot(nn.Module):
             acting = acting_at(expression, mine)
             if acting is None:
                 continue
-            strength = 1.0 if compiling and not acting.scalable else strength_at(weight, self.point)
+            strength = strength_at(weight, self.point)
+            if compiling and not acting.scalable and not (isinstance(strength, Tensor) and strength.ndim):
+                strength = 1.0
             if isinstance(strength, Tensor) or strength != 0:
                 found.append((acting, strength))
         return found
@@ -89,6 +92,7 @@ class Site:
     seam: AttentionSeam | None = None
     seam_saved: object = None
     plain: PlainForward | None = None
+    lengthening: Lengthening | None = None
 
     def active(self, way: str) -> Found:
         """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
@@ -183,6 +187,9 @@ class Site:
         found = self.active("tokens")
         if not found:
             return forward
+        if self.lengthening is not None:
+            lengthening, positions = self.lengthening, functools.partial(gathered, flattened(found[0][1]))
+            return lambda *args, **kwargs: lengthening(module, forward, positions, args, kwargs)
 
         def adapted(*args: Any, **kwargs: Any) -> Any:
             x, run = _first_argument(forward, args, kwargs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -127,7 +127,7 @@ class AdapterSpec(Spec):
 
     kind: ClassVar[str] = "adapter"
 
-    kinds: frozenset[str]
+    kinds: Set[str]
     summary: str = ""
 
     def __post_init__(self) -> None:

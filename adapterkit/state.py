@@ -81,7 +81,8 @@ class State:
                 done.append(point)
                 plain = self.mapped.plain_forward(point)
                 root = self.mapped.root(point)
-                attach.attach(root, point, name, modules[point.id], self.switch, seams[point.id], plain)
+                longer = self.mapped.lengthening(point)
+                attach.attach(root, point, name, modules[point.id], self.switch, seams[point.id], plain, longer)
         except BaseException:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -14,6 +14,14 @@ from adapterkit.kernels.weights import apply_weight, mix_features
 from adapterkit.points import InjectionPoint, Kind, WeightLayout
 
 _MAX_RANK, _MAX_SCALE, _MAX_STEPS = 2**12, 1e4, 10**9
+
+
+class Count(nn.Module):
+    """How many points there are: a penalty is the mean over them."""
+
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self.points = points
 
 
 class AdaLoRAModule(AdditiveModule):
@@ -51,12 +59,12 @@ class AdaLoRAModule(AdditiveModule):
         return ((self.P * self.E) @ self.Q.flatten(1)).unflatten(1, self.Q.shape[1:]) * self.scale
 
     def penalty(self) -> Tensor | None:
-        """`||P^T P - I|| + ||Q Q^T - I||`, Frobenius, times `orthogonality` / 2 (Zhang et al. 2023, eq. 4)."""
+        """`||P^T P - I|| + ||Q Q^T - I||`, Frobenius, times `orthogonality` / 2 / points (after Zhang et al. 2023)."""
         if not self.orthogonality:
             return None
         q, identity = self.Q.flatten(1), torch.eye(len(self.E), dtype=self.E.dtype, device=self.E.device)
         apart = (self.P.mT @ self.P - identity).norm() + (q @ q.mT - identity).norm()
-        return self.orthogonality / 2 * apart
+        return self.orthogonality / 2 / self.shared.points * apart
 
     def weigh(self, beta1: float, beta2: float) -> None:
         """Takes a step's gradients into the moving averages (eqs. 8 to 11, on the mean over each rank's elements)."""
@@ -148,6 +156,10 @@ class AdaLoRA(AdapterConfig):
         scale = 1.0 if self.alpha is None else self.alpha / self.start
         return AdaLoRAModule(point, self.start, scale, self.orthogonality)
 
+    def shared(self, points: Sequence[InjectionPoint]) -> Count:
+        """See `AdapterConfig.shared`."""
+        return Count(len(points))
+
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         """See `AdapterConfig.after_step`."""
         own: list[Any] = [module for module in modules.values() if isinstance(module, AdaLoRAModule)]
@@ -157,7 +169,7 @@ class AdaLoRA(AdapterConfig):
                 module.weigh(self.beta1, self.beta2)
         if choosing and (step % self.interval == 0 or step == steps - self.final):
             self._choose(own, self.budget(step, steps, len(own)))
-        elif step > self.warmup:
+        elif step > steps - self.final:
             for module in own:
                 module.cut()
 

@@ -32,9 +32,10 @@ class DoRAModule(LowRank):
         """See `AdapterModule.forward`."""
         y, bias = base(x), cast("WeightBase", base).bias
         shape = (-1, *(1,) * (-1 - self.axis))
-        ratio = (self.magnitude / self.norms(cast("WeightBase", base).weight)).to(y.dtype).view(shape)
+        ratio = (self.magnitude / self.norms(cast("WeightBase", base).weight)).view(shape)
         direction = y if bias is None else y - bias.view(shape)
-        return y + (ratio - 1) * direction + ratio * self.update(x).to(y.dtype)
+        # The ratio is near 1: in half precision its distance from 1 would be lost before the subtraction.
+        return y + (ratio - 1).to(y.dtype) * direction + ratio.to(y.dtype) * self.update(x).to(y.dtype)
 
     @torch.no_grad()
     def norms(self, weight: Tensor) -> Tensor:

@@ -177,9 +177,11 @@ class LoRA(AdapterConfig):
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:
         """See `AdapterConfig.observed`."""
-        for key, module in modules.items():
-            if self.init == "eva" and isinstance(module, LowRank):
-                module.settle(key)
+        if self.init != "eva":
+            return
+        own = [(key, module) for key, module in modules.items() if isinstance(module, LowRank)]
+        for (_, module), start in [(one, one[1].directions(one[0])) for one in own]:  # all are known before any is set
+            module.A.copy_(start)
 
     def rate(self, parameter: str) -> float:
         """See `AdapterConfig.rate`."""

@@ -93,6 +93,10 @@ class LowRank(AdapterModule):
         kept = _OVERSAMPLING * len(self.A)
         self._seen = s[:kept, None] * vh[:kept]
 
+    def forget(self) -> None:
+        """See `AdapterModule.forget`."""
+        self._seen = None
+
     def _rows(self, x: Tensor) -> Tensor:
         """What each row of A is multiplied with: [n, in / groups * kernel]."""
         width = self.A[0].numel()
@@ -102,19 +106,24 @@ class LowRank(AdapterModule):
         patches = apply_weight(x, identity, self.layout).unflatten(1, (self.layout.groups, width))
         return patches.movedim(2, -1).reshape(-1, width)
 
-    def settle(self, key: str) -> None:
-        """Makes the directions that were observed the rows of A (EVA, Paischer et al. 2024, arXiv:2410.07170)."""
+    def directions(self, key: str) -> Tensor:
+        """What A is to be after observing: the principal directions (EVA, Paischer et al. 2024, arXiv:2410.07170).
+
+        Raises:
+            ConfigError: Too few were seen, or the adapter has been trained already.
+        """
+        seen, self._seen = self._seen, None
         rank = len(self.A)
-        norms = torch.zeros(0) if self._seen is None else self._seen.norm(dim=1)
+        norms = torch.zeros(0) if seen is None else seen.norm(dim=1)
         found = int((norms > norms.max() * 1e-6).sum()) if len(norms) else 0
-        if self._seen is None or found < rank:
-            raise ConfigError(
-                [f"{key}: the inputs had {found} directions, and rank is {rank}; show more of them in observing()"],
-                "init='eva'",
-            )
-        self.A.copy_((self._seen[:rank] / norms[:rank, None]).view_as(self.A))
-        self.B.zero_()
-        self._seen = None
+        problem = ""
+        if seen is None or found < rank:
+            problem = f"{key}: the inputs had {found} directions, and rank is {rank}; show more of them in observing()"
+        if bool(self.B.any()):
+            problem = f"{key}: B is not zero: a trained adapter would lose what it has learnt; observe before training"
+        if problem or seen is None:
+            raise ConfigError([problem], "init='eva'")
+        return (seen[:rank] / norms[:rank, None]).view_as(self.A)
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -143,8 +152,10 @@ class LowRank(AdapterModule):
         """A mask for each sample and rank, in the dtype of h [batch, ..., ranks] (or [batch, ranks, ...])."""
         axis = -1 - len(self.layout.kernel)
         shape = [1] * h.ndim
-        shape[0], shape[axis] = (h.shape[0] if h.ndim > 1 else 1), h.shape[axis]
-        return nn.functional.dropout(h.new_ones(shape), self.rank_dropout)
+        shape[0], shape[axis] = (h.shape[0] if h.ndim > 1 else 1), len(self.A)
+        kept = nn.functional.dropout(h.new_ones(shape), self.rank_dropout)
+        # A start of its own, and the groups of a convolution, repeat the ranks.
+        return torch.cat([kept] * (h.shape[axis] // len(self.A)), dim=axis)
 
     def update_weight(self) -> Tensor:
         """`scale * B A`, [out, in / groups, *kernel], in float32 or wider, so that a merge rounds once."""

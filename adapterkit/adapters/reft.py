@@ -125,7 +125,7 @@ class ReFT(AdapterConfig):
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""
-        if isinstance(point.layout, OutputLayout) and point.layout.residual != point.path:
+        if isinstance(point.layout, OutputLayout) and not point.layout.whole:
             return "ReFT edits what a whole block gives, and this is a sublayer before its residual add; use 'hidden'"
         if self.rank > point.out_features:
             return f"rank must be at most the width of the hidden states, {point.out_features}, not {self.rank}"

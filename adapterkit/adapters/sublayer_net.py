@@ -94,9 +94,7 @@ class SublayerNet(AdapterConfig):
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """See `AdapterConfig.accepts`."""
-        layout = point.layout
-        whole = isinstance(layout, OutputLayout) and layout.residual == point.path
-        if whole and self.form == "pfeiffer":
+        if isinstance(point.layout, OutputLayout) and point.layout.whole and self.form == "pfeiffer":
             return "the output of a whole block holds the residual stream already: use form='houlsby' there"
         return super().accepts(point)
 

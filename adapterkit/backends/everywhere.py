@@ -9,9 +9,12 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from adapterkit.points import InjectionPoint, OutputLayout, Tag, WeightLayout
+from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout, WeightLayout
 
 _KNOWN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+PROMPTED = TokensLayout(extendable=True, lengthens=True)
+"""Where a stack of blocks, or one of them, can run on more positions, without a mask."""
+
 _EPSILONS = ("eps", "variance_epsilon")
 _INHERITED = ("layer", "stage", "stream", "block")
 
@@ -52,7 +55,7 @@ def block_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     for site, sublayers in sites.items():
         path, first = _around(sublayers), sublayers[0]
         if path and "layer" in first.tags:
-            found.append(replace(first, role="hidden", path=path, site=site, layout=OutputLayout(path)))
+            found.append(replace(first, role="hidden", path=path, site=site, layout=OutputLayout(path, whole=True)))
     return found
 
 
@@ -62,6 +65,25 @@ def _around(sublayers: Sequence[InjectionPoint]) -> str:
     paths += [point.layout.residual for point in sublayers if isinstance(point.layout, OutputLayout)]
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def prompt_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+    """The role `prompt` at every module that holds an embedding and runs on what it gives, as a decoder does."""
+    layout = TokensLayout(extendable=True, lengthens=True, masked=True)
+    tokens = [point for point in points if point.kind == "tokens"]
+    return [replace(p, role="prompt", path=p.path.rpartition(".")[0], layout=layout) for p in tokens]
+
+
+def stack_points(stack: InjectionPoint, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+    """The role `prompt` at a stack of blocks, and `prompt.layer` at each of them, where no position matters to them.
+
+    Args:
+        stack: Any point with the stack's path, tags and width.
+        points: Those of the model: the blocks are around the `output` points.
+    """
+    whole = replace(stack, role="prompt", kind="tokens", layout=PROMPTED, site="")
+    blocks = block_points(points)
+    return [whole, *(replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in blocks)]
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import PlainForward
 from adapterkit.backends.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight
+from adapterkit.backends.longer import longer_decoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.points import InjectionPoint, Span
 
@@ -150,7 +152,9 @@ class ExpertsBackend(FamilyBackend):
 
     component = "language"
     name = "experts"
-    families = (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
+    families = tuple(
+        replace(family, lengthening=longer_decoder) for family in (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
+    )
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*.self_attn.sinks": "one logit per head is no projection",

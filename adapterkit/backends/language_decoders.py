@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
+from adapterkit.backends.longer import longer_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.points import Span
 
@@ -54,6 +55,7 @@ _LLAMA_MLP: tuple[Entry, ...] = (
 )
 
 LLAMA = Family(
+    lengthening=longer_decoder,
     classes=("LlamaPreTrainedModel", "MistralPreTrainedModel", "Qwen2PreTrainedModel", "Qwen3PreTrainedModel"),
     groups=(
         _LLAMA_STEM,
@@ -74,6 +76,7 @@ LLAMA = Family(
 # A norm on either side of each sublayer: the one behind it belongs to the sublayer, before the residual is added.
 # Gemma 3 by its text classes alone: its other classes hold a vision tower too.
 GEMMA = Family(
+    lengthening=longer_decoder,
     classes=("Gemma2PreTrainedModel", "Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
     groups=(
         _LLAMA_STEM,
@@ -97,6 +100,7 @@ GEMMA = Family(
 )
 
 PHI3 = Family(
+    lengthening=longer_decoder,
     classes=("Phi3PreTrainedModel",),
     groups=(
         _LLAMA_STEM,
@@ -123,6 +127,7 @@ PHI3 = Family(
 )
 
 GPT2 = Family(
+    lengthening=longer_decoder,
     classes=("GPT2PreTrainedModel",),
     groups=(
         Group(
@@ -160,6 +165,7 @@ GPT2 = Family(
 # Attention and MLP either follow each other or both read the block's input (`use_parallel_residual`): each norm's input
 # is the residual stream of its own sublayer in both cases.
 NEOX = Family(
+    lengthening=longer_decoder,
     classes=("GPTNeoXPreTrainedModel",),
     groups=(
         Group("gpt_neox|", "", (Weight("embed.tokens", "embed_in"), Tokens("tokens", "emb_dropout|embed_in"))),
@@ -214,6 +220,7 @@ def _opt(attention: Output, mlp: Output) -> tuple[Group, ...]:
 
 
 OPT = Family(
+    lengthening=longer_decoder,
     classes=("OPTPreTrainedModel",),
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn_layer_norm", norm_in="self_attn_layer_norm"),
@@ -223,6 +230,7 @@ OPT = Family(
 )
 
 OPT_POST_NORM = Family(
+    lengthening=longer_decoder,
     classes=("OPTPreTrainedModel",),
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn", norm_out="self_attn_layer_norm"),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backends.everywhere import prompt_points
 from adapterkit.backends.family import Group, is_class, resolve
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
@@ -29,12 +30,14 @@ class Family:
         groups: Where its points are.
         seam: How its attention is reached.
         when: Which of these models, by their config, where the config chooses between layouts.
+        lengthening: How the module that holds the embedding runs on a longer sequence; None where it cannot.
     """
 
     classes: tuple[str, ...]
     groups: tuple[Group, ...]
     seam: type[AttentionSeam] = TransformersAttentionSeam
     when: Callable[[Any], bool] = _any_config
+    lengthening: Lengthening | None = None
 
 
 class FamilyBackend(Backend):
@@ -66,7 +69,13 @@ class FamilyBackend(Backend):
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
-        return resolve(model, self.family(model).groups, component)
+        family = self.family(model)
+        found = resolve(model, family.groups, component)
+        return [*found, *(prompt_points(found) if family.lengthening else ())]
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        return self.family(model).lengthening if point.role == "prompt" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""

@@ -6,12 +6,15 @@ Head, pooling and embeddings have roles that no preset reaches (`head`, `head.*`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backends.everywhere import PROMPTED, stack_points
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
+from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.points import InjectionPoint, Span, TokensLayout
@@ -124,8 +127,15 @@ class TimmViTBackend(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
-        stem = [*resolve(model, _TIMM_STEM, component), _timm_tokens(model, component)]
-        return [*stem, *resolve(model, [*blocks, *TIMM_HEAD], component)]
+        tokens = _timm_tokens(model, component)
+        found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
+        stacked = stack_points(replace(tokens, path="blocks"), found)
+        # With activation checkpointing timm calls the blocks one by one, and never the stack.
+        return [*found, *stacked[1 if getattr(model, "grad_checkpointing", False) else 0 :]]
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        return longer_blocks if point.layout == PROMPTED else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""
@@ -168,7 +178,13 @@ class ViTBackend(Backend):
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
-        return resolve(model, _VIT, component)
+        found = resolve(model, _VIT, component)
+        tokens = next(point for point in found if point.kind == "tokens")
+        return [*found, *stack_points(tokens, found)[1:]]  # the blocks lie in no module that runs them all
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        return longer_blocks if point.layout == PROMPTED else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""

@@ -1,14 +1,17 @@
 """The native format: one safetensors file that says what it is and proves that it is whole.
 
 Tensors are keyed `<point id>/<parameter>`. `__metadata__` has one entry, `adapterkit`: JSON with the
-parts of `_SCHEMA`. Its `tensors` is the index, point id -> parameter -> checksum of the bytes, so that a tensor that is
-missing, strange or differs by one bit is named. What no checksum covers, the rest of the header, is validated.
+parts of `_SCHEMA`; of a file with several adapters, file version 2, `adapters` maps names to such parts, and keys are
+`<name>/<point id>/<parameter>`. Its `tensors` is the index, point id -> parameter -> checksum of the bytes, so that a
+tensor that is missing, strange or differs by one bit is named. What no checksum covers, the rest of the header, is
+validated.
 Equal adapters give equal bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,7 +39,7 @@ from adapterkit.points import Points
 
 _log = logging.getLogger(__name__)
 
-FILE_VERSION = 1
+FILE_VERSION, BUNDLE_VERSION = 1, 2
 KEY_LIMIT = 1000
 CONFIG_LIMIT = 1 << 16
 _ENTRY = "adapterkit"
@@ -83,16 +86,25 @@ class NativeFormat(Format):
             DtypeMismatchError, NonFiniteError: A tensor cannot be an adapter's weight.
         """
         contents = container.read(path)
-        header = _parse_header(path, contents.metadata)
-        index = {_key(path, i, name): digest for i, own in header["tensors"].items() for name, digest in own.items()}
-        _check_keys(path, contents.tensors, index, [*header["tensors"], *points.ids])
-        tensors: dict[str, dict[str, Tensor]] = {point: {} for point in header["tensors"]}
-        for key, checksum in index.items():  # the index has an order, the container has none
-            _check_tensor(path, key, contents.tensors[key], checksum)
-            point, _, name = key.partition("/")
-            tensors[point][name] = contents.tensors[key]
-        kept = ("type", "config", "distribution", "version", "base", "backends", "metadata")
-        return Checkpoint(tensors=tensors, **{name: header[name] for name in kept})
+        return _checked(path, _parse_header(path, contents.metadata), contents.tensors, points)
+
+    def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
+        """See `Format.read_many`; errors as for `read`."""
+        contents = container.read(path)
+        header = _header(path, contents.metadata)
+        if header.get("file_version") != BUNDLE_VERSION:
+            return {"": self.read(path, points)}
+        found: dict[str, Checkpoint] = {}
+        own: dict[str, dict[str, Tensor]] = {name: {} for name in _bundled(path, header)}
+        for key, tensor in contents.tensors.items():
+            name, _, inner = key.partition("/")
+            if name not in own:
+                raise UnexpectedKeysError("belongs to none of the file's adapters", path, key[:200])
+            own[name][inner] = tensor
+        for name, part in header["adapters"].items():
+            _check_schema(path, part)
+            found[name] = _checked(path, part, own[name], points)
+        return found
 
     def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
         """Writes the adapter atomically. NaN and infinity are written, so that no work is lost, but not read back.
@@ -103,18 +115,59 @@ class NativeFormat(Format):
             NotRegularFileError: The path is a folder or a device.
             CheckpointError: The file cannot be written.
         """
-        tensors = {_key(path, i, name): t for i, own in checkpoint.tensors.items() for name, t in own.items()}
-        for key, tensor in tensors.items():
-            _check_dtype(path, key, tensor)
-            if not torch.isfinite(tensor).all():
-                _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", path, key)
-        tensors = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
-        try:
-            text = strict_json.dumps(_make_header(checkpoint))
-        except StrictJSONError as error:
-            raise InvalidHeaderError(f"cannot be saved: {error}", path, _ENTRY) from error
+        tensors = _writable(path, checkpoint)
+        text = _dumped(path, _make_header(checkpoint))
         _parse_header(path, {_ENTRY: text})
         container.write(path, tensors, {_ENTRY: text})
+
+    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
+        """See `Format.write_many`; errors as for `write`."""
+        tensors = {f"{name}/{key}": t for name, one in checkpoints.items() for key, t in _writable(path, one).items()}
+        parts = {name: _make_header(one) for name, one in checkpoints.items()}
+        for part in parts.values():
+            _check_schema(path, json.loads(_dumped(path, part)))
+        whole = {"adapterkit": adapterkit.__version__, "adapters": parts, "file_version": BUNDLE_VERSION}
+        container.write(path, tensors, {_ENTRY: _dumped(path, whole)})
+
+
+def _checked(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], points: Points) -> Checkpoint:
+    """One adapter's tensors, checked against the index in its header."""
+    index = {_key(path, i, name): digest for i, own in header["tensors"].items() for name, digest in own.items()}
+    _check_keys(path, tensors, index, [*header["tensors"], *points.ids])
+    found: dict[str, dict[str, Tensor]] = {point: {} for point in header["tensors"]}
+    for key, checksum in index.items():  # the index has an order, the container has none
+        _check_tensor(path, key, tensors[key], checksum)
+        point, _, name = key.partition("/")
+        found[point][name] = tensors[key]
+    kept = ("type", "config", "distribution", "version", "base", "backends", "metadata")
+    return Checkpoint(tensors=found, **{name: header[name] for name in kept})
+
+
+def _writable(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Key -> a copy of every tensor."""
+    tensors = {_key(path, i, name): t for i, own in checkpoint.tensors.items() for name, t in own.items()}
+    for key, tensor in tensors.items():
+        _check_dtype(path, key, tensor)
+        if not torch.isfinite(tensor).all():
+            _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", path, key)
+    return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
+
+
+def _dumped(path: Path, header: Mapping[str, Any]) -> str:
+    try:
+        return strict_json.dumps(header)
+    except StrictJSONError as error:
+        raise InvalidHeaderError(f"cannot be saved: {error}", path, _ENTRY) from error
+
+
+def _bundled(path: Path, header: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name -> header of every adapter in a file of several."""
+    if set(header) != {"adapterkit", "adapters", "file_version"} or not isinstance(header["adapters"], dict):
+        raise InvalidHeaderError("must have adapterkit, adapters and file_version", path, _ENTRY)
+    for name, part in header["adapters"].items():
+        if not isinstance(part, dict) or "/" in name:
+            raise InvalidHeaderError(f"must be an object, not {str(part)[:80]!r}", path, f"adapters.{name[:200]}")
+    return header["adapters"]
 
 
 def _make_header(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -135,7 +188,17 @@ def _make_header(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header, each of its parts of the right type."""
+    """The header of a file with one adapter, each of its parts of the right type."""
+    header = _header(path, metadata)
+    if header.get("file_version") == BUNDLE_VERSION and "adapters" in header:
+        names = ", ".join(_bundled(path, header))
+        raise UnsupportedFileError(f"holds several adapters ({names[:200]}); Adapters.load_all() reads them", path)
+    _check_version(path, header)
+    _check_schema(path, header)
+    return header
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _ENTRY not in metadata:
         hint = "expected the entry 'adapterkit' in its metadata; name another format with format="
         raise UnsupportedFileError(f"is a safetensors file, but not of adapterkit's native format: {hint}", path)
@@ -145,8 +208,6 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidHeaderError(f"is {error}", path, _ENTRY) from error
     if not isinstance(header, dict):
         raise InvalidHeaderError(f"must be an object, not {str(header)[:80]!r}", path, _ENTRY)
-    _check_version(path, header)
-    _check_schema(path, header)
     return header
 
 

@@ -63,6 +63,10 @@ class TestDiReFT(AdapterConformance):
     config = ak.ReFT(rank=2, form="direft")
 
 
+class TestPrompt(AdapterConformance):
+    config = ak.Prompt(length=2)
+
+
 class TestTrainable(AdapterConformance):
     config = ak.Trainable("attn.* mlp.* norm")
 
@@ -92,5 +96,5 @@ class TestFuse(AdapterConformance):
 
     def prepare(self, adapters: ak.Adapters, config: ak.AdapterConfig) -> None:
         for name, activation in (("one", "gelu"), ("two", "tanh")):
-            adapters.add(name, ak.Bottleneck(width=3, activation=activation, targets=config.targets))
+            adapters.add(name, ak.Bottleneck(width=3, form="houlsby", activation=activation, targets=config.targets))
             randomise(adapters, name)

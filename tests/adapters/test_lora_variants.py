@@ -297,7 +297,8 @@ def test_adalora_is_its_equation(model: toys.ToyModel, adapters: ak.Adapters) ->
         assert close(model(X), y)
     q = adapters.modules("ada")["attn.q@toy.0"]
     eye = torch.eye(4, dtype=torch.float64)
-    expected = 0.25 * ((q.P.mT @ q.P - eye).norm() + (q.Q @ q.Q.mT - eye).norm())  # type: ignore[operator,union-attr]
+    points = len(adapters.modules("ada"))
+    expected = 0.25 / points * ((q.P.mT @ q.P - eye).norm() + (q.Q @ q.Q.mT - eye).norm())  # type: ignore[operator,union-attr]
     assert close(q.penalty(), expected)  # type: ignore[operator,arg-type]
 
 
@@ -367,3 +368,67 @@ def test_wrong_values(config: dict[str, object], message: str) -> None:
 def test_wrong_values_of_adalora(config: dict[str, float]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(config))):
         ak.AdaLoRA(**config)  # type: ignore[arg-type]
+
+
+# -- found by a review ----------------------------------------------------------------------------------------------
+
+
+def test_small_changes_of_doras_magnitude_are_seen_in_half_precision() -> None:
+    toys.register()
+    model = toys.ToyModel().bfloat16().eval()
+    adapters = ak.Adapters(model)
+    adapters.add("d", ak.DoRA(targets="mlp.up"))
+    module = adapters.modules("d")["mlp.up@toy.0"]
+    module.magnitude.data *= 1.003  # type: ignore[union-attr,operator]
+    x = torch.randn(4096, 8).bfloat16()
+    layer = model.blocks[0].up
+    with adapters.disabled():
+        exact = x.double() @ layer.weight.double().mT * 0.003  # type: ignore[union-attr,operator]
+        change = module(x, _Base(layer)).double() - layer(x).double()  # type: ignore[operator]
+        seen = (change * exact).sum() / exact.square().sum()
+    assert 0.7 < seen < 1.3  # the output's own rounding is as large, but it is not correlated
+
+
+class _Base:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.weight, self.bias = layer, layer.weight.detach(), layer.bias.detach()  # type: ignore
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_a_dropped_rank_is_dropped_with_its_start() -> None:
+    toys.register()
+    model = toys.ToyModel().double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="mlp.up conv", init="pissa", rank_dropout=0.5))
+    randomize(adapters, "a")
+    for key, x in (("mlp.up@toy.0", torch.randn(1, 1, 8).double()), ("conv@toy.0", torch.randn(1, 8, 4).double())):
+        module = adapters.modules("a")[key].train()
+        outputs = []
+        for kept in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            keep = torch.tensor(kept, dtype=torch.float64)
+            a, b = module.factors()  # type: ignore[operator]
+            twice = torch.cat([keep, keep]) * 2
+            whole = ak.LoRA(rank=4, targets="mlp.up conv").build({p.id: p for p in adapters.points()}[key]).double()
+            whole.A.data, whole.B.data = a.detach(), (b * twice).detach()  # type: ignore[union-attr]
+            outputs.append(whole.eval().delta(x))  # type: ignore[operator]
+        for _ in range(20):
+            y = module.delta(x)  # type: ignore[operator]
+            assert any(torch.allclose(y, one, atol=1e-9) for one in outputs), key
+
+
+def test_observing_a_trained_adapter_is_refused(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    adapters.add("a", ak.LoRA(rank=2, targets="mlp.up", init="eva"))
+    randomize(adapters, "a")
+    before = {key: tensor.clone() for key, tensor in adapters.state_dict("a").items()}
+    with pytest.raises(errors.ConfigError, match="observe before training"), adapters.observing("a"):
+        model(X)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in adapters.state_dict("a").items())
+
+
+def test_a_block_that_raises_leaves_nothing_behind(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    adapters.add("a", ak.LoRA(rank=2, targets="mlp.up", init="eva"))
+    with pytest.raises(IndexError), adapters.observing("a"):
+        model(X + toys.VOCABULARY * (torch.arange(5) == 4))  # the embedding has no such row
+    assert all(module._seen is None for module in adapters.modules("a").values())

@@ -8,5 +8,5 @@ from adapterkit.points import InjectionPoint, Points
 
 
 def own(points: Iterable[InjectionPoint]) -> Points:
-    """Without norms and hidden states."""
-    return Points(point for point in points if point.role not in ("norm", "hidden"))
+    """Without norms, hidden states and prompts."""
+    return Points(point for point in points if point.role not in ("norm", "hidden", "prompt", "prompt.layer"))

@@ -98,16 +98,16 @@ def test_plugins_names_every_plugin_and_what_became_of_it(install: Install) -> N
 
 
 def test_a_wrong_name_is_one_line_and_exit_code_1(install: Install) -> None:
-    result = run("adapters", "prefixes")
+    result = run("adapters", "bottlenecks")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "error: unknown adapter 'prefixes'. Did you mean 'prefix'?\n"
+    assert result.stderr == "error: unknown adapter 'bottlenecks'. Did you mean 'bottleneck'?\n"
 
 
 def test_debug_adds_the_traceback(install: Install) -> None:
-    result = run("--debug", "adapters", "prefixes")
+    result = run("--debug", "adapters", "bottlenecks")
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
-    assert result.stderr.endswith("error: unknown adapter 'prefixes'. Did you mean 'prefix'?\n")
+    assert result.stderr.endswith("error: unknown adapter 'bottlenecks'. Did you mean 'bottleneck'?\n")
 
 
 @pytest.mark.parametrize("args", [("plugns",), ("plugins", "--jsn"), ("--nope",), ("adapters", "lora", "prefix")])

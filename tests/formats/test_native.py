@@ -290,9 +290,9 @@ class TestHeader:
         assert caught.value.key == "adapterkit"
 
     def test_a_later_version_is_told_from_a_broken_file(self, file: Path) -> None:
-        forge.header(file, lambda h: (h.update(file_version=2, adapterkit="9.9", brand_new=1), h.pop("config")))
+        forge.header(file, lambda h: (h.update(file_version=3, adapterkit="9.9", brand_new=1), h.pop("config")))
         assert NativeFormat().recognises(file)
-        with pytest.raises(UnsupportedFileError, match=r"file version 2, written by adapterkit 9\.9.*pip install -U"):
+        with pytest.raises(UnsupportedFileError, match=r"file version 3, written by adapterkit 9\.9.*pip install -U"):
             NativeFormat().read(file, NONE)
 
 

@@ -89,7 +89,7 @@ def test_a_tasks_own_keys_are_checked_with_their_path(tmp_path: Path):
 
 
 def test_unknown_adapter_type_and_missing_type(tmp_path: Path):
-    assert "unknown adapter 'lorra'. Did you mean 'lora'?" in problems(written(tmp_path, BASE), "adapter.type=lorra")[0]
+    assert "unknown adapter 'lorra'. Did you mean 'lora'" in problems(written(tmp_path, BASE), "adapter.type=lorra")[0]
     assert "adapter.type: name an adapter type" in problems(written(tmp_path, BASE), "adapter={rank: 2}")[0]
 
 

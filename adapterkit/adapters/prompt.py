@@ -1,0 +1,115 @@
+"""Prompt tuning: learnt positions in front of the sequence, for language models and vision transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.errors import did_you_mean
+from adapterkit.points import InjectionPoint, Kind, TokensLayout
+
+REPARAMS = ("mlp", "lstm")
+_MAX_LENGTH = _MAX_WIDTH = 2**16
+_MAX_STD = 100.0
+
+
+class PromptModule(AdapterModule):
+    """`prompt` [length, features] is what stands in front."""
+
+    scalable = False
+
+    def __init__(self, features: int, length: int, init_std: float) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.empty(length, features).normal_(std=init_std))
+
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """See `AdapterModule.lengthen`."""
+        return self.prompt.to(tokens.dtype)
+
+
+class ReparametrizedPrompt(AdapterModule):
+    """A network makes the prompt from `embedding` [length, features] (P-tuning).
+
+    Args:
+        features: Of the sequence.
+        length: Of the prompt.
+        width: Of the hidden layers.
+        init_std: Of the embedding.
+        recurrent: Whether a two-layer bidirectional LSTM runs over the positions first.
+    """
+
+    scalable = False
+
+    def __init__(self, features: int, length: int, width: int, init_std: float, recurrent: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(length, features).normal_(std=init_std))
+        self.lstm = nn.LSTM(features, width, num_layers=2, bidirectional=True, batch_first=True) if recurrent else None
+        first = 2 * width if recurrent else features
+        middle = [] if recurrent else [nn.Linear(width, width), nn.ReLU()]
+        self.mlp = nn.Sequential(nn.Linear(first, width), nn.ReLU(), *middle, nn.Linear(width, features))
+
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """See `AdapterModule.lengthen`. It is computed in the parameters' own dtype."""
+        h = self.embedding
+        if self.lstm is not None:
+            h = self.lstm(h[None])[0][0]
+        return self.mlp(h).to(tokens.dtype)
+
+
+@dataclass(frozen=True)
+class Prompt(AdapterConfig):
+    """Learnt positions that every block attends to and that nothing outside of the model sees.
+
+    At `prompt` they are put into the embedded sequence: prompt tuning of language models (Lester et al. 2021,
+    arXiv:2104.08691), whose cached generation works; shallow visual prompt tuning (Jia et al. 2022, arXiv:2203.12119).
+    At `prompt.layer` every block has its own, in the place of the last block's: deep visual prompt tuning. With
+    `reparam` it is P-tuning (Liu et al. 2021, arXiv:2103.10385). It acts or does not: its weight is 1. Several prompts
+    stand one behind the other. There is an effect from the start.
+
+    Attributes:
+        targets: "prompt" or "prompt.layer".
+        length: Positions.
+        reparam: "mlp" or "lstm": a network makes them while training and after; None for none.
+        width: Of that network; by default the sequence's.
+        init_std: Standard deviation of the start values.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
+    neutral: ClassVar[bool] = False
+    targets: str = "prompt"
+    length: int = 20
+    reparam: str | None = None
+    width: int | None = None
+    init_std: float = 0.02
+
+    def problems(self) -> list[str]:
+        """See `AdapterConfig.problems`."""
+        found = []
+        if not 1 <= self.length <= _MAX_LENGTH:
+            found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
+        if self.reparam is not None and self.reparam not in REPARAMS:
+            near = did_you_mean(self.reparam, REPARAMS)
+            found.append(f"reparam must be None or one of {', '.join(REPARAMS)}, not {self.reparam!r}.{near}")
+        if self.width is not None and not 1 <= self.width <= _MAX_WIDTH:
+            found.append(f"width must be None or from 1 to {_MAX_WIDTH}, not {self.width!r}")
+        if not 0 < self.init_std <= _MAX_STD:
+            found.append(f"init_std must be more than 0 and at most {_MAX_STD:g}, not {self.init_std!r}")
+        return found
+
+    def accepts(self, point: InjectionPoint) -> str | None:
+        """See `AdapterConfig.accepts`."""
+        if isinstance(point.layout, TokensLayout) and not point.layout.lengthens:
+            return "the sequence cannot be made longer there; use 'prompt', where the family offers it"
+        return super().accepts(point)
+
+    def build(self, point: InjectionPoint) -> AdapterModule:
+        """See `AdapterConfig.build`."""
+        features = point.out_features
+        if self.reparam is None:
+            return PromptModule(features, self.length, self.init_std)
+        width = self.width or features
+        return ReparametrizedPrompt(features, self.length, width, self.init_std, self.reparam == "lstm")
