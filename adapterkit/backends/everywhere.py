@@ -74,16 +74,9 @@ def prompt_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     return [replace(p, role="prompt", path=p.path.rpartition(".")[0], layout=layout) for p in tokens]
 
 
-def stack_points(stack: InjectionPoint, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
-    """The role `prompt` at a stack of blocks, and `prompt.layer` at each of them, where no position matters to them.
-
-    Args:
-        stack: Any point with the stack's path, tags and width.
-        points: Those of the model: the blocks are around the `output` points.
-    """
-    whole = replace(stack, role="prompt", kind="tokens", layout=PROMPTED, site="")
-    blocks = block_points(points)
-    return [whole, *(replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in blocks)]
+def prompt_layer_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+    """The role `prompt.layer` at every block around `output` points, where positions do not matter to them."""
+    return [replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in block_points(points)]
 
 
 def is_norm(module: nn.Module) -> bool:

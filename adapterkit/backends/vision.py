@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import PROMPTED, stack_points
+from adapterkit.backends.everywhere import PROMPTED, prompt_layer_points
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
@@ -129,9 +129,10 @@ class TimmViTBackend(Backend):
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
         tokens = _timm_tokens(model, component)
         found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
-        stacked = stack_points(replace(tokens, path="blocks"), found)
-        # With activation checkpointing timm calls the blocks one by one, and never the stack.
-        return [*found, *stacked[1 if getattr(model, "grad_checkpointing", False) else 0 :]]
+        found += prompt_layer_points(found)
+        if getattr(model, "grad_checkpointing", False):  # timm then calls the blocks one by one, and never the stack
+            return found
+        return [*found, replace(tokens, role="prompt", path="blocks", layout=PROMPTED)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
@@ -179,8 +180,7 @@ class ViTBackend(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
         found = resolve(model, _VIT, component)
-        tokens = next(point for point in found if point.kind == "tokens")
-        return [*found, *stack_points(tokens, found)[1:]]  # the blocks lie in no module that runs them all
+        return [*found, *prompt_layer_points(found)]  # the blocks lie in no module that runs them all
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""

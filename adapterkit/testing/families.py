@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 import adapterkit as ak
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backends.everywhere import PROMPTED, prompt_layer_points
 from adapterkit.backends.family import (
     Attention,
     Experts,
@@ -20,6 +21,7 @@ from adapterkit.backends.family import (
     equal_parts,
     resolve,
 )
+from adapterkit.backends.longer import longer_blocks
 from adapterkit.points import InjectionPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import toys
@@ -58,6 +60,15 @@ class ToyVisionBackend(_Table):
             ),
         ),
     )
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        """See `Backend.points`: every block can run on more positions."""
+        found = super().points(model, component)
+        return [*found, *prompt_layer_points(found)]
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        return longer_blocks if point.layout == PROMPTED else None
 
 
 class ToyDiffusionBackend(_Table):

@@ -33,7 +33,8 @@ class ToyVisionBlock(nn.Module):
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.attn, self.norm1, self.norm2 = ToyAttention(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = ToyAttention(width, causal=False)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ WIDTH, HEADS, LAYERS, VOCABULARY = 8, 2, 2, 11
 
 
 class ToyAttention(nn.Module):
-    """Causal self-attention with a fused projection; it asks for its extension itself."""
+    """Self-attention with a fused projection; it asks for its extension itself."""
 
-    def __init__(self, width: int = WIDTH, heads: int = HEADS) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -34,8 +34,8 @@ class ToyAttention(nn.Module):
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mask = None
         if (extension := extension_of(self)) is not None:
-            k, v, mask = extension.extend(k, v, mask, queries=n, causal=True)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            k, v, mask = extension.extend(k, v, mask, queries=n, causal=self.causal)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
         return self.proj(y.transpose(1, 2).reshape(b, n, d)), None
 
 

@@ -1,8 +1,8 @@
 """Bottlenecks against AdapterHub's published steps, written out here, in post-norm and pre-norm blocks of real models.
 
-AdapterHub computes with flags: `before` (the block's residual sum and norm in front of the adapter), `residual` (what is
-added to the adapter: `s` before the norm, "post_add" after the sum, or the adapter's input `h`), `after` (sum and norm
-behind it). In a pre-norm block there is no norm, only the sum.
+AdapterHub computes with flags: `before` (the block's residual sum and norm in front of the adapter), `residual` (what
+is added to the adapter: `s` before the norm, "post_add" after the sum, or the adapter's input `h`), `after` (sum and
+norm behind it). In a pre-norm block there is no norm, only the sum.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def net_of(module: Any) -> Net:
     def layer(h: Tensor, which: Any) -> Tensor:
         if isinstance(which, nn.Linear):
             return h @ which.weight.mT + which.bias
-        products = [torch.kron(s, l @ r) for s, l, r in zip(module.shared.rule, which.left, which.right, strict=True)]
+        products = [torch.kron(s, a @ b) for s, a, b in zip(module.shared.rule, which.left, which.right, strict=True)]
         return h @ torch.stack(products).sum(0) + which.bias
 
     return lambda h: scale * layer(f(layer(h, module.down)), module.up)
@@ -132,10 +132,8 @@ def block_output(flags: dict[str, Any], nets: dict[str, Net], x: Tensor, sublaye
         s = sublayer(x if post else norm(x))
         behind = norm if post else None
         at = "hidden" if role == "mlp" and "hidden" in flags else role
-        if at in flags:
-            x = adapterhub(flags[at], nets[at], s, x, behind)
-        else:
-            x = norm(s + x) if post else s + x
+        plain = norm(s + x) if post else s + x
+        x = adapterhub(flags[at], nets[at], s, x, behind) if at in flags else plain
     return x
 
 
