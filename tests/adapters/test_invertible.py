@@ -179,6 +179,9 @@ def test_refusals(model: toys.ToyModel) -> None:
         adapters.add("a", ak.Invertible(targets="head"))
     with pytest.raises(IncompatibleTargetError, match="in front of a linear 'head'"):
         adapters.add("a", ak.Invertible(targets="tokens attn.q"))
+    vit = ak.Adapters(timm_vit())
+    with pytest.raises(IncompatibleTargetError, match="made longer there, not embedded: use 'tokens'"):
+        vit.add("a", ak.Invertible(targets="tokens prompt"))
     with pytest.raises(IncompatibleTargetError, match="7 features cannot be halved"):
         ak.Adapters(toys.ToyModel(width=7, layers=0)).add("a", ak.Invertible())
     assert len(adapters) == 0

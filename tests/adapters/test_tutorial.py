@@ -14,10 +14,31 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```\w+\n# (\S+)\n(.*?)```", re.DOTALL)
 
 
+OTHERS = """
+from adapterkit.testing import AdapterConformance
+from adapterkit_gate.careful import Careful
+from adapterkit_gate.low_rank import LowRank
+
+
+class TestLowRank(AdapterConformance):
+    config = LowRank(rank=2)
+
+
+class TestCareful(AdapterConformance):
+    config = Careful()
+"""
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     blocks = dict(BLOCK.findall((ROOT / "plugins/README.md").read_text()))
-    assert list(blocks) == ["pyproject.toml", "adapterkit_gate/__init__.py", "adapterkit_gate/gate.py", "try_gate.py"]
+    modules = ("__init__", "gate", "low_rank", "careful", "model", "backend", "format", "hooks")
+    tests = ("gate", "backend", "format")
+    assert set(blocks) == {
+        "pyproject.toml", "try_gate.py", *(f"adapterkit_gate/{name}.py" for name in modules),
+        *(f"tests/test_{name}.py" for name in tests),
+    }  # fmt: skip
+    blocks["tests/test_others.py"] = OTHERS
     for name, text in blocks.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -32,6 +53,7 @@ def environment(package: Path) -> dict[str, str]:
     info = package / "adapterkit_gate-0.1.0.dist-info"
     info.mkdir()
     entries = [f"{name} = {value}" for name, value in project["entry-points"]["adapterkit"].items()]
+    entries.append("gate_more = adapterkit_gate.hooks")
     (info / "entry_points.txt").write_text("\n".join(["[adapterkit]", *entries]))
     requires = "".join(f"Requires-Dist: {line}\n" for line in project["dependencies"])
     (info / "METADATA").write_text(
@@ -58,7 +80,15 @@ def test_the_example_runs(package: Path, environment: dict[str, str]) -> None:
     assert (package / "mine.safetensors").is_file()
 
 
+@pytest.mark.timeout(500)
+def test_everything_conforms(package: Path, environment: dict[str, str]) -> None:
+    arguments = ["-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "tests"]
+    done = _python(arguments, package, environment)
+    assert "failed" not in done
+    assert "passed" in done
+
+
 def _python(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return done.stdout
