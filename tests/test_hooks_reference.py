@@ -23,7 +23,8 @@ CODE = {word for quoted in re.findall(r"`([^`]+)`", TEXT) for word in re.findall
 
 
 _OTHERS = """
-adapterkit package Class True False None lora type entrypoint plugin module attribute extra pip install check NAME help _
+adapterkit package Class True False None lora type entrypoint plugin module attribute extra pip install check NAME help
+_
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
 """
