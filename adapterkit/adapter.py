@@ -132,6 +132,10 @@ class AdapterModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not combine other adapters")
 
+    def bind(self, shared: nn.Module) -> None:
+        """Receives what `AdapterConfig.shared` built, as `self.shared`."""
+        self.shared = shared
+
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """Takes start values from the base, once, for a new adapter; files and the meta device skip it.
 

@@ -15,7 +15,7 @@ from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping import MappedModel
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 
 SHARED = "shared"
 """What stands in the place of a point's id for the tensors that all points share. No id is so: they hold an `@`."""
@@ -107,7 +107,7 @@ def checked_shared(config: AdapterConfig, points: Sequence[InjectionPoint]) -> n
 def share(module: AdapterModule, shared: nn.Module | None) -> None:
     """Gives a point's module what it shares with the others."""
     if shared is not None:
-        module.shared = shared
+        module.bind(shared)
 
 
 def build_one(
@@ -148,6 +148,12 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
     if not isinstance(module, AdapterModule):
         raise ConfigError(
             [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
+        )
+    longer = isinstance(point.layout, TokensLayout) and point.layout.lengthens
+    if longer and type(module).lengthen is AdapterModule.lengthen:
+        raise IncompatibleTargetError(
+            f"{type(config).__name__} cannot act at {point.id}: it is asked for positions there, and "
+            f"{type(module).__name__} defines no lengthen; narrow its targets"
         )
     reads = isinstance(point.layout, WeightLayout) and point.layout.access == "read"
     if reads and not _has_weight(type(module)):
@@ -193,7 +199,9 @@ def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
 
 def own_state(module: AdapterModule) -> dict[str, Any]:
     """A module's state dict without what it shares."""
-    return {name: t for name, t in module.state_dict().items() if not name.startswith(f"{SHARED}.")}
+    shared = module._modules.get(SHARED)
+    theirs = {id(t) for t in shared.state_dict(keep_vars=True).values()} if shared is not None else set()
+    return {name: t.detach() for name, t in module.state_dict(keep_vars=True).items() if id(t) not in theirs}
 
 
 def shared_of(modules: Mapping[str, AdapterModule]) -> nn.Module | None:

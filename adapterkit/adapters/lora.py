@@ -144,10 +144,10 @@ class LoRA(AdapterConfig):
             return f"{type(self).__name__} acts on whole grouped convolutions"
         if layout.access == "read" and (self.dropout or self.rank_dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
-        rank, (out, *rest) = self.rank_at(point), point.shape
-        if self.init in FROM_BASE and rank > min(out, math.prod(rest)):
-            most = min(out, math.prod(rest))
-            return f"init={self.init!r} takes its rank from the weight, which has {most}, and {rank} is asked for"
+        if self.init in FROM_BASE:
+            rank, (out, *rest) = self.rank_at(point), point.shape
+            if rank > (most := min(out, math.prod(rest))):
+                return f"init={self.init!r} takes its rank from the weight, which has {most}, and {rank} is asked for"
         if self.init == "eva" and (layout.form == "embedding" or layout.access == "read"):
             return "init='eva' needs an input with features, and there is none"
         return super().accepts(point)

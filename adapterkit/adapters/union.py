@@ -29,6 +29,13 @@ class UnionModule(AdapterModule):
         self.members, self.gates = nn.ModuleDict(members), nn.ModuleDict(gates)
         self.from_base = any(_initialises(member) for member in members.values())
 
+    def bind(self, shared: nn.Module) -> None:
+        """See `AdapterModule.bind`: every member gets its own part's."""
+        super().bind(shared)
+        for key, member in self.members.items():
+            if isinstance(member, AdapterModule) and key in shared._modules:
+                member.bind(shared.get_submodule(key))
+
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
         if len(self.members) == 1 and not self.gates:
@@ -119,7 +126,7 @@ class Union(AdapterConfig):
     them over the sequence, which lets a causal model see the future), and one a layer for prefixes.
 
     Attributes:
-        parts: The configs. A type that shares a module across points cannot be one.
+        parts: The configs.
         targets: Must be "all", which means what the parts say; narrow theirs instead.
         gating: Whether each part's effect has a learnt gate in (0, 1).
     """
@@ -155,16 +162,14 @@ class Union(AdapterConfig):
 
     def choose(self, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
         """What any part chooses, in model order."""
-        chosen = {point.id for part in self.parts for point in self._chosen_by(part, points, label)}
+        chosen = {point.id for part in self.parts for point in part.choose(points, label)}
         return [point for point in points if point.id in chosen]
 
-    @staticmethod
-    def _chosen_by(part: AdapterConfig, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
-        chosen = part.choose(points, label)
-        with torch.device("meta"):
-            if part.shared(chosen) is not None:
-                raise ConfigError([f"{type(part).__name__} shares a module across points: add it by itself"], "Union")
-        return chosen
+    def shared(self, points: Sequence[InjectionPoint]) -> nn.Module | None:
+        """What each part shares, by its place."""
+        each = {i: part.shared([p for p in points if _means(part, p)]) for i, part in enumerate(self.parts)}
+        modules = {str(i): module for i, module in each.items() if module is not None}
+        return nn.ModuleDict(modules) if modules else None
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where any part accepts the point."""

@@ -21,16 +21,32 @@ def command(file: Path, as_json: bool) -> None:
     from adapterkit.cli.messages import plain_warnings
 
     click.get_current_context().with_resource(plain_warnings())
-    format_name, checkpoint = read_adapter(file)
-    described = _describe(checkpoint, format_name, file)
+    format_name, checkpoints = read_adapters(file)
+    described = {name: _describe(checkpoint, format_name, file) for name, checkpoint in checkpoints.items()}
     if as_json:
-        click.echo(json.dumps(described, indent=2))
-    else:
-        _print(described)
+        click.echo(json.dumps(described.get("", described), indent=2))
+        return
+    for name, one in described.items():
+        click.echo(f"-- {name}\n" if name else "", nl=False)
+        _print(one)
 
 
 def read_adapter(file: Path) -> tuple[str, Checkpoint]:
-    """The name of the file's format, and what the file holds.
+    """The name of the file's format, and the one adapter in it.
+
+    Raises:
+        CheckpointError: No format reads it, or it holds several.
+    """
+    from adapterkit.errors import UnsupportedFileError
+
+    name, found = read_adapters(file)
+    if len(found) != 1:
+        raise UnsupportedFileError(f"holds several adapters ({', '.join(found)}); Adapters.load_all() reads them", file)
+    return name, next(iter(found.values()))
+
+
+def read_adapters(file: Path) -> tuple[str, dict[str, Checkpoint]]:
+    """The name of the file's format, and the adapters in it by name; "" where there is one without a name.
 
     Raises:
         CheckpointError: No format reads it.
@@ -43,10 +59,10 @@ def read_adapter(file: Path) -> tuple[str, Checkpoint]:
     found: dict[str, Format] = {name: spec.load()() for name, spec in get_plugin_manager().formats().items()}
     for name, reader in found.items():
         if reader.recognises(file):
-            return name, reader.read(file, Points([]))
+            return name, reader.read_many(file, Points([]))
     if len(found) == 1:  # its own error says what is wrong with the file
         [(name, reader)] = found.items()
-        return name, reader.read(file, Points([]))
+        return name, reader.read_many(file, Points([]))
     raise UnsupportedFileError(f"none of the formats {', '.join(found)} recognises it", file)
 
 

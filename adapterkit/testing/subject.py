@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError
+from adapterkit.points import TokensLayout
 from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
 
@@ -121,6 +122,7 @@ def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[st
     if own:
         yield config.targets, config
     accepted = [point for point in points if point.kind in config.kinds and config.accepts(point) is None]
+    accepted = [point for point in accepted if _can_act(config, point)]
     wide = " ".join(dict.fromkeys(point.role for point in accepted))
     if not wide or {point.id for point in own} == {point.id for point in accepted}:
         return
@@ -130,6 +132,14 @@ def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[st
         return
     if _chosen(wider, points):
         yield "every point", wider
+
+
+def _can_act(config: ak.AdapterConfig, point: ak.InjectionPoint) -> bool:
+    """Whether the type gives positions, where a point asks for them."""
+    if not isinstance(point.layout, TokensLayout) or not point.layout.lengthens:
+        return True
+    with torch.device("meta"):
+        return type(config.build(point)).lengthen is not ak.AdapterModule.lengthen
 
 
 def _chosen(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]) -> list[ak.InjectionPoint]:

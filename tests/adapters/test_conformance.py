@@ -87,6 +87,10 @@ class TestUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2, targets="attn.q"), ak.Prefix(length=2), ak.Bottleneck(width=2, targets="mlp")))
 
 
+class TestUnionOfShared(AdapterConformance):
+    config = ak.Union((ak.Compacter(n=2, width=4, targets="mlp"), ak.Invertible()))
+
+
 class TestGatedUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2), ak.LoRA(rank=1, targets="attn.q")), gating=True)
 

@@ -61,7 +61,7 @@ def test_the_points_are_these(name: str, with_head: bool) -> None:
     head = CONFIGS[name][0]
     base = "Llama4TextModel" if name == "Llama4" else head.replace("ForCausalLM", "Model")
     model = skeleton(name, head if with_head else base)
-    points = ExpertsBackend().points(model, "language")
+    points = own(ExpertsBackend().points(model, "language"))
     count, blocks = SNAPSHOTS[name]
     mixtures = [layer for layer, at in blocks.items() if "moe.router" in at]
     experts = {f"{layer}.{i}": "moe.gate moe.up moe.down" for layer in mixtures for i in range(count)}

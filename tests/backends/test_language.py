@@ -12,6 +12,7 @@ from adapterkit.backends.language import LanguageBackend
 from adapterkit.errors import IncompatibleTargetError, UnsupportedModelError
 from adapterkit.points import AttentionLayout, Span
 from tests.backends.language_models import EVERY, LAYERS, build, skeleton, unmapped
+from tests.backends.own import own
 
 LLAMA_BLOCK = ["attn.kv", "attn.q", "attn.k", "attn.v", "attn.o", "attn", "mlp.gate", "mlp.up", "mlp.down", "mlp"]
 GPT2_BLOCK = ["attn.kv", "attn.q", "attn.k", "attn.v", "attn.o", "attn", "mlp.up", "mlp.down", "mlp"]
@@ -82,7 +83,7 @@ def test_the_ids_are_these(
     layout: str, head: str, changes: dict[str, Any], stem: list[str], block: list[str], tail: list[str]
 ) -> None:
     model = skeleton(layout, head, **changes)
-    points = LanguageBackend().points(model, "language")
+    points = own(LanguageBackend().points(model, "language"))
     blocks = [f"{role}@language.{layer}" for layer in range(LAYERS) for role in block]
     assert [p.id for p in points] == [f"{r}@language" for r in stem] + blocks + [f"{r}@language" for r in tail]
     assert unmapped(model, points, LanguageBackend.ignored) == []
@@ -93,7 +94,7 @@ def test_the_ids_are_these(
 def test_coverage_notices_a_module_that_no_entry_names() -> None:
     model = skeleton("Llama", "LlamaModel")
     model.surprise = nn.Linear(2, 2)
-    assert unmapped(model, LanguageBackend().points(model, "language"), LanguageBackend.ignored) == ["surprise"]
+    assert unmapped(model, own(LanguageBackend().points(model, "language")), LanguageBackend.ignored) == ["surprise"]
 
 
 def test_presets_keep_out_of_embeddings_and_heads() -> None:

@@ -15,12 +15,13 @@ from adapterkit.builtin import adapterkit_register_backends
 from adapterkit.points import AttentionLayout, InjectionPoint, OutputLayout, Span, WeightLayout
 from tests.backends.dense_models import LAYERS, VARIANTS, WIDTH, build, skeleton
 from tests.backends.language_models import output, tokens, unmapped
+from tests.backends.own import own
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_ids_are_these(name: str) -> None:
     variant, model = VARIANTS[name], skeleton(name)
-    points = LanguageBackend().points(model, "language")
+    points = own(LanguageBackend().points(model, "language"))
     blocks = [f"{role}@language.{layer}" for layer in range(LAYERS) for role in variant.block.split()]
     stem, tail = ([f"{role}@language" for role in roles.split()] for roles in (variant.stem, variant.tail))
     assert [p.id for p in points] == stem + blocks + tail
@@ -43,9 +44,9 @@ HEADS = {
 def test_every_head_is_mapped_and_the_body_keeps_its_ids(name: str, head: str) -> None:
     family = VARIANTS[name].head.partition("For")[0]
     model = skeleton(name, head if hasattr(transformers, head) else family + head)
-    points = LanguageBackend().points(model, "language")
+    points = own(LanguageBackend().points(model, "language"))
     assert unmapped(model, points, LanguageBackend.ignored) == []
-    body = [p.id for p in LanguageBackend().points(skeleton(name), "language") if not p.role.startswith("head")]
+    body = [p.id for p in own(LanguageBackend().points(skeleton(name), "language")) if not p.role.startswith("head")]
     assert [p.id for p in points if not p.role.startswith("head") or p.role == "head.proj"] == body
     assert any(p.role == "head" for p in points) == (not head.endswith("Model"))
 
@@ -159,9 +160,9 @@ def test_the_config_chooses_the_layout() -> None:
 
 def test_older_names_give_the_same_points() -> None:
     """GPT-NeoX called its head `embed_out`, and had no dropout behind its embedding."""
-    model, expected = skeleton("neox"), LanguageBackend().points(skeleton("neox"), "language")
+    model, expected = skeleton("neox"), own(LanguageBackend().points(skeleton("neox"), "language"))
     model.embed_out = model._modules.pop("lm_head")
     del model.gpt_neox.emb_dropout
-    points = LanguageBackend().points(model, "language")
+    points = own(LanguageBackend().points(model, "language"))
     assert sorted(p.id for p in points) == sorted(p.id for p in expected)
     assert {p.role: p.path for p in points}["head"] == "embed_out"

@@ -228,7 +228,7 @@ def test_llava_is_known_by_its_older_names_too() -> None:
     new, old = models.build("llava"), nn.Module()
     old.vision_tower, old.multi_modal_projector = new.model.vision_tower, new.model.multi_modal_projector
     old.language_model = LlamaForCausalLM(new.config.text_config)
-    here, there = list(own(ak.points(new))), VisionLanguageBackend().points(old, "vision_language")
+    here, there = list(own(ak.points(new))), own(VisionLanguageBackend().points(old, "vision_language"))
     assert [(p.id, p.shape, p.tags) for p in there] == [(p.id, p.shape, p.tags) for p in here]
     assert there[-1].path == "language_model.lm_head"
 

@@ -19,6 +19,7 @@ from adapterkit.backends.vision import TimmViTBackend, ViTBackend
 from adapterkit.points import Span
 from tests.backends import vision_checks as checks
 from tests.backends import vision_models as models
+from tests.backends.own import own
 from tests.backends.vit_variants import TIMM, classify, vit
 
 BLOCK = ["attn.kv", "attn.q", "attn.k", "attn.v", "attn.o", "attn", "mlp.up", "mlp.down", "mlp"]
@@ -26,7 +27,7 @@ HF_BLOCK = ["attn", "attn.kv", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "m
 
 
 def ids_of(backend: Any, model: nn.Module) -> list[str]:
-    return [point.id for point in backend.points(model, "vision")]
+    return [point.id for point in own(backend.points(model, "vision"))]
 
 
 # --- where the points are --------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def test_ids_of_parallel_sublayers() -> None:
     model = models.timm_vit(depth=1, block_fn=ParallelScalingBlock)
     expected = ["mlp.up", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.down", "block"]
     assert ids_of(TimmViTBackend(), model)[2:-1] == in_layers(expected, 1)
-    spans = {p.role: p.span for p in TimmViTBackend().points(model, "vision") if p.span}
+    spans = {p.role: p.span for p in own(TimmViTBackend().points(model, "vision")) if p.span}
     up = 4 * models.WIDTH
     assert spans == {
         "mlp.up": Span(0, up),
@@ -78,8 +79,8 @@ def test_ids_of_vit_in_transformers_4() -> None:
     new = vit()
     old = models.OldViT(new)
     assert torch.allclose(classify(old), classify(new), atol=1e-6)
-    points = {p.id: p for p in ViTBackend().points(old, "vision")}
-    same = {p.id: p for p in ViTBackend().points(new, "vision")}
+    points = {p.id: p for p in own(ViTBackend().points(old, "vision"))}
+    same = {p.id: p for p in own(ViTBackend().points(new, "vision"))}
     assert set(points) == set(same)
     assert {key: (p.shape, p.tags, p.kind) for key, p in points.items()} == {
         key: (p.shape, p.tags, p.kind) for key, p in same.items()
@@ -93,7 +94,7 @@ def test_ids_of_vit_in_transformers_4() -> None:
 @pytest.mark.parametrize("options", TIMM.values(), ids=TIMM)
 def test_every_layer_of_timm_is_mapped(options: dict[str, Any]) -> None:
     model = models.timm_vit(**options)
-    points = TimmViTBackend().points(model, "vision")
+    points = own(TimmViTBackend().points(model, "vision"))
     assert checks.unmapped(TimmViTBackend(), model) == []
     assert len({p.id for p in points}) == len(points)
     order = [name for name, _ in model.named_modules()]
@@ -110,7 +111,7 @@ def test_real_models_on_meta(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     start = time.perf_counter()
-    points = TimmViTBackend().points(model, "vision")
+    points = own(TimmViTBackend().points(model, "vision"))
     assert time.perf_counter() - start < 1
     assert len({p.id for p in points}) == len(points) > 9 * len(model.blocks)
     assert checks.unmapped(TimmViTBackend(), model) == []
@@ -120,7 +121,7 @@ def test_hybrid_convolutions_are_ignored_for_a_reason() -> None:
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_r_s16_p8_224")
     assert checks.unmapped(TimmViTBackend(), model) == []
-    paths = [p.path for p in TimmViTBackend().points(model, "vision")]
+    paths = [p.path for p in own(TimmViTBackend().points(model, "vision"))]
     assert "patch_embed.proj" in paths
     assert not [path for path in paths if path.startswith("patch_embed.backbone")]
     assert all(TimmViTBackend.ignored.values())
@@ -142,7 +143,7 @@ def test_tags_select_layers() -> None:
 def test_gate_and_value_are_told_apart(layer: Any, first: str) -> None:
     """The value's rows scale the hidden state: doubling them (and their bias) doubles it, unlike the gate's."""
     model = models.timm_vit(depth=1, mlp_layer=layer)
-    spans = {p.role: p.span for p in TimmViTBackend().points(model, "vision") if p.role in ("mlp.up", "mlp.gate")}
+    spans = {p.role: p.span for p in own(TimmViTBackend().points(model, "vision")) if p.role in ("mlp.up", "mlp.gate")}
     assert spans[first] == Span(0, 2 * models.WIDTH)
     mlp = model.blocks[0].mlp
     seen: list[Tensor] = []

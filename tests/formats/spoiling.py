@@ -16,7 +16,7 @@ import adapterkit as ak
 from adapterkit.errors import AdapterKitError, CheckpointError
 from adapterkit.testing import toys
 
-SECONDS, BYTES = 1.0, 64 << 20
+SECONDS, BYTES = 2.0, 64 << 20
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
 
