@@ -1,4 +1,4 @@
-"""Orthogonal fine-tuning: a weight's rows are rotated, which keeps their lengths and angles.
+"""Orthogonal fine-tuning: a weight's rows, or its columns, are rotated, which keeps their lengths and angles.
 
 Sources: OFT, Qiu et al. 2023 (arXiv:2306.07280); BOFT, Liu et al. 2024 (arXiv:2311.06243).
 """
@@ -19,24 +19,31 @@ _MAX_BLOCK = 2**12
 
 
 class RotationModule(ak.AdapterModule):
-    """`R (W x) + b`: what the layer gives, less its bias, is rotated in blocks of features, once for each factor.
+    """`R (W x) + b`, or `W (R x) + b`: features are rotated in blocks, once for each factor.
 
     Args:
         point: Where.
         block: b, features in a block.
         factors: m; before factor i the features are dealt out with stride 2^i, so that blocks reach ever further.
         constraint: Bound on the norm of each block's generator, relative to its size; None for none.
-        rescale: Whether every feature has a factor too, `rescale` [out], which starts at 1.
+        rescale: Whether every feature has a factor too, `rescale` [features], which starts at 1.
+        inputs: Whether what the layer takes is rotated, instead of what it gives (less its bias).
     """
 
     def __init__(
-        self, point: ak.InjectionPoint, block: int, factors: int, constraint: float | None, rescale: bool
+        self,
+        point: ak.InjectionPoint,
+        block: int,
+        factors: int,
+        constraint: float | None,
+        rescale: bool,
+        inputs: bool,
     ) -> None:
         super().__init__()
-        self.axis, self.constraint = point.feature_axis, constraint
-        count = point.out_features // block
-        self.oft_blocks = nn.Parameter(torch.zeros(factors, count, block, block))
-        self.rescale = nn.Parameter(torch.ones(point.out_features)) if rescale else None
+        self.axis, self.constraint, self.inputs = point.feature_axis, constraint, inputs
+        features = point.in_features if inputs else point.out_features
+        self.oft_blocks = nn.Parameter(torch.zeros(factors, features // block, block, block))
+        self.rescale = nn.Parameter(torch.ones(features)) if rescale else None
 
     def rotations(self) -> Tensor:
         """R of every factor and block, [m, count, b, b], by Cayley's transform of the skew part of the parameters."""
@@ -54,14 +61,25 @@ class RotationModule(ak.AdapterModule):
             features = _dealt(_blockwise(_dealt(features, i), rotation), i, back=True)
         return features if self.rescale is None else features * self.rescale.to(features.dtype)
 
+    def rotate_back(self, features: Tensor) -> Tensor:
+        """The transpose of `rotate`."""
+        features = features if self.rescale is None else features * self.rescale.to(features.dtype)
+        for i, rotation in reversed([*enumerate(self.rotations().to(features.dtype))]):
+            features = _dealt(_blockwise(_dealt(features, i), rotation.mT), i, back=True)
+        return features
+
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
+        if self.inputs:
+            return base(self.rotate(x.movedim(self.axis, -1)).movedim(-1, self.axis))
         y, bias = base(x).movedim(self.axis, -1), cast("WeightBase", base).bias
         rotated = self.rotate(y if bias is None else y - bias)
         return (rotated if bias is None else rotated + bias).movedim(-1, self.axis)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`: the bias is not rotated."""
+        if self.inputs:
+            return self.rotate_back(weight.movedim(1, -1)).movedim(-1, 1), bias
         return self.rotate(weight.movedim(0, -1)).movedim(-1, 0), bias
 
 
@@ -80,10 +98,11 @@ def _dealt(features: Tensor, i: int, *, back: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class OFT(ak.AdapterConfig):
-    """`R W`, with R block-diagonal and orthogonal: blocks of rows are rotated. No effect at first.
+    """`R W`, with R block-diagonal and orthogonal: blocks of rows are rotated; or `W R`. No effect at first.
 
     Attributes:
         block: Rows in a block, which divide the point's rows. None for the largest divisor up to 8.
+        side: "output" rotates rows, as the paper and LyCORIS do, "input" columns, as PEFT does.
         constraint: Bound on how far a block may turn (COFT): of its generator's norm, relative to its size.
         rescale: Whether every row has a factor too.
     """
@@ -91,6 +110,7 @@ class OFT(ak.AdapterConfig):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
     targets: str = "attention"
     block: int | None = None
+    side: str = "output"
     constraint: float | None = None
     rescale: bool = False
 
@@ -104,6 +124,8 @@ class OFT(ak.AdapterConfig):
         found = []
         if self.block is not None and not 2 <= self.block <= _MAX_BLOCK:
             found.append(f"block must be None or from 2 to {_MAX_BLOCK}, not {self.block!r}")
+        if self.side not in ("output", "input"):
+            found.append(f"side must be output or input, not {self.side!r}")
         if self.constraint is not None and not self.constraint > 0:
             found.append(f"constraint must be None or more than 0, not {self.constraint!r}")
         return found
@@ -112,22 +134,30 @@ class OFT(ak.AdapterConfig):
         """See `AdapterConfig.accepts`."""
         if not isinstance(point.layout, WeightLayout):
             return super().accepts(point)
-        if point.in_span is not None:
+        if self.side == "input" and (point.layout.groups > 1 or point.layout.form == "embedding"):
+            return "side='input' needs one input for all rows, with features"
+        if self.side == "output" and point.in_span is not None:
             return "it rotates all that a projection gives, and this point has a part of its input; use LoRA"
-        reach, rows = self.block_at(point) * 2 ** (self.factors - 1), point.out_features // point.layout.groups
+        reach, rows = self.block_at(point) * 2 ** (self.factors - 1), self._features(point)
         if reach < 2 or rows % reach:
-            return f"its {rows} rows (of a group) are no multiple of block * 2^(factors - 1) = {reach}"
+            return f"its {rows} features (of a group) are no multiple of block * 2^(factors - 1) = {reach}"
         return super().accepts(point)
 
     def block_at(self, point: ak.InjectionPoint) -> int:
         """Rows in a block at a point."""
-        groups = point.layout.groups if isinstance(point.layout, WeightLayout) else 1
-        rows = point.out_features // groups // 2 ** (self.factors - 1)
+        rows = self._features(point) // 2 ** (self.factors - 1)
         return self.block or next((size for size in range(8, 1, -1) if rows % size == 0), 1)
+
+    def _features(self, point: ak.InjectionPoint) -> int:
+        """Features that blocks may reach across: of a group."""
+        if self.side == "input":
+            return point.in_features
+        return point.out_features // (point.layout.groups if isinstance(point.layout, WeightLayout) else 1)
 
     def build(self, point: ak.InjectionPoint) -> RotationModule:
         """See `AdapterConfig.build`."""
-        return RotationModule(point, self.block_at(point), self.factors, self.constraint, self.rescale)
+        inputs = self.side == "input"
+        return RotationModule(point, self.block_at(point), self.factors, self.constraint, self.rescale, inputs)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class TestBOFT(AdapterConformance):
     config = BOFT(block=2)
 
 
+class TestInputOFT(AdapterConformance):
+    config = OFT(block=2, side="input", rescale=True)
+
+
 class TestFullDiff(AdapterConformance):
     config = FullDiff()
 
@@ -102,6 +106,28 @@ def test_lokr_is_that_of_peft(rank: int, both: bool, factor: int) -> None:
     same_as_peft(LoKr(rank=rank, alpha=5, targets="*", decompose_both=both, factor=factor), theirs, "lokr")
 
 
+def test_oft_is_that_of_peft() -> None:
+    """PEFT keeps the upper triangle of a skew matrix, and multiplies it from the other side."""
+    peft = pytest.importorskip("peft")
+    base = Model().eval()
+    config = peft.OFTConfig(r=0, oft_block_size=4, target_modules=["first"], use_cayley_neumann=False)
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    weight = theirs.base_model.model.first.oft_R["default"].weight
+    nn.init.normal_(weight, std=0.5)
+    adapters = ak.Adapters(base)
+    adapters.add("a", OFT(block=4, side="input", targets="path:first"))
+    [module] = adapters.modules("a").values()
+    rows, columns = torch.triu_indices(4, 4, 1)
+    skew = torch.zeros(len(weight), 4, 4)
+    skew[:, rows, columns] = weight.data
+    module.oft_blocks.data.copy_(skew[None])  # type: ignore[union-attr,operator]
+    expected = theirs(X)
+    assert not close(Model().eval()(X), expected)
+    assert close(base(X), expected)
+    with adapters.merged():
+        assert close(base(X), expected)
+
+
 def test_kronecker_is_torchs() -> None:
     model = nn.Sequential(nn.Linear(12, 16)).double()
     adapters = ak.Adapters(model)
@@ -154,7 +180,7 @@ def test_a_constraint_bounds_the_rotation() -> None:
     ("config", "message"),
     [
         (Tucker(targets="path:first"), "use LoRA"),
-        (OFT(block=5, targets="path:first"), "its 16 rows"),
+        (OFT(block=5, targets="path:first"), "its 16 features"),
     ],
 )
 def test_where_types_cannot_act(config: ak.AdapterConfig, message: str) -> None:
