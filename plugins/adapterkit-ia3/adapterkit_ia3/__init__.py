@@ -10,4 +10,4 @@ from adapterkit.specs import AdapterSpec
 def adapterkit_register_adapters() -> list[AdapterSpec]:
     """Adds the type `ia3`."""
     summary = "one learnt factor per feature; merges without a trace"
-    return [AdapterSpec("ia3", "adapterkit_ia3.ia3:IA3", kinds=frozenset({"weight"}), summary=summary)]
+    return [AdapterSpec("ia3", "adapterkit_ia3.ia3:IA3", kinds=frozenset({"weight", "output"}), summary=summary)]

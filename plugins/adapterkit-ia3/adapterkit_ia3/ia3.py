@@ -65,12 +65,14 @@ class IA3(ak.AdapterConfig):
     """Factors on what projections give: `scale * (W x + b)`, or take: `W (scale * x) + b`. All factors start at 1.
 
     The paper's choice is the default: keys, values, and the hidden features that enter the feed-forward's last layer.
+    Embeddings, convolutions and whole sublayers' outputs (which do not merge) can be scaled too. Several of them active
+    at one point are a sum of their effects, not a product; `Stack` multiplies.
 
     Attributes:
         scale_input: Selector of those points at which the input is scaled instead of the output; None for nowhere.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight", "output"})
     targets: str = "attn.{k,v} mlp.down"
     scale_input: str | None = "mlp.down"
 
@@ -78,9 +80,11 @@ class IA3(ak.AdapterConfig):
         """See `AdapterConfig.accepts`."""
         if reason := super().accepts(point):
             return reason
-        layout = cast("WeightLayout", point.layout)
-        if layout.form == "embedding":
-            return "IA3 scales features, and an embedding takes indices; use LoRA there"
+        layout = point.layout
+        if not isinstance(layout, WeightLayout):
+            return "a sublayer's input cannot be scaled, only its output" if self._on_input(point) else None
+        if layout.form == "embedding" and self._on_input(point):
+            return "IA3 scales features, and an embedding takes indices: leave it out of scale_input"
         if layout.groups > 1 and point.span is not None and self._on_input(point):
             return "IA3 scales the input of whole grouped convolutions only"
         return None

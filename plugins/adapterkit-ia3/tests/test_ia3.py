@@ -141,7 +141,7 @@ def test_gradients(role: str) -> None:
 
 
 def test_what_it_refuses() -> None:
-    assert "embedding" in str(IA3().accepts(point_of(nn.Embedding(5, 4), "embed.tokens")))
+    assert "embedding" in str(IA3(scale_input="embed.*").accepts(point_of(nn.Embedding(5, 4), "embed.tokens")))
     assert "weight" in str(IA3().accepts(InjectionPoint("mlp", "m", "output", "0", 4, 4, OutputLayout("n"))))
     grouped = point_of(nn.Conv2d(6, 8, 3, groups=2), "mlp.down", Span(0, 4))
     assert "grouped" in str(IA3().accepts(grouped))
@@ -313,9 +313,29 @@ def test_embeddings_are_refused_before_anything_changes() -> None:
     model, _ = llama()
     adapters = ak.Adapters(model)
     with pytest.raises(IncompatibleTargetError, match="takes indices"):
-        adapters.add("style", IA3(targets="embed.tokens"))
+        adapters.add("style", IA3(targets="embed.tokens", scale_input="embed.*"))
     assert len(adapters) == 0
 
 
 class TestConformance(AdapterConformance):
     config = IA3()
+
+
+class TestSublayersConformance(AdapterConformance):
+    config = IA3(targets="attn mlp", scale_input=None)
+
+
+def test_a_stack_multiplies() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 4).double()
+    adapters = ak.Adapters(torch.nn.Sequential(layer))
+    for name in ("a", "b"):
+        adapters.add(name, IA3(targets="*", scale_input=None))
+        for parameter in adapters.parameters(name):
+            parameter.data.normal_()
+    a, b = (next(iter(adapters.modules(name).values())).scale for name in ("a", "b"))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    with adapters.activated(ak.Stack("a", "b")):
+        assert torch.allclose(layer(x), a * b * (x @ layer.weight.T + layer.bias), rtol=1e-10, atol=1e-10)
+    with adapters.activated(["a", "b"]):
+        assert torch.allclose(layer(x), (a + b - 1) * (x @ layer.weight.T + layer.bias), rtol=1e-10, atol=1e-10)
