@@ -142,7 +142,9 @@ def test_gradients(role: str) -> None:
 
 def test_what_it_refuses() -> None:
     assert "embedding" in str(IA3(scale_input="embed.*").accepts(point_of(nn.Embedding(5, 4), "embed.tokens")))
-    assert "weight" in str(IA3().accepts(InjectionPoint("mlp", "m", "output", "0", 4, 4, OutputLayout("n"))))
+    sublayer = InjectionPoint("mlp", "m", "output", "0", 4, 4, OutputLayout("n"))
+    assert "only its output" in str(IA3(scale_input="mlp").accepts(sublayer))
+    assert IA3().accepts(sublayer) is None
     grouped = point_of(nn.Conv2d(6, 8, 3, groups=2), "mlp.down", Span(0, 4))
     assert "grouped" in str(IA3().accepts(grouped))
     assert IA3(scale_input=None).accepts(grouped) is None
