@@ -30,8 +30,9 @@ def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]
     """
     found: list[InjectionPoint] = []
     for component, root in roots.items():
-        around = _tags_around(point for point in points if point.component == component)
-        taken = {point.path for point in points if point.component == component and point.kind == "weight"}
+        own = points if len(roots) == 1 else [point for point in points if point.component == component]
+        around = _tags_around(own)
+        taken = {point.path for point in own if point.kind == "weight"}
         for path, module in root.named_modules():
             if path not in taken and is_norm(module):
                 tags = {"component": component, **_inherited(path, around)}
@@ -101,12 +102,13 @@ def _point(path: str, module: nn.Module, tags: dict[str, Tag]) -> InjectionPoint
 Around = dict[str, dict[str, Tag | None]]
 
 
-def _tags_around(points: Iterable[InjectionPoint]) -> Around:
-    """Path of every module above a point -> the tags that all points below it share; None where they differ."""
+def _tags_around(points: Sequence[InjectionPoint]) -> Around:
+    """Path of every module above a sublayer -> the tags that all below it share; None where they differ.
+
+    Above any point, where there are no sublayers.
+    """
     around: Around = {}
-    for point in points:
-        if "expert" in point.tags:
-            continue
+    for point in [point for point in points if point.kind == "output"] or points:  # a few tell what thousands would
         for above in _above(point.path):
             if above not in around:
                 around[above] = {tag: point.tags.get(tag) for tag in _INHERITED}
