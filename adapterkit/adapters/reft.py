@@ -48,7 +48,7 @@ class Edit(nn.Module):
 
 def orthonormal(matrix: Tensor) -> Tensor:
     """Orthonormal rows that span those of a matrix [rank, d]; rows that are orthonormal stay as they are."""
-    q, r = torch.linalg.qr(matrix.mT)
+    q, r = torch.linalg.qr(matrix.mT.to(torch.promote_types(matrix.dtype, torch.float32)))
     sign = torch.where(torch.diagonal(r) < 0, -1.0, 1.0)
     return (q * sign).mT.to(matrix.dtype)
 

@@ -35,6 +35,16 @@ class PlaceChecks(Case):
                     assert parameter.dtype == wide, f"{subject.label}: a parameter is {parameter.dtype}, not {wide}"
                 y.float().square().mean().backward()
 
+    def test_half_precision_parameters(self) -> None:
+        """Cast to bfloat16 with the model, or added in it, an adapter still works and gives finite outputs."""
+        for subject in self.subjects(torch.float32):
+            subject.model.bfloat16()
+            subject.dtype = torch.bfloat16
+            assert bool(torch.isfinite(subject.run()).all()), f"{subject.label}: cast to bfloat16: not finite"
+            subject.adapters.remove(NAME)
+            subject.adapters.add(NAME, subject.config, dtype=torch.bfloat16)
+            subject.run().float().square().mean().backward()
+
     def test_half_precision_is_near(self) -> None:
         """In bfloat16 the output is the float64 one within 10 %: nothing is lost by casting back and forth."""
         for exact, rough in zip(self.subjects(), self.subjects(torch.bfloat16), strict=True):

@@ -31,9 +31,9 @@ class FourierFTModule(ak.AdditiveModule):
 
     def delta_weight(self) -> Tensor:
         """See `AdditiveModule`. The transform of n real numbers at places (u, v) is a sum of n cosines."""
-        size = self.shape[0] * self.columns
-        flat = torch.zeros(size, dtype=self.spectrum.dtype, device=self.spectrum.device)
-        dense = flat.index_copy(0, cast("Tensor", self.places), self.spectrum)
+        spectrum = self.spectrum.to(torch.promote_types(self.spectrum.dtype, torch.float32))  # as the transform asks
+        flat = torch.zeros(self.shape[0] * self.columns, dtype=spectrum.dtype, device=spectrum.device)
+        dense = flat.index_copy(0, cast("Tensor", self.places), spectrum)
         update = torch.fft.ifft2(dense.view(self.shape[0], self.columns)).real
         return (update * self.scaling).view(self.shape)
 
@@ -47,7 +47,7 @@ def _places(size: int, count: int, seed: int) -> Tensor:
     """`count` different places out of `size`, drawn from a seed: whoever loads a file draws the same."""
     if torch.empty(0).is_meta:
         return torch.empty(count, dtype=torch.int64)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].clone()
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,16 @@ def test_it_is_that_of_peft() -> None:
     assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_places_hold_no_more_than_themselves_and_half_precision_works() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    adapters = ak.Adapters(model)
+    adapters.add("a", FourierFT(coefficients=5, targets="*"), dtype=torch.bfloat16)
+    [module] = adapters.modules("a").values()
+    assert module.places.untyped_storage().nbytes() == 8 * 5  # type: ignore[operator,union-attr]
+    model.half()
+    assert model(torch.ones(2, 64).half()).dtype == torch.float16
+
+
 @pytest.mark.parametrize("options", [{"coefficients": 0}, {"scaling": 0.0}, {"location_seed": -1}])
 def test_wrong_values(options: dict[str, float]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(options))):

@@ -47,7 +47,8 @@ class RotationModule(ak.AdapterModule):
 
     def rotations(self) -> Tensor:
         """R of every factor and block, [m, count, b, b], by Cayley's transform of the skew part of the parameters."""
-        q = self.oft_blocks - self.oft_blocks.mT
+        blocks = self.oft_blocks.to(torch.promote_types(self.oft_blocks.dtype, torch.float32))  # as solving asks
+        q = blocks - blocks.mT
         if self.constraint is not None:
             norm = q.flatten(-2).norm(dim=-1)[..., None, None]
             bound = self.constraint * q.shape[-1]

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.errors import ShapeMismatchError
 from adapterkit.kernels.weights import apply_weight, mix_features
 from adapterkit.points import Kind, WeightLayout
 
-_MAX_RANK, _MAX_SEED = 2**14, 2**63 - 1
+_MAX_RANK, _MAX_SEED, _MAX_START = 2**14, 2**63 - 1, 1e4
 
 
 class Projections(nn.Module):
-    """A [rank, widest input] and B [widest output, rank], drawn from a seed: uniform, as a layer's weight starts.
+    """A [rank, widest input] and B [widest output, rank], drawn from a seed: Kaiming's uniform, in float32.
+
+    The widths are saved: matrices that are drawn again must be as wide as they were.
 
     Args:
         inputs, outputs: The widest of all points.
@@ -29,18 +32,27 @@ class Projections(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int, seed: int, saved: bool) -> None:
         super().__init__()
+        generator = torch.Generator().manual_seed(seed)
         for name, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
-            self.register_buffer(name, _drawn(shape, seed), persistent=saved)
-            seed += 1
+            self.register_buffer(name, _drawn(shape, generator), persistent=saved)
+        self.register_buffer("widths", torch.tensor([inputs, outputs]))
+        self.register_load_state_dict_post_hook(_check_widths)
 
 
-def _drawn(shape: tuple[int, int], seed: int) -> Tensor:
-    empty = torch.empty(shape)  # on the default device: there is nothing to draw on the meta device
-    if empty.is_meta:
-        return empty
-    generator = torch.Generator().manual_seed(seed)
-    bound = math.sqrt(3 / shape[1])
-    return empty.uniform_(-bound, bound, generator=generator)
+def _drawn(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    empty = torch.empty(shape, dtype=torch.float32)  # on the default device: nothing is drawn on the meta device
+    bound = math.sqrt(6 / shape[1])
+    return empty if empty.is_meta else empty.uniform_(-bound, bound, generator=generator)
+
+
+def _check_widths(module: nn.Module, incompatible: object) -> None:
+    widths, found = (
+        cast("Tensor", module.widths),
+        [cast("Tensor", module.A).shape[1], cast("Tensor", module.B).shape[0]],
+    )
+    if not widths.is_meta and widths.tolist() != found:
+        told = f"the projections were drawn for widths {widths.tolist()}, and here they are {found}"
+        raise ShapeMismatchError(f"{told}: other numbers would be drawn", None, "shared/widths")
 
 
 class VeRAModule(ak.AdditiveModule):
@@ -98,6 +110,10 @@ class VeRA(ak.AdapterConfig):
             found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must be at least 0 and less than 1, not {self.dropout!r}")
+        if not 0 < abs(self.d_initial) <= _MAX_START:
+            found.append(
+                f"d_initial must not be 0, where nothing trains, and within {_MAX_START:g}, not {self.d_initial!r}"
+            )
         if not 0 <= self.projection_seed < _MAX_SEED:
             found.append(f"projection_seed must be from 0 to {_MAX_SEED - 1}, not {self.projection_seed!r}")
         return found

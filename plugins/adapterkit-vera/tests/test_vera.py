@@ -100,7 +100,28 @@ def test_rows_have_their_own() -> None:
         pass
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"dropout": 1.0}, {"projection_seed": -1}])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_drawn_depends_on_the_seed_alone() -> None:
+    def drawn(dtype: torch.dtype, widths: tuple[int, int] = (6, 5)) -> ak.Adapters:
+        torch.set_default_dtype(dtype)
+        try:
+            adapters = ak.Adapters(nn.Sequential(nn.Linear(*widths), nn.Linear(5, 4)).float())
+            adapters.add("a", VeRA(rank=3, save_projection=False, targets="*"))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return adapters
+
+    one, other = drawn(torch.float32), drawn(torch.float64)
+    shared = [next(iter(each.modules("a").values())).shared.A for each in (one, other)]
+    assert torch.equal(*shared)
+    checkpoint = one.checkpoint("a")
+    wider = ak.Adapters(nn.Sequential(nn.Linear(9, 5), nn.Linear(5, 4)))
+    with pytest.raises(errors.CheckpointError):
+        wider.install("a", checkpoint, strict=False)
+    assert not len(wider)
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"dropout": 1.0}, {"projection_seed": -1}, {"d_initial": 0.0}])
 def test_wrong_values(options: dict[str, float]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(options))):
         VeRA(**options)  # type: ignore[arg-type]
