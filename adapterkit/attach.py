@@ -15,7 +15,8 @@ from torch import nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import SITE, AttentionSeam, Lengthening, PlainForward
-from adapterkit.points import InjectionPoint, OutputLayout, WeightLayout
+from adapterkit.kernels.sequences import cut
+from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
 from adapterkit.site import Site, Slot
 from adapterkit.switch import Switch
 
@@ -32,6 +33,32 @@ class _Tap:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.slot.active(self.switch.current):
             self.switch.tap(self.slot.point.id, args[0] if args else next(iter(kwargs.values())))
+
+
+class _End:
+    """A forward pre-hook of the module before which a longer sequence ends; see `TokensLayout.until`."""
+
+    def __init__(self, slot: Slot, switch: Switch) -> None:
+        self.slot, self.switch = slot, switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.slot.active(self.switch.current):
+            return None
+        length, added = self.switch.lengths(self.slot.point.id)
+        return (cut(args[0], slice(0, length - added), length), *args[1:])
+
+
+class _Whole:
+    """A forward hook of the model that returns what happens inside; see `TokensLayout.whole`."""
+
+    def __init__(self, slot: Slot, switch: Switch) -> None:
+        self.slot, self.switch = slot, switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+        if not self.slot.active(self.switch.current):
+            return None
+        length, added = self.switch.lengths(self.slot.point.id)
+        return cut(result, slice(0, length - added), length)
 
 
 @functools.cache
@@ -147,7 +174,15 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, seam: A
         first, second = (None if path is None else root.get_submodule(path) for path in norms)
         site.norms[point.id] = (first, second)
         residual = root.get_submodule(layout.residual)
-        site.taps[point.id] = residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)
+        site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)]
+    if isinstance(layout, TokensLayout):
+        site.hooks[point.id] = []
+        if layout.until is not None:
+            end = root.get_submodule(layout.until)
+            site.hooks[point.id].append(end.register_forward_pre_hook(_End(slot, site.switch)))
+        if layout.whole is not None:
+            whole = root.get_submodule(layout.whole)
+            site.hooks[point.id].append(whole.register_forward_hook(_Whole(slot, site.switch)))
     if seam is not None:
         site.seam, site.seam_saved = seam, seam.install(module)
 
@@ -166,8 +201,8 @@ def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     if slot._modules:
         return
     del site.slots._modules[key]
-    if handle := site.taps.pop(point.id, None):
-        handle.remove()
+    for hook in site.hooks.pop(point.id, ()):
+        hook.remove()
     site.norms.pop(point.id, None)
     if point.kind == "attention" and site.seam is not None:
         site.seam.remove(module, site.seam_saved)

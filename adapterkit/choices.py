@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adapterkit.composition import Composition, Expression, Split, names_of
+from adapterkit.composition import Composition, Expression, Split, names_of, share_of
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
 from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 from adapterkit.selection import PerPoint, Selection, Weight
@@ -41,7 +41,9 @@ def to_selection(choice: Choice, adapters: Mapping[str, Attached], step: int = 0
     for expression, weight in asked.items():
         names = _checked_names(expression, adapters)
         _check_splits(expression, adapters)
+        _check_shares(expression, adapters)
         weights[expression] = _weight(expression, weight, [adapters[name] for name in names], step)
+    _check_repeats(asked, adapters)
     return Selection(weights, asked)
 
 
@@ -65,6 +67,7 @@ def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attach
             if reason := _no_rows(adapters[name]):
                 raise RoutingError(f"{name!r} cannot be routed: {reason}")
         _check_splits(expression, adapters)
+        _check_shares(expression, adapters)
     return Selection({one: torch.tensor([float(route == one) for route in routes]) for one in expressions})
 
 
@@ -108,6 +111,28 @@ def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> N
         for point in adapters[name].points.values():
             if reason := _no_tokens(point):
                 raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
+
+
+def _check_shares(expression: Expression, adapters: Mapping[str, Attached]) -> None:
+    """What acts or does not must have the whole weight in an expression, and once."""
+    for name in names_of(expression):
+        fixed = [key for key, module in adapters[name].modules.items() if not module.scalable]
+        share = share_of(name, expression)
+        if fixed and share != 1:
+            told = f"{expression!r} has {name!r} with weight {share:g}, but it acts or does not at {fixed[0]}"
+            raise ConfigError([f"{told}: its weight must be 1"], "activate()")
+
+
+def _check_repeats(expressions: Iterable[Expression], adapters: Mapping[str, Attached]) -> None:
+    """Nor may it be in two expressions."""
+    counts = collections.Counter(name for expression in expressions for name in names_of(expression))
+    for name, count in counts.items():
+        fixed = [key for key, module in adapters[name].modules.items() if not module.scalable]
+        if fixed and count > 1:
+            raise ConfigError(
+                [f"{name!r} is in {count} expressions, but it acts or does not at {fixed[0]}: name it once"],
+                "activate()",
+            )
 
 
 def _no_tokens(point: InjectionPoint) -> str | None:

@@ -192,11 +192,12 @@ def is_one(weight: Strength) -> bool:
 def _scaled(effect: Tensor, weight: Strength) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.ndim:
         return weight * effect
-    _check_rows(effect, weight)
+    check_rows(effect, weight)
     return weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:])) * effect
 
 
-def _check_rows(tensor: Tensor, weight: Tensor) -> None:
+def check_rows(tensor: Tensor, weight: Tensor) -> None:
+    """Raises RoutingError where the rows that were routed are not those of this tensor."""
     if tensor.shape[0] != len(weight):
         raise RoutingError(
             f"{len(weight)} samples were routed, but a tensor {tuple(tensor.shape)} has {tensor.shape[0]} rows. "
@@ -231,20 +232,6 @@ def extend_all(
     return keys, values, mask
 
 
-def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What active adapters put to a sequence, one behind the other; see `adapterkit.backend.Positions`."""
-    parts: list[Tensor] = []
-    visible: list[Tensor] = []
-    for adapter, weight in active:
-        part = adapter.lengthen(tokens)
-        parts.append(part if part.ndim == 3 else part.expand(len(tokens), *part.shape))
-        rows = weight if isinstance(weight, Tensor) and weight.ndim else tokens.new_ones(len(tokens))
-        _check_rows(tokens, rows)
-        visible.append((rows != 0).to(tokens.device)[:, None].expand(-1, part.shape[-2]))
-    routed = any(isinstance(weight, Tensor) and weight.ndim for _, weight in active)
-    return torch.cat(parts, dim=1), torch.cat(visible, dim=1) if routed else None
-
-
 def _causal_mask(queries: int, length: int, device: torch.device) -> Tensor:
     rows = torch.arange(queries, device=device)[:, None]
     return (rows >= torch.arange(length, device=device)[None, :])[None, None]
@@ -264,7 +251,7 @@ def _widen(mask: Tensor | None, added: int, weight: Strength, keys: Tensor) -> T
         front = weight.to(mask.device, mask.dtype).log().expand(*mask.shape[:-1], added)
         return torch.cat([front, mask], dim=-1)
     if isinstance(weight, Tensor):
-        _check_rows(keys, weight)
+        check_rows(keys, weight)
         mask = mask.expand(len(weight), *mask.shape[1:])
         logs = weight.to(mask.device, mask.dtype).log().view(-1, 1, 1, 1)
         return torch.cat([logs.expand(*mask.shape[:-1], added), mask], dim=-1)

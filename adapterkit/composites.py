@@ -34,6 +34,8 @@ def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting
     present = [part for part in parts if part is not None]
     if isinstance(expression, Stack):
         return Stacked(present)
+    if isinstance(expression, Average) and len(set(expression.parts)) == 1:
+        return present[0]
     # An adapter that is not at this point has no effect here, and counts in the mean.
     return Summed(present, 1 / len(parts) if isinstance(expression, Average) else 1.0)
 

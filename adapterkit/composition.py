@@ -89,6 +89,14 @@ def names_of(expression: Expression) -> tuple[str, ...]:
     return (expression,) if isinstance(expression, str) else expression.names
 
 
+def share_of(name: str, expression: Expression) -> float:
+    """The weight that an adapter has in an expression, all its places together."""
+    if isinstance(expression, str):
+        return float(expression == name)
+    total = sum(share_of(name, part) for part in expression.parts)
+    return total / len(expression.parts) if isinstance(expression, Average) else total
+
+
 def _names(composition: Composition) -> Iterator[str]:
     for part in composition.parts:
         yield from names_of(part)

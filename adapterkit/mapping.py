@@ -19,7 +19,7 @@ from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import AttachError, UnsupportedModelError
 from adapterkit.matching import class_keys, foreign, peel
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, Points, WeightLayout
+from adapterkit.points import InjectionPoint, Points, TokensLayout, WeightLayout
 from adapterkit.selectors import is_inner
 
 
@@ -139,6 +139,8 @@ class MappedModel:
 
 def _slot_in_module(point: InjectionPoint) -> tuple[object, ...]:
     layout = point.layout
+    if isinstance(layout, TokensLayout):  # what changes a sequence, and what makes it longer
+        return (layout.lengthens,)
     return (layout.parameter, layout.index) if isinstance(layout, WeightLayout) else ()
 
 

@@ -123,14 +123,21 @@ class TokensLayout:
 
     Attributes:
         extendable: Whether the family accepts a longer sequence than the embedding made.
-        lengthens: Whether this point makes it longer: the module is asked for positions in front (`lengthen`), which
+        lengthens: Whether this point makes it longer: the adapter is asked for further positions (`lengthen`), which
             nothing outside of the point's module sees.
         masked: Whether each row of a batch can have positions of its own, since the family masks the others'.
+        until: Where no one module runs on the longer sequence: the path of the one before which it ends. The positions
+            are put behind what the point's module returns, and taken off what enters the module at this path. None
+            where the backend has a `lengthening`.
+        whole: Path of the model around, where it returns what happens in between (hidden states, attentions): they are
+            taken off there too. None where it does not.
     """
 
     extendable: bool = False
     lengthens: bool = False
     masked: bool = False
+    until: str | None = None
+    whole: str | None = None
 
 
 Layout = WeightLayout | OutputLayout | AttentionLayout | TokensLayout

@@ -25,13 +25,13 @@ from adapterkit.compose import (
     combine,
     effects,
     extend_all,
-    gathered,
 )
 from adapterkit.composites import acting_at, flattened
 from adapterkit.folding import check_bias, fold
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import base_weight, canonical
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.lengthening import gathered, with_behind
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 from adapterkit.read_weights import ReadWeight, StackedWeight
 from adapterkit.selection import Selection, Strength, strength_at
 from adapterkit.switch import Switch
@@ -51,6 +51,7 @@ class Slot(nn.Module):
         layout = point.layout
         access = layout.access if isinstance(layout, WeightLayout) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
+        self.lengthens = isinstance(layout, TokensLayout) and layout.lengthens
 
     def active(self, selection: Selection) -> list[tuple[Acting, Strength]]:
         """What acts at this point, with its weights."""
@@ -88,7 +89,7 @@ class Site:
     base: type[nn.Module] = nn.Module
     slots: Slots = field(default_factory=Slots)
     norms: dict[str, tuple[nn.Module | None, nn.Module | None]] = field(default_factory=dict)
-    taps: dict[str, RemovableHandle] = field(default_factory=dict)
+    hooks: dict[str, list[RemovableHandle]] = field(default_factory=dict)
     seam: AttentionSeam | None = None
     seam_saved: object = None
     plain: PlainForward | None = None
@@ -184,18 +185,23 @@ class Site:
         return adapted
 
     def _tokens(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        found = self.active("tokens")
-        if not found:
-            return forward
-        if self.lengthening is not None:
-            lengthening, positions = self.lengthening, functools.partial(gathered, flattened(found[0][1]))
-            return lambda *args, **kwargs: lengthening(module, forward, positions, args, kwargs)
+        for slot, active in sorted(self.active("tokens"), key=lambda one: one[0].lengthens):
+            longer = slot.lengthens
+            forward = self._longer(module, forward, slot, flattened(active)) if longer else _changed(forward, active)
+        return forward
 
-        def adapted(*args: Any, **kwargs: Any) -> Any:
-            x, run = _first_argument(forward, args, kwargs)
-            return combine(x, Computed(run, x), found[0][1])
+    def _longer(self, module: nn.Module, forward: Callable[..., Any], slot: Slot, active: Active) -> Callable[..., Any]:
+        lengthening = self.lengthening
 
-        return adapted
+        def positions(tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+            added, visible = gathered(active, tokens)
+            count = added.shape[1]
+            self.switch.lengthened(slot.point.id, tokens.shape[1] + count, count)
+            return added, visible
+
+        if lengthening is None:
+            return lambda *args, **kwargs: with_behind(forward, positions, args, kwargs)
+        return lambda *args, **kwargs: lengthening(module, forward, positions, args, kwargs)
 
     def _output(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         found = self.active("output")
@@ -215,6 +221,16 @@ class Site:
             return (output, *result[1:]) if isinstance(result, tuple) else output
 
         return adapted
+
+
+def _changed(forward: Callable[..., Any], active: Active) -> Callable[..., Any]:
+    """A module that makes a sequence, with the adapters that change it."""
+
+    def adapted(*args: Any, **kwargs: Any) -> Any:
+        x, run = _first_argument(forward, args, kwargs)
+        return combine(x, Computed(run, x), active)
+
+    return adapted
 
 
 def _around_weight(module: nn.Module, x: Tensor, whole: Computed, found: Found) -> Tensor:

@@ -15,7 +15,7 @@ from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.building import Built
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel, map_model
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 from adapterkit.selection import Selection
 from adapterkit.site import Slots
 from adapterkit.switch import Switch
@@ -93,7 +93,10 @@ class State:
             component.root.__dict__[STATE] = self
 
     def _refusal(self, point: InjectionPoint, seam: attach.AttentionSeam | None) -> str | None:
-        module = self.mapped.module(point)
+        module, layout = self.mapped.module(point), point.layout
+        longer = isinstance(layout, TokensLayout) and layout.lengthens and layout.until is None
+        if longer and self.mapped.lengthening(point) is None:
+            return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
         return attach.refusal(module) or (seam.refusal(module) if seam is not None else None)
 
     def _watch(self, points: Iterable[InjectionPoint]) -> None:

@@ -23,6 +23,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.selection: Selection | None = None
         self.taps: dict[str, Tensor] = {}
+        self.lengths: dict[str, tuple[int, int]] = {}
         self.calls: list[None] = []  # a list: torch.compile loses count of a number that is kept here
 
 
@@ -83,6 +84,14 @@ class Switch:
                 f"the sublayer at {key} ran without its residual stream; was it called outside its block?"
             )
         return taps.pop(key)
+
+    def lengthened(self, key: str, length: int, added: int) -> None:
+        """Keeps how long a sequence has become, and by how much."""
+        self.local.lengths[key] = (length, added)
+
+    def lengths(self, key: str) -> tuple[int, int]:
+        """What was kept last under this key; nothing has length 0."""
+        return self.local.lengths.get(key, (0, 0))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"default": self.default}

@@ -48,9 +48,9 @@ class ReparametrizedPrompt(AdapterModule):
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(length, features).normal_(std=init_std))
         self.lstm = nn.LSTM(features, width, num_layers=2, bidirectional=True, batch_first=True) if recurrent else None
-        first = 2 * width if recurrent else features
         middle = [] if recurrent else [nn.Linear(width, width), nn.ReLU()]
-        self.mlp = nn.Sequential(nn.Linear(first, width), nn.ReLU(), *middle, nn.Linear(width, features))
+        first, inner = (2 * width, 2 * width) if recurrent else (features, width)
+        self.mlp = nn.Sequential(nn.Linear(first, inner), nn.ReLU(), *middle, nn.Linear(inner, features))
 
     def lengthen(self, tokens: Tensor) -> Tensor:
         """See `AdapterModule.lengthen`. It is computed in the parameters' own dtype."""

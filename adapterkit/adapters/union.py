@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import ConfigError, PluginError
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, TokensLayout, WeightLayout
 from adapterkit.selectors import Selector
 
 
@@ -55,6 +55,11 @@ class UnionModule(AdapterModule):
             if self.gates:
                 keys, values = (self._gated(key, t, t.shape[-2] - before) for t in (keys, values))
         return keys, values
+
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """See `AdapterModule.lengthen`. A gate scales a part's positions."""
+        parts = {key: member.lengthen(tokens) for key, member in self.members.items()}  # type: ignore[operator]
+        return torch.cat([self.gates[key](part) * part if self.gates else part for key, part in parts.items()], dim=-2)
 
     def _gated(self, key: str, tensor: Tensor, added: int) -> Tensor:
         front, rest = tensor[..., :added, :], tensor[..., added:, :]
@@ -179,7 +184,9 @@ class Union(AdapterConfig):
     def build(self, point: InjectionPoint) -> UnionModule:
         """See `AdapterConfig.build`."""
         members = {str(i): part.build(point) for i, part in enumerate(self.parts) if _means(part, point)}
-        return UnionModule(members, {key: _gate(point) for key in members} if self.gating else {})
+        module = UnionModule(members, {key: _gate(point) for key in members} if self.gating else {})
+        module.scalable = not _lengthens(point)  # positions are there or not
+        return module
 
     def rate(self, parameter: str) -> float:
         """The part's own."""
@@ -222,8 +229,12 @@ def _means(part: AdapterConfig, point: InjectionPoint) -> bool:
     return point.kind in part.kinds and Selector(part.targets).matches(point) and bool(part.narrow([point]))
 
 
+def _lengthens(point: InjectionPoint) -> bool:
+    return isinstance(point.layout, TokensLayout) and point.layout.lengthens
+
+
 def _gate(point: InjectionPoint) -> nn.Module:
-    if point.kind == "attention":
+    if point.kind == "attention" or _lengthens(point):
         return FixedGate()
     axis = point.feature_axis if isinstance(point.layout, WeightLayout) else -1
     return TokenGate(point.out_features, axis)

@@ -9,11 +9,15 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from adapterkit.backends.layouts import first_path
 from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout, WeightLayout
 
 _KNOWN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 PROMPTED = TokensLayout(extendable=True, lengthens=True)
-"""Where a stack of blocks, or one of them, can run on more positions, without a mask."""
+"""Where a block can run on more positions, without a mask."""
+
+MASKED = TokensLayout(extendable=True, lengthens=True, masked=True)
+"""Where a model, or a stack of blocks, can, and has a mask."""
 
 _EPSILONS = ("eps", "variance_epsilon")
 _INHERITED = ("layer", "stage", "stream", "block")
@@ -68,11 +72,25 @@ def _around(sublayers: Sequence[InjectionPoint]) -> str:
     return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
 
 
-def prompt_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
-    """The role `prompt` at every module that holds an embedding and runs on what it gives, as a decoder does."""
-    layout = TokensLayout(extendable=True, lengthens=True, masked=True)
-    tokens = [point for point in points if point.kind == "tokens"]
-    return [replace(p, role="prompt", path=p.path.rpartition(".")[0], layout=layout) for p in tokens]
+def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: str = "") -> list[InjectionPoint]:
+    """The role `prompt` for every embedded sequence: at what runs on it.
+
+    Args:
+        model: The model.
+        points: Its points.
+        beside: Path of the module that runs on the sequence, from the one that holds the embedding; empty for that one.
+    """
+    found: list[InjectionPoint] = []
+    for point in points:
+        if point.kind != "tokens":
+            continue
+        path = point.path.rpartition(".")[0]
+        while path and beside and first_path(model, f"{path}.{beside}") is None:
+            path = path.rpartition(".")[0]
+        whole = path if beside else None
+        path = ".".join(name for name in (path, beside) if name)
+        found.append(replace(point, role="prompt", path=path, layout=replace(MASKED, whole=whole)))
+    return found
 
 
 def prompt_layer_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
-from adapterkit.backends.longer import longer_decoder
+from adapterkit.backends.longer import longer_counting_decoder, longer_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.points import Span
 
@@ -220,7 +220,7 @@ def _opt(attention: Output, mlp: Output) -> tuple[Group, ...]:
 
 
 OPT = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_counting_decoder,
     classes=("OPTPreTrainedModel",),
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn_layer_norm", norm_in="self_attn_layer_norm"),
@@ -230,7 +230,7 @@ OPT = Family(
 )
 
 OPT_POST_NORM = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_counting_decoder,
     classes=("OPTPreTrainedModel",),
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn", norm_out="self_attn_layer_norm"),

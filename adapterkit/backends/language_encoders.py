@@ -6,6 +6,7 @@ from typing import Any
 
 from adapterkit.backends.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 from adapterkit.backends.language_attention import DebertaAttentionSeam
+from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.transformers_family import Family
 
 
@@ -20,6 +21,8 @@ def _modern_heads(attention: Any) -> tuple[int, int]:
 # Post-norm: the residual stream enters the `attention` module and the `intermediate` one, and each sublayer's last
 # module before the sum is the dropout beside the norm.
 BERT = Family(
+    lengthening=longer_blocks,
+    beside="encoder",
     classes=("BertPreTrainedModel", "RobertaPreTrainedModel"),
     groups=(
         Group(

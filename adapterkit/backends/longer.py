@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from adapterkit.backend import Positions
 from adapterkit.errors import RoutingError, StateError
+from adapterkit.kernels.sequences import cut
+
+_MASKS = ("attention_mask", "attn_mask")
 
 
 def longer_blocks(
@@ -20,18 +23,25 @@ def longer_blocks(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """For blocks that treat all positions alike, as a vision transformer's do: more are put behind, and cut off again.
+    """For blocks to which the order of positions is nothing, as those of bidirectional encoders without relative ones.
 
-    Their place does not matter to the blocks, and class and register tokens stay where they are looked for.
+    More are put behind, where they stand out of the way of class and register tokens; masks are widened, so that all
+    tokens see them and they see what any token sees.
     """
-    x = args[0] if args else next(iter(kwargs.values()))
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    first = names[0] if args else next(iter(kwargs))
+    x = given[first]
     added, visible = positions(x)
-    if visible is not None:
+    count, length = added.shape[1], x.shape[1]
+    given[first] = torch.cat([x, added.to(x.dtype)], dim=1)
+    name = next((name for name in _MASKS if name in names), None)
+    mask = None if name is None else given.get(name)
+    if name is not None and (mask is not None or visible is not None):
+        given[name] = _wider(_full(module, x) if mask is None else mask, count, visible)
+    elif visible is not None:
         raise RoutingError("these blocks have no mask, so that rows cannot have positions of their own")
-    longer = torch.cat([x, added.to(x.dtype)], dim=1)
-    named = kwargs if args else {**kwargs, next(iter(kwargs)): longer}
-    result = forward(*((longer, *args[1:]) if args else ()), **named)
-    return _cut(result, slice(0, x.shape[1]), longer.shape[1])
+    return cut(forward(**given), slice(0, length), length + count)
 
 
 def longer_decoder(
@@ -39,24 +49,56 @@ def longer_decoder(
 ) -> Any:
     """For causal decoders of transformers, also with a cache, which keeps the added positions of its first forward.
 
-    They stand in front, at positions 0, 1, ...; the tokens' own positions move behind them, and masks are widened.
+    They stand in front, right before the first token that is seen: at positions 0, 1, ... where there is no padding,
+    and the tokens' own positions move behind them. Masks are widened.
     """
+    return _longer_decoder(module, forward, positions, args, kwargs, counts=False)
+
+
+def longer_counting_decoder(
+    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The same, for decoders that count positions by the mask where they are not told them (OPT)."""
+    return _longer_decoder(module, forward, positions, args, kwargs, counts=True)
+
+
+def _longer_decoder(
+    module: Any,
+    forward: Callable[..., Any],
+    positions: Positions,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    counts: bool,
+) -> Any:
     accepted = inspect.signature(type(module).forward).parameters
     given = {**dict(zip([name for name in accepted if name != "self"], args, strict=False)), **kwargs}
     ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
     embeds = module.get_input_embeddings()(ids) if embeds is None else embeds
-    added, visible = positions(embeds)
+    added, visible = _unseen_first(*positions(embeds))
     count, length = added.shape[1], embeds.shape[1]
     seen = _seen(given.get("past_key_values"))
     own = _own_mask(given.get("attention_mask"), embeds, seen, count)
     front = torch.ones(len(embeds), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
     given["attention_mask"] = torch.cat([front, own], dim=1)
-    if "position_ids" in accepted:
-        given["position_ids"] = _position_ids(given.get("position_ids"), front, own, length, first=not seen)
+    told = given.get("position_ids")
+    if "position_ids" in accepted and not (counts and told is None):
+        given["position_ids"] = _position_ids(told, front, own, length, first=not seen)
+    kinds = given.get("token_type_ids")
+    if kinds is not None and not seen:
+        given["token_type_ids"] = torch.cat([kinds.new_zeros(len(kinds), count), kinds], dim=1)
     given.pop("cache_position", None)
     given["inputs_embeds"] = embeds if seen else torch.cat([added.to(embeds.dtype), embeds], dim=1)
     result = forward(**given)
-    return result if seen else _cut(result, slice(count, None), count + length)
+    return result if seen else cut(result, slice(count, None), count + length)
+
+
+def _unseen_first(added: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a row does not see stands farthest from its tokens, as left padding does: windows count positions."""
+    if visible is None:
+        return added, None
+    order = visible.to(torch.int8).argsort(dim=1, stable=True)
+    return added.gather(1, order[..., None].expand_as(added)), visible.gather(1, order)
 
 
 def _seen(cache: Any) -> int:
@@ -67,17 +109,15 @@ def _seen(cache: Any) -> int:
     return int(cache.get_seq_length())
 
 
-def _own_mask(mask: Tensor | None, embeds: Tensor, seen: int, count: int) -> Tensor:
+def _own_mask(mask: Any, embeds: Tensor, seen: int, count: int) -> Tensor:
     """The mask of the tokens alone, [batch, all so far]; the cache holds the added positions too."""
     batch, length = embeds.shape[:2]
     before = seen - count if seen else 0
     if mask is None and before >= 0:
         return torch.ones(batch, before + length, dtype=torch.int64, device=embeds.device)
-    if mask is None or mask.ndim != 2:
-        raise StateError(
-            "prompts need a two-dimensional attention mask, or none, "
-            f"not one of shape {None if mask is None else tuple(mask.shape)}"
-        )
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        told = f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise StateError(f"prompts need a two-dimensional attention mask, or none, not {told}")
     if mask.shape[1] != before + length:
         raise StateError(
             f"the cache holds {seen} positions, and with this prompt of {count} and a mask of {mask.shape[1]} it "
@@ -93,15 +133,37 @@ def _position_ids(given: Tensor | None, front: Tensor, own: Tensor, length: int,
     moved = given + front.sum(1, keepdim=True)
     if not first:
         return moved
-    return torch.cat([(front.cumsum(1) - 1).clamp_min(0), moved.expand(len(front), -1)], dim=1)
+    first_token = own[:, :length].ne(0).int().argmax(1, keepdim=True)
+    start = given.expand(len(front), -1).gather(1, first_token)
+    return torch.cat([start + (front.cumsum(1) - 1).clamp_min(0), moved.expand(len(front), -1)], dim=1)
 
 
-def _cut(result: Any, kept: slice, length: int) -> Any:
-    """The result with every tensor [batch, length, ...] in it cut to the kept positions."""
-    if isinstance(result, Tensor):
-        return result[:, kept] if result.ndim == 3 and result.shape[1] == length else result
-    if isinstance(result, tuple):
-        return tuple(_cut(part, kept, length) for part in result)
-    if hasattr(result, "items"):  # a ModelOutput
-        return type(result)(**{key: _cut(value, kept, length) for key, value in result.items()})
-    return result
+def _full(module: Any, x: Tensor) -> Tensor:
+    """A mask that hides nothing: an additive one, which every attention takes but flash attention, which counts."""
+    batch, length = x.shape[:2]
+    implementation = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
+    if implementation.startswith("flash"):
+        return torch.ones(batch, length, dtype=torch.int64, device=x.device)
+    return torch.zeros(batch, 1, 1, length, dtype=x.dtype, device=x.device)
+
+
+def _wider(mask: Any, count: int, visible: Tensor | None) -> Tensor:
+    """A mask [batch, keys], or [batch, 1 or heads, 1 or queries, keys], boolean or additive, with `count` more."""
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        told = f"one of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise StateError(f"prompts need an attention mask of two or four dimensions, or none, not {told}")
+    additive = mask.is_floating_point()
+    if mask.ndim == 4 and mask.shape[2] != 1:
+        rows = mask.amax(dim=2, keepdim=True) if additive else mask.any(dim=2, keepdim=True)
+        mask = torch.cat([mask, rows.expand(-1, -1, count, -1)], dim=2)
+    if visible is None:
+        seen = torch.ones((*mask.shape[:-1], count), dtype=torch.bool, device=mask.device)
+    else:
+        mask = mask.expand(len(visible), *mask.shape[1:])
+        seen = visible if mask.ndim == 2 else visible[:, None, None].expand(*mask.shape[:-1], count)
+    if additive:
+        lowest = torch.finfo(mask.dtype).min
+        columns = torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device).masked_fill(~seen, lowest)
+    else:
+        columns = seen.to(mask.dtype)
+    return torch.cat([mask, columns], dim=-1)

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Lengthening
 from adapterkit.backends.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, OutputLayout, Tag
+from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ class TowersBackend(Backend):
                 return TransformersAttentionSeam() if tower.groups else _backend(module).seam(module, point)
         return super().seam(model, point)
 
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`. The tower's own backend tells it, of the point as it sees it."""
+        for tower, path, module in self._towers(model):
+            if tower.name == point.tags.get("tower") and tower.groups is None:
+                return _backend(module).lengthening(module, replace(point, path=point.path[len(path) + 1 :]))
+        return None
+
     def _towers(self, model: nn.Module) -> Iterator[tuple[Tower, str, nn.Module]]:
         for tower in self.towers:
             path = first_path(model, tower.path)
@@ -85,6 +92,8 @@ def _inside(point: InjectionPoint, tower: str, path: str) -> InjectionPoint:
     layout = point.layout
     if isinstance(layout, OutputLayout):
         layout = OutputLayout(f"{path}.{layout.residual}", joined(layout.norm_in), joined(layout.norm_out))
+    if isinstance(layout, TokensLayout):
+        layout = replace(layout, until=joined(layout.until), whole=joined(layout.whole))
     site = f"{tower}.{point.site}" if point.site else tower
     return replace(point, path=str(joined(point.path)), site=site, layout=layout, tags={**point.tags, "tower": tower})
 

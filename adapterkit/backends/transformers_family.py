@@ -30,7 +30,8 @@ class Family:
         groups: Where its points are.
         seam: How its attention is reached.
         when: Which of these models, by their config, where the config chooses between layouts.
-        lengthening: How the module that holds the embedding runs on a longer sequence; None where it cannot.
+        lengthening: How the module `beside` runs on a longer sequence; None where none can.
+        beside: Path of that module from the one that holds the embedding; empty for that one.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Family:
     seam: type[AttentionSeam] = TransformersAttentionSeam
     when: Callable[[Any], bool] = _any_config
     lengthening: Lengthening | None = None
+    beside: str = ""
 
 
 class FamilyBackend(Backend):
@@ -71,7 +73,10 @@ class FamilyBackend(Backend):
         """See `Backend.points`."""
         family = self.family(model)
         found = resolve(model, family.groups, component)
-        return [*found, *(prompt_points(found) if family.lengthening else ())]
+        causal = family.beside and getattr(model.config, "is_decoder", False)  # BERT: no token would see what is behind
+        if family.lengthening is None or causal:
+            return found
+        return [*found, *prompt_points(model, found, family.beside)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""

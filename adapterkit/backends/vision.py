@@ -14,6 +14,7 @@ from torch import nn
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
 from adapterkit.backends.everywhere import PROMPTED, prompt_layer_points
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
+from adapterkit.backends.layouts import first_path
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
@@ -104,6 +105,10 @@ def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
     return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *mlp, *outputs, *_TIMM_PARALLEL_SCALING)),)
 
 
+# No module runs all blocks, or not whenever they run: prompts stand behind the tokens from there to the last norm.
+_UNTIL_NORM = TokensLayout(extendable=True, lengthens=True, until="norm")
+
+
 def _timm_tokens(model: nn.Module, component: str) -> InjectionPoint:
     """By hand: `norm_pre` is often an identity, which does not tell its width."""
     width = int(model.embed_dim)  # type: ignore[arg-type]
@@ -129,10 +134,7 @@ class TimmViTBackend(Backend):
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
         tokens = _timm_tokens(model, component)
         found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
-        found += prompt_layer_points(found)
-        if getattr(model, "grad_checkpointing", False):  # timm then calls the blocks one by one, and never the stack
-            return found
-        return [*found, replace(tokens, role="prompt", path="blocks", layout=PROMPTED)]
+        return [*found, replace(tokens, role="prompt", layout=_UNTIL_NORM), *prompt_layer_points(found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
@@ -180,7 +182,10 @@ class ViTBackend(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
         found = resolve(model, _VIT, component)
-        return [*found, *prompt_layer_points(found)]  # the blocks lie in no module that runs them all
+        vit = first_path(model, "vit|") or ""
+        layout = replace(_UNTIL_NORM, until=f"{vit}.layernorm".strip("."), whole=vit)
+        prompts = [replace(point, role="prompt", layout=layout) for point in found if point.kind == "tokens"]
+        return [*found, *prompts, *prompt_layer_points(found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
+from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 
 
@@ -40,6 +41,8 @@ _DINO_BLOCK = (
 )
 
 DINOV2 = Family(
+    lengthening=longer_blocks,
+    beside="encoder",
     classes=("Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"),
     groups=(
         Group(
@@ -136,6 +139,8 @@ def _clip(tower: str, embeddings: tuple[Entry, ...]) -> tuple[Group, ...]:
 _IMAGE = (Weight("embed.patch", "patch_embedding"), Weight("embed.pos", "position_embedding"))
 
 CLIP_VISION = Family(
+    lengthening=longer_blocks,
+    beside="encoder",
     classes=("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPForImageClassification"),
     groups=(
         *_clip("vision_model", _IMAGE),
@@ -145,6 +150,8 @@ CLIP_VISION = Family(
 )
 
 SIGLIP_VISION = Family(
+    lengthening=longer_blocks,
+    beside="encoder",
     classes=("SiglipVisionModel", "SiglipForImageClassification"),
     groups=(
         *_clip("vision_model", (*_IMAGE, Tokens("tokens", "", True))),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import toys
+from tests.backends import multimodal_models as models
 from tests.test_handle import randomize
 
 t = pytest.importorskip("transformers")
@@ -244,10 +245,266 @@ def test_blocks_without_a_mask_have_no_rows_of_their_own() -> None:
         adapters.routed(["p", None]).__enter__()
 
 
-def test_a_stack_that_is_passed_by_offers_no_prompt() -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_shallow_prompts_and_checkpointed_blocks(before: bool) -> None:
     model = timm_vit()
-    model.set_grad_checkpointing(True)
-    with pytest.raises(errors.IncompatibleTargetError):
-        ak.Adapters(model).add("p", ak.Prompt(targets="tokens"))
-    assert "prompt" not in {point.role for point in ak.points(model)}
-    assert "prompt.layer" in {point.role for point in ak.points(model)}
+    if before:
+        model.set_grad_checkpointing(True)
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(length=3))
+    randomize(adapters, "p")
+    [parameter] = adapters.parameters("p")
+    results = []
+    for checkpointing in (True, False):
+        model.set_grad_checkpointing(checkpointing)
+        y = model.train()(IMAGES)
+        (grad,) = torch.autograd.grad(y.sum(), parameter)
+        results.append((y, grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-12)
+
+
+def test_intermediate_layers_see_shallow_prompts() -> None:
+    model = timm_vit()
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(length=3))
+    randomize(adapters, "p")
+    [last] = model.forward_intermediates(IMAGES, indices=[1], norm=True, intermediates_only=True, output_fmt="NLC")
+    assert torch.equal(last, model.forward_features(IMAGES)[:, 1:])
+    with adapters.disabled():
+        assert not torch.allclose(last, model.forward_features(IMAGES)[:, 1:])
+
+
+def hf_vit() -> Any:
+    torch.manual_seed(0)
+    small = {key: value for key, value in SMALL.items() if key != "vocab_size"}
+    return t.ViTForImageClassification(t.ViTConfig(**small, image_size=32, patch_size=8)).double().eval()
+
+
+def test_shallow_prompts_of_transformers() -> None:
+    model = hf_vit()
+    base = model(IMAGES).logits
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(length=3))
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "p")
+    randomize(adapters, "q", 5)
+    adapters.activate(["p", "q"])
+    seen = model(IMAGES, output_hidden_states=True)
+    assert {h.shape[1] for h in seen.hidden_states} == {17}
+    y = seen.logits
+    prompts = [module.prompt for name in "pq" for module in adapters.modules(name).values()]
+    with adapters.disabled():
+        vit = model.vit
+        x = vit.embeddings(IMAGES)
+        x = torch.cat([x, *[prompt.expand(2, -1, -1) for prompt in prompts]], dim=1)  # type: ignore[union-attr,operator]
+        for layer in vit.layers:
+            x = layer(x)
+        assert torch.allclose(y, model.classifier(vit.layernorm(x[:, :17])[:, 0]), rtol=1e-9, atol=1e-9)
+        assert torch.equal(model(IMAGES).logits, base)
+    adapters.detach()
+    assert torch.equal(model(IMAGES).logits, base)
+    assert not model.vit.layernorm._forward_pre_hooks
+
+
+def test_prompts_beside_what_changes_the_sequence() -> None:
+    model = hf_vit()
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(length=3))
+    adapters.add("i", ak.Invertible(targets="tokens"))
+    randomize(adapters, "p")
+    randomize(adapters, "i", 3)
+    alone = []
+    for choice in ("p", "i", ["p", "i"], ["i", "p"]):
+        adapters.activate(choice)
+        alone.append(model(IMAGES).logits)
+    assert torch.equal(alone[2], alone[3])
+    assert not torch.allclose(alone[2], alone[0])
+    assert not torch.allclose(alone[2], alone[1])
+
+
+# -- encoders -------------------------------------------------------------------------------------------------------
+
+
+def encoder(name: str, implementation: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    small = {**SMALL, "attn_implementation": implementation}
+    vision = {key: value for key, value in small.items() if key != "vocab_size"} | {"image_size": 32, "patch_size": 8}
+    made = {
+        "Bert": lambda: t.BertForSequenceClassification(t.BertConfig(**small)),
+        "Roberta": lambda: t.RobertaModel(t.RobertaConfig(**small, pad_token_id=0)),
+        "Clip": lambda: t.CLIPVisionModel(t.CLIPVisionConfig(**vision)),
+        "Siglip": lambda: t.SiglipVisionModel(t.SiglipVisionConfig(**vision)),
+        "Dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**vision)),
+    }  # fmt: skip
+    return made[name]().double().eval()
+
+
+def outcome(model: Any, x: Tensor, **given: Any) -> Tensor:
+    y = model(x, **given)
+    return y.logits if hasattr(y, "logits") else y.last_hidden_state
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Clip", "Siglip", "Dinov2"])
+def test_encoders_see_prompts_after_their_embeddings(name: str, implementation: str) -> None:
+    """AdapterHub's equation: the prompt stands beside what the embeddings give, and the output is the tokens'."""
+    model = encoder(name, implementation)
+    x = torch.cat([IMAGES, IMAGES[:1] * 2]) if name in ("Clip", "Siglip", "Dinov2") else IDS
+    base = outcome(model, x)
+    adapters, _ = prompted(model)
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "q", 5)
+    adapters.activate("p")
+    [prompt] = [module.prompt.detach() for module in adapters.modules("p").values()]  # type: ignore[union-attr,operator]
+    stack = next(module for path, module in model.named_modules() if path.endswith("encoder"))
+    y = outcome(model, x)
+    assert not torch.allclose(y, base)
+
+    def by_hand(module: Any, args: Any, kwargs: Any) -> Any:
+        first = "inputs_embeds" if "inputs_embeds" in kwargs else None
+        h = kwargs[first] if first else args[0]
+        longer = torch.cat([prompt.expand(len(h), -1, -1), h], dim=1)
+        return ((), {**kwargs, first: longer}) if first else ((longer, *args[1:]), {**kwargs, "attention_mask": None})
+
+    def cut(module: Any, args: Any, result: Any) -> Any:
+        return type(result)(last_hidden_state=result.last_hidden_state[:, 3:])
+
+    with adapters.disabled():
+        hooks = [stack.register_forward_pre_hook(by_hand, with_kwargs=True), stack.register_forward_hook(cut)]
+        near = 1e-9 if implementation == "sdpa" else 1e-5  # eager attention takes its softmax in single precision
+        assert torch.allclose(y, outcome(model, x), rtol=near, atol=near)
+        for hook in hooks:
+            hook.remove()
+    routes = ["p", None, "q"]
+    with adapters.routed(routes):
+        together = outcome(model, x)
+    for i, route in enumerate(routes):
+        with adapters.activated(route):
+            assert torch.allclose(together[i], outcome(model, x[i : i + 1])[0], rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_encoders_and_padding(implementation: str) -> None:
+    model = encoder("Bert", implementation)
+    prompted(model)
+    mask = torch.ones_like(IDS)
+    wide = torch.cat([IDS, torch.zeros(3, 2, dtype=torch.long)], dim=1)
+    padded = torch.cat([mask, torch.zeros(3, 2, dtype=torch.long)], dim=1)
+    y = model(IDS, output_attentions=implementation == "eager", output_hidden_states=True)
+    assert torch.allclose(y.logits, model(wide, attention_mask=padded).logits, rtol=1e-9, atol=1e-9)
+    assert {h.shape[1] for h in y.hidden_states} == {6}
+    if implementation == "eager":
+        assert {a.shape[-2:] for a in y.attentions} == {(6, 9)}
+    causal = t.BertLMHeadModel(t.BertConfig(**SMALL, is_decoder=True))
+    assert "prompt" not in {point.role for point in ak.points(causal)}
+
+
+# -- what a review found ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_padded_row_is_the_unpadded_row(name: str) -> None:
+    model = decoder(name)
+    given = {"position_ids": torch.tensor([[1, 1, 0, 1, 2, 3, 4, 5]])} if name == "GPT2" else {}
+    prompted(model)
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), IDS[:1]], dim=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
+    assert close(model(padded, attention_mask=mask, **given).logits[:, 2:], model(IDS[:1]).logits)
+
+
+def test_rows_of_their_own_in_a_sliding_window() -> None:
+    torch.manual_seed(0)
+    config = t.MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=4)
+    model = t.MistralForCausalLM(config).double().eval()
+    adapters, _ = prompted(model)
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "q", 7)
+    routes = ["p", None, "q"]
+    with adapters.routed(routes):
+        together = model(IDS).logits
+    for i, route in enumerate(routes):
+        with adapters.activated(route):
+            assert torch.allclose(together[i], model(IDS[i : i + 1]).logits[0], rtol=1e-9, atol=1e-9)
+
+
+def test_kinds_of_tokens_and_routers() -> None:
+    model = decoder("GPT2")
+    prompted(model)
+    assert model(IDS, token_type_ids=torch.ones_like(IDS)).logits.shape == (3, 6, 11)
+    model = decoder("Mixtral")
+    prompted(model)
+    y = model(IDS, labels=IDS, attention_mask=torch.ones_like(IDS), output_router_logits=True)
+    assert {logits.shape for logits in y.router_logits} == {(18, 2)}
+    assert y.aux_loss.isfinite()
+
+
+def test_weights_inside_expressions() -> None:
+    model = decoder("Llama")
+    adapters, _ = prompted(model)
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "q", 7)
+    adapters.activate("p")
+    y = model(IDS).logits
+    adapters.activate(ak.Average("p", "p"))
+    assert torch.equal(model(IDS).logits, y)
+    for wrong in (ak.Average("p", "q"), ak.Parallel("p", "p"), ak.Stack("p", "p"), ["p", ak.Parallel("p", "q")]):
+        with pytest.raises(errors.ConfigError, match="acts or does not"):
+            adapters.activate(wrong)
+    with adapters.routed([ak.Parallel("p", "q"), "p", None]):
+        together = model(IDS).logits
+    with adapters.activated("p"):
+        assert close(together[1], model(IDS).logits[1])
+
+
+def test_a_union_with_a_prompt() -> None:
+    model = decoder("Llama")
+    adapters = ak.Adapters(model)
+    adapters.add("u", ak.Union((ak.Prompt(length=3), ak.LoRA(targets="attn.q"))))
+    adapters.add("p", ak.Prompt(length=3))
+    randomize(adapters, "p")
+    [mine] = adapters.modules("p").values()
+    adapters.modules("u")["prompt@language"].members["0"].prompt.data.copy_(mine.prompt)  # type: ignore[union-attr,operator,index]
+    adapters.activate("u")
+    y = model(IDS).logits
+    adapters.activate("p")
+    assert close(model(IDS).logits, y)
+    with pytest.raises(errors.ConfigError, match="its weight must be 1"):
+        adapters.activate({"u": 0.5})
+
+
+@pytest.mark.parametrize("tower", ["vision", "language"])
+def test_prompts_of_a_tower(tower: str) -> None:
+    model = models.build("llava").eval()
+    base = models.see(model)
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(targets=f"prompt@tower={tower}"))
+    randomize(adapters, "p")
+    y = models.see(model)
+    assert y.shape == base.shape
+    assert not close(y, base)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("reparam", ["mlp", "lstm"])
+def test_p_tuning_is_that_of_peft(reparam: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = decoder("Llama")
+    config = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=3,
+        encoder_reparameterization_type=reparam.upper(),
+        encoder_hidden_size=8,
+        encoder_dropout=0.0,
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    network = theirs.prompt_encoder["default"]
+    adapters = ak.Adapters(model)
+    adapters.add("p", ak.Prompt(length=3, reparam=reparam, width=8))
+    [module] = adapters.modules("p").values()
+    module.embedding.data.copy_(network.embedding.weight.data)  # type: ignore[union-attr,operator]
+    module.mlp.load_state_dict(network.mlp_head.state_dict())  # type: ignore[union-attr,operator]
+    if reparam == "lstm":
+        module.lstm.load_state_dict(network.lstm_head.state_dict())  # type: ignore[union-attr,operator]
+    mask = torch.ones_like(IDS)
+    assert close(model(IDS, attention_mask=mask).logits, theirs(IDS, attention_mask=mask).logits[:, 3:])
