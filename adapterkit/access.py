@@ -29,6 +29,13 @@ class Access:
     def _selection(self, choice: Choice) -> Selection:
         return choices.to_selection(choice, self._state.adapters)
 
+    def _require_outside(self, what: str) -> None:
+        if self._state.switch.local.selection is not None:
+            raise StateError(
+                f"{what} sets what acts outside of `activated`, `disabled` and `routed`: inside such a block it would "
+                "change nothing; leave it first"
+            )
+
     def _require_unmerged(self, what: str) -> None:
         merge = self._state.merge
         if merge is not None:

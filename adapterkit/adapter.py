@@ -68,12 +68,14 @@ class AdapterModule(nn.Module):
     Attributes:
         parts: Names of the other adapters that this one combines; see `combine`.
         scalable: Whether it can act with another weight than 1, and beside others at its point.
+        positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
 
     parts: tuple[str, ...] = ()
     scalable: bool = True
+    positional: bool = False
     from_base: bool = True
     shared: Any
 

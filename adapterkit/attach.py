@@ -173,6 +173,8 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, seam: A
         norms = (layout.norm_in, layout.norm_out)
         first, second = (None if path is None else root.get_submodule(path) for path in norms)
         site.norms[point.id] = (first, second)
+        if layout.whole:
+            return
         residual = root.get_submodule(layout.residual)
         site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)]
     if isinstance(layout, TokensLayout):

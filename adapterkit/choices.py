@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from adapterkit.composition import Composition, Expression, Split, names_of, share_of
-from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
-from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.composition import Composition, Expression, names_of
+from adapterkit.errors import ConfigError, UnknownNameError
+from adapterkit.points import InjectionPoint
 from adapterkit.selection import PerPoint, Selection, Weight
 from adapterkit.selectors import Selector
 from adapterkit.state import Attached
+from adapterkit.together import check_rows, check_together
 
 WeightFunction = Callable[[InjectionPoint, int], float]
 """The weight at a point and a step; see `Adapters.at_step`."""
@@ -40,10 +41,8 @@ def to_selection(choice: Choice, adapters: Mapping[str, Attached], step: int = 0
     weights: dict[Expression, Weight] = {}
     for expression, weight in asked.items():
         names = _checked_names(expression, adapters)
-        _check_splits(expression, adapters)
-        _check_shares(expression, adapters)
         weights[expression] = _weight(expression, weight, [adapters[name] for name in names], step)
-    _check_repeats(asked, adapters)
+    check_together(weights, adapters)
     return Selection(weights, asked)
 
 
@@ -61,14 +60,16 @@ def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attach
     """
     if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
         raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
-    expressions = list(dict.fromkeys(one for one in routes if one is not None))
-    for expression in expressions:
-        for name in _checked_names(expression, adapters):
-            if reason := _no_rows(adapters[name]):
-                raise RoutingError(f"{name!r} cannot be routed: {reason}")
-        _check_splits(expression, adapters)
-        _check_shares(expression, adapters)
-    return Selection({one: torch.tensor([float(route == one) for route in routes]) for one in expressions})
+    named = [route for route in routes if route is not None]
+    for route in named:
+        for name in _checked_names(route, adapters):
+            check_rows(name, adapters[name])
+    # In the order in which they were attached: another order of the rows needs no other program of torch.compile.
+    order = {name: i for i, name in enumerate(adapters)}
+    expressions = sorted(dict.fromkeys(named), key=lambda one: ([order[name] for name in names_of(one)], repr(one)))
+    weights = {one: torch.tensor([float(route == one) for route in routes], dtype=torch.float64) for one in expressions}
+    check_together(weights, adapters)
+    return Selection(weights)
 
 
 def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:
@@ -80,68 +81,10 @@ def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> No
 
 def _checked_names(expression: object, adapters: Mapping[str, Attached]) -> tuple[str, ...]:
     if not isinstance(expression, (str, Composition)):
-        raise UnknownNameError("adapter", str(expression), adapters, "" if adapters else "Nothing is attached.")
+        raise ConfigError([f"expected a name or an expression such as Stack('a', 'b'), not {expression!r}"], "adapters")
     names = names_of(expression)
     check_names(names, adapters)
     return names
-
-
-def _no_rows(adapter: Attached) -> str | None:
-    """Why the rows of a batch cannot have this adapter each for itself, or None."""
-    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
-    if read:
-        return f"the model reads the weight at {read[0].id} once for the whole batch"
-    unmasked = [p for p in adapter.points.values() if isinstance(p.layout, TokensLayout) and p.layout.lengthens]
-    unmasked = [p for p in unmasked if not p.layout.masked]  # type: ignore[union-attr]
-    if unmasked:
-        return f"at {unmasked[0].id} there is no mask by which other rows would not see its positions"
-    points = adapter.points
-    fixed = [key for key, one in adapter.modules.items() if not one.scalable and points[key].kind != "tokens"]
-    return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
-
-
-def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> None:
-    if isinstance(expression, str):
-        return
-    for part in expression.parts:
-        _check_splits(part, adapters)
-    if not isinstance(expression, Split):
-        return
-    for name in expression.names:
-        for point in adapters[name].points.values():
-            if reason := _no_tokens(point):
-                raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
-
-
-def _check_shares(expression: Expression, adapters: Mapping[str, Attached]) -> None:
-    """What acts or does not must have the whole weight in an expression, and once."""
-    for name in names_of(expression):
-        fixed = [key for key, module in adapters[name].modules.items() if not module.scalable]
-        share = share_of(name, expression)
-        if fixed and share != 1:
-            told = f"{expression!r} has {name!r} with weight {share:g}, but it acts or does not at {fixed[0]}"
-            raise ConfigError([f"{told}: its weight must be 1"], "activate()")
-
-
-def _check_repeats(expressions: Iterable[Expression], adapters: Mapping[str, Attached]) -> None:
-    """Nor may it be in two expressions."""
-    counts = collections.Counter(name for expression in expressions for name in names_of(expression))
-    for name, count in counts.items():
-        fixed = [key for key, module in adapters[name].modules.items() if not module.scalable]
-        if fixed and count > 1:
-            raise ConfigError(
-                [f"{name!r} is in {count} expressions, but it acts or does not at {fixed[0]}: name it once"],
-                "activate()",
-            )
-
-
-def _no_tokens(point: InjectionPoint) -> str | None:
-    layout = point.layout
-    if point.kind not in ("weight", "output"):
-        return f"at {point.id} it acts on the whole sequence"
-    if isinstance(layout, WeightLayout) and (layout.kernel or layout.access == "read"):
-        return f"there is no axis of tokens at {point.id}"
-    return None
 
 
 def _weight(expression: Expression, asked: object, attached: Sequence[Attached], step: int) -> Weight:
@@ -178,7 +121,7 @@ def _check_weight(
     expression: Expression, weight: object, attached: Sequence[Attached], at: InjectionPoint | None
 ) -> None:
     where = "" if at is None else f" at {at.id}"
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_finite(weight):
         expected = "a finite number, a number for each selector, or a function of (point, step)"
         raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
     kinds = {point.kind for one in attached for point in one.points.values()} if at is None else {at.kind}
@@ -193,6 +136,13 @@ def _check_weight(
         )
 
 
+def _is_finite(weight: float) -> bool:
+    try:
+        return math.isfinite(weight)
+    except OverflowError:  # an int that no float holds
+        return False
+
+
 def _asked(choice: Expression | Sequence[Expression] | Mapping[Expression, Asked]) -> Mapping[Expression, Asked]:
     if isinstance(choice, (str, Composition)):
         return {choice: 1.0}
@@ -203,6 +153,8 @@ def _asked(choice: Expression | Sequence[Expression] | Mapping[Expression, Asked
             [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
         )
     names = list(choice)
+    if strange := [name for name in names if not isinstance(name, (str, Composition))]:
+        raise ConfigError([f"expected names or expressions, not {one!r}" for one in strange], "activate()")
     if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise ConfigError(
             [f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()"

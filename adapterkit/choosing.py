@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError
 from adapterkit.points import InjectionPoint
@@ -67,8 +67,18 @@ def some(items: Sequence[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
-def check_parts(parts: Collection[str], attached: Collection[str], type_name: str) -> None:
-    """Raises ConfigError where an adapter combines others that are not there."""
-    if missing := [name for name in parts if name not in attached]:
-        known = ", ".join(attached) or "none"
-        raise ConfigError([f"its part {name!r} is not attached (attached: {known})" for name in missing], type_name)
+def check_parts(parts: Mapping[str, Collection[str]], attached: Mapping[str, Collection[str]], type_name: str) -> None:
+    """Raises ConfigError where an adapter combines others that are not there, or only some of what they do.
+
+    Args:
+        parts: Name of a part -> ids of the points where it is combined.
+        attached: Name of an adapter -> ids of its points.
+        type_name: For the error.
+    """
+    known = ", ".join(attached) or "none"
+    problems = [f"its part {name!r} is not attached (attached: {known})" for name in parts if name not in attached]
+    for name, points in parts.items():
+        if lost := [key for key in attached.get(name, ()) if key not in points]:
+            problems.append(f"its part {name!r} acts at {some(lost)} too, which would be lost; widen its targets")
+    if problems:
+        raise ConfigError(problems, type_name)

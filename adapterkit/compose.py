@@ -193,7 +193,8 @@ def _scaled(effect: Tensor, weight: Strength) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.ndim:
         return weight * effect
     check_rows(effect, weight)
-    return weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:])) * effect
+    rows = weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:]))
+    return rows * effect.masked_fill(rows == 0, 0)  # what overflows in one row must not reach another: 0 * inf is NaN
 
 
 def check_rows(tensor: Tensor, weight: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -34,9 +35,10 @@ def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting
     present = [part for part in parts if part is not None]
     if isinstance(expression, Stack):
         return Stacked(present)
-    if isinstance(expression, Average) and len(set(expression.parts)) == 1:
-        return present[0]
     # An adapter that is not at this point has no effect here, and counts in the mean.
+    once = len(parts) if isinstance(expression, Average) else 1
+    if len(present) == once and (len(set(expression.parts)) == 1 or len(set(map(id, present))) == 1):
+        return present[0]
     return Summed(present, 1 / len(parts) if isinstance(expression, Average) else 1.0)
 
 
@@ -155,6 +157,7 @@ class Spread(_Several):
                 f"Split gives every token span its own adapter, but an output {tuple(y.shape)} has no axis of tokens: "
                 "expected [batch, length, features]. Leave out what acts there (pooled heads, experts)"
             )
+        _check_spans(self.bounds, y.shape[-2])
         total = torch.zeros_like(y)
         for part, (start, stop) in zip(self.parts, self.bounds, strict=True):
             # The whole is computed, and the span of it taken: an adapter may look at all tokens.
@@ -165,6 +168,14 @@ class Spread(_Several):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """There is no such weight."""
         raise NotMergeableError(_SPANS)
+
+
+def _check_spans(bounds: Sequence[tuple[int, int | None]], length: int) -> None:
+    """Raises RoutingError where spans that are counted from different ends meet in a sequence of this length."""
+    spans = sorted(slice(*span).indices(length)[:2] for span in bounds)
+    for (_, stop), (start, _) in itertools.pairwise(span for span in spans if span[0] < span[1]):
+        if start < stop:
+            raise RoutingError(f"the spans {[*bounds]} of Split overlap in a sequence of {length} tokens")
 
 
 class Combined(_Several):

@@ -6,6 +6,8 @@ They nest.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -75,6 +77,7 @@ class Split(Composition):
             raise ConfigError([f"expected a mapping of names to (start, stop), not {spans!r}"], "Split")
         object.__setattr__(self, "parts", _checked(tuple(spans), "Split"))
         object.__setattr__(self, "bounds", tuple(_bounds(name, span) for name, span in spans.items()))
+        _check_apart(self.bounds)
         object.__setattr__(self, "spans", MappingProxyType(dict(zip(self.parts, self.bounds, strict=True))))
 
     def __reduce__(self) -> tuple[type[Split], tuple[dict[Expression, tuple[int, int | None]]]]:
@@ -118,3 +121,16 @@ def _bounds(name: object, span: object) -> tuple[int, int | None]:
         case (int(start), int() | None as stop) if not isinstance(start, bool) and not isinstance(stop, bool):
             return start, stop
     raise ConfigError([f"the span of {name!r} must be (start, stop) with whole numbers or None, not {span!r}"], "Split")
+
+
+def _check_apart(bounds: tuple[tuple[int, int | None], ...]) -> None:
+    """Raises ConfigError for spans that are empty or overlap; those counted from different ends meet in a forward."""
+    for start, stop in bounds:
+        if stop is not None and (start < 0) == (stop < 0) and stop <= start:
+            raise ConfigError([f"the span ({start}, {stop}) has no token"], "Split")
+    for sign in (True, False):
+        known = sorted((a, math.inf if b is None else b) for a, b in bounds if (a < 0) == sign)
+        same = [(a, b) for a, b in known if b == math.inf or (b < 0) == sign]
+        for (a, b), (c, d) in itertools.pairwise(same):
+            if c < b:
+                raise ConfigError([f"the spans ({a}, {b}) and ({c}, {d}) overlap"], "Split")

@@ -53,11 +53,12 @@ class Adapters(Switching, Learning):
         Raises:
             InvalidNameError: The name is malformed or taken.
             TargetNotFoundError, IncompatibleTargetError: The config's targets do not fit the model.
-            StateError: Weights are merged.
+            StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
         """
         state = self._state
         with state.lock:
             self._require_unmerged("add an adapter")
+            self._require_outside("add()")
             building.check_name(name, state.adapters)
             if not isinstance(config, AdapterConfig):
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
@@ -150,8 +151,12 @@ class Adapters(Switching, Learning):
         return path
 
     def _check_parts(self, built: building.Built) -> None:
-        parts = dict.fromkeys(part for module in built.modules.values() for part in module.parts)
-        choosing.check_parts(parts, self._state.adapters, type(built.config).__name__)
+        here: dict[str, set[str]] = {}
+        for key, module in built.modules.items():
+            for part in module.parts:
+                here.setdefault(part, set()).add(key)
+        attached = {name: one.points for name, one in self._state.adapters.items()}
+        choosing.check_parts(here, attached, type(built.config).__name__)
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
         """The names, each after those that its adapter combines."""
@@ -185,8 +190,6 @@ class Adapters(Switching, Learning):
                 raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
             if users := self._users_of(name):
                 raise StateError(f"{users[0]!r} combines {name!r}; remove({users[0]!r}) first")
-            if state.merge is not None:
-                state.merge.before = state.merge.before.without(frozenset({name}))
             state.discard(name)
             if not state.adapters:
                 self._fresh = State(self._mapped)

@@ -78,7 +78,7 @@ class MappedModel:
     @staticmethod
     def _points_of(component: Component) -> list[InjectionPoint]:
         found = component.backend.points(component.root, component.name)
-        return [*found, *block_points(found)] if component.backend.whole_blocks else found
+        return [*found, *block_points(component.root, found)] if component.backend.whole_blocks else found
 
     def has_roots_of(self, other: MappedModel) -> bool:
         """Whether both are of the same models."""

@@ -52,8 +52,8 @@ def merge(state: State, selection: Selection) -> None:
         names = (target.layout.parameter, target.layout.bias_parameter)
         pairs = zip(names, (weight, bias), strict=True)
         originals += [_swap(target.module, name, new) for name, new in pairs if new is not None]
-    state.merge = Merge(selection, state.switch.default, originals)
-    state.switch.default = Selection()
+    state.merge = Merge(selection, originals)
+    state.switch.folded = True
 
 
 def unmerge(state: State) -> None:
@@ -65,7 +65,7 @@ def unmerge(state: State) -> None:
         if original is not None and present is not None and _moved(original, present):
             original.data = original.data.to(present.device, present.dtype)
         module._parameters[name] = original
-    state.switch.default = state.merge.before
+    state.switch.folded = False
     state.merge = None
 
 

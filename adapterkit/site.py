@@ -31,7 +31,7 @@ from adapterkit.folding import check_bias, fold
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import base_weight, canonical
 from adapterkit.lengthening import gathered, with_behind
-from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
 from adapterkit.read_weights import ReadWeight, StackedWeight
 from adapterkit.selection import Selection, Strength, strength_at
 from adapterkit.switch import Switch
@@ -52,6 +52,7 @@ class Slot(nn.Module):
         access = layout.access if isinstance(layout, WeightLayout) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
         self.lengthens = isinstance(layout, TokensLayout) and layout.lengthens
+        self.whole = isinstance(layout, OutputLayout) and layout.whole
 
     def active(self, selection: Selection) -> list[tuple[Acting, Strength]]:
         """What acts at this point, with its weights."""
@@ -78,7 +79,7 @@ class Slots(nn.Module):
     """The slots of one adapted module, by role."""
 
     def __iter__(self) -> Iterator[Slot]:
-        return iter(self._modules.values())  # type: ignore[arg-type]
+        return iter(list(self._modules.values()))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -213,9 +214,10 @@ class Site:
             # Attention modules return (output, weights, ...): the sublayer's output is the first.
             output = result[0] if isinstance(result, tuple) else result
             for slot, active in found:
-                x = self.switch.take(slot.point.id)
+                # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
+                x = _first_argument(forward, args, kwargs)[0] if slot.whole else self.switch.take(slot.point.id)
                 # A mixture of experts may give its tokens in one row, [batch * length, features].
-                shaped = output if output.shape == x.shape else output.view(x.shape)
+                shaped = output if slot.whole or output.shape == x.shape else output.view(x.shape)
                 combined = combine(x, SublayerBase(x, shaped, *self.norms[slot.point.id]), active)
                 output = combined.view(output.shape)
             return (output, *result[1:]) if isinstance(result, tuple) else output

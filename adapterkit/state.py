@@ -38,7 +38,6 @@ class Merge:
     """Weights that stand in for adapters, and the parameters that they replace."""
 
     selection: Selection
-    before: Selection
     originals: list[tuple[nn.Module, str, nn.Parameter | None]]
 
 
@@ -123,7 +122,7 @@ class State:
             attach.detach(self.mapped.root(point), point, name)
         del self.adapters[name]
         self.trained.discard(name)
-        self.switch.default = self.switch.default.without(frozenset({name}))
+        self.switch.forget(name)
         if not self.adapters:
             self._restore_base()
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from adapterkit.errors import AttachError
 from adapterkit.selection import Selection
 
+_NOTHING = Selection()
+
 
 class _Local(threading.local):
     """What is this thread's own; `__init__` runs once in each thread.
@@ -32,11 +34,14 @@ class Switch:
 
     def __init__(self) -> None:
         self.default = Selection()
+        self.folded = False
         self.local = _Local()
 
     @property
     def current(self) -> Selection:
-        """The selection that a forward in this thread sees."""
+        """The selection that a forward in this thread sees; nothing acts beside weights that are folded."""
+        if self.folded:
+            return _NOTHING
         own = self.local.selection
         return self.default if own is None else own
 
@@ -57,6 +62,12 @@ class Switch:
             self.default = selection
         else:
             self.local.selection = selection
+
+    def forget(self, name: str) -> None:
+        """Takes an adapter that is no more out of what acts, for all threads and for this one."""
+        self.default = self.default.without(frozenset({name}))
+        if self.local.selection is not None:
+            self.local.selection = self.local.selection.without(frozenset({name}))
 
     @property
     def inside(self) -> bool:
@@ -94,8 +105,8 @@ class Switch:
         return self.local.lengths.get(key, (0, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"default": self.default}
+        return {"default": self.default, "folded": self.folded}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.default = state["default"]
+        self.default, self.folded = state["default"], state["folded"]
         self.local = _Local()

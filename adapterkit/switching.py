@@ -36,13 +36,15 @@ class Switching(Access):
 
         Raises:
             UnknownNameError: No such adapter.
-            ConfigError: A weight is not a finite number, or negative where it multiplies attention.
-            RoutingError: `Split` names an adapter that acts where there is no axis of tokens.
-            StateError: Weights are merged.
+            ConfigError: A weight is not a finite number, or negative where it multiplies attention; or an adapter that
+                replaces the base (`AdapterModule.scalable`) has another weight than 1, or company.
+            RoutingError: `Split` names an adapter that acts where there is no axis of tokens; or positions are counted
+                where another adapter adds some.
+            StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
         """
         self._require_unmerged("change what acts")
-        selection = self._selection(choice)
-        self._state.switch.default = selection
+        self._require_outside("activate()")
+        self._state.switch.default = self._selection(choice)
 
     @contextlib.contextmanager
     def activated(self, choice: Choice) -> Iterator[None]:
@@ -81,6 +83,8 @@ class Switching(Access):
             raise ConfigError([f"step must be an int, not {step!r}"], "at_step()")
         state = self._state
         with state.lock:
+            if state.merge is not None and state.merge.selection.stepped:
+                raise StateError("the weights of the step that was are merged, and do not follow it; unmerge() first")
             if state.switch.current.stepped:
                 state.switch.replace(choices.to_selection(state.switch.current.asked, state.adapters, step))
 
@@ -97,8 +101,9 @@ class Switching(Access):
     ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
-        Needed where the backward runs outside of the `activated` block of its forward:
-        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`.
+        Needed where the forward was inside of `activated` or `routed`, or where something else is activated before the
+        backward. On a GPU it is needed even where the backward is in the same block: it runs in a thread of its own.
+        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`
         """
         switch = self._state.switch
         return contextlib.nullcontext(), switch.overridden(switch.current)

@@ -200,6 +200,9 @@ def test_a_function_of_point_and_step(model: toys.ToyModel, adapters: ak.Adapter
         ({"kv": lambda point, step: -1}, "must not be negative"),
         ([ak.Stack("a"), ak.Stack("a")], "named twice"),
         ({3: 1.0}, "3"),
+        ([["a"]], "a"),
+        ({"a": 10**400}, "finite"),
+        ({"a": float("nan")}, "finite"),
     ],
 )
 def test_wrong_choices(model: toys.ToyModel, adapters: ak.Adapters, choice: object, message: str) -> None:
@@ -309,6 +312,15 @@ def test_a_fusion_needs_its_parts(model: toys.ToyModel, fused: ak.Adapters) -> N
     assert torch.equal(model(X), before)
 
 
+def test_a_fusion_loses_nothing_of_its_parts(model: toys.ToyModel, necks: ak.Adapters) -> None:
+    necks.add("wide", ak.Bottleneck(targets="attn mlp", reduction=2))
+    lost = r"its part 'wide' acts at attn@toy\.0.* would be lost; widen its targets"
+    with pytest.raises(errors.ConfigError, match=lost):
+        necks.add("fusion", ak.Fuse(parts=("neck", "wide"), targets="mlp"))
+    assert "fusion" not in necks
+    necks.add("fusion", ak.Fuse(parts=("neck", "wide"), targets="attn mlp"))
+
+
 def test_a_fusion_survives_copies_and_files(model: toys.ToyModel, fused: ak.Adapters) -> None:
     y = run(model, fused, "fusion")
     checkpoints = {name: fused.checkpoint(name) for name in fused}
@@ -397,6 +409,41 @@ def test_a_gate_scales_a_prefix(model: toys.ToyModel) -> None:
             {name: g * tensor for name, tensor in module.members["0"].state_dict().items()}  # type: ignore[union-attr,index]
         )
     assert close(run(model, adapters, "gated"), run(model, adapters, "plain"))
+
+
+def test_a_union_observes_for_its_parts(model: toys.ToyModel) -> None:
+    part = ak.LoRA(rank=2, targets="mlp.up", init="eva")
+    adapters = ak.Adapters(model)
+    adapters.add("alone", part)
+    adapters.add("union", ak.Union((part, ak.LoRA(rank=2, targets="attn.q"))))
+    assert adapters.config("union").observations == part.observations > 0
+    for name in ("alone", "union"):
+        with adapters.observing(name):
+            model(X)
+    for key, module in adapters.modules("alone").items():
+        member = adapters.modules("union")[key].members["0"]  # type: ignore[union-attr,index]
+        assert torch.equal(member.A, module.A)  # type: ignore[union-attr,arg-type]
+    with pytest.raises(RuntimeError), adapters.observing("union"):
+        model(model(X))  # the second is given no indices
+    with pytest.raises(errors.ConfigError, match="the inputs had 0 directions"), adapters.observing("union"):
+        pass
+
+
+@pytest.mark.parametrize("gating", [True, False])
+def test_what_replaces_a_weight_is_no_part_of_a_sum(model: toys.ToyModel, gating: bool) -> None:
+    classes, beside = ak.Trainable("head", outputs=3), ak.LoRA(rank=2, targets="head" if not gating else "mlp.up")
+    adapters = ak.Adapters(model)
+    with pytest.raises(errors.IncompatibleTargetError, match="acts or does not at head"):
+        adapters.add("union", ak.Union((classes, beside), gating=gating))
+    adapters.add("union", ak.Union((classes, ak.LoRA(rank=2, targets="mlp.up"))))
+    assert run(model, adapters, "union").shape[-1] == 3
+    with pytest.raises(errors.ConfigError, match="its weight must be 1"):
+        adapters.activate({"union": 0.5})
+
+
+def test_a_fusion_is_no_part_of_a_union(model: toys.ToyModel, fused: ak.Adapters) -> None:
+    with pytest.raises(errors.IncompatibleTargetError, match="combines adapters"):
+        fused.add("union", ak.Union((ak.Fuse(parts=("neck", "other"), targets="mlp"),)))
 
 
 @pytest.mark.parametrize(

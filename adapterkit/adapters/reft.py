@@ -67,6 +67,7 @@ class ReFTModule(AdapterModule):
     def __init__(self, features: int, rank: int, form: str, prefix: int | None, suffix: int | None, tied: bool) -> None:
         super().__init__()
         self.prefix, self.suffix = prefix, suffix
+        self.positional = prefix is not None or suffix is not None
         self.first = Edit(features, rank, form)
         self.last = Edit(features, rank, form) if prefix and suffix and not tied else None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
-from adapterkit.errors import ConfigError, PluginError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import InjectionPoint, Kind, TokensLayout, WeightLayout
 from adapterkit.selectors import Selector
@@ -28,6 +28,8 @@ class UnionModule(AdapterModule):
         super().__init__()
         self.members, self.gates = nn.ModuleDict(members), nn.ModuleDict(gates)
         self.from_base = any(_initialises(member) for member in members.values())
+        self.scalable = all(member.scalable for member in members.values())
+        self.positional = any(member.positional for member in members.values())
 
     def bind(self, shared: nn.Module) -> None:
         """See `AdapterModule.bind`: every member gets its own part's."""
@@ -88,6 +90,11 @@ class UnionModule(AdapterModule):
         """See `AdapterModule.observe`."""
         for member in self.members.values():
             member.observe(x)  # type: ignore[operator]
+
+    def forget(self) -> None:
+        """See `AdapterModule.forget`."""
+        for member in self.members.values():
+            member.forget()  # type: ignore[operator]
 
     def penalty(self) -> Tensor | None:
         """See `AdapterModule.penalty`."""
@@ -151,6 +158,11 @@ class Union(AdapterConfig):
         return all(part.neutral for part in self.parts)
 
     @property
+    def observations(self) -> int:  # type: ignore[override]
+        """What the part that wants most wants."""
+        return max((part.observations for part in self.parts), default=0)
+
+    @property
     def exact_gradients(self) -> bool:  # type: ignore[override]
         """Whether all parts have them."""
         return all(part.exact_gradients for part in self.parts)
@@ -184,9 +196,9 @@ class Union(AdapterConfig):
     def build(self, point: InjectionPoint) -> UnionModule:
         """See `AdapterConfig.build`."""
         members = {str(i): part.build(point) for i, part in enumerate(self.parts) if _means(part, point)}
-        module = UnionModule(members, {key: _gate(point) for key in members} if self.gating else {})
-        module.scalable = not _lengthens(point)  # positions are there or not
-        return module
+        gates = {key: _gate(point) for key in members} if self.gating else {}
+        _check_members(members, gates, point)
+        return UnionModule(members, gates)
 
     def rate(self, parameter: str) -> float:
         """The part's own."""
@@ -227,6 +239,17 @@ def _initialises(member: AdapterModule) -> bool:
 
 def _means(part: AdapterConfig, point: InjectionPoint) -> bool:
     return point.kind in part.kinds and Selector(part.targets).matches(point) and bool(part.narrow([point]))
+
+
+def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.Module], point: InjectionPoint) -> None:
+    """Raises IncompatibleTargetError for a member that cannot be one of several, or whose effect is no sum."""
+    for member in members.values():
+        if member.parts:
+            raise IncompatibleTargetError(f"{type(member).__name__} combines adapters, and cannot be in a union")
+        if not member.scalable and not _lengthens(point) and (len(members) > 1 or gates):
+            raise IncompatibleTargetError(
+                f"{type(member).__name__} acts or does not at {point.id}: there it cannot be beside others, nor gated"
+            )
 
 
 def _lengthens(point: InjectionPoint) -> bool:

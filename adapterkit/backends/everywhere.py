@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from adapterkit.backend import SITE
 from adapterkit.backends.layouts import first_path
 from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout, WeightLayout
 
@@ -44,13 +45,14 @@ def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]
     return found
 
 
-def block_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+def block_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     """The role `hidden` at every block that holds sublayers: its whole output, after the last residual add.
 
     For families whose blocks take the residual stream first, and give it back alone or first.
 
     Args:
-        points: Those of one component; a block is what is around the `output` points of one site.
+        model: The component.
+        points: Its points; a block is what is around the `output` points of one site.
     """
     sites: dict[str, list[InjectionPoint]] = {}
     for point in points:
@@ -58,10 +60,17 @@ def block_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
             sites.setdefault(point.site, []).append(point)
     found: list[InjectionPoint] = []
     for site, sublayers in sites.items():
-        path, first = _around(sublayers), sublayers[0]
-        if path and "layer" in first.tags:
-            found.append(replace(first, role="hidden", path=path, site=site, layout=OutputLayout(path, whole=True)))
+        path, last = _block(model, _around(sublayers)), sublayers[-1]  # a block that changes the width ends in it
+        if path and "layer" in last.tags:
+            found.append(replace(last, role="hidden", path=path, site=site, layout=OutputLayout(path, whole=True)))
     return found
+
+
+def _block(model: nn.Module, path: str) -> str:
+    """The path, or that of the block that keeps its sublayers in a list there."""
+    while isinstance(model.get_submodule(path), (nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _around(sublayers: Sequence[InjectionPoint]) -> str:
@@ -93,9 +102,11 @@ def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: st
     return found
 
 
-def prompt_layer_points(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
+def prompt_layer_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     """The role `prompt.layer` at every block around `output` points, where positions do not matter to them."""
-    return [replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in block_points(points)]
+    return [
+        replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in block_points(model, points)
+    ]
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -106,7 +117,8 @@ def is_norm(module: nn.Module) -> bool:
         return False
     if isinstance(module, _KNOWN):
         return True
-    only = own.keys() <= {"weight", "bias"} and not module._modules
+    children = len(module._modules) - (SITE in module.__dict__)  # adapters are a child
+    only = own.keys() <= {"weight", "bias"} and not children
     return only and any(isinstance(getattr(module, name, None), float) for name in _EPSILONS)
 
 

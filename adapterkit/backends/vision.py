@@ -134,7 +134,7 @@ class TimmViTBackend(Backend):
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
         tokens = _timm_tokens(model, component)
         found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
-        return [*found, replace(tokens, role="prompt", layout=_UNTIL_NORM), *prompt_layer_points(found)]
+        return [*found, replace(tokens, role="prompt", layout=_UNTIL_NORM), *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
@@ -185,7 +185,7 @@ class ViTBackend(Backend):
         vit = first_path(model, "vit|") or ""
         layout = replace(_UNTIL_NORM, until=f"{vit}.layernorm".strip("."), whole=vit)
         prompts = [replace(point, role="prompt", layout=layout) for point in found if point.kind == "tokens"]
-        return [*found, *prompts, *prompt_layer_points(found)]
+        return [*found, *prompts, *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""

@@ -64,7 +64,7 @@ class ToyVisionBackend(_Table):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`: every block can run on more positions."""
         found = super().points(model, component)
-        return [*found, *prompt_layer_points(found)]
+        return [*found, *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""

@@ -116,6 +116,74 @@ def test_hidden_states_of_transformers_are_edited(name: str) -> None:
     assert close(after[1], edited(before[1], module.first, "loreft"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_blocks(reentrant: bool) -> None:
+    """Checkpointing runs a block's forward again, without its hooks."""
+    t = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = t.LlamaForCausalLM(
+        t.LlamaConfig(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=11)
+    ).double()
+    adapters, gradients = ak.Adapters(model), []
+    adapters.add("mine", ak.ReFT(rank=2, prefix=2, suffix=2))
+    randomize(adapters, "mine")
+    for again in (False, True):
+        if again:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model.train()
+        model(input_ids=X, labels=X).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in adapters.parameters()])
+        for parameter in adapters.parameters():
+            parameter.grad = None
+    assert len(gradients[0]) > 0
+    assert all(close(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_blocks_that_keep_their_sublayers_in_a_list() -> None:
+    """T5's block holds a list of sublayers: what is edited is the block's output, not the list's."""
+    t = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = t.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=11, decoder_start_token_id=0)
+    model = t.T5ForConditionalGeneration(config).double().eval()
+    adapters = ak.Adapters(model)
+    adapters.add("mine", ak.ReFT(rank=2, targets="hidden@layer=0"))
+    randomize(adapters, "mine")
+    modules = {point.path: adapters.modules("mine")[point.id] for point in ak.points(model, "hidden@layer=0")}
+    assert set(modules) == {"encoder.block.0", "decoder.block.0"}
+    kwargs = {"input_ids": X, "decoder_input_ids": X}
+    with adapters.disabled():
+        before = model.encoder(input_ids=X, output_hidden_states=True).hidden_states
+    after = model.encoder(input_ids=X, output_hidden_states=True).hidden_states
+    assert torch.equal(after[0], before[0])
+    assert close(after[1], edited(before[1], modules["encoder.block.0"].first, "loreft"))  # type: ignore[arg-type]
+    assert not close(model(**kwargs).logits, run_base(adapters, model, kwargs))
+
+
+def run_base(adapters: ak.Adapters, model: nn.Module, kwargs: dict[str, Tensor]) -> Tensor:
+    with adapters.disabled():
+        return model(**kwargs).logits
+
+
+def test_blocks_that_change_the_width() -> None:
+    """Some of Hiera's blocks pool the tokens and double the width: they are edited at the width that they end in."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("hiera_tiny_224", img_size=64, stages=(1, 1, 1, 1), embed_dim=16, num_heads=1)
+    model.double().eval()
+    adapters, x = ak.Adapters(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    base = model.forward_features(x)
+    adapters.add("mine", ak.ReFT(rank=2))
+    seen = {}
+    for path in ("blocks.0", "blocks.1", "blocks.2", "blocks.3"):
+        model.get_submodule(path).register_forward_hook(lambda m, a, y, path=path: seen.__setitem__(path, y.shape[-1]))
+    assert torch.allclose(model.forward_features(x), base, atol=1e-5)
+    widths = {point.path: point.out_features for point in ak.points(model, "hidden")}
+    assert widths == seen
+    randomize(adapters, "mine")
+    assert not close(model.forward_features(x), base)
+
+
 def test_timm_blocks() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).double().eval()

@@ -48,6 +48,16 @@ def test_what_is_a_norm() -> None:
     assert not any(map(is_norm, others))
 
 
+def test_adapted_norms_are_norms_still() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=11))
+    adapters = ak.Adapters(model)
+    first, second = (adapters.add(name, ak.Trainable("norm")).points for name in ("first", "second"))
+    assert first == second == {"norm": 3}
+    assert len(ak.points(model, "norm")) == 3
+
+
 def test_blocks_lie_around_their_sublayers() -> None:
     families.register()
     points = ak.points(models.EXAMPLES[1].make())
