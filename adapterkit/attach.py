@@ -14,8 +14,10 @@ from typing import Any
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import SITE, AttentionSeam, Lengthening, PlainForward
+from adapterkit.backend import SITE, Attending, Reach
+from adapterkit.composites import flattened
 from adapterkit.kernels.sequences import cut
+from adapterkit.lengthening import gathered
 from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
 from adapterkit.site import Site, Slot
 from adapterkit.switch import Switch
@@ -59,6 +61,21 @@ class _Whole:
             return None
         length, added = self.switch.lengths(self.slot.point.id)
         return cut(result, slice(0, length - added), length)
+
+
+class _Attends:
+    """A forward pre-hook of a module that is given a longer sequence; see `Backend.attending`."""
+
+    def __init__(self, slot: Slot, switch: Switch, attending: Attending) -> None:
+        self.slot, self.switch, self.attending = slot, switch, attending
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        active = flattened(self.slot.active(self.switch.current))
+        if not active:
+            return None
+        return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
 
 
 @functools.cache
@@ -141,9 +158,7 @@ def attach(
     name: str,
     adapter: AdapterModule,
     switch: Switch,
-    seam: AttentionSeam | None = None,
-    plain: PlainForward | None = None,
-    lengthening: Lengthening | None = None,
+    reach: Reach,
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
     module = root.get_submodule(point.path)
@@ -160,14 +175,14 @@ def attach(
         slot = Slot(point)
         slot.train(module.training)
         site.slots._modules[key] = slot
-        _connect(root, module, site, slot, seam)
-        site.plain = plain or site.plain
-        site.lengthening = lengthening or site.lengthening
+        _connect(root, module, site, slot, reach)
+        site.plain = reach.plain or site.plain
+        site.lengthening = reach.lengthening or site.lengthening
         module.__class__ = adapted_class(site.base, site.read)
     slot._modules[name] = adapter
 
 
-def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, seam: AttentionSeam | None) -> None:
+def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: Reach) -> None:
     point, layout = slot.point, slot.point.layout
     if isinstance(layout, OutputLayout):
         norms = (layout.norm_in, layout.norm_out)
@@ -185,8 +200,11 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, seam: A
         if layout.whole is not None:
             whole = root.get_submodule(layout.whole)
             site.hooks[point.id].append(whole.register_forward_hook(_Whole(slot, site.switch)))
-    if seam is not None:
-        site.seam, site.seam_saved = seam, seam.install(module)
+        for path, attending in (reach.attending or {}).items():
+            attends = _Attends(slot, site.switch, attending)
+            site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
+    if reach.seam is not None:
+        site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
 
 
 def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -83,6 +84,21 @@ Lengthening = Callable[[nn.Module, Callable[..., Any], Positions, tuple[Any, ...
 What it returns has the length that it would have without."""
 
 
+Attending = Callable[[nn.Module, Positions, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""A module-level function `(module, positions, args, kwargs)`: the arguments of a module that is given what a longer
+sequence became, with masks that fit it."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How adapters act at one point, where its layout alone does not tell; see the methods of `Backend`."""
+
+    seam: AttentionSeam | None = None
+    plain: PlainForward | None = None
+    lengthening: Lengthening | None = None
+    attending: Mapping[str, Attending] | None = None
+
+
 class Backend(ABC):
     """Maps the models of one family to injection points.
 
@@ -113,6 +129,13 @@ class Backend(ABC):
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """How the module at a `tokens` point runs on a longer sequence, where the point's layout `lengthens`."""
         return None
+
+    def attending(self, model: nn.Module, point: InjectionPoint) -> Mapping[str, Attending]:
+        """Paths of the modules that see what the module at this point adds, where it keeps that in what it returns.
+
+        A decoder that attends to an encoder's output: there the mask is still that of the tokens.
+        """
+        return {}
 
     def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
         """What runs in place of the module's forward while an adapter acts on a weight that it reads; None for itself.

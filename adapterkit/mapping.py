@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, Lengthening, PlainForward
+from adapterkit.backend import Backend, PlainForward, Reach
 from adapterkit.backends.everywhere import block_points, norm_points
 from adapterkit.backends.generic_layers import call_plainly
 from adapterkit.backends.generic_roles import RoleMap
@@ -97,25 +97,21 @@ class MappedModel:
             module = module._modules[name]
         return module
 
-    def seam(self, point: InjectionPoint) -> AttentionSeam | None:
-        """How to reach an attention point; None for the other kinds."""
-        if point.kind != "attention":
-            return None
-        return self.components[point.component].backend.seam(self.root(point), point)
+    def reach(self, point: InjectionPoint) -> Reach:
+        """How adapters act at a point."""
+        backend, root = self.components[point.component].backend, self.root(point)
+        if point.kind == "attention":
+            return Reach(seam=backend.seam(root, point))
+        if point.kind == "tokens":
+            return Reach(lengthening=backend.lengthening(root, point), attending=backend.attending(root, point))
+        return Reach(plain=self._plain_forward(point))
 
-    def plain_forward(self, point: InjectionPoint) -> PlainForward | None:
-        """See `Backend.plain_forward`."""
+    def _plain_forward(self, point: InjectionPoint) -> PlainForward | None:
         if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
             return None
         if point.layout.access == "any":
             return call_plainly
         return self.components[point.component].backend.plain_forward(self.root(point), point)
-
-    def lengthening(self, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
-        if point.kind != "tokens":
-            return None
-        return self.components[point.component].backend.lengthening(self.root(point), point)
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""

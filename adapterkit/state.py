@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterkit import attach
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.backend import Reach
 from adapterkit.building import Built
 from adapterkit.errors import AttachError, StateError
 from adapterkit.mapping import MappedModel, map_model
@@ -67,10 +68,8 @@ class State:
             AttachError: A module cannot be adapted in place.
         """
         points, modules = built.points, built.modules
-        seams = {point.id: self.mapped.seam(point) for point in points}
-        problems = [
-            f"{point.full_path}: {reason}" for point in points if (reason := self._refusal(point, seams[point.id]))
-        ]
+        reach = {point.id: self.mapped.reach(point) for point in points}
+        problems = [f"{p.full_path}: {reason}" for p in points if (reason := self._refusal(p, reach[p.id]))]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise AttachError(f"cannot attach {name!r}: {shown}")
@@ -78,10 +77,8 @@ class State:
         try:
             for point in points:
                 done.append(point)
-                plain = self.mapped.plain_forward(point)
                 root = self.mapped.root(point)
-                longer = self.mapped.lengthening(point)
-                attach.attach(root, point, name, modules[point.id], self.switch, seams[point.id], plain, longer)
+                attach.attach(root, point, name, modules[point.id], self.switch, reach[point.id])
         except BaseException:
             for point in done:
                 attach.detach(self.mapped.root(point), point, name)
@@ -91,12 +88,12 @@ class State:
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 
-    def _refusal(self, point: InjectionPoint, seam: attach.AttentionSeam | None) -> str | None:
+    def _refusal(self, point: InjectionPoint, reach: Reach) -> str | None:
         module, layout = self.mapped.module(point), point.layout
         longer = isinstance(layout, TokensLayout) and layout.lengthens and layout.until is None
-        if longer and self.mapped.lengthening(point) is None:
+        if longer and reach.lengthening is None:
             return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
-        return attach.refusal(module) or (seam.refusal(module) if seam is not None else None)
+        return attach.refusal(module) or (reach.seam.refusal(module) if reach.seam is not None else None)
 
     def _watch(self, points: Iterable[InjectionPoint]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""

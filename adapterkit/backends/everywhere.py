@@ -87,19 +87,26 @@ def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: st
     Args:
         model: The model.
         points: Its points.
-        beside: Path of the module that runs on the sequence, from the one that holds the embedding; empty for that one.
+        beside: Path of the module that runs on the sequence, from the one that holds the embedding; empty for that one,
+            which transformers' `get_input_embeddings` tells.
     """
     found: list[InjectionPoint] = []
     for point in points:
         if point.kind != "tokens":
             continue
         path = point.path.rpartition(".")[0]
-        while path and beside and first_path(model, f"{path}.{beside}") is None:
+        while path and not _runs_sequence(model, path, beside):
             path = path.rpartition(".")[0]
         whole = path if beside else None
         path = ".".join(name for name in (path, beside) if name)
         found.append(replace(point, role="prompt", path=path, layout=replace(MASKED, whole=whole)))
     return found
+
+
+def _runs_sequence(model: nn.Module, path: str, beside: str) -> bool:
+    if beside:
+        return first_path(model, f"{path}.{beside}") is not None
+    return hasattr(model.get_submodule(path), "get_input_embeddings")
 
 
 def prompt_layer_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterkit.backends.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 from adapterkit.backends.language_attention import DebertaAttentionSeam
-from adapterkit.backends.longer import longer_blocks
+from adapterkit.backends.longer import longer_blocks, longer_decoder
 from adapterkit.backends.transformers_family import Family
 
 
@@ -112,6 +112,7 @@ def _deberta(tokens: Weight | Read) -> tuple[Group, ...]:
 
 
 DEBERTA = Family(
+    lengthening=longer_decoder,
     classes=("DebertaV2PreTrainedModel",),
     groups=_deberta(Weight("embed.tokens", "embeddings.word_embeddings")),
     seam=DebertaAttentionSeam,
@@ -120,6 +121,7 @@ DEBERTA = Family(
 
 # Where the head is not the legacy one it multiplies by the token embedding itself, beside the call that embeds.
 DEBERTA_NEW_HEAD = Family(
+    lengthening=longer_decoder,
     classes=("DebertaV2PreTrainedModel",),
     groups=_deberta(Read("embed.tokens", "embeddings.word_embeddings", form="embedding")),
     seam=DebertaAttentionSeam,
@@ -128,6 +130,7 @@ DEBERTA_NEW_HEAD = Family(
 # The half of `Wi` that goes through the activation is the first: `mlp.gate`, as everywhere. What the model's file calls
 # the gate is the factor beside it, `mlp.up`.
 MODERNBERT = Family(
+    lengthening=longer_decoder,
     classes=("ModernBertPreTrainedModel",),
     groups=(
         Group(

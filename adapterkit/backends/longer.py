@@ -14,6 +14,8 @@ from adapterkit.errors import RoutingError, StateError
 from adapterkit.kernels.sequences import cut
 
 _MASKS = ("attention_mask", "attn_mask")
+# Where what a row does not see stands: so that tokens are the last ones, or so that positions can be counted from 0.
+_IN_FRONT, _BEHIND = 0, 4
 
 
 def longer_blocks(
@@ -29,7 +31,7 @@ def longer_blocks(
     tokens see them and they see what any token sees.
     """
     names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    given = _by_name(module, args, kwargs)
     first = names[0] if args else next(iter(kwargs))
     x = given[first]
     added, visible = positions(x)
@@ -49,17 +51,54 @@ def longer_decoder(
 ) -> Any:
     """For causal decoders of transformers, also with a cache, which keeps the added positions of its first forward.
 
-    They stand in front, right before the first token that is seen: at positions 0, 1, ... where there is no padding,
-    and the tokens' own positions move behind them. Masks are widened.
+    They stand right before the first token that a row sees, behind its padding: at positions 0, 1, ... where there is
+    none, and the tokens' own positions move behind them. Masks are widened. So distances are those of the row alone, in
+    windows and in relative positions too; what is returned at padding means nothing, as without.
     """
-    return _longer_decoder(module, forward, positions, args, kwargs, counts=False)
+    return _longer_decoder(module, forward, positions, args, kwargs, counts=False, keeps=False)
 
 
 def longer_counting_decoder(
     module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The same, for decoders that count positions by the mask where they are not told them (OPT)."""
-    return _longer_decoder(module, forward, positions, args, kwargs, counts=True)
+    return _longer_decoder(module, forward, positions, args, kwargs, counts=True, keeps=False)
+
+
+def longer_encoder(
+    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The same for an encoder, which returns the added positions too: its decoder attends to them (`attend_longer`)."""
+    return _longer_decoder(module, forward, positions, args, kwargs, counts=False, keeps=True)
+
+
+def attend_longer(
+    module: Any, positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """For the decoder of such an encoder: its mask is widened as the encoder's was."""
+    given = _by_name(module, args, kwargs)
+    x, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
+    if x is None:
+        return args, kwargs
+    added, visible = positions(x)
+    count = added.shape[1]
+    if mask is None and visible is None:
+        return args, kwargs
+    own = x.new_ones(len(x), x.shape[1] - count, dtype=torch.int64) if mask is None else mask
+    if not isinstance(own, Tensor) or own.ndim != 2 or own.shape[1] + count != x.shape[1]:
+        told = f"of shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"that is a {type(own).__name__}"
+        raise StateError(
+            f"the encoder's output has {x.shape[1]} positions, of which {count} should be those of prompts, and the "
+            f"mask is one {told}: the output is of other adapters, or the mask not two-dimensional. Run the encoder again"
+        )
+    front = torch.ones(len(x), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
+    given["encoder_attention_mask"] = torch.cat([front, own], dim=1).gather(1, _order(front, own, unseen=_BEHIND))
+    return (), given
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _longer_decoder(
@@ -70,35 +109,41 @@ def _longer_decoder(
     kwargs: dict[str, Any],
     *,
     counts: bool,
+    keeps: bool,
 ) -> Any:
     accepted = inspect.signature(type(module).forward).parameters
-    given = {**dict(zip([name for name in accepted if name != "self"], args, strict=False)), **kwargs}
+    given = _by_name(module, args, kwargs)
     ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
     embeds = module.get_input_embeddings()(ids) if embeds is None else embeds
-    added, visible = _unseen_first(*positions(embeds))
+    added, visible = positions(embeds)
     count, length = added.shape[1], embeds.shape[1]
     seen = _seen(given.get("past_key_values"))
     own = _own_mask(given.get("attention_mask"), embeds, seen, count)
     front = torch.ones(len(embeds), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
-    given["attention_mask"] = torch.cat([front, own], dim=1)
+    order = _order(front, own, unseen=_BEHIND if keeps else _IN_FRONT)
+    given["attention_mask"] = torch.cat([front, own], dim=1).gather(1, order)
     told = given.get("position_ids")
     if "position_ids" in accepted and not (counts and told is None):
-        given["position_ids"] = _position_ids(told, front, own, length, first=not seen)
+        ids = _position_ids(told, front, own, length, first=not seen)
+        given["position_ids"] = ids if seen else ids.gather(1, order)
     kinds = given.get("token_type_ids")
     if kinds is not None and not seen:
         given["token_type_ids"] = torch.cat([kinds.new_zeros(len(kinds), count), kinds], dim=1)
     given.pop("cache_position", None)
-    given["inputs_embeds"] = embeds if seen else torch.cat([added.to(embeds.dtype), embeds], dim=1)
+    given["inputs_embeds"] = embeds if seen else _ordered(torch.cat([added.to(embeds.dtype), embeds], dim=1), order)
     result = forward(**given)
-    return result if seen else cut(result, slice(count, None), count + length)
+    return result if seen or keeps else cut(result, slice(count, None), count + length)
 
 
-def _unseen_first(added: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What a row does not see stands farthest from its tokens, as left padding does: windows count positions."""
-    if visible is None:
-        return added, None
-    order = visible.to(torch.int8).argsort(dim=1, stable=True)
-    return added.gather(1, order[..., None].expand_as(added)), visible.gather(1, order)
+def _order(front: Tensor, own: Tensor, *, unseen: int) -> Tensor:
+    """The order of [front, own]: a row's padding in front, what it sees, its tokens; what it does not see at an end."""
+    padding = own.ne(0).cumsum(1) == 0
+    rank = torch.cat([torch.where(front.ne(0), 2, unseen), torch.where(padding, 1, 3)], dim=1)
+    return rank.argsort(dim=1, stable=True)
+
+
+def _ordered(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order[..., None].expand_as(x))
 
 
 def _seen(cache: Any) -> int:

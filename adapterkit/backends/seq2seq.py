@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backends.family import Attention, Entry, Group, Output, Read, Tokens, Weight
+from adapterkit.backends.layouts import first_path
+from adapterkit.backends.longer import attend_longer, longer_decoder, longer_encoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.points import InjectionPoint
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from adapterkit.backend import Attending, Lengthening
 
 Entries = tuple[Entry, ...]
 
@@ -61,6 +65,7 @@ _T5_SELF, _T5_CROSS = _t5_attention("attn", 0, "SelfAttention"), _t5_attention("
 _T5_STEM = (Weight("embed.tokens", "embed_tokens"), Tokens("tokens", "embed_tokens"))
 
 T5 = Family(
+    lengthening=longer_decoder,
     classes=("T5PreTrainedModel", "MT5PreTrainedModel", "UMT5PreTrainedModel"),
     groups=(
         *_stack("encoder", ("encoder", "transformer.encoder"), "block", _T5_STEM, (*_T5_SELF, *_t5_mlp(1))),
@@ -109,6 +114,7 @@ _BART_ENDS = (
 )
 
 BART = Family(
+    lengthening=longer_decoder,
     classes=("BartPreTrainedModel",),
     groups=(
         *_stack("encoder", _BART_ROOTS["encoder"], "layers", _BART_STEM, (*_BART_SELF, *_BART_MLP, *_BART_ENDS)),
@@ -188,9 +194,28 @@ class Seq2SeqBackend(FamilyBackend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`."""
         points = super().points(model, component)
+        if len(_stacks(model)) > 1:  # a prompt is the encoder's, and the decoder attends to it
+            points = [p for p in points if p.role != "prompt" or p.tags["stack"] == "encoder"]
         if not points:
             raise UnsupportedModelError(
                 f"{type(model).__name__} is one stack of a model and cannot be told from the other; "
                 "pass the model that holds it, or an encoder model such as T5EncoderModel"
             )
         return points
+
+    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
+        """See `Backend.lengthening`."""
+        found = super().lengthening(model, point)
+        return longer_encoder if found is not None and len(_stacks(model)) > 1 else found
+
+    def attending(self, model: nn.Module, point: InjectionPoint) -> Mapping[str, Attending]:
+        """See `Backend.attending`."""
+        stacks = _stacks(model)
+        return {stacks["decoder"]: attend_longer} if point.role == "prompt" and len(stacks) > 1 else {}
+
+
+def _stacks(model: nn.Module) -> dict[str, str]:
+    """Encoder and decoder -> their paths, as far as they are there."""
+    roots = {stack: (stack, f"model.{stack}", f"transformer.{stack}") for stack in ("encoder", "decoder")}
+    found = {stack: first_path(model, "|".join(paths)) for stack, paths in roots.items()}
+    return {stack: path for stack, path in found.items() if path is not None}

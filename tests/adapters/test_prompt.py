@@ -34,11 +34,15 @@ def decoder(name: str) -> Any:
                         word_embed_proj_dim=16, max_position_embeddings=64)
         ),
         "NeoX": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**SMALL)),
+        "Bloom": lambda: t.BloomForCausalLM(t.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=11)),
+        "Falcon": lambda: t.FalconForCausalLM(t.FalconConfig(**SMALL)),
+        "Falcon alibi": lambda: t.FalconForCausalLM(t.FalconConfig(**SMALL, alibi=True)),
+        "Mpt": lambda: t.MptForCausalLM(t.MptConfig(d_model=16, n_heads=2, n_layers=2, vocab_size=11, max_seq_len=64)),
     }  # fmt: skip
     return made[name]().eval()
 
 
-DECODERS = ("Llama", "Qwen3", "Gemma2", "GPT2", "OPT", "NeoX", "Mixtral")
+DECODERS = ("Llama", "Qwen3", "Gemma2", "GPT2", "OPT", "NeoX", "Mixtral", "Bloom", "Falcon", "Falcon alibi", "Mpt")
 
 
 def prompted(model: Any, length: int = 3, **options: Any) -> tuple[ak.Adapters, Tensor]:
@@ -400,6 +404,42 @@ def test_encoders_and_padding(implementation: str) -> None:
     assert "prompt" not in {point.role for point in ak.points(causal)}
 
 
+@pytest.mark.parametrize("name", ["ModernBert", "Deberta", "Deberta new head"])
+def test_encoders_whose_positions_are_relative(name: str) -> None:
+    """Their prompts stand before the tokens: at the inputs of the embeddings' norm, as PEFT's do."""
+    torch.manual_seed(0)
+    modern = {"pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2}
+    modern |= dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 1)
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    model = {
+        "ModernBert": lambda: t.ModernBertForMaskedLM(t.ModernBertConfig(**SMALL, **modern)),
+        "Deberta": lambda: t.DebertaV2ForMaskedLM(t.DebertaV2Config(**SMALL, **relative)),
+        "Deberta new head": lambda: t.DebertaV2ForMaskedLM(t.DebertaV2Config(**SMALL, **relative, legacy=False)),
+    }[name]()
+    model.double().eval()
+    base = model(IDS).logits
+    adapters, _ = prompted(model)
+    [prompt] = [module.prompt.detach() for module in adapters.modules("p").values()]  # type: ignore[union-attr,operator]
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "q", 5)
+    adapters.activate("p")
+    y = model(IDS).logits
+    assert not torch.allclose(y, base)
+    with adapters.disabled():
+        embeds = torch.cat([prompt.expand(3, -1, -1), model.get_input_embeddings()(IDS)], dim=1)
+        assert torch.allclose(y, model(inputs_embeds=embeds).logits[:, 3:], rtol=1e-9, atol=1e-9)
+    zeros = torch.zeros(3, 2, dtype=torch.long)
+    mask = torch.cat([torch.ones_like(IDS), zeros], dim=1)
+    padded = model(torch.cat([IDS, zeros], dim=1), attention_mask=mask).logits
+    assert torch.allclose(padded[:, :6], y, rtol=1e-9, atol=1e-9)
+    routes = ["p", None, "q"]
+    with adapters.routed(routes):
+        together = model(IDS).logits
+    for i, route in enumerate(routes):
+        with adapters.activated(route):
+            assert torch.allclose(together[i], model(IDS[i : i + 1]).logits[0], rtol=1e-9, atol=1e-9)
+
+
 # -- what a review found ----------------------------------------------------------------------------------------------
 
 
@@ -508,3 +548,103 @@ def test_p_tuning_is_that_of_peft(reparam: str) -> None:
         module.lstm.load_state_dict(network.lstm_head.state_dict())  # type: ignore[union-attr,operator]
     mask = torch.ones_like(IDS)
     assert close(model(IDS, attention_mask=mask).logits, theirs(IDS, attention_mask=mask).logits[:, 3:])
+
+
+# -- encoders and decoders ------------------------------------------------------------------------------------------
+
+
+def seq2seq(name: str) -> Any:
+    torch.manual_seed(0)
+    small = {"d_model": 16, "vocab_size": 11, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    t5 = {**small, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    bart = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "bos_token_id": 0}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    made = {
+        "T5": lambda: t.T5ForConditionalGeneration(t.T5Config(**t5)),
+        "UMT5": lambda: t.UMT5ForConditionalGeneration(t.UMT5Config(**t5)),
+        "Bart": lambda: t.BartForConditionalGeneration(t.BartConfig(**small, **bart, **heads)),
+    }
+    return made[name]().double().eval()
+
+
+SEQ2SEQ = ("T5", "UMT5", "Bart")
+TARGETS = toys.ids(batch=3, length=4, seed=9)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_decoders_attend_to_prompts_as_those_of_peft(name: str, masked: bool) -> None:
+    peft = pytest.importorskip("peft")
+    model = seq2seq(name)
+    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1)
+    theirs = peft.get_peft_model(copy.deepcopy(model), config).double().eval()
+    weight = theirs.prompt_encoder["default"].embedding.weight
+    nn.init.normal_(weight)
+    adapters = ak.Adapters(model)
+    assert adapters.add("p", ak.Prompt(length=3)).points == {"prompt": 1}
+    [module] = adapters.modules("p").values()
+    module.prompt.data = weight.data.clone()  # type: ignore[union-attr]
+    given = {"input_ids": IDS, "labels": TARGETS}
+    if masked:
+        given["attention_mask"] = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
+    y = model(**given)
+    assert torch.allclose(y.logits, theirs(**given).logits, rtol=1e-9, atol=1e-9)
+    assert y.encoder_last_hidden_state.shape[1] == 9
+    y.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.parameters("p"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_a_decoder_generates_behind_a_prompted_encoder(name: str, settings: dict[str, int]) -> None:
+    model = seq2seq(name)
+    adapters, _ = prompted(model)
+    mask = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, **settings}
+    together = model.generate(IDS, attention_mask=mask, **settings)
+    assert torch.equal(model.generate(IDS, attention_mask=mask, use_cache=False, **settings), together)
+    for i in range(3):
+        length = int(mask[i].sum())
+        assert torch.equal(model.generate(IDS[i : i + 1, :length], **settings)[0], together[i])
+    with adapters.disabled():
+        states = model.get_encoder()(IDS)
+    with pytest.raises(errors.StateError, match="Run the encoder again"):
+        model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=TARGETS)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_rows_of_their_own_in_an_encoder(name: str) -> None:
+    model = seq2seq(name)
+    adapters, _ = prompted(model)
+    adapters.add("q", ak.Prompt(length=2))
+    randomize(adapters, "q", 7)
+    routes = ["p", None, "q"]
+    with adapters.routed(routes):
+        together = model(input_ids=IDS, decoder_input_ids=TARGETS).logits
+    for i, route in enumerate(routes):
+        with adapters.activated(route):
+            alone = model(input_ids=IDS[i : i + 1], decoder_input_ids=TARGETS[i : i + 1]).logits[0]
+        assert torch.allclose(together[i], alone, rtol=1e-9, atol=1e-9)
+    copied = copy.deepcopy(model)
+    adapters.detach()
+    assert not model.get_decoder()._forward_pre_hooks
+    other = ak.Adapters(copied)
+    other.activate("p")
+    assert copied(input_ids=IDS, decoder_input_ids=TARGETS).logits.isfinite().all()
+    pickle.loads(pickle.dumps(copied))
+
+
+def test_an_encoder_that_stands_alone_returns_its_tokens() -> None:
+    torch.manual_seed(0)
+    model = t.T5EncoderModel(t.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=11)).double()
+    adapters, _ = prompted(model.eval())
+    [prompt] = [module.prompt.detach() for module in adapters.modules("p").values()]  # type: ignore[union-attr,operator]
+    y = model(IDS).last_hidden_state
+    with adapters.disabled():
+        embeds = torch.cat([prompt.expand(3, -1, -1), model.get_input_embeddings()(IDS)], dim=1)
+        assert torch.allclose(y, model(inputs_embeds=embeds).last_hidden_state[:, 3:], rtol=1e-9, atol=1e-9)
+    zeros = torch.zeros(3, 2, dtype=torch.long)
+    mask = torch.cat([zeros, torch.ones_like(IDS)], dim=1)
+    padded = model(torch.cat([zeros, IDS], dim=1), attention_mask=mask).last_hidden_state
+    assert torch.allclose(padded[:, 2:], y, rtol=1e-9, atol=1e-9)

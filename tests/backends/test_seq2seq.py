@@ -28,18 +28,20 @@ MLP, GATED = "mlp.up mlp.down mlp", "mlp.gate mlp.up mlp.down mlp"
 
 def t5(mlp: str, *, decoder: bool = True, every: bool = False) -> dict[str, str]:
     later = T5_FIRST if every else T5_ATTENTION
-    encoder = {"encoder": STEM, "encoder.0": f"{T5_FIRST} {mlp}", "encoder.1": f"{later} {mlp}"}
+    encoder = {"encoder": f"{STEM} prompt", "encoder.0": f"{T5_FIRST} {mlp}", "encoder.1": f"{later} {mlp}"}
     blocks = {f"decoder.{i}": f"{a} {T5_CROSS} {mlp}" for i, a in enumerate((T5_FIRST, later))}
     return {**encoder, **({"decoder": STEM, **blocks} if decoder else {})}
 
 
-def bart(*, encoder: bool = True, decoder: bool = True, stem: str = f"{STEM} embed.pos") -> dict[str, str]:
+def bart(
+    *, encoder: bool = True, decoder: bool = True, stem: str = f"{STEM} embed.pos prompt", written: str = ""
+) -> dict[str, str]:
     found = {}
     if encoder:
         found |= {"encoder": stem, **{f"encoder.{i}": f"{BART_ATTENTION} {MLP}" for i in range(2)}}
     if decoder:
         blocks = {f"decoder.{i}": f"{BART_ATTENTION} {BART_CROSS} {MLP}" for i in range(2)}
-        found |= {"decoder": f"{STEM} embed.pos", **blocks}
+        found |= {"decoder": f"{STEM} embed.pos{written}", **blocks}
     return found
 
 
@@ -56,7 +58,7 @@ SNAPSHOTS: list[tuple[str, str | None, dict[str, Any], dict[str, str]]] = [
     ("UMT5", None, {}, {**t5(GATED, every=True), "": "head"}),
     ("Bart", None, {}, {**bart(), "": "head"}),
     ("Bart", "BartModel", {}, bart()),
-    ("Bart", "BartForCausalLM", {}, {**bart(encoder=False), "": "head"}),
+    ("Bart", "BartForCausalLM", {}, {**bart(encoder=False, written=" prompt"), "": "head"}),
     ("Bart", "BartForSequenceClassification", {}, {**bart(), "": "head.transform head"}),
     ("Bart", "BartForQuestionAnswering", {}, {**bart(), "": "head"}),
     ("Whisper", None, {}, {**CONVOLUTIONS, **bart(stem="embed.pos"), "": "head"}),
