@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import adapterkit as ak
 from adapterkit.adapters.lora import LoRA
 from adapterkit.backends.family import weight_layout
 from adapterkit.points import InjectionPoint
@@ -146,3 +148,33 @@ def test_ia3(name: str, role: str) -> None:
     theirs = model(x)
     assert not close(layer(x), theirs)
     assert close(ours(x, layer), theirs)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_prefix(name: str) -> None:
+    """PEFT's prefix is a cache, and moves the tokens' positions; ours does not: told them, it gives the same."""
+    t = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    base = {
+        "Llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=11)),
+        "GPT2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=11)),
+    }[name]()
+    base.eval()
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    weight = theirs.prompt_encoder["default"].embedding.weight
+    nn.init.normal_(weight)
+    adapters = ak.Adapters(base)
+    adapters.add("p", ak.Prefix(length=3))
+    heads = 1 if name == "Llama" else 2
+    for layer, module in enumerate(adapters.modules("p").values()):
+        parts = weight.data.view(3, 4, heads, 8)[:, 2 * layer : 2 * layer + 2].permute(1, 2, 0, 3)
+        module.keys.data.copy_(parts[0])
+        module.values.data.copy_(parts[1])
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    expected = theirs(ids, attention_mask=torch.ones_like(ids)).logits
+    with adapters.disabled():
+        assert not close(base(ids).logits, expected)
+    assert close(base(ids, position_ids=torch.arange(3, 8)[None]).logits, expected)

@@ -21,12 +21,14 @@ _MAX_BLOCK = 2**12
 class RotationModule(ak.AdapterModule):
     """`R (W x) + b`, or `W (R x) + b`: features are rotated in blocks, once for each factor.
 
+    The first factor stands next to the weight: R is `R_m ... R_1`, and on the other side `R_1 ... R_m`.
+
     Args:
         point: Where.
         block: b, features in a block.
-        factors: m; before factor i the features are dealt out with stride 2^i, so that blocks reach ever further.
+        factors: m; a block of factor i is made of two half blocks that lie 2^(i - 1) half blocks apart (a butterfly).
         constraint: Bound on the norm of each block's generator, relative to its size; None for none.
-        rescale: Whether every feature has a factor too, `rescale` [features], which starts at 1.
+        rescale: Whether every row has a factor too, `rescale` [out], which starts at 1.
         inputs: Whether what the layer takes is rotated, instead of what it gives (less its bias).
     """
 
@@ -43,7 +45,7 @@ class RotationModule(ak.AdapterModule):
         self.axis, self.constraint, self.inputs = point.feature_axis, constraint, inputs
         features = point.in_features if inputs else point.out_features
         self.oft_blocks = nn.Parameter(torch.zeros(factors, features // block, block, block))
-        self.rescale = nn.Parameter(torch.ones(features)) if rescale else None
+        self.rescale = nn.Parameter(torch.ones(point.out_features)) if rescale else None
 
     def rotations(self) -> Tensor:
         """R of every factor and block, [m, count, b, b], by Cayley's transform of the skew part of the parameters."""
@@ -56,45 +58,56 @@ class RotationModule(ak.AdapterModule):
         identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         return torch.linalg.solve(identity - q, identity + q)
 
-    def rotate(self, features: Tensor) -> Tensor:
-        """R f, along the last axis of [..., out]."""
+    def turned(self, features: Tensor) -> Tensor:
+        """The rotations of features that a weight gives, [..., out], its first factor first."""
         for i, rotation in enumerate(self.rotations().to(features.dtype)):
-            features = _dealt(_blockwise(_dealt(features, i), rotation), i, back=True)
-        return features if self.rescale is None else features * self.rescale.to(features.dtype)
+            features = _turned(features, rotation, i)
+        return features
 
-    def rotate_back(self, features: Tensor) -> Tensor:
-        """The transpose of `rotate`."""
-        features = features if self.rescale is None else features * self.rescale.to(features.dtype)
+    def turned_before(self, features: Tensor) -> Tensor:
+        """The rotations of features that a weight takes, [..., in], its first factor last."""
         for i, rotation in reversed([*enumerate(self.rotations().to(features.dtype))]):
-            features = _dealt(_blockwise(_dealt(features, i), rotation.mT), i, back=True)
+            features = _turned(features, rotation, i)
         return features
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`."""
         if self.inputs:
-            return base(self.rotate(x.movedim(self.axis, -1)).movedim(-1, self.axis))
+            x = self.turned_before(x.movedim(self.axis, -1)).movedim(-1, self.axis)
+            if self.rescale is None:
+                return base(x)
         y, bias = base(x).movedim(self.axis, -1), cast("WeightBase", base).bias
-        rotated = self.rotate(y if bias is None else y - bias)
-        return (rotated if bias is None else rotated + bias).movedim(-1, self.axis)
+        y = self._rescaled(y if bias is None else y - bias)
+        return (y if bias is None else y + bias).movedim(-1, self.axis)
+
+    def _rescaled(self, y: Tensor) -> Tensor:
+        y = y if self.inputs else self.turned(y)
+        return y if self.rescale is None else y * self.rescale.to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`: the bias is not rotated."""
         if self.inputs:
-            return self.rotate_back(weight.movedim(1, -1)).movedim(-1, 1), bias
-        return self.rotate(weight.movedim(0, -1)).movedim(-1, 0), bias
+            weight = self._transposed(weight.movedim(1, -1)).movedim(-1, 1)
+        return self._rescaled(weight.movedim(0, -1)).movedim(-1, 0), bias
+
+    def _transposed(self, rows: Tensor) -> Tensor:
+        for i, rotation in enumerate(self.rotations().to(rows.dtype)):
+            rows = _turned(rows, rotation.mT, i)
+        return rows
 
 
-def _blockwise(features: Tensor, rotation: Tensor) -> Tensor:
-    blocks = features.unflatten(-1, rotation.shape[:2])
-    return torch.einsum("...cj,cij->...ci", blocks, rotation).flatten(-2)
+def _turned(features: Tensor, rotation: Tensor, i: int) -> Tensor:
+    """One factor's rotation [count, b, b] of the last axis."""
+    block = rotation.shape[-1]
+    blocks = _dealt(features, block, (2, 2**i)).unflatten(-1, rotation.shape[:2])
+    return _dealt(torch.einsum("...cj,cij->...ci", blocks, rotation).flatten(-2), block, (2**i, 2))
 
 
-def _dealt(features: Tensor, i: int, *, back: bool = False) -> Tensor:
-    """The features in the order 0, s, 2s, ..., 1, s + 1, ... with s = 2^i; or `back` from it."""
-    stride = 2**i
-    size = features.shape[-1] // stride
-    shape = (stride, size) if back else (size, stride)
-    return features.unflatten(-1, shape).mT.flatten(-2)
+def _dealt(features: Tensor, block: int, shape: tuple[int, int]) -> Tensor:
+    """Half blocks in another order: those that `shape` has in its rows next to each other in its columns."""
+    if 1 in shape:
+        return features
+    return features.unflatten(-1, (-1, *shape, block // 2)).transpose(-3, -2).flatten(-4)
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,8 @@ class OFT(ak.AdapterConfig):
     def block_at(self, point: ak.InjectionPoint) -> int:
         """Rows in a block at a point."""
         rows = self._features(point) // 2 ** (self.factors - 1)
-        return self.block or next((size for size in range(8, 1, -1) if rows % size == 0), 1)
+        step = 1 if self.factors == 1 else 2
+        return self.block or next((size for size in range(8, 1, -step) if rows % size == 0), 1)
 
     def _features(self, point: ak.InjectionPoint) -> int:
         """Features that blocks may reach across: of a group."""
@@ -163,7 +177,9 @@ class OFT(ak.AdapterConfig):
 
 @dataclass(frozen=True)
 class BOFT(OFT):
-    """OFT in several factors: each deals the rows out wider than the one before, so that all rows can meet.
+    """OFT in several factors, each of blocks that reach twice as far as those before, so that all rows can meet.
+
+    A block is even: it is made of two halves, which lie apart.
 
     Attributes:
         butterfly: Number of factors, m.
@@ -181,4 +197,6 @@ class BOFT(OFT):
         found = super().problems()
         if not 1 <= self.butterfly <= 16:
             found.append(f"butterfly must be from 1 to 16, not {self.butterfly!r}")
+        if self.butterfly > 1 and self.block is not None and self.block % 2:
+            found.append(f"block must be even where butterfly is more than 1, not {self.block!r}")
         return found

@@ -128,6 +128,59 @@ def test_oft_is_that_of_peft() -> None:
         assert close(base(X), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore::UserWarning")
+def test_boft_is_that_of_peft() -> None:
+    """PEFT halves what makes the rotation. Without its CUDA extension it has one factor."""
+    peft = pytest.importorskip("peft")
+    base = Model().eval()
+    config = peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=["first"])
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    layer = theirs.base_model.model.first
+    nn.init.normal_(layer.boft_R["default"], std=0.5)
+    nn.init.normal_(layer.boft_s["default"])
+    adapters = ak.Adapters(base)
+    adapters.add("a", BOFT(block=4, butterfly=1, side="input", rescale=True, targets="path:first"))
+    [module] = adapters.modules("a").values()
+    module.oft_blocks.data.copy_(layer.boft_R["default"] / 2)  # type: ignore[union-attr,operator]
+    module.rescale.data.copy_(layer.boft_s["default"][:, 0])  # type: ignore[union-attr,operator]
+    expected = theirs(X)
+    assert not close(Model().eval()(X), expected)
+    assert close(base(X), expected)
+    with adapters.merged():
+        assert close(base(X), expected)
+
+
+def test_butterflies_are_those_of_peft() -> None:
+    """Two factors, by PEFT's permutations. Its third pairs what its second does: it reaches no further."""
+    layers = pytest.importorskip("peft.tuners.boft.layer")
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 6).double()
+    x = torch.randn(3, 16, dtype=torch.float64)
+    adapters = ak.Adapters(nn.Sequential(layer))
+    adapters.add("a", BOFT(block=4, butterfly=2, side="input", targets="*"))
+    [module] = adapters.modules("a").values()
+    module.oft_blocks.data.normal_()  # type: ignore[union-attr,operator]
+    rotation = torch.eye(16, dtype=torch.float64)
+    for i, blocks in enumerate(module.rotations()):  # type: ignore[operator]
+        order = layers.BOFTLayer.block_butterfly_perm(None, 16, 4 // 2**i, 2, 1)
+        permutation = torch.eye(16, dtype=torch.float64)[order]
+        rotation = rotation @ (permutation.T @ torch.block_diag(*blocks) @ permutation)
+    assert torch.allclose(layer(x), nn.functional.linear(x @ rotation.T, layer.weight, layer.bias), rtol=1e-9)
+
+
+@pytest.mark.parametrize("butterfly", [1, 2, 3])
+def test_every_factor_reaches_twice_as_far(butterfly: int) -> None:
+    adapters = ak.Adapters(nn.Sequential(nn.Linear(5, 16).double()))
+    adapters.add("a", BOFT(block=4, butterfly=butterfly, targets="*"))
+    [module] = adapters.modules("a").values()
+    module.oft_blocks.data.normal_()  # type: ignore[union-attr,operator]
+    rotation, _ = module.merged(torch.eye(16, dtype=torch.float64), None)
+    blocks = torch.block_diag(*torch.ones(4, 4, 4))
+    reach = torch.block_diag(*torch.ones(16 // (4 * 2 ** (butterfly - 1)), *[4 * 2 ** (butterfly - 1)] * 2))
+    assert torch.equal(rotation.abs() > 1e-9, reach > 0)
+    assert reach.sum() == blocks.sum() * 2 ** (butterfly - 1)
+
+
 def test_kronecker_is_torchs() -> None:
     model = nn.Sequential(nn.Linear(12, 16)).double()
     adapters = ak.Adapters(model)
