@@ -88,8 +88,8 @@ def attend_longer(
     if not isinstance(own, Tensor) or own.ndim != 2 or own.shape[1] + count != x.shape[1]:
         told = f"of shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"that is a {type(own).__name__}"
         raise StateError(
-            f"the encoder's output has {x.shape[1]} positions, of which {count} should be those of prompts, and there "
-            f"is a mask {told}: it is the output of other adapters, or the mask has more dimensions. Run the encoder again"
+            f"the encoder's output has {x.shape[1]} positions, {count} of them prompts', as it should be, and there is "
+            f"a mask {told}: other adapters acted, or the mask has more dimensions. Run the encoder again"
         )
     front = torch.ones(len(x), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
     given["encoder_attention_mask"] = torch.cat([front, own], dim=1).gather(1, _order(front, own, unseen=_BEHIND))
