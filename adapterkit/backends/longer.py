@@ -88,8 +88,8 @@ def attend_longer(
     if not isinstance(own, Tensor) or own.ndim != 2 or own.shape[1] + count != x.shape[1]:
         told = f"of shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"that is a {type(own).__name__}"
         raise StateError(
-            f"the encoder's output has {x.shape[1]} positions, {count} of them prompts', as it should be, and there is "
-            f"a mask {told}: other adapters acted, or the mask has more dimensions. Run the encoder again"
+            f"an encoder's output of {x.shape[1]} positions, prompts of {count} among them, needs a mask of shape "
+            f"{(len(x), x.shape[1] - count)}, not one {told}. If other adapters acted then, run the encoder again"
         )
     front = torch.ones(len(x), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
     given["encoder_attention_mask"] = torch.cat([front, own], dim=1).gather(1, _order(front, own, unseen=_BEHIND))

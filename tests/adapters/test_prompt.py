@@ -609,7 +609,7 @@ def test_a_decoder_generates_behind_a_prompted_encoder(name: str, settings: dict
         assert torch.equal(model.generate(IDS[i : i + 1, :length], **settings)[0], together[i])
     with adapters.disabled():
         states = model.get_encoder()(IDS)
-    with pytest.raises(errors.StateError, match="Run the encoder again"):
+    with pytest.raises(errors.StateError, match="run the encoder again"):
         model(encoder_outputs=states, attention_mask=mask, decoder_input_ids=TARGETS)
 
 
