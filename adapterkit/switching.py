@@ -62,7 +62,8 @@ class Switching(Access):
         """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
 
         Args:
-            routes: One name (or expression) for each row of the batch; None is the base.
+            routes: One name (or expression) for each row of the batch; None is the base. In a tower whose rows are
+                images, that is for each image.
 
         Raises:
             UnknownNameError: No such adapter.

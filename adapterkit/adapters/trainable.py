@@ -155,7 +155,8 @@ class Trainable(AdapterConfig):
     Attributes:
         part: "weight", "bias" (of those points that have one) or "all".
         rows: Single rows: of an embedding by index, of a projection by output.
-        outputs: A new projection with this many outputs in the place of the base's, alone at its point.
+        outputs: A new projection with this many outputs in the place of the base's, alone at its point. A loss that the
+            model computes itself goes on counting the base's outputs (transformers' `config.num_labels`).
         init: "base" starts from the base's values, "fresh" as a new layer does.
     """
 
