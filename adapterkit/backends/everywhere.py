@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,8 @@ from adapterkit.backends.layouts import first_path
 from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout, WeightLayout
 
 _KNOWN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
-PROMPTED = TokensLayout(extendable=True, lengthens=True)
-"""Where a block can run on more positions, without a mask."""
-
-MASKED = TokensLayout(extendable=True, lengthens=True, masked=True)
-"""Where a model, or a stack of blocks, can, and has a mask."""
+MASKS = ("attention_mask", "attn_mask")
+"""What a model, a stack of blocks or a block calls its mask."""
 
 _EPSILONS = ("eps", "variance_epsilon")
 _INHERITED = ("layer", "stage", "stream", "block")
@@ -99,8 +97,15 @@ def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: st
             path = path.rpartition(".")[0]
         whole = path if beside else None
         path = ".".join(name for name in (path, beside) if name)
-        found.append(replace(point, role="prompt", path=path, layout=replace(MASKED, whole=whole)))
+        if first_path(model, path) is not None:
+            found.append(replace(point, role="prompt", path=path, layout=_prompted(model, path, whole)))
     return found
+
+
+def _prompted(model: nn.Module, path: str, whole: str | None = None) -> TokensLayout:
+    """Rows can have positions of their own where there is a mask."""
+    masked = not inspect.signature(type(model.get_submodule(path)).forward).parameters.keys().isdisjoint(MASKS)
+    return TokensLayout(extendable=True, lengthens=True, masked=masked, whole=whole)
 
 
 def _runs_sequence(model: nn.Module, path: str, beside: str) -> bool:
@@ -112,7 +117,8 @@ def _runs_sequence(model: nn.Module, path: str, beside: str) -> bool:
 def prompt_layer_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     """The role `prompt.layer` at every block around `output` points, where positions do not matter to them."""
     return [
-        replace(block, role="prompt.layer", kind="tokens", layout=PROMPTED) for block in block_points(model, points)
+        replace(block, role="prompt.layer", kind="tokens", layout=_prompted(model, block.path))
+        for block in block_points(model, points)
     ]
 
 

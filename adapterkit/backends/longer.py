@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.backend import Positions
+from adapterkit.backends.everywhere import MASKS
 from adapterkit.errors import RoutingError, StateError
 from adapterkit.kernels.sequences import cut
 
-_MASKS = ("attention_mask", "attn_mask")
 # Where what a row does not see stands: so that tokens are the last ones, or so that positions can be counted from 0.
 _IN_FRONT, _BEHIND = 0, 4
 
@@ -30,20 +30,51 @@ def longer_blocks(
     More are put behind, where they stand out of the way of class and register tokens; masks are widened, so that all
     tokens see them and they see what any token sees.
     """
+    return _longer_blocks(module, forward, positions, args, kwargs, front=False)
+
+
+def longer_rotary_blocks(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    positions: Positions,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The same, put in front: for blocks that rotate as many positions as there are patches, the last ones."""
+    return _longer_blocks(module, forward, positions, args, kwargs, front=True)
+
+
+def _longer_blocks(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    positions: Positions,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    front: bool,
+) -> Any:
     names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
     given = _by_name(module, args, kwargs)
     first = names[0] if args else next(iter(kwargs))
     x = given[first]
     added, visible = positions(x)
     count, length = added.shape[1], x.shape[1]
-    given[first] = torch.cat([x, added.to(x.dtype)], dim=1)
-    name = next((name for name in _MASKS if name in names), None)
+    given[first] = torch.cat([added.to(x.dtype), x] if front else [x, added.to(x.dtype)], dim=1)
+    name = next((name for name in MASKS if name in names), None)
     mask = None if name is None else given.get(name)
     if name is not None and (mask is not None or visible is not None):
-        given[name] = _wider(_full(module, x) if mask is None else mask, count, visible)
+        wider = _wider(_full(module, x) if mask is None else mask, count, visible)
+        given[name] = _last_first(wider, count) if front else wider
     elif visible is not None:
         raise RoutingError("these blocks have no mask, so that rows cannot have positions of their own")
-    return cut(forward(**given), slice(0, length), length + count)
+    kept = slice(count, None) if front else slice(0, length)
+    return cut(forward(**given), kept, length + count)
+
+
+def _last_first(mask: Tensor, count: int) -> Tensor:
+    """A mask whose last positions become the first: those of keys, and of queries where it has any."""
+    queries = mask.ndim == 4 and mask.shape[-2] != 1
+    return mask.roll(count, dims=-1).roll(count, dims=-2) if queries else mask.roll(count, dims=-1)
 
 
 def longer_decoder(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import prompt_points
+from adapterkit.backends.everywhere import prompt_layer_points, prompt_points
 from adapterkit.backends.family import Group, is_class, resolve
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
@@ -31,7 +31,8 @@ class Family:
         seam: How its attention is reached.
         when: Which of these models, by their config, where the config chooses between layouts.
         lengthening: How the module `beside` runs on a longer sequence; None where none can.
-        beside: Path of that module from the one that holds the embedding; empty for that one.
+        beside: Path of that module from the one that holds the embedding; empty for that one. If it is another one, it
+            only runs its blocks, and each of them can run on a longer sequence of its own.
     """
 
     classes: tuple[str, ...]
@@ -76,11 +77,12 @@ class FamilyBackend(Backend):
         causal = family.beside and getattr(model.config, "is_decoder", False)  # BERT: no token would see what is behind
         if family.lengthening is None or causal:
             return found
-        return [*found, *prompt_points(model, found, family.beside)]
+        deep = prompt_layer_points(model, found) if family.beside else []
+        return [*found, *prompt_points(model, found, family.beside), *deep]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
-        return self.family(model).lengthening if point.role == "prompt" else None
+        return self.family(model).lengthening if point.role in ("prompt", "prompt.layer") else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""

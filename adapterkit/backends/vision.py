@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import PROMPTED, prompt_layer_points
+from adapterkit.backends.everywhere import prompt_layer_points
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
 from adapterkit.backends.layouts import first_path
 from adapterkit.backends.longer import longer_blocks
@@ -138,7 +138,7 @@ class TimmViTBackend(Backend):
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
-        return longer_blocks if point.layout == PROMPTED else None
+        return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""
@@ -189,7 +189,7 @@ class ViTBackend(Backend):
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
-        return longer_blocks if point.layout == PROMPTED else None
+        return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         """See `Backend.seam`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
-from adapterkit.backends.longer import longer_blocks
+from adapterkit.backends.longer import longer_blocks, longer_rotary_blocks
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 
 
@@ -59,8 +59,10 @@ DINOV2 = Family(
     ),
 )
 
-# Rotary positions are made for the patches: nothing can be put behind them.
+# Rotary positions are made for the patches, which are the last: nothing can be put behind them.
 DINOV3 = Family(
+    lengthening=longer_rotary_blocks,
+    beside="model",
     classes=("DINOv3ViTPreTrainedModel",),
     groups=(
         Group("", "", (Weight("embed.patch", "embeddings.patch_embeddings"), Tokens("tokens", "embeddings"))),

@@ -9,7 +9,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import PROMPTED, prompt_layer_points
+from adapterkit.backends.everywhere import prompt_layer_points
 from adapterkit.backends.family import (
     Attention,
     Experts,
@@ -68,7 +68,7 @@ class ToyVisionBackend(_Table):
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         """See `Backend.lengthening`."""
-        return longer_blocks if point.layout == PROMPTED else None
+        return longer_blocks if point.role == "prompt.layer" else None
 
 
 class ToyDiffusionBackend(_Table):

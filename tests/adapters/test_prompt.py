@@ -340,6 +340,8 @@ def encoder(name: str, implementation: str = "sdpa") -> Any:
         "Clip": lambda: t.CLIPVisionModel(t.CLIPVisionConfig(**vision)),
         "Siglip": lambda: t.SiglipVisionModel(t.SiglipVisionConfig(**vision)),
         "Dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**vision)),
+        "Dinov3": lambda: t.DINOv3ViTModel(t.DINOv3ViTConfig(**vision, num_register_tokens=2)),
+        "Vit": lambda: t.ViTModel(t.ViTConfig(**vision)),
     }  # fmt: skip
     return made[name]().double().eval()
 
@@ -386,6 +388,65 @@ def test_encoders_see_prompts_after_their_embeddings(name: str, implementation: 
     for i, route in enumerate(routes):
         with adapters.activated(route):
             assert torch.allclose(together[i], outcome(model, x[i : i + 1])[0], rtol=near, atol=near)
+
+
+VISION = ("Clip", "Siglip", "Dinov2", "Dinov3", "Vit")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["Bert", *VISION])
+def test_deep_prompts_of_encoders(name: str, implementation: str) -> None:
+    """VPT's equation: every block has tokens of its own beside those that it is given, and they go no further."""
+    model = encoder(name, implementation)
+    x = torch.cat([IMAGES, IMAGES[:1] * 2]) if name in VISION else IDS
+    base = outcome(model, x)
+    adapters = ak.Adapters(model)
+    for i, (key, length) in enumerate((("p", 3), ("q", 2))):
+        assert adapters.add(key, ak.Prompt(length=length, targets="prompt.layer")).points == {"prompt.layer": 2}
+        randomize(adapters, key, i)
+    adapters.activate("p")
+    y = outcome(model, x)
+    assert not torch.allclose(y, base)
+    near = 1e-9 if implementation == "sdpa" else 1e-5
+    with adapters.disabled():
+        hooks = []
+        for point in ak.points(model, "prompt.layer"):
+            prompt = adapters.modules("p")[point.id].prompt.detach()  # type: ignore[union-attr,operator]
+
+            def longer(module: Any, args: Any, kwargs: Any, prompt: Tensor = prompt) -> Any:
+                kwargs = {**kwargs, **({"attention_mask": None} if "attention_mask" in kwargs else {})}
+                rest = [None if isinstance(one, Tensor) else one for one in args[1:]]
+                return (torch.cat([prompt.expand(len(args[0]), -1, -1), args[0]], dim=1), *rest), kwargs
+
+            block = model.get_submodule(point.path)
+            hooks += [
+                block.register_forward_pre_hook(longer, with_kwargs=True),
+                block.register_forward_hook(lambda module, args, result: result[:, 3:]),
+            ]
+        assert torch.allclose(y, outcome(model, x), rtol=near, atol=near)
+        for hook in hooks:
+            hook.remove()
+    routes = ["p", None, "q"]
+    with adapters.routed(routes):
+        together = outcome(model, x)
+    for i, route in enumerate(routes):
+        with adapters.activated(route):
+            assert torch.allclose(together[i], outcome(model, x[i : i + 1])[0], rtol=near, atol=near)
+
+
+def test_prompts_before_rotary_patches() -> None:
+    model = encoder("Dinov3")
+    base = outcome(model, IMAGES)
+    adapters, _ = prompted(model)
+    [prompt] = [module.prompt.detach() for module in adapters.modules("p").values()]  # type: ignore[union-attr,operator]
+    y = outcome(model, IMAGES)
+    with adapters.disabled():
+        h = torch.cat([prompt.expand(2, -1, -1), model.embeddings(IMAGES)], dim=1)
+        h = model.model(h, position_embeddings=model.rope_embeddings(IMAGES)).last_hidden_state
+        assert torch.allclose(y, model.norm(h[:, 3:]), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(y, base)
+    with pytest.raises(errors.RoutingError, match="there is no mask"):
+        adapters.routed(["p", None]).__enter__()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
