@@ -96,6 +96,17 @@ def longer_counting_decoder(
     return _longer_decoder(module, forward, positions, args, kwargs, counts=True, keeps=False)
 
 
+def longer_recurrence(
+    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The same for a state-space decoder, whose state keeps what its first forward saw."""
+    given = _by_name(module, args, kwargs)
+    cache = given.get("cache_params")
+    if cache is not None and cache.has_previous_state():
+        return forward(**given)
+    return _longer_decoder(module, forward, positions, (), given, counts=False, keeps=False)
+
+
 def longer_encoder(
     module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from adapterkit.backends.family import Group, Output, Read, Tokens, Weight
+from adapterkit.backends.longer import longer_recurrence
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 
 MAMBA = Family(
+    lengthening=longer_recurrence,
     classes=("MambaPreTrainedModel",),
     groups=(
         Group("backbone|", "", (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings"))),

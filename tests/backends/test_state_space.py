@@ -37,7 +37,7 @@ TYPES = {"lora": ak.LoRA(rank=2, alpha=3.0, targets="*"), "bottleneck": ak.Bottl
 def test_the_points_are_these(head: str, tail: dict[str, str]) -> None:
     model = skeleton("Mamba", head)
     points = StateSpaceBackend().points(model, "language")
-    at_root = " ".join(["embed.tokens tokens", *tail.values()])
+    at_root = " ".join(["embed.tokens tokens", *tail.values(), "prompt"])
     assert roles(points) == {"": at_root, "0": BLOCK, "1": BLOCK}
     assert unmapped(model, points, StateSpaceBackend.ignored) == []
 
