@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from adapterkit import choosing
-from adapterkit.errors import ConfigError, NotMergeableError
-from adapterkit.points import InjectionPoint, Kind
+from adapterkit.errors import ConfigError, NotMergeableError, PluginError
+from adapterkit.points import InjectionPoint, Kind, WeightLayout
 from adapterkit.selectors import Selector
 
 _Config = TypeVar("_Config", bound="AdapterConfig")
@@ -46,6 +47,10 @@ class WeightBase(Base, Protocol):
         """[out] or None."""
         ...
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the point computes with another weight and bias of these shapes, in the model's dtype."""
+        ...
+
 
 class Sublayer(Base, Protocol):
     """The base at an `output` point: `x` is the residual stream, `base(x)` the sublayer's output before the add.
@@ -63,9 +68,13 @@ class Sublayer(Base, Protocol):
 
 
 class AdapterModule(nn.Module):
-    """What a config builds at one point. Final classes override `forward` (or `extend` at an attention point).
+    """What a config builds at one point.
+
+    Final classes override `forward`, or `merged` alone, which then is called in every forward; at an attention point
+    `extend`, where sequences get longer `lengthen`.
 
     Attributes:
+        at: Id of the point that it was built for, for messages.
         parts: Names of the other adapters that this one combines; see `combine`.
         scalable: Whether it can act with another weight than 1, and beside others at its point.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
@@ -73,6 +82,7 @@ class AdapterModule(nn.Module):
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
 
+    at: str = ""
     parts: tuple[str, ...] = ()
     scalable: bool = True
     positional: bool = False
@@ -90,7 +100,15 @@ class AdapterModule(nn.Module):
         Returns:
             What replaces `base(x)`: at a span, that span's features only.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not act by forward")
+        own, layer = type(self), getattr(base, "layer", None)
+        if own.merged is AdapterModule.merged or layer is None:
+            why = "names no parts to combine" if own.combine is not AdapterModule.combine else "defines no forward"
+            raise NotImplementedError(f"{own.__name__}{_place(self)} {why}")
+        weight, bias = base.weight, base.bias  # type: ignore[attr-defined]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        merged, merged_bias = self.merged(weight.to(wide), None if bias is None else bias.to(wide))
+        check_merged(self, merged, weight)
+        return layer(x, merged.to(weight.dtype), None if merged_bias is None else merged_bias.to(weight.dtype))
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with more positions put in FRONT; called at an `attention` point.
@@ -171,11 +189,19 @@ class Part(Protocol):
 
 
 class AdditiveModule(AdapterModule):
-    """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and `W + delta_weight()`."""
+    """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and `W + delta_weight()`.
+
+    Where only `delta_weight` is written, every forward computes with the sum.
+    """
 
     def delta(self, x: Tensor) -> Tensor:
         """What is added to the point's output. It is cast to the output's dtype; casting `x` up would waste memory."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}{_place(self)} defines neither delta nor delta_weight")
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the type writes `delta`."""
+        return type(self).delta is not AdditiveModule.delta
 
     def delta_weight(self) -> Tensor:
         """What is added to the weight: [out, in / groups, *kernel]."""
@@ -183,12 +209,38 @@ class AdditiveModule(AdapterModule):
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """`base(x) + delta(x)`, in the base's dtype."""
+        if not self.has_delta:
+            return super().forward(x, base)
         y = base(x)
-        return y + self.delta(x).to(y.dtype)
+        return y + self.added(x, y)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """`delta(x)`, checked to be of the shape of `y`, the base's output, and in its dtype."""
+        delta = self.delta(x)
+        if delta.shape != y.shape:
+            raise PluginError(
+                f"{type(self).__name__}.delta{_place(self)} gave {tuple(delta.shape)}, and the base {tuple(y.shape)}"
+            )
+        return delta.to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + delta_weight()`; the bias is untouched."""
-        return weight + self.delta_weight().to(weight.dtype), bias
+        delta = self.delta_weight()
+        check_merged(self, delta, weight, "delta_weight")
+        return weight + delta.to(weight.dtype), bias
+
+
+def check_merged(module: AdapterModule, merged: Tensor, weight: Tensor, method: str = "merged") -> None:
+    """Raises PluginError where a weight has another shape than that which it stands for, and was not meant to."""
+    if module.scalable and merged.shape != weight.shape:
+        raise PluginError(
+            f"{type(module).__name__}.{method}{_place(module)} gave {tuple(merged.shape)}, and the weight is "
+            f"{tuple(weight.shape)}"
+        )
+
+
+def _place(module: AdapterModule) -> str:
+    return f" at {module.at}" if module.at else ""
 
 
 @dataclass(frozen=True)
@@ -199,12 +251,14 @@ class AdapterConfig:
         kinds: The kinds of points that the type can act at.
         neutral: Whether a new adapter has no effect.
         exact_gradients: Whether gradients are those of the equation; one may hold a part constant on purpose.
+        forms: The forms of layers (`WeightLayout.form`) that it can act on at `weight` points; None for all.
         targets: A selector; see `adapterkit.selectors`.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset()
     neutral: ClassVar[bool] = True
     exact_gradients: ClassVar[bool] = True
+    forms: ClassVar[frozenset[str] | None] = None
     targets: str = "all"
 
     def __post_init__(self) -> None:
@@ -283,9 +337,14 @@ class AdapterConfig:
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where the type can act at this point, else the reason why it cannot."""
-        return (
-            None if point.kind in self.kinds else f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
-        )
+        if point.kind not in self.kinds:
+            return f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
+        form = point.layout.form if isinstance(point.layout, WeightLayout) else None
+        if point.kind == "weight" and self.forms is not None and form not in self.forms:
+            return (
+                f"{type(self).__name__} acts on layers of the form {'/'.join(sorted(self.forms))}, and this is {form}"
+            )
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -101,7 +102,19 @@ def checked_shared(config: AdapterConfig, points: Sequence[InjectionPoint]) -> n
         raise ConfigError(
             [f"shared(points) returned {type(shared).__name__}, neither a module nor None"], type(config).__name__
         )
+    if shared is not None:
+        _check_real(shared, config)
     return shared
+
+
+def _check_real(module: nn.Module, config: AdapterConfig) -> None:
+    """Raises ConfigError for complex tensors: a cast to the model's dtype would drop their imaginary parts."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    if found := [name for name, tensor in tensors if tensor.is_complex()]:
+        raise ConfigError(
+            [f"{type(module).__name__}.{found[0]} is complex, and adapters hold real tensors: use torch.view_as_real"],
+            type(config).__name__,
+        )
 
 
 def share(module: AdapterModule, shared: nn.Module | None) -> None:
@@ -148,6 +161,15 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
     if not isinstance(module, AdapterModule):
         raise ConfigError(
             [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
+        )
+    module.at = point.id
+    _check_real(module, config)
+    layout = point.layout
+    grouped = isinstance(layout, WeightLayout) and layout.groups > 1 and point.span is not None
+    if grouped and type(module).forward is AdapterModule.forward:
+        raise IncompatibleTargetError(
+            f"{type(config).__name__} cannot act at {point.id}: {type(module).__name__} computes with a whole weight, "
+            "and the point has a part of a grouped convolution; narrow its targets"
         )
     longer = isinstance(point.layout, TokensLayout) and point.layout.lengthens
     if longer and type(module).lengthen is AdapterModule.lengthen:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdditiveModule, Base
 from adapterkit.errors import AttachError, RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.points import Span
+from adapterkit.kernels.weights import call_weight
+from adapterkit.points import InjectionPoint, Span, WeightLayout
 from adapterkit.selection import Strength
 
 
@@ -59,8 +61,8 @@ ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
 class Frozen:
     """The weight and bias of a weight point's base."""
 
-    def __init__(self, read: ReadBase) -> None:
-        self._read = read
+    def __init__(self, point: InjectionPoint, read: ReadBase) -> None:
+        self._point, self._read = point, read
 
     @property
     def weight(self) -> Tensor:
@@ -74,6 +76,13 @@ class Frozen:
     def bias(self) -> Tensor | None:
         """See `adapterkit.adapter.WeightBase`."""
         return self._read()[1]
+
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        layout = self._point.layout
+        if not isinstance(layout, WeightLayout):
+            raise TypeError(f"{self._point.id} is no weight point")
+        return call_weight(x, weight, bias, layout)
 
 
 class Computed:
@@ -99,8 +108,8 @@ class Computed:
 class WholeBase(Frozen):
     """The base of a weight point that is the whole module."""
 
-    def __init__(self, whole: Base, read: ReadBase) -> None:
-        super().__init__(read)
+    def __init__(self, whole: Base, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
         self._whole = whole
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -116,23 +125,29 @@ class PartBase(Frozen):
         x: That input.
         part: The part of it that the point sees.
         span: Where the part lies.
+        point: The point.
         read: Its weight.
     """
 
-    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span, read: ReadBase) -> None:
-        super().__init__(read)
+    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
         self._whole, self._x, self._part, self._span = whole, x, part, span
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """See `adapterkit.adapter.Base`."""
         return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`: the base's output is that of other inputs too."""
+        y = self(x) + F.linear(x, weight - self.weight)
+        return y if bias is None else y + (bias if self.bias is None else bias - self.bias)
+
 
 class SpanBase(Frozen):
     """The rows of a base's output that belong to one point."""
 
-    def __init__(self, whole: Base, span: Span, dim: int, read: ReadBase) -> None:
-        super().__init__(read)
+    def __init__(self, whole: Base, span: Span, dim: int, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
         self._whole, self._span, self._dim = whole, span, dim
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -175,8 +190,8 @@ def effects(x: Tensor, base: Base, active: Active) -> Tensor:
     total: Tensor | None = None
     for adapter, weight in active:
         # A forward on the instance is a hook that fetches offloaded parameters: go through it.
-        if isinstance(adapter, AdditiveModule) and "forward" not in adapter.__dict__:
-            effect = adapter.delta(x).to(y.dtype)
+        if isinstance(adapter, AdditiveModule) and adapter.has_delta and "forward" not in adapter.__dict__:
+            effect = adapter.added(x, y)
         else:
             effect = adapter(x, base) - y
         scaled = _scaled(effect, weight)

@@ -112,6 +112,10 @@ class Nested(Computed):
         """See `adapterkit.adapter.WeightBase`."""
         return self._merged()[1]
 
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._base.layer(x, weight, bias)  # type: ignore[attr-defined]
+
     @torch.no_grad()
     def _merged(self) -> tuple[Tensor, Tensor | None]:
         return self._adapter.merged(self._base.weight, self._base.bias)  # type: ignore[attr-defined]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
@@ -133,6 +134,10 @@ class UnsupportedFileError(CheckpointError):
     """A file of a format or version that this release does not read."""
 
 
+class AmbiguousFormatError(CheckpointError):
+    """Several formats recognise the file; pass `format=`."""
+
+
 class InvalidHeaderError(CheckpointError):
     """The file's own description (config, type, version) is malformed or out of bounds."""
 
@@ -173,6 +178,14 @@ class PluginError(AdapterKitError):
         super().__init__(f"plug-in {plugin!r}: {message}" if plugin else message)
 
 
+class BrokenFormatError(CheckpointError, PluginError):
+    """A format fails in a way that its contract does not allow. `plugin` names its provider, `path` the file."""
+
+    def __init__(self, message: str, path: object, plugin: str = "") -> None:
+        CheckpointError.__init__(self, message, path)
+        self.plugin = plugin
+
+
 class PluginConflictError(PluginError):
     """Two distributions provide the same name."""
 
@@ -183,3 +196,27 @@ class PluginLoadError(PluginError):
 
 class PluginIncompatibleError(PluginError):
     """A plug-in asks for another version of adapterkit."""
+
+
+@contextlib.contextmanager
+def blaming(what: object, call: str, plugin: str) -> Generator[None, None, None]:
+    """Names the plug-in whose code fails in the block in a way that no contract allows.
+
+    Args:
+        what: What the plug-in has registered.
+        call: What of it runs in the block.
+        plugin: The plug-in's name.
+
+    Raises:
+        PluginError: In the place of any error that is none of adapterkit's, or that names no plug-in.
+    """
+    try:
+        yield
+    except PluginError as error:
+        if error.plugin:
+            raise
+        raise PluginError(f"{what}: {call}: {error}", plugin) from error
+    except AdapterKitError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise PluginError(f"{what}: {call} raised {type(error).__name__}: {error}", plugin) from error

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapterkit.compose import Active, is_one
+from adapterkit.adapter import AdapterModule, check_merged
+from adapterkit.compose import Acting, Active, is_one
 from adapterkit.errors import IncompatibleTargetError, RoutingError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.points import InjectionPoint, Span
@@ -28,13 +29,20 @@ def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[
     if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
         raise RoutingError("samples cannot be routed where one weight serves the whole batch")
     if len(active) == 1 and is_one(active[0][1]):
-        return active[0][0].merged(weight, bias)
+        return _merged(active[0][0], weight, bias)
     total, total_bias = weight, bias
     for adapter, scale in active:
-        merged, merged_bias = adapter.merged(weight, bias)
+        merged, merged_bias = _merged(adapter, weight, bias)
         total = total + scale * (merged - weight)
         total_bias = _add_bias(total_bias, bias, merged_bias, scale)
     return total, total_bias
+
+
+def _merged(adapter: Acting, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    merged, merged_bias = adapter.merged(weight, bias)
+    if isinstance(adapter, AdapterModule):
+        check_merged(adapter, merged, weight)
+    return merged, merged_bias
 
 
 def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:

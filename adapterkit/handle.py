@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapterkit import building, choosing, exchange, installing, merging
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.checkpoint import Checkpoint
 from adapterkit.errors import ConfigError, StateError
 from adapterkit.learning import Learning
 from adapterkit.plugins import get_plugin_manager
@@ -140,7 +140,7 @@ class Adapters(Switching, Learning):
             CheckpointError: The format cannot express the adapter, or the place cannot be written.
         """
         path = Path(path)
-        writer: Format = get_plugin_manager().format(format).load()()
+        writer = exchange.find_format(path, format)
         checkpoints = {
             name: self.checkpoint(name) for name in self._with_parts([names] if isinstance(names, str) else names)
         }

@@ -20,14 +20,14 @@ from adapterkit.errors import (
     InvalidHeaderError,
     MissingKeysError,
     NonFiniteError,
-    PluginLoadError,
+    PluginError,
     ShapeMismatchError,
     UnexpectedKeysError,
     UnknownAdapterTypeError,
     did_you_mean,
 )
 from adapterkit.mapping import MappedModel
-from adapterkit.plugins import get_plugin_manager
+from adapterkit.plugins import class_of, get_plugin_manager
 from adapterkit.points import InjectionPoint
 
 
@@ -72,8 +72,8 @@ def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
         told = f"adapter type {checkpoint.type!r} is unknown here. {_whence(checkpoint)}{near} {manager.hint()}"
         raise UnknownAdapterTypeError(told.rstrip(), source, "type")
     try:
-        cls = spec.load()
-    except PluginLoadError as error:
+        cls = class_of(spec, AdapterConfig)
+    except PluginError as error:
         raise UnknownAdapterTypeError(f"adapter type {checkpoint.type!r} is broken: {error}", source, "type") from error
     try:
         return cls.from_dict(checkpoint.config)
@@ -157,7 +157,8 @@ def _load_one(
     module.load_state_dict(loaded, strict=True, assign=True)
     if any(tensor.is_meta for tensor in module.buffers()):
         # Buffers that are not saved must be computed: build for real and copy.
-        module = build_one(config, point, mapped, None)
+        with torch.random.fork_rng(devices=[]):
+            module = build_one(config, point, mapped, None)
         module.load_state_dict(loaded, strict=True, assign=True)
     module.requires_grad_(False)
     return module.train(mapped.module(point).training)
@@ -180,7 +181,8 @@ def _load_shared(
     loaded = _fitting(shared, SHARED, tensors, mapped.placement(points[0]), source, notes)
     shared.load_state_dict(loaded, strict=True, assign=True)
     if any(tensor.is_meta for tensor in shared.buffers()):
-        built = build_shared(config, points, mapped, None)
+        with torch.random.fork_rng(devices=[]):
+            built = build_shared(config, points, mapped, None)
         if built is None:
             return None
         shared = built

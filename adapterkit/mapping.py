@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from adapterkit.backend import Backend, PlainForward, Reach
+from adapterkit.backend import AttentionSeam, Backend, PlainForward, Reach
+from adapterkit.backends.checked import check_ids, checked_points
 from adapterkit.backends.everywhere import block_points, norm_points
 from adapterkit.backends.generic_layers import call_plainly
 from adapterkit.backends.generic_roles import RoleMap
-from adapterkit.errors import AttachError, UnsupportedModelError
+from adapterkit.errors import AttachError, PluginError, UnsupportedModelError, blaming
 from adapterkit.matching import class_keys, foreign, peel
-from adapterkit.plugins import get_plugin_manager
+from adapterkit.plugins import get_plugin_manager, instance_of, owner
 from adapterkit.points import InjectionPoint, Points, TokensLayout, WeightLayout
 from adapterkit.selectors import is_inner
 
@@ -34,6 +36,7 @@ class Component:
         backend_name: The backend's registered name.
         family: The class of the backend's table that the model was matched by, such as
             `transformers:LlamaPreTrainedModel`.
+        plugin: The name of the plug-in that provides the backend.
     """
 
     name: str
@@ -41,6 +44,40 @@ class Component:
     backend: Backend
     backend_name: str
     family: str
+    plugin: str = ""
+
+    def blaming(self, call: str) -> AbstractContextManager[None]:
+        """Names the plug-in where its backend fails in a call."""
+        return blaming(f"backend {self.backend_name!r}", call, self.plugin)
+
+    def points(self) -> list[InjectionPoint]:
+        """What the backend says, with the points that every family has alike.
+
+        Raises:
+            PluginError: It does not keep to its contract.
+        """
+        with self.blaming("points()"):
+            found = checked_points(self.backend.points(self.root, self.name), self.root, self.name)
+            return [*found, *block_points(self.root, found)] if self.backend.whole_blocks else found
+
+    def reach(self, point: InjectionPoint) -> Reach:
+        """How adapters act at a point; errors as for `points`."""
+        if point.kind == "attention":
+            with self.blaming("seam()"):
+                return Reach(seam=_checked_seam(self.backend.seam(self.root, point), point))
+        if point.kind == "tokens":
+            with self.blaming("lengthening() and attending()"):
+                attending = self.backend.attending(self.root, point)
+                return Reach(lengthening=self.backend.lengthening(self.root, point), attending=attending)
+        return Reach(plain=self._plain_forward(point))
+
+    def _plain_forward(self, point: InjectionPoint) -> PlainForward | None:
+        if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
+            return None
+        if point.layout.access == "any":
+            return call_plainly
+        with self.blaming("plain_forward()"):
+            return self.backend.plain_forward(self.root, point)
 
 
 @dataclass(frozen=True)
@@ -52,7 +89,11 @@ class MappedModel:
     roles: RoleMap | None = None
 
     def points(self) -> Points:
-        """All points, component by component, in model order; a module that is met twice counts once."""
+        """All points, component by component, in model order; a module that is met twice counts once.
+
+        Raises:
+            PluginError: A backend does not keep to its contract, or gives two points one id.
+        """
         found: list[InjectionPoint] = []
         seen: set[tuple[object, ...]] = set()
         modules: dict[tuple[str, str], nn.Module] = {}  # the experts of a layer are hundreds of points in one module
@@ -64,10 +105,11 @@ class MappedModel:
             if place not in seen:
                 seen.add(place)
                 found.append(point)
+        self._check_ids(found)
         return Points(found)
 
     def _all_points(self) -> list[InjectionPoint]:
-        each = [self._points_of(one) for one in self.components.values()]
+        each = [one.points() for one in self.components.values()]
         roots = {name: one.root for name, one in self.components.items()}
         points = [*itertools.chain.from_iterable(each)]
         points += norm_points(points, roots)
@@ -75,10 +117,10 @@ class MappedModel:
             return points
         return self.roles.apply(points, roots)
 
-    @staticmethod
-    def _points_of(component: Component) -> list[InjectionPoint]:
-        found = component.backend.points(component.root, component.name)
-        return [*found, *block_points(component.root, found)] if component.backend.whole_blocks else found
+    def _check_ids(self, points: Sequence[InjectionPoint]) -> None:
+        for name, component in self.components.items():
+            with component.blaming("points()"):
+                check_ids(points if len(self.components) == 1 else [p for p in points if p.component == name])
 
     def has_roots_of(self, other: MappedModel) -> bool:
         """Whether both are of the same models."""
@@ -98,20 +140,8 @@ class MappedModel:
         return module
 
     def reach(self, point: InjectionPoint) -> Reach:
-        """How adapters act at a point."""
-        backend, root = self.components[point.component].backend, self.root(point)
-        if point.kind == "attention":
-            return Reach(seam=backend.seam(root, point))
-        if point.kind == "tokens":
-            return Reach(lengthening=backend.lengthening(root, point), attending=backend.attending(root, point))
-        return Reach(plain=self._plain_forward(point))
-
-    def _plain_forward(self, point: InjectionPoint) -> PlainForward | None:
-        if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
-            return None
-        if point.layout.access == "any":
-            return call_plainly
-        return self.components[point.component].backend.plain_forward(self.root(point), point)
+        """How adapters act at a point; errors as for `points`."""
+        return self.components[point.component].reach(point)
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""
@@ -188,12 +218,18 @@ def _component(name: str | None, root: nn.Module, backend: str | None) -> Compon
     if reason := _foreign(root):
         raise AttachError(f"{type(root).__name__} cannot be adapted: {reason}")
     spec = manager.backend(backend) if backend else manager.backend_for(root)
-    instance: Backend = spec.load()()
+    instance = instance_of(spec, Backend)
     keys = class_keys(type(root))
     family = next((key for key in keys if key in spec.models), spec.name)
     if family == "torch:Module":  # the claim on what no family claims: the class itself tells more
         family = keys[0]
-    return Component(name or instance.component, root, instance, spec.name, family)
+    return Component(name or instance.component, root, instance, spec.name, family, owner(spec))
+
+
+def _checked_seam(seam: object, point: InjectionPoint) -> AttentionSeam:
+    if not isinstance(seam, AttentionSeam):
+        raise PluginError(f"returned {seam!r} for {point.id}; expected an AttentionSeam")
+    return seam
 
 
 def _as_module(model: object) -> nn.Module:

@@ -8,6 +8,7 @@ Plug-in code runs with the rights of the user who starts it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pluggy
 
@@ -28,6 +29,7 @@ from adapterkit.errors import (
     PluginError,
     PluginIncompatibleError,
     PluginLoadError,
+    blaming,
     did_you_mean,
 )
 from adapterkit.matching import match, peel
@@ -54,6 +56,8 @@ _SLOW = 0.5
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class PluginRecord:
@@ -65,7 +69,7 @@ class PluginRecord:
         version: That distribution's version.
         status: `active`, or why not.
         error: The error that kept it from being active.
-        provides: What it registered, as `"adapter lora"`. For `conflict`: what only `plugin:name` reaches.
+        provides: What it registered, as `"adapter lora"`. For `conflict`: `error` names what only `plugin:name` has.
         seconds: What importing it took.
         heavy: The large libraries that it imported, which adapterkit's start waits for.
     """
@@ -115,7 +119,8 @@ class PluginManager(pluggy.PluginManager, Catalog):
                 continue
             began, loaded = time.perf_counter(), _HEAVY & sys.modules.keys()
             try:
-                self._load(candidate)
+                with contextlib.redirect_stdout(sys.stderr):  # standard output is for what was asked for
+                    self._load(candidate)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code may raise anything at import
                 self._fail(_origin(candidate), error)
             self._time(time.perf_counter() - began, sorted((_HEAVY & sys.modules.keys()) - loaded))
@@ -157,15 +162,17 @@ class PluginManager(pluggy.PluginManager, Catalog):
         self._install(candidate.load(), _origin(candidate), qualify_conflicts=True)
 
     def _install(self, plugin: object, origin: Origin, *, qualify_conflicts: bool = False) -> None:
-        """Register hooks and specs, all of them or none."""
+        """Register hooks and specs, all of them or none; with `qualify_conflicts` also the specs beside a conflict."""
         self._register_hooks(plugin, origin)
+        specs: list[Spec] = []
         try:
             specs = self._collect(plugin, origin)
-            if qualify_conflicts:
-                self.qualify(specs, origin)
             self.check_free(specs, origin)
-        except BaseException:
+        except BaseException as error:
             super().unregister(name=origin.plugin)
+            if qualify_conflicts and isinstance(error, PluginConflictError):
+                self.qualify(specs, origin)
+                self.publish([spec for spec in specs if spec.name not in self._specs[type(spec)]], origin)
             raise
         self.publish(specs, origin)
         self._record(origin, "active")
@@ -226,7 +233,8 @@ class PluginManager(pluggy.PluginManager, Catalog):
         elif isinstance(error, PluginIncompatibleError):
             status = "incompatible"
         self._record(origin, status, error)
-        _log.warning("%s (%s) is skipped. See: adapterkit plugins", error, origin)
+        what = "is skipped in part" if self.provided_by(origin) else "is skipped"
+        _log.warning("%s (%s) %s. See: adapterkit plugins", error, origin, what)
 
     def _time(self, seconds: float, heavy: list[str]) -> None:
         """Notes what the plug-in that was loaded last has cost."""
@@ -302,6 +310,32 @@ def _origin(candidate: Candidate) -> Origin:
 
 def _flag(variable: str) -> bool:
     return os.environ.get(variable, "").lower() not in ("", "0", "false", "no")
+
+
+def class_of(spec: Spec, base: type[_T]) -> type[_T]:
+    """The class that a spec names.
+
+    Raises:
+        MissingDependencyError, PluginLoadError: See `Spec.load`.
+        PluginError: It is no subclass of `base`.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        cls: object = spec.load()
+    if isinstance(cls, type) and issubclass(cls, base):
+        return cls
+    raise PluginError(f"{spec} is {cls!r}; expected a subclass of {base.__module__}.{base.__name__}", owner(spec))
+
+
+def instance_of(spec: Spec, base: type[_T]) -> _T:
+    """A new instance of the class that a spec names; errors as for `class_of`."""
+    cls = class_of(spec, base)
+    with blaming(spec, f"{cls.__name__}()", owner(spec)):
+        return cls()
+
+
+def owner(spec: Spec) -> str:
+    """The name of the plug-in that registered a spec."""
+    return spec.origin.plugin if spec.origin else ""
 
 
 @functools.cache

@@ -101,13 +101,13 @@ class StackedWeight:
         base = Computed(lambda other: other @ self._parameter[index], x)
         base.fill(y)
         spans = [
-            (point.span, combine(x, SpanBase(base, point.span, -1, self._reader(point)), active))
+            (point.span, combine(x, SpanBase(base, point.span, -1, point, self._reader(point)), active))
             for point, active in parts
             if point.span is not None
         ]
         if spans:
             return write_spans(y, spans, -1)
-        return combine(x, WholeBase(base, self._reader(parts[0][0])), parts[0][1]) if parts else y
+        return combine(x, WholeBase(base, parts[0][0], self._reader(parts[0][0])), parts[0][1]) if parts else y
 
     def _reader(self, point: InjectionPoint) -> ReadBase:
         bias = None if self._other is None else self._other.detach()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -139,9 +139,14 @@ class Selector:
         named = [point for point in points if _Alternative(alternative.pattern, ())(point)]
         head = f"no injection point of {model} matches {self.text!r}"
         if named:
-            tags = {item.tag: sorted({str(p.tags.get(item.tag)) for p in named}) for item in alternative.filters}
-            found = "; ".join(f"{tag} is one of {', '.join(values[:12])}" for tag, values in tags.items())
+            found = "; ".join(_values_of(item.tag, named) for item in alternative.filters)
             return f"{head}: the role exists, but not with those tags ({found})."
+        if alternative.pattern in PRESETS:
+            roles = sorted({point.role for point in points if is_inner(point)} or {point.role for point in points})
+            return (
+                f"{head}: the preset {alternative.pattern!r} selects nothing here. Name roles instead, such as "
+                f"targets={' '.join(roles[:3])!r}; those that there are: {', '.join(roles[:20]) or 'none'}"
+            )
         is_path = alternative.pattern.startswith("path:")
         names = sorted({point.path if is_path else point.role for point in points})
         wanted = alternative.pattern.removeprefix("path:")
@@ -152,6 +157,14 @@ class Selector:
 
     def __repr__(self) -> str:
         return f"Selector({self.text!r})"
+
+
+def _values_of(tag: str, points: Sequence[InjectionPoint]) -> str:
+    """Which values a tag has at these points, as a sentence."""
+    values = sorted({str(point.tags[tag]) for point in points if tag in point.tags})
+    if values:
+        return f"{tag} is one of {', '.join(values[:12])}"
+    return f"they have no tag {tag!r}, only {', '.join(sorted({key for point in points for key in point.tags}))}"
 
 
 def _expand(word: str) -> list[str]:

@@ -243,15 +243,16 @@ def _around_weight(module: nn.Module, x: Tensor, whole: Computed, found: Found) 
         for slot, active in found:
             if slot.point.in_span is not None:
                 part = read_span(x, slot.point.in_span, -1)
-                out = out + effects(
-                    part, PartBase(whole, x, part, slot.point.in_span, _reader(module, slot.point)), active
-                )
+                base = PartBase(whole, x, part, slot.point.in_span, slot.point, _reader(module, slot.point))
+                out = out + effects(part, base, active)
         return out
     if point.span is None:
-        return combine(x, WholeBase(whole, _reader(module, point)), found[0][1])
+        return combine(x, WholeBase(whole, point, _reader(module, point)), found[0][1])
     spans = [(slot.point, slot.point.span, active) for slot, active in found if slot.point.span is not None]
     dim = point.feature_axis
-    parts = [(span, combine(x, SpanBase(whole, span, dim, _reader(module, at)), active)) for at, span, active in spans]
+    parts = [
+        (span, combine(x, SpanBase(whole, span, dim, at, _reader(module, at)), active)) for at, span, active in spans
+    ]
     return write_spans(whole(x), parts, dim)
 
 

@@ -161,12 +161,16 @@ class BackendSpec(Spec):
     def problems(self) -> Iterator[str]:
         """See `Spec.problems`."""
         yield from Spec.problems(self)
-        if isinstance(self.models, str) or not self.models:
-            yield f"models {self.models!r} must be a non-empty sequence of 'package:Class'"
-            return
-        for model in self.models:
+        if isinstance(self.models, str):
+            yield f"models must be a non-empty sequence of 'package:Class'; for one write ({self.models!r},)"
+        elif not self.models:
+            yield "models must be a non-empty sequence of 'package:Class', not ()"
+        for model in [self.models] if isinstance(self.models, str) else self.models:
             if not _MODEL.fullmatch(str(model)):
-                yield f"models holds {model!r}, which is not of the form 'package:Class'"
+                package, _, cls = str(model).partition(":")
+                top = f"{package.partition('.')[0]}:{cls}"
+                hint = f"; write {top!r}, whatever module the class is in" if _MODEL.fullmatch(top) else ""
+                yield f"models holds {model!r}, which is not of the form 'package:Class'{hint}"
 
     @property
     def extra_name(self) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from adapterkit import adapter, backend, builtin, checkpoint, hookspecs, specs, testing
+from adapterkit.adapters import lora
 from adapterkit.backends import entries, family
 from adapterkit.kernels import weights
 from adapterkit.testing.backends import BackendConformance
 from adapterkit.testing.case import Case
 from adapterkit.testing.formats import FormatConformance
+from adapterkit.training import order, run, task
 
 points = importlib.import_module("adapterkit.points")  # `adapterkit.points` itself is the public function
 TEXT = (Path(__file__).parents[1] / "plugins/HOOKS.md").read_text(encoding="utf-8")
@@ -27,6 +29,7 @@ adapterkit package Class True False None lora type entrypoint plugin module attr
 _
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
+sample loop mine __len__ __getitem__ ConfigError block positions
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 
@@ -37,6 +40,7 @@ def members(cls: type) -> set[str]:
     return {name for name in own if not name.startswith("_")}
 
 
+POINT = points.InjectionPoint("attn.q", "q", "weight", "", 3, 2, points.WeightLayout("linear"))
 EXPECTED = {
     "hooks": {name for name in vars(hookspecs) if name.startswith("adapterkit_")},
     "specs": {"AdapterSpec", "BackendSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
@@ -54,6 +58,9 @@ EXPECTED = {
     "seam": members(backend.AttentionSeam) | {"AttentionSeam", "extension_of", "extend"},
     "entries": {cls.__name__ for cls in entries.Entry.__args__} | {"Group", "resolve"},
     "format": members(checkpoint.Format) | {f.name for f in dataclasses.fields(checkpoint.Checkpoint)},
+    "task": members(task.Task) | {*task.__all__} | {"config", "options", "load_run", "train"},
+    "setting": {f.name for f in dataclasses.fields(task.Setting)} | members(task.Setting) | members(task.Draw),
+    "lora": {name for name, _ in lora.LoRA(rank=1).build(POINT).named_parameters()} | {"ranks", "alphas"},
     "kit": {*testing.__all__} - {"CheckReport", "CheckResult"},
     "cases": {
         name
@@ -80,7 +87,8 @@ def test_spec_fields_are_those_that_are_told() -> None:
 def test_nothing_is_told_that_is_not_there() -> None:
     known = {name for names in EXPECTED.values() for name in names}
     modules = (adapter, backend, builtin, checkpoint, entries, family, points, specs, testing, weights)
-    known |= {name for module in modules for name in vars(module)}
+    modules += (order, run, task)
+    known |= {name for module in modules for name in vars(module)} | {*task.RunConfig.model_fields}
     known |= {name for module in modules for name in module.__name__.split(".")}
     everything = [value for module in modules for value in vars(module).values()]
     signatures = [value for value in everything if inspect.isfunction(value) or inspect.isclass(value)]

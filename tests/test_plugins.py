@@ -11,7 +11,7 @@ import pytest
 
 from adapterkit import __version__, builtin, hookimpl
 from adapterkit.errors import PluginConflictError, PluginError, PluginLoadError, UnknownNameError
-from adapterkit.plugins import PluginManager, PluginRecord, get_plugin_manager
+from adapterkit.plugins import PluginManager, PluginRecord, class_of, get_plugin_manager
 from adapterkit.specs import AdapterSpec, CommandSpec
 from tests.zoo import GOOD, Install, installer
 
@@ -117,6 +117,17 @@ def test_a_broken_plugin_is_named_and_skipped(case: str, install: Install, caplo
     assert [(r.levelno, "bad" in r.getMessage()) for r in caplog.records] == [(logging.WARNING, True)]
 
 
+def test_what_a_plugin_prints_goes_to_stderr(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("good", "print('imported')\n" + GOOD)
+    install("late", GOOD.replace('"gate"', '"late"').replace("zoo_good:Gate", "zoo_chatty:Gate"))
+    install("chatty", "print('late')\nGate = type('Gate', (), {})\n", entry_points="[console_scripts]\nx = y:z\n")
+    assert class_of(load().adapter("late"), object).__name__ == "Gate"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "imported" in captured.err
+    assert "late" in captured.err
+
+
 def test_a_slow_plugin_is_active_and_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     install("slow", "import time; time.sleep(0.6)" + GOOD.replace("gate", "slow"))
     install("good", GOOD)
@@ -171,6 +182,24 @@ class TestConflicts:
         assert manager.adapter("bad:lora").target == "zoo_good:Gate"
         assert manager.adapter("adapterkit:lora") is manager.adapter("lora")
         assert record_of(manager, "bad").provides == ("adapter lora",)
+
+    def test_one_name_that_is_taken_takes_no_other_away(
+        self, install: Install, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        formats = 'return [FormatSpec("native", "a:b"), FormatSpec("mine", "a:c")]'
+        install("bad", f"{self.LORA}\n@hookimpl\ndef adapterkit_register_formats(): {formats}\n")
+        manager = load()
+        assert manager.format("mine").target == "a:c"
+        assert manager.format("native").target == "adapterkit.formats.native:NativeFormat"
+        assert manager.format("bad:native").target == "a:b"
+        record = record_of(manager, "bad")
+        assert (record.status, record.provides) == ("conflict", ("adapter lora", "format native", "format mine"))
+        assert "adapter 'lora' comes from" in str(record.error)
+        assert "format 'native' comes from" in str(record.error)
+        assert "'mine'" not in str(record.error)
+        assert "is skipped in part" in caplog.text
+        manager.unregister(name="bad")
+        assert "mine" not in manager.formats()
 
     def test_two_strangers_clash_the_same_way_in_any_order(self, install: Install) -> None:
         install("zebra", GOOD, version="3.0")

@@ -103,6 +103,16 @@ def test_a_typo_names_what_is_near() -> None:
         Selector("attn.q@stage=middle").select(POINTS)
 
 
+def test_a_tag_that_no_point_has_is_named() -> None:
+    with pytest.raises(TargetNotFoundError, match=r"have no tag 'foo', only component, .*layer"):
+        Selector("attn.q@foo=1").select(POINTS)
+
+
+def test_a_preset_that_selects_nothing_proposes_roles() -> None:
+    with pytest.raises(TargetNotFoundError, match=r"preset 'attention' selects nothing.*targets='mlp.up'.*: mlp.up$"):
+        Selector("attention").select([point("mlp.up"), point("head")])
+
+
 def test_presets_leave_head_and_embeddings_alone() -> None:
     for preset in ("attention", "linear", "all"):
         roles = {p.role for p in Selector(preset).select(POINTS)}

@@ -55,6 +55,12 @@ def test_models_must_be_a_non_empty_sequence(models: object) -> None:
         BackendSpec("x", "a:b", models=models)
 
 
+@pytest.mark.parametrize("models", ["torch.nn:Module", ("torch.nn:Module",)])
+def test_models_are_named_by_their_top_package(models: object) -> None:
+    with pytest.raises(ConfigError, match="write 'torch:Module', whatever module the class is in"):
+        BackendSpec("x", "a:b", models=models)
+
+
 def test_specs_are_frozen_and_compare_without_their_origin() -> None:
     spec = CommandSpec("x", "collections:OrderedDict", origin=ORIGIN)
     assert spec == CommandSpec("x", "collections:OrderedDict")

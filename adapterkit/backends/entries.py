@@ -5,19 +5,58 @@ Paths list alternatives separated by `|`, so that a module that the next release
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from adapterkit.errors import PluginError
 from adapterkit.points import Form, Span
 
 SplitRows = Callable[[nn.Module, int], Sequence[Span]]
 """Spans of a fused projection, from the block that holds it and the number of its rows."""
 
 
+def _is_path(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_optional_path(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_roles(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(role, str) for role in value)
+
+
+_TEXT = (_is_path, "a string")
+_OPTIONAL = (_is_optional_path, "a path, or None")
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "roles": (_are_roles, "a tuple of roles, such as ('attn.q', 'attn.k')"),
+    "split": (lambda value: value is None or callable(value), "a function of (block, rows), or None"),
+    "heads": (callable, "a function of the attention module"),
+    "norm_in": _OPTIONAL,
+    "norm_out": _OPTIONAL,
+    "width": _OPTIONAL,
+    "extendable": (lambda value: isinstance(value, bool), "True or False"),
+}
+
+
+class _Checked:
+    """What all entries do: a slip in a table is an error where the table is written."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            fits, expected = _EXPECTED.get(field.name, _TEXT)
+            if not fits(value):
+                raise PluginError(f"{type(self).__name__}: {field.name} must be {expected}, not {value!r}")
+
+
 @dataclass(frozen=True)
-class Weight:
+class Weight(_Checked):
     """One projection, convolution or embedding."""
 
     role: str
@@ -25,7 +64,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(_Checked):
     """Several projections in one module, in the order of their rows; in equal parts unless `split` says otherwise."""
 
     roles: tuple[str, ...]
@@ -34,7 +73,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class FusedInput:
+class FusedInput(_Checked):
     """One projection of several inputs side by side: a point for each part of the input. Equal parts unless `split`."""
 
     roles: tuple[str, ...]
@@ -43,7 +82,7 @@ class FusedInput:
 
 
 @dataclass(frozen=True)
-class Read:
+class Read(_Checked):
     """A weight that the model reads instead of calling its module. `form` is the `Form` of its layout."""
 
     role: str
@@ -54,7 +93,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Experts:
+class Experts(_Checked):
     """A stack of weights in one parameter, [experts, ...]: a point for each expert and role, tagged `expert`.
 
     Attributes:
@@ -74,7 +113,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(_Checked):
     """A sublayer's output, at the module `core` that computes it last. Paths as in `OutputLayout`.
 
     `width` is a module that takes inputs of the residual stream's width, where neither norms nor `residual` tell it.
@@ -89,7 +128,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(_Checked):
     """A module whose keys and values can be extended.
 
     `heads` gives (kv_heads, head_dim) of it, or (kv_heads, head_dim, value_dim) where keys and values differ in width.
@@ -101,7 +140,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_Checked):
     """The module that makes the embedded sequence."""
 
     role: str

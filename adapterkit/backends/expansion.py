@@ -21,6 +21,7 @@ from adapterkit.backends.entries import (
     equal_parts,
 )
 from adapterkit.backends.layouts import first_path, weight_layout
+from adapterkit.errors import PluginError
 from adapterkit.points import (
     AttentionLayout,
     Form,
@@ -38,7 +39,7 @@ from adapterkit.points import (
 @functools.singledispatch
 def points_of(entry: Entry, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
     """The points of one entry in one block; none where its paths do not exist there."""
-    raise TypeError(f"no such entry: {entry!r}")
+    raise PluginError(f"{entry!r} is no entry of a family table")
 
 
 def _point(
@@ -69,7 +70,7 @@ def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Ta
     if found is None:
         return []
     path, layout, inputs, outputs = found
-    spans = entry.split(block, outputs) if entry.split else equal_parts(len(entry.roles), outputs)
+    spans = _parts(entry, block, outputs)
     return [
         _point(role, _join(prefix, path), "weight", site, (inputs, span.features), layout, tags, span)
         for role, span in zip(entry.roles, spans, strict=True)
@@ -82,7 +83,7 @@ def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[st
     if found is None:
         return []
     path, layout, inputs, outputs = found
-    spans = entry.split(block, inputs) if entry.split else equal_parts(len(entry.roles), inputs)
+    spans = _parts(entry, block, inputs)
     made = [
         _point(role, _join(prefix, path), "weight", site, (span.features, outputs), layout, tags)
         for role, span in zip(entry.roles, spans, strict=True)
@@ -114,9 +115,8 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
     path, module, weight = found
     experts, *shape = weight.shape
     rows, columns = shape if entry.form == "linear" else shape[::-1]
-    spans: Sequence[Span | None] = [None] if len(entry.roles) == 1 else equal_parts(len(entry.roles), rows)
-    if entry.split:
-        spans = entry.split(block, rows)
+    single = len(entry.roles) == 1 and entry.split is None
+    spans: Sequence[Span | None] = [None] if single else _parts(entry, block, rows)
     layouts = _stacked(_read_layout(module, entry.form, entry.parameter, entry.bias), experts)
     full = _join(prefix, path)
     points: list[InjectionPoint] = []
@@ -127,6 +127,28 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
             features = (columns, rows if span is None else span.features)
             points.append(_point(role, full, "weight", place, features, inner, marked, span))
     return points
+
+
+def _parts(entry: Fused | FusedInput | Experts, block: nn.Module, rows: int) -> Sequence[Span]:
+    """The spans of a fused projection, one for each of its roles.
+
+    Raises:
+        PluginError: `split` gives others, or the rows do not divide.
+    """
+    count = len(entry.roles)
+    if entry.split is None:
+        if rows % count:
+            raise PluginError(f"the {rows} rows of {entry.path!r} are not {count} equal parts; give the entry a split")
+        return equal_parts(count, rows)
+    spans: object = entry.split(block, rows)
+    if not isinstance(spans, Sequence) or not all(isinstance(span, Span) for span in spans) or len(spans) != count:
+        raise PluginError(
+            f"split of {entry.path!r} returned {spans!r}; expected {count} spans, for {', '.join(entry.roles)}"
+        )
+    for role, span in zip(entry.roles, spans, strict=True):
+        if span.start < 0 or span.start + (span.count - 1) * (span.step or 0) + span.size > rows:
+            raise PluginError(f"split of {entry.path!r} gives {role} {span}, but there are {rows} rows")
+    return spans
 
 
 def _layer(block: nn.Module, alternatives: str) -> tuple[str, WeightLayout, int, int] | None:
@@ -176,11 +198,25 @@ def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str
     path = first_path(block, entry.path)
     if path is None:
         return []
-    heads, width, *others = entry.heads(block.get_submodule(path))
+    heads, width, *others = _heads(entry, block.get_submodule(path))
     value_dim = next((other for other in others if other != width), None)
     layout = AttentionLayout(heads, width, value_dim)
     features = (heads * width, heads * layout.value_width)
     return [_point(entry.role, _join(prefix, path), "attention", site, features, layout, tags)]
+
+
+def _heads(entry: Attention, module: nn.Module) -> Sequence[int]:
+    found: object = entry.heads(module)
+    if (
+        not isinstance(found, Sequence)
+        or len(found) not in (2, 3)
+        or not all(isinstance(number, int) and number > 0 for number in found)
+    ):
+        raise PluginError(
+            f"heads of {entry.role!r} returned {found!r} for {type(module).__name__} at {entry.path!r}; expected "
+            "(kv_heads, head_dim) or (kv_heads, head_dim, value_dim), positive integers"
+        )
+    return found
 
 
 @points_of.register
@@ -207,7 +243,11 @@ def _width(block: nn.Module, places: Sequence[str | None]) -> int:
             return module.normalized_shape[-1]
         for parameter in module.parameters() if module is not None else ():
             return parameter.shape[-1]
-    raise ValueError(f"{type(block).__name__} has no parameters at {[place for place in places if place]}")
+    told = ", ".join(repr(place) for place in places if place)
+    raise PluginError(
+        f"{type(block).__name__} has no parameters at {told}, which would tell the width of the residual stream; name "
+        "a module that has, as Output(..., width=...)"
+    )
 
 
 def _embedding_width(module: nn.Module, model: nn.Module) -> int:
@@ -217,4 +257,4 @@ def _embedding_width(module: nn.Module, model: nn.Module) -> int:
                 return inner.embedding_dim
     for parameter in module.parameters():
         return parameter.shape[-1]
-    raise ValueError(f"cannot tell the token width of {type(module).__name__}")
+    raise PluginError(f"neither {type(module).__name__} nor the model around it tells the width of the tokens")

@@ -6,8 +6,11 @@ is one more word here. Nothing is run and no weight is read: resolving works on 
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import nn
 
@@ -26,6 +29,7 @@ from adapterkit.backends.entries import (
 )
 from adapterkit.backends.expansion import points_of
 from adapterkit.backends.layouts import first_path, is_class, weight_layout
+from adapterkit.errors import PluginError
 from adapterkit.points import InjectionPoint, Tag
 
 __all__ = [
@@ -48,6 +52,17 @@ __all__ = [
 ]
 
 
+_WORD = re.compile(r"\{[a-zA-Z_]\w*\}")
+
+
+def _names_in(text: str) -> set[str] | None:
+    """The placeholders of a pattern or site; None where the braces do not match."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True)
 class Group:
     """Entries that recur at every match of a pattern.
@@ -58,12 +73,35 @@ class Group:
         site: Where the points lie in canonical words: `{layer}`, `down.{block}.{index}`.
         entries: What is there. An entry whose paths do not exist in a block is absent there.
         tags: Further tags, such as `stage`.
+
+    Raises:
+        PluginError: Something of it cannot be used.
     """
 
     pattern: str
     site: str
     entries: tuple[Entry, ...]
     tags: dict[str, Tag] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise PluginError(f"Group {self.pattern!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        if not isinstance(self.pattern, str) or not isinstance(self.site, str):
+            return f"pattern and site must be strings, not {self.site!r}"
+        wanted = _names_in(self.site)
+        for alternative in self.pattern.split("|"):
+            names = _names_in(alternative)
+            if names is None or not all(_WORD.fullmatch(part) for part in alternative.split(".") if "{" in part):
+                return f"{alternative!r} must be names joined by dots, some of them like {{layer}}"
+            if wanted is None or not wanted <= names:
+                known = ", ".join(f"{{{name}}}" for name in sorted(names)) or "none"
+                return f"the site {self.site!r} must be made of the placeholders of {alternative!r} ({known})"
+        if not isinstance(self.entries, (tuple, list)):
+            return f"entries must be a tuple, not {self.entries!r}; for a single one write (Weight(...),)"
+        strange = [entry for entry in self.entries if not isinstance(entry, get_args(Entry))]
+        return f"{strange[0]!r} is no entry, such as Weight('attn.q', 'q_proj')" if strange else None
 
 
 def resolve(model: nn.Module, groups: Sequence[Group], component: str) -> list[InjectionPoint]:

@@ -51,19 +51,11 @@ def read_adapters(file: Path) -> tuple[str, dict[str, Checkpoint]]:
     Raises:
         CheckpointError: No format reads it.
     """
-    from adapterkit.checkpoint import Format
-    from adapterkit.errors import UnsupportedFileError
-    from adapterkit.plugins import get_plugin_manager
+    from adapterkit.exchange import find_format
     from adapterkit.points import Points
 
-    found: dict[str, Format] = {name: spec.load()() for name, spec in get_plugin_manager().formats().items()}
-    for name, reader in found.items():
-        if reader.recognises(file):
-            return name, reader.read_many(file, Points([]))
-    if len(found) == 1:  # its own error says what is wrong with the file
-        [(name, reader)] = found.items()
-        return name, reader.read_many(file, Points([]))
-    raise UnsupportedFileError(f"none of the formats {', '.join(found)} recognises it", file)
+    reader = find_format(file)
+    return reader.spec.name, reader.read_many(file, Points([]))
 
 
 def _describe(checkpoint: Checkpoint, format_name: str, file: Path) -> dict[str, Any]:

@@ -77,10 +77,11 @@ def _generate(
     import torch
 
     from adapterkit.handle import Adapters
+    from adapterkit.training.checked import CheckedTask
     from adapterkit.training.parts import inference
     from adapterkit.training.state import load_modules
 
-    task = run.make_task()
+    task = CheckedTask(run)
     output = _ending_right(output, task.suffixes)
     model = task.load_model()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

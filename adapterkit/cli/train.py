@@ -58,8 +58,9 @@ def _show_plan(run: Run) -> None:
     from adapterkit.cli.places import show_points
     from adapterkit.listing import points
     from adapterkit.training import yaml_values
+    from adapterkit.training.checked import CheckedTask
 
-    model = run.make_task().load_model()
+    model = CheckedTask(run).load_model()
     click.echo(yaml_values.dump(run.resolved()))
     show_points(points(model, adapter=run.adapter), as_json=False)
 

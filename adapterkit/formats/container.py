@@ -115,6 +115,8 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, bytes]:
 def _foreign(path: Path, start: bytes) -> UnsupportedFileError | None:
     """What a file that is no safetensors file is instead; ask no sooner, for a header's length may start alike."""
     name = next((name for magic, name in _FOREIGN if start.startswith(magic)), None)
+    if start.lstrip()[:1] in (b"{", b"[") and 0 not in start:  # a length has zeros
+        name = "a JSON file, which holds no tensors; give the .safetensors file that belongs to it"
     return UnsupportedFileError(f"is {name}", path) if name else None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError
+from adapterkit.testing.company import CompanyChecks
 from adapterkit.testing.effects import EffectChecks
 from adapterkit.testing.places import PlaceChecks
 from adapterkit.testing.reports import CheckReport, run_checks
 from adapterkit.testing.states import StateChecks
 
 
-class AdapterConformance(EffectChecks, StateChecks, PlaceChecks):
+class AdapterConformance(EffectChecks, CompanyChecks, StateChecks, PlaceChecks):
     """Every check of an adapter type. Derive from it and say what it is about.
 
         class TestGate(AdapterConformance):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 import adapterkit as ak
-from adapterkit.testing.subject import Subject, subjects
+from adapterkit.checkpoint import Checkpoint
+from adapterkit.testing.subject import NAME, Subject, skip, subjects, subjects_at
 
 
 class Case:
@@ -26,3 +27,19 @@ class Case:
     def subjects(self, dtype: torch.dtype = torch.float64, *, seed: int = 0, fresh: bool = False) -> Iterator[Subject]:
         """The adapter on every tiny model where it can act; see `adapterkit.testing.subject.subjects`."""
         return subjects(self.config, dtype, seed=seed, fresh=fresh, prepare=self.prepare)
+
+    def _subjects_at(self, role: str) -> Iterator[Subject]:
+        """The adapter at one role alone."""
+        return subjects_at(role, self.config, self.prepare)
+
+    def _require_registered(self) -> Any:
+        """The type's spec."""
+        spec = ak.get_plugin_manager().spec_of(type(self.config))
+        if spec is None:
+            skip(f"{type(self.config).__name__} is not registered, so no file can name it")
+        return spec
+
+    def _require_checkpoint(self, subject: Subject) -> Checkpoint:
+        """What a file holds of the adapter."""
+        self._require_registered()
+        return subject.adapters.checkpoint(NAME)

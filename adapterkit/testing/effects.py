@@ -7,17 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-import adapterkit as ak
-from adapterkit.adapter import AdditiveModule
-from adapterkit.errors import NotMergeableError, RoutingError
+from adapterkit.errors import NotMergeableError
 from adapterkit.testing.case import Case
-from adapterkit.testing.subject import LOOSE, NAME, TIGHT, Subject, assert_close, assert_same, skip
+from adapterkit.testing.subject import LOOSE, NAME, TIGHT, Subject, assert_close, assert_same, scalar, skip
 
 _STEP = 1e-6
 
 
 class EffectChecks(Case):
-    """Start, gradients, merging, routing, sums."""
+    """Start, gradients, merging, training mode."""
 
     def test_zero_effect(self) -> None:
         """A new adapter changes nothing: `max |y - base| <= 1e-5 max |base|`, in float32."""
@@ -57,8 +55,8 @@ class EffectChecks(Case):
         for subject in self.subjects():
             parameters = list(subject.adapters.parameters(NAME))
             generator = torch.Generator().manual_seed(7)
-            direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-            grads = torch.autograd.grad(_scalar(subject()), parameters)
+            direction = [subject.move * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+            grads = torch.autograd.grad(scalar(subject()), parameters)
             expected = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
             sides = [_moved(subject, parameters, direction, sign * _STEP) for sign in (1, -1)]
             found = (sides[0] - sides[1]) / (2 * _STEP)
@@ -98,56 +96,28 @@ class EffectChecks(Case):
                 assert_same(tensor, before[key], f"{subject.label}: {key} after merging and unmerging")
             assert_same(subject(), expected, f"{subject.label}: the output after merging and unmerging")
 
-    def test_routed_equals_one_by_one(self) -> None:
-        """Each row of a routed batch is the output with its adapter alone, within 1e-10; None is the base."""
-        routed = 0
-        for subject in self.subjects():
-            routes = [NAME, None, NAME]
-            try:
-                with subject.adapters.routed(routes):
-                    pass
-            except RoutingError:
-                continue  # said at activation
-            routed += 1
-            with subject.adapters.routed(routes):
-                together = subject()
-            for index, route in enumerate(routes):
-                alone = subject.row(index, route)
-                assert_close(together[index : index + 1], alone, TIGHT, f"{subject.label}: row {index}, {route}")
-        if not routed:
-            skip("the type cannot be routed anywhere, and says so by a RoutingError at activation")
-
-    def test_additive_is_a_sum(self) -> None:
-        """An `AdditiveModule` keeps `forward(x, base) = base(x) + delta(x)`: halves of it add up, and it cancels."""
-        summed = 0
-        for subject in self.subjects():
-            modules = subject.adapters.modules(NAME)
-            if not all(isinstance(module, AdditiveModule) for module in modules.values()):
-                continue
-            summed += 1
-            _copy(subject.adapters, "copy", subject.config)
-            together = subject.run({NAME: 0.5, "copy": 0.5})
-            assert_close(together, subject.run(), TIGHT, f"{subject.label}: half of it and half of a copy")
-            cancelled = subject.run({NAME: 1.0, "copy": -1.0})
-            assert_close(cancelled, subject.run(None), TIGHT, f"{subject.label}: it less a copy of it")
-        if not summed:
-            skip("the type does not say that it is additive")
-
-    def test_an_average_with_itself_is_itself(self) -> None:
-        """`Average(a, a) = a` within 1e-10, and `Stack(a)` is a bit for bit."""
-        for subject in self.subjects():
-            if not all(module.scalable for module in subject.adapters.modules(NAME).values()):
-                continue
-            alone = subject.run()
-            assert_close(subject.run(ak.Average(NAME, NAME)), alone, TIGHT, f"{subject.label}: Average(a, a)")
-            assert_same(subject.run(ak.Stack(NAME)), alone, f"{subject.label}: Stack(a)")
-
     def test_evaluation_is_deterministic(self) -> None:
         """In evaluation mode the same input gives the same bits twice, whatever random numbers were drawn between."""
         for subject in self.subjects():
             first = subject.bits()
             torch.rand(3)
             assert_same(subject.bits(), first, f"{subject.label}: the second forward")
+
+    def test_training_is_evaluation(self) -> None:
+        """`y` and its gradients in train() are those in eval(), within 1e-10, unless training draws random numbers."""
+        compared = 0
+        for subject in self.subjects():
+            expected, grads = subject.gradients()
+            subject.model.train()
+            before = torch.get_rng_state()
+            found, others = subject.gradients()
+            if not torch.equal(torch.get_rng_state(), before):
+                continue  # a dropout
+            compared += 1
+            assert_close(found, expected, TIGHT, f"{subject.label}: the output in train()")
+            assert_close(others, grads, TIGHT, f"{subject.label}: the gradients in train()")
+        if not compared:
+            skip("the type draws random numbers in training, so it is another function there")
 
 
 def _gradients(subject: Subject) -> Iterator[tuple[str, bool]]:
@@ -159,24 +129,11 @@ def _gradients(subject: Subject) -> Iterator[tuple[str, bool]]:
             yield name, not parameter.numel() or bool(parameter.grad.abs().max() > 0)
 
 
-def _scalar(y: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return (y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum()
-
-
 @torch.no_grad()
 def _moved(subject: Subject, parameters: list[torch.nn.Parameter], direction: list[Tensor], step: float) -> float:
     for parameter, way in zip(parameters, direction, strict=True):
         parameter.add_(step * way)
-    value = float(_scalar(subject()))
+    value = float(scalar(subject()))
     for parameter, way in zip(parameters, direction, strict=True):
         parameter.sub_(step * way)
     return value
-
-
-def _copy(adapters: ak.Adapters, name: str, config: ak.AdapterConfig) -> None:
-    adapters.add(name, config)
-    for one, other in zip(adapters.parameters(name), adapters.parameters(NAME), strict=True):
-        one.data.copy_(other.data)
-    for one, other in zip(adapters.state_dict(name).values(), adapters.state_dict(NAME).values(), strict=True):
-        one.copy_(other)

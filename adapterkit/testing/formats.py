@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import tempfile
 import zipfile
@@ -19,11 +21,13 @@ from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.errors import AdapterKitError, CheckpointError
 from adapterkit.points import Points
 from adapterkit.testing import families
-from adapterkit.testing.models import EXAMPLES
+from adapterkit.testing.limits import Limited
+from adapterkit.testing.models import EXAMPLES, Example
 from adapterkit.testing.reports import CheckReport, run_checks
-from adapterkit.testing.subject import assert_close, assert_same, expecting, randomise, skip
+from adapterkit.testing.subject import assert_close, assert_same, expecting, move, skip
 
-_FLIPS = 200
+_FLIPS, _LARGE = 200, 2**28
+_SAID = ("configs", "tolerance", "checks_itself")
 
 
 class FormatConformance:
@@ -38,6 +42,9 @@ class FormatConformance:
         configs: Adapters that the format can express; each is tried on the tiny models where it fits.
         tolerance: Of the effect after a round trip, relative; 0 means bit for bit, in every tensor and the config.
         checks_itself: Whether a file with a changed byte must be refused; otherwise other values may be read.
+
+    `check_format` and `adapterkit plugins check` take the last three from the format's own class attributes of these
+    names, where it has them.
     """
 
     format: ClassVar[type[Format]]
@@ -58,37 +65,76 @@ class FormatConformance:
                 except AdapterKitError:
                     continue
                 found = True
-                randomise(adapters, "mine")
+                args, kwargs = example.inputs(3, torch.float32)
+                move(adapters, "mine", functools.partial(model, *args, **kwargs))
                 with tempfile.TemporaryDirectory() as folder:
                     yield f"{type(config).__name__} on {example.name}", adapters, model, Path(folder) / "file"
         assert found, "no config fits any tiny model"
+
+    def _format(self) -> Format:
+        """A new instance, whose methods must come to an end."""
+        return Limited(self.format())
 
     def test_round_trip(self) -> None:
         """What is read is what was written: bit for bit, or in effect within `tolerance`."""
         for name, adapters, model, path in self.each():
             written, points = adapters.checkpoint("mine"), adapters.points()
-            self.format().write(written, path, points)
-            read = self.format().read(path, points)
-            assert read.type == written.type or self.tolerance, f"{name}: type {read.type}, not {written.type}"
-            if not self.tolerance:
-                assert read.config == written.config, f"{name}: the config changed: {read.config}"
-                _assert_equal(name, read, written)
-            example = next(one for one in EXAMPLES if name.endswith(f" on {one.name}"))
-            args, kwargs = example.inputs(3, torch.float32)
-            adapters.freeze()
+            self._format().write(written, path, points)
+            read = self._format().read(path, points)
+            self._check_same(name, read, written)
+            self._check_effect(name, adapters, model, read)
+
+    def test_several_in_one_file(self) -> None:
+        """`read_many` gives what `write_many` was given, by name; a format of one refuses, and writes nothing."""
+        for name, adapters, model, path in self.each():
+            written, points = adapters.checkpoint("mine"), adapters.points()
+            self._format().write(written, path, points)
+            [(single, read)] = self._format().read_many(path, points).items()
+            self._check_same(f"read_many of one ({single!r}), {name}", read, written)
+            adapters.remove("mine")
+            adapters.add("mine", ak.get_plugin_manager().adapter(written.type).load().from_dict(written.config), seed=1)
+            many = {"first": written, "Second-2": adapters.checkpoint("mine")}
+            place = path.with_name("several")
+            try:
+                self._format().write_many(many, place, points)
+            except CheckpointError:
+                assert not place.exists(), f"{name}: a refused file of two is there"
+                continue
+            assert self._format().recognises(place), f"{name}: a file of two is not recognised"
+            found = self._format().read_many(place, points)
+            assert list(found) == list(many), f"{name}: {', '.join(found)} came back instead of {', '.join(many)}"
+            for key, checkpoint in many.items():
+                self._check_same(f"{key} of two, {name}", found[key], checkpoint)
+            adapters.remove("mine")
+            adapters.install("mine", written)
+            self._check_effect(f"the first of two, {name}", adapters, model, found["first"])
+
+    def _check_same(self, name: str, read: Checkpoint, written: Checkpoint) -> None:
+        """Bit for bit, where the format says that it is exact."""
+        assert read.type == written.type or self.tolerance, f"{name}: type {read.type}, not {written.type}"
+        if not self.tolerance:
+            assert read.config == written.config, f"{name}: the config changed: {read.config}"
+            _assert_equal(name, read, written)
+
+    def _check_effect(self, name: str, adapters: ak.Adapters, model: torch.nn.Module, read: Checkpoint) -> None:
+        """Compares what `mine` does with what was read of it; a name ends in that of its example."""
+        args, kwargs = _example(name).inputs(3, torch.float32)
+        adapters.freeze()
+        with adapters.activated("mine"):
             expected = model(*args, **kwargs)
-            adapters.install("again", read)
-            with adapters.activated("again"):
-                assert_close(model(*args, **kwargs), expected, max(self.tolerance, 1e-6), f"{name}: the effect")
+        adapters.install("again", read)
+        with adapters.activated("again"):
+            assert_close(model(*args, **kwargs), expected, max(self.tolerance, 1e-6), f"{name}: the effect")
+        adapters.remove("again")
 
     def test_the_caller_keeps_its_tensors(self) -> None:
         """Writing changes and keeps none of the checkpoint's tensors, and two reads share no memory."""
         for name, adapters, _, path in self.each():
             written, points = adapters.checkpoint("mine"), adapters.points()
             before = _copy(written)
-            self.format().write(written, path, points)
+            self._format().write(written, path, points)
             _assert_equal(name, written, before)
-            one, other = (self.format().read(path, points) for _ in range(2))
+            one, other = (self._format().read(path, points) for _ in range(2))
             for key, own in one.tensors.items():
                 for part, tensor in own.items():
                     if tensor.numel():
@@ -101,32 +147,50 @@ class FormatConformance:
         for name, adapters, _, path in self.each():
             for ending in ("", ".bin", ".txt", ".safetensors"):
                 place = path.with_name(f"adapter{ending}")
-                self.format().write(adapters.checkpoint("mine"), place, adapters.points())
-                assert self.format().recognises(place), f"{name}: its own file is not recognised as {place.name}"
+                self._format().write(adapters.checkpoint("mine"), place, adapters.points())
+                assert self._format().recognises(place), f"{name}: its own file is not recognised as {place.name}"
             for foreign in _foreign(path.parent):
-                assert not self.format().recognises(foreign), f"{name}: {foreign.name} is taken for one of its files"
-            assert not self.format().recognises(path.with_name("absent")), f"{name}: a file that is not there"
+                assert not self._format().recognises(foreign), f"{name}: {foreign.name} is taken for one of its files"
+            assert not self._format().recognises(path.with_name("absent")), f"{name}: a file that is not there"
+            self._format().recognises(path.parent)  # a folder is none, or is one: it must not raise
 
     def test_foreign_files_are_refused(self) -> None:
-        """Reading what is of another format is a CheckpointError."""
+        """Reading what is of another format is a CheckpointError, as is all that `diagnose` has to say of it."""
         for name, adapters, _, path in self.each():
             for foreign in _foreign(path.parent):
+                with contextlib.suppress(CheckpointError):
+                    self._format().diagnose(foreign)
                 with expecting(CheckpointError, "", f"{name}: {foreign.name} was read"):
-                    self.format().read(foreign, adapters.points())
+                    self._format().read(foreign, adapters.points())
+            return
+
+    def test_recognition_is_quick(self) -> None:
+        """Every file is recognised, or not, in two seconds: one's own, another's, damaged, and one of 256 MB."""
+        for name, adapters, _, path in self.each():
+            self._format().write(adapters.checkpoint("mine"), path, adapters.points())
+            whole = path.read_bytes() if path.is_file() else b""
+            large, cut = path.with_name("large"), path.with_name("cut")
+            cut.write_bytes(whole[: len(whole) // 2])
+            with large.open("wb") as file:
+                file.write(whole[:64])
+                file.truncate(_LARGE)  # sparse: it takes no room
+            for place in (path, cut, large, *_foreign(path.parent)):
+                found: object = self._format().recognises(place)
+                assert isinstance(found, bool), f"{name}: recognises gives {found!r} for {place.name}"
             return
 
     def test_damaged_files_are_errors(self) -> None:
         """A file cut short is a CheckpointError; a changed byte is one too, or is read: never another exception."""
         for name, adapters, _, path in self.each():
             points = adapters.points()
-            self.format().write(adapters.checkpoint("mine"), path, points)
+            self._format().write(adapters.checkpoint("mine"), path, points)
             if not path.is_file():
                 skip("the format writes a folder")
             whole = path.read_bytes()
             for length in sorted({0, 1, 7, 8, 9, len(whole) // 3, len(whole) // 2, len(whole) - 1}):
                 path.write_bytes(whole[:length])
                 with expecting(CheckpointError, "", f"{name}: a file of {length} of {len(whole)} bytes was read"):
-                    self.format().read(path, points)
+                    self._format().read(path, points)
             self._flip(name, path, whole, points)
             return
 
@@ -135,7 +199,7 @@ class FormatConformance:
         for place in torch.randint(len(whole), (_FLIPS,), generator=generator).tolist():
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
             try:
-                self.format().read(path, points)
+                self._format().read(path, points)
             except AdapterKitError:
                 continue
             except Exception as error:
@@ -146,18 +210,18 @@ class FormatConformance:
         """A write that fails leaves the old file, and none leaves anything beside its file."""
         for name, adapters, _, path in self.each():
             points, checkpoint = adapters.points(), adapters.checkpoint("mine")
-            self.format().write(checkpoint, path, points)
+            self._format().write(checkpoint, path, points)
             assert [p.name for p in path.parent.iterdir()] == [path.name], f"{name}: writing left more than its file"
             old = path.read_bytes() if path.is_file() else b""
             broken = dataclasses.replace(
                 checkpoint, tensors={"no point@x": {"a": torch.zeros(1, dtype=torch.complex64)}}
             )
             with expecting(CheckpointError, "", f"{name}: a tensor of complex numbers was written"):
-                self.format().write(broken, path, points)
+                self._format().write(broken, path, points)
             assert [p.name for p in path.parent.iterdir()] == [path.name], f"{name}: a failed write left a file"
             assert not old or path.read_bytes() == old, f"{name}: a failed write changed the old file"
             with expecting(CheckpointError, "", f"{name}: writing into a folder that is not there succeeded"):
-                self.format().write(checkpoint, path / "no" / "such" / "folder", points)
+                self._format().write(checkpoint, path / "no" / "such" / "folder", points)
             return
 
     def test_through_the_handle(self) -> None:
@@ -166,14 +230,17 @@ class FormatConformance:
             spec = next((s for s in ak.get_plugin_manager().formats().values() if s.load() is self.format), None)
             if spec is None:
                 skip("the format is not registered")
-            example = next(one for one in EXAMPLES if name.endswith(f" on {one.name}"))
-            args, kwargs = example.inputs(3, torch.float32)
+            args, kwargs = _example(name).inputs(3, torch.float32)
             adapters.freeze()
             expected = model(*args, **kwargs)
             adapters.save("mine", path, format=spec.name)
             adapters.load(path, "again")
             with adapters.activated("again"):
                 assert_close(model(*args, **kwargs), expected, max(self.tolerance, 1e-6), f"{name}: the effect")
+
+
+def _example(name: str) -> Example:
+    return next(one for one in EXAMPLES if name.endswith(f" on {one.name}"))
 
 
 def _copy(checkpoint: Checkpoint) -> Checkpoint:
@@ -211,7 +278,13 @@ def _foreign(folder: Path) -> list[Path]:
     return [folder / name for name in (*contents, "tensors", "archive")]
 
 
-def check_format(format: type[Format], configs: tuple[ak.AdapterConfig, ...] = (ak.LoRA(rank=2),)) -> CheckReport:
-    """Runs every check on a format, without pytest; see `FormatConformance`."""
-    said = {"format": format, "configs": configs}
+def check_format(format: type[Format], configs: tuple[ak.AdapterConfig, ...] | None = None) -> CheckReport:
+    """Runs every check on a format, without pytest; see `FormatConformance`.
+
+    Args:
+        format: The class.
+        configs: By default those that the class names, or else a LoRA.
+    """
+    said = {key: value for cls in reversed(format.__mro__) for key, value in vars(cls).items() if key in _SAID}
+    said |= {"format": format} if configs is None else {"format": format, "configs": configs}
     return run_checks(format.__name__, type(f"Test{format.__name__}", (FormatConformance,), said)())

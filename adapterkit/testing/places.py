@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import adapterkit as ak
-from adapterkit.testing import families
+from adapterkit.errors import NotMergeableError
 from adapterkit.testing.case import Case
-from adapterkit.testing.models import EXAMPLES
+from adapterkit.testing.models import ToyMixture
 from adapterkit.testing.subject import NAME, TIGHT, Subject, assert_close, assert_same, skip
+from adapterkit.testing.toys import VOCABULARY, WIDTH, ToyModel
 
 _COMPILED = 2
 """Modalities that are compiled: it takes its time."""
@@ -62,15 +64,16 @@ class PlaceChecks(Case):
             y.float().square().mean().backward()
 
     def test_meta(self) -> None:
-        """On the meta device an adapter is added without allocating anything."""
-        families.register()
+        """On the meta device an adapter is built and added without allocating anything."""
         for subject in self.subjects():
-            example = next(one for one in EXAMPLES if subject.label.startswith(one.name))
+            chosen = [point for point in subject.adapters.points() if point.id in subject.adapters.modules(NAME)]
             with torch.device("meta"):
-                adapters = ak.Adapters(example.make())
+                adapters = ak.Adapters(subject.example.make())
+                built = [subject.config.shared(chosen), *map(subject.config.build, chosen)]
             self.prepare(adapters, subject.config)
             adapters.add(NAME, subject.config)
-            assert all(tensor.is_meta for tensor in adapters.state_dict(NAME).values()), (
+            tensors = [tensor for one in built if one is not None for tensor in (*one.parameters(), *one.buffers())]
+            assert all(tensor.is_meta for tensor in [*tensors, *adapters.state_dict(NAME).values()]), (
                 f"{subject.label}: a tensor was allocated; create tensors on the default device"
             )
 
@@ -87,35 +90,70 @@ class PlaceChecks(Case):
                 moved = subject.model(*(a.cuda() for a in args), **{k: v.cuda() for k, v in kwargs.items()})
                 assert_close(moved.cpu().double(), expected, 1e-3, f"{subject.label}: moved to the GPU")
 
-    def test_tied_weights_stay_tied(self) -> None:
-        """Where a weight is tied, an adapter on the one module leaves the other's output alone, merged or not."""
+    def test_built_on_meta_and_loaded(self) -> None:
+        """Built on the meta device, given memory by `to_empty` and loaded, a model gives the same bits."""
         for subject in self.subjects():
-            model: Any = subject.model
-            keys = subject.adapters.modules(NAME)
-            if not hasattr(model, "embed") or model.head.weight is not model.embed.weight:
-                continue
-            if not any(key.startswith("head@") for key in keys) or any(key.startswith("embed") for key in keys):
-                continue
-            fresh: Any = subject.example.make()
-            assert_same(model.embed.weight.detach(), fresh.double().embed.weight.detach(), "the tied weight")
-            return
-        skip("the type does not act on one of two tied weights alone")
+            checkpoint = self._require_checkpoint(subject)
+            with torch.device("meta"):
+                model = subject.example.make().to(subject.dtype).eval()
+                adapters = ak.Adapters(model)
+                self.prepare(adapters, subject.config)
+                adapters.add(NAME, subject.config)
+            model.to_empty(device="cpu")
+            model.load_state_dict(subject.model.state_dict())
+            adapters.remove(NAME)  # `to_empty` gives no values to what no file holds: loading builds it again
+            adapters.install(NAME, checkpoint)
+            loaded = dataclasses.replace(subject, model=model, adapters=adapters)
+            for one in (model, subject.model):
+                one.requires_grad_(False)  # torch rounds another way where a weight requires grad
+            assert_same(loaded.bits(), subject.bits(), f"{subject.label}: the output of a model built on meta")
+
+    def test_tied_weights_stay_tied(self) -> None:
+        """Where a weight is tied, an adapter at the one module leaves the other's output alone, merged or not."""
+        done = 0
+        for role, other in (("head", "embed"), ("embed.tokens", "head")):
+            for subject in self._subjects_at(role):
+                model: Any = subject.model
+                if not isinstance(model, ToyModel):
+                    continue
+                done += 1
+                label, beside = subject.label, model.get_submodule(other)
+                x: Any = torch.arange(VOCABULARY) if other == "embed" else torch.eye(WIDTH, dtype=subject.dtype)
+                with torch.no_grad(), subject.adapters.disabled():
+                    base = beside(x)
+                adapted = subject.bits()
+                with torch.no_grad(), subject.adapters.activated(NAME):
+                    assert_same(beside(x), base, f"{label}: {other} beside the adapter")
+                try:
+                    subject.adapters.merge(NAME)
+                except NotMergeableError:
+                    continue
+                with torch.no_grad():
+                    assert_same(beside(x), base, f"{label}: {other} beside the merged weight")
+                    assert_close(subject(), adapted, TIGHT, f"{label}: the output, merged")
+                subject.adapters.unmerge()
+                assert model.head.weight is model.embed.weight, f"{label}: unmerged, the weights are not tied again"
+        if not done:
+            skip("the type acts on neither of two tied weights")
 
     def test_shared_modules(self) -> None:
-        """A module that a forward calls twice has the adapter in both calls: twice as deep, it is the same equation."""
+        """A module that a forward calls twice has the adapter in both calls, each as if it were alone: within 1e-10."""
         done = 0
-        for subject in self.subjects():
-            model: Any = subject.model
-            if not hasattr(model, "twice") or not any(
-                key.startswith("mlp.up@") for key in subject.adapters.modules(NAME)
-            ):
+        for subject, alone in zip(self._subjects_at("mlp.up"), self._subjects_at("mlp.up"), strict=True):
+            model, other = subject.model, alone.model
+            if not isinstance(model, ToyMixture) or not isinstance(other, ToyMixture):
                 continue
-            calls: list[Tensor] = []
-            handle = model.twice.register_forward_hook(lambda module, args, y, calls=calls: calls.append(y))
-            subject.run()
+            done += 1
+            calls: list[tuple[Tensor, Tensor]] = []
+            handle = model.twice.register_forward_hook(lambda module, args, y, calls=calls: calls.append((args[0], y)))
+            subject.bits()
             handle.remove()
             assert len(calls) == 2, f"{subject.label}: {len(calls)} calls of a module that is called twice"
-            done += 1
+            for x, y in reversed(calls):  # in another order: nothing of the one call may reach the other
+                with torch.no_grad(), alone.adapters.activated(NAME):
+                    assert_close(y, other.twice(x), TIGHT, f"{subject.label}: one of two calls, and that call alone")
+                with torch.no_grad(), alone.adapters.disabled():
+                    assert not torch.equal(y, other.twice(x)), f"{subject.label}: one of two calls is the base's"
         if not done:
             skip("the type does not act on a module that is called twice")
 
@@ -152,27 +190,22 @@ class PlaceChecks(Case):
                     assert_close(one, expected, TIGHT, f"{subject.label}: a gradient with {kind} checkpointing")
 
     def test_threads(self) -> None:
-        """Two threads with different choices do not disturb each other."""
+        """Threads at once, two with the adapter and other inputs, one without it: the bits are those one by one."""
         for subject in self.subjects():
-            expected = {choice: subject.bits(choice) for choice in (NAME, None)}
-            together = threading.Barrier(len(expected))
-            found: dict[str | None, list[Tensor]] = {choice: [] for choice in expected}
-            work = functools.partial(_repeat, subject, together, found)
-            threads = [threading.Thread(target=work, args=(choice,)) for choice in expected]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            for choice, outputs in found.items():
-                for y in outputs:
-                    assert_same(y, expected[choice], f"{subject.label}: {choice}, beside another thread")
+            work: list[tuple[str | None, int]] = [(NAME, 3), (NAME, 2), (None, 3)]
+            expected = [_repeat(subject, threading.Barrier(1), choice, batch)[0] for choice, batch in work]
+            together = threading.Barrier(len(work))
+            with ThreadPoolExecutor(len(work)) as pool:
+                running = [pool.submit(_repeat, subject, together, choice, batch) for choice, batch in work]
+            for (choice, batch), one, y in zip(work, running, expected, strict=True):
+                for found in one.result():  # raises what the thread has raised
+                    assert_same(found, y, f"{subject.label}: {choice}, {batch} rows, beside other threads")
 
 
-def _repeat(
-    subject: Subject, together: threading.Barrier, found: dict[str | None, list[Tensor]], choice: str | None
-) -> None:
-    together.wait()
-    found[choice] += [subject.bits(choice) for _ in range(3)]
+@torch.no_grad()
+def _repeat(subject: Subject, together: threading.Barrier, choice: str | None, batch: int) -> list[Tensor]:
+    together.wait(timeout=60)
+    return [subject.run(choice, batch) for _ in range(3)]
 
 
 class _Whole(nn.Module):

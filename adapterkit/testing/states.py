@@ -109,7 +109,7 @@ class StateChecks(Case):
         assert "other" not in subject.adapters
 
     def test_copies(self) -> None:
-        """`copy.deepcopy`, `pickle` and `torch.save` of an adapted model give the same output, and share nothing."""
+        """`copy.deepcopy`, `pickle` and `torch.save` of an adapted model give the same bits, and share nothing."""
         for subject in self.subjects():
             expected = subject.run()
             buffer = io.BytesIO()
@@ -120,11 +120,15 @@ class StateChecks(Case):
                 "pickle": pickle.loads(pickle.dumps(subject.model)),
                 "torch.save": torch.load(buffer, weights_only=False),
             }
-            args, kwargs = subject.example.inputs(3, subject.dtype)
             for way, model in copies.items():
-                assert_same(model(*args, **kwargs), expected, f"{subject.label}: the output after {way}")
-                ak.Adapters(model).detach()
-            assert_same(subject.run(), expected, f"{subject.label}: the original, after its copies were detached")
+                other = dataclasses.replace(subject, model=model, adapters=ak.Adapters(model))
+                assert_same(other(), expected, f"{subject.label}: the output after {way}")
+                shared = _memory(subject.model) & _memory(model)
+                assert not shared, f"{subject.label}: after {way} the copy has {len(shared)} tensors of the original"
+                other.adapters.activate(None)
+                assert_same(subject(), expected, f"{subject.label}: the original, where its {way} copy is switched off")
+                other.adapters.detach()
+                assert_same(subject(), expected, f"{subject.label}: the original, where its {way} copy is detached")
 
     def test_seeds(self) -> None:
         """The same seed gives the same start, whatever else was added, and no global random number is consumed."""
@@ -163,12 +167,6 @@ class StateChecks(Case):
         assert not missing, f"the spec of {spec.name} does not tell of {', '.join(sorted(missing))} points"
         assert spec.summary, f"the spec of {spec.name} has no summary"
 
-    def _require_registered(self) -> Any:
-        spec = ak.get_plugin_manager().spec_of(type(self.config))
-        if spec is None:
-            skip(f"{type(self.config).__name__} is not registered, so no file can name it")
-        return spec
-
 
 def _entry_module(origin: Origin | None) -> str:
     """The module that an installed plug-in's entry point names."""
@@ -180,6 +178,13 @@ def _entry_module(origin: Origin | None) -> str:
 
 def _values(subject: Subject) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().clone() for key, tensor in subject.adapters.state_dict(NAME).items()}
+
+
+def _memory(model: nn.Module) -> set[int]:
+    """Where the tensors of a model lie: parameters, buffers, and what modules keep beside them."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    tensors = [*model.parameters(), *model.buffers(), *kept]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def _anatomy(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -22,6 +23,10 @@ NAME = "mine"
 TIGHT, LOOSE = 1e-10, 1e-5
 """Relative tolerances in float64 and float32: of the largest value compared."""
 
+_MOVE, _TRIES = 0.3, 12
+_LEAST, _MOST = 0.01, 1.0
+"""What moving an adapter's parameters should change an output by, relative to the base's largest value."""
+
 
 @dataclass
 class Subject:
@@ -33,6 +38,7 @@ class Subject:
         config: What was added, as `NAME`.
         example: Makes inputs.
         dtype: Of the model.
+        move: Standard deviation of what its parameters were moved by.
     """
 
     label: str
@@ -41,6 +47,7 @@ class Subject:
     config: ak.AdapterConfig
     example: Example
     dtype: torch.dtype
+    move: float = 0.0
 
     def run(self, choice: Any = NAME, batch: int = 3) -> Tensor:
         """The output with this choice active."""
@@ -64,6 +71,11 @@ class Subject:
         with self.adapters.activated(choice):
             return self.model(*(a[one] for a in args), **{key: value[one] for key, value in kwargs.items()})
 
+    def gradients(self, choice: Any = NAME) -> tuple[Tensor, Tensor]:
+        """The output, and the gradients of a scalar of it for all parameters of the adapter, in one vector."""
+        y = self.run(choice)
+        return y.detach(), flat_gradients(scalar(y), list(self.adapters.parameters(NAME)))
+
     @property
     def acts_on_weights_alone(self) -> bool:
         """Whether every point is one that can be merged into."""
@@ -71,7 +83,7 @@ class Subject:
         return all(points[key].kind in ("weight", "norm") for key in self.adapters.modules(NAME))
 
 
-def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = 0.3) -> None:
+def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = _MOVE) -> None:
     """Moves every parameter away from its start: an adapter without an effect would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -80,13 +92,58 @@ def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = 0.
             parameter.add_(scale * noise.to(parameter))
 
 
+@torch.no_grad()
+def move(adapters: ak.Adapters, name: str, run: Callable[[], Tensor], seed: int = 0) -> float:
+    """`randomise` by so much that it changes the output by about its own size at most: some types scale by hundreds.
+
+    Args:
+        adapters: With the adapter on it.
+        name: The adapter.
+        run: The model's output.
+        seed: Of the noise.
+
+    Returns:
+        The standard deviation of what was added to the parameters.
+    """
+    start = [parameter.clone() for parameter in adapters.parameters(name)]
+    with adapters.disabled():
+        base = run()
+    scale = _MOVE
+    for _ in range(_TRIES):
+        for parameter, value in zip(adapters.parameters(name), start, strict=True):
+            parameter.copy_(value)
+        randomise(adapters, name, seed, scale)
+        with adapters.activated(name):
+            effect = _relative(run(), base)
+        if _LEAST <= effect <= _MOST or effect == 0:
+            break
+        scale *= _factor(effect)
+    return scale
+
+
+def _factor(effect: float) -> float:
+    """What to change a move by: norms hide how much too large it is."""
+    if not math.isfinite(effect):
+        return 1e-3
+    return min(0.5 / effect, 10.0) if effect < _LEAST else max(min(0.5 / effect, 0.2), 1e-3)
+
+
+def _relative(y: Tensor, base: Tensor) -> float:
+    """The largest change, over the largest value of the base; of the output itself where its shape is another."""
+    change = y - base if y.shape == base.shape else y
+    return float(change.abs().max()) / max(float(base.abs().max()), 1e-12)
+
+
+Prepare = Callable[[ak.Adapters, ak.AdapterConfig], None]
+
+
 def subjects(
     config: ak.AdapterConfig,
     dtype: torch.dtype = torch.float64,
     *,
     seed: int = 0,
     fresh: bool = False,
-    prepare: Callable[[ak.Adapters, ak.AdapterConfig], None] | None = None,
+    prepare: Prepare | None = None,
 ) -> Iterator[Subject]:
     """The adapter on every tiny model where it can act: at its own targets, and at every point that it accepts.
 
@@ -104,16 +161,41 @@ def subjects(
     found = False
     for example in EXAMPLES:
         for where, wanted in _placements(config, example.make()):
-            model = example.make().to(dtype).eval()
-            adapters = ak.Adapters(model)
-            if prepare is not None:
-                prepare(adapters, wanted)
-            adapters.add(NAME, wanted, seed=seed)
-            if not fresh:
-                randomise(adapters, NAME, seed)
             found = True
-            yield Subject(f"{example.name} ({where})", model, adapters, wanted, example, dtype)
+            yield _subject(example, where, wanted, dtype, seed, fresh, prepare)
     assert found, f"{config!r} can act on none of the tiny models ({', '.join(e.name for e in EXAMPLES)})"
+
+
+def subjects_at(role: str, config: ak.AdapterConfig, prepare: Prepare | None = None) -> Iterator[Subject]:
+    """The adapter at the points of one role alone, on every tiny model where it can act there."""
+    families.register()
+    try:
+        wanted = dataclasses.replace(config, targets=role)
+    except AdapterKitError:  # a type may say that its targets are fixed
+        return
+    for example in EXAMPLES:
+        if {point.role for point in _chosen(wanted, list(ak.points(example.make())))} == {role}:
+            yield _subject(example, role, wanted, torch.float64, 0, False, prepare)
+
+
+def _subject(
+    example: Example,
+    where: str,
+    config: ak.AdapterConfig,
+    dtype: torch.dtype,
+    seed: int,
+    fresh: bool,
+    prepare: Prepare | None,
+) -> Subject:
+    model = example.make().to(dtype).eval()
+    adapters = ak.Adapters(model)
+    if prepare is not None:
+        prepare(adapters, config)
+    adapters.add(NAME, config, seed=seed)
+    made = Subject(f"{example.name} ({where})", model, adapters, config, example, dtype)
+    if not fresh:
+        made.move = move(adapters, NAME, made, seed)
+    return made
 
 
 def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[str, ak.AdapterConfig]]:
@@ -147,6 +229,19 @@ def _chosen(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]) -> li
         return config.choose(points, "the tiny model")
     except AdapterKitError:
         return []
+
+
+def scalar(y: Tensor) -> Tensor:
+    """A weighted sum of an output, whose weights are always the same."""
+    generator = torch.Generator().manual_seed(3)
+    return (y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)).sum()
+
+
+def flat_gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The gradients of a scalar, in one vector; zeros for what it does not depend on."""
+    grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    pairs = zip(grads, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).detach().flatten() for g, p in pairs])
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

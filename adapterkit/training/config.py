@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterkit.errors import ConfigError, did_you_mean
+from adapterkit.plugins import get_plugin_manager
 from adapterkit.training import yaml_values
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -161,11 +162,12 @@ def resolved(config: RunConfig, adapter: Mapping[str, Any], options: Mapping[str
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of python and of the libraries that decide a run's numbers."""
+    """The versions of python, of the libraries that decide a run's numbers, and of every plug-in."""
     found = {"python": platform.python_version()}
     for name in _RECORDED:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    plugins = {record.dist: record.version for record in get_plugin_manager().records if record.provides}
+    return {**{name: version for name, version in plugins.items() if name and version}, **found}

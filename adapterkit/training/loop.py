@@ -26,6 +26,7 @@ from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle import Adapters
 from adapterkit.listing import points
 from adapterkit.points import Points
+from adapterkit.training.checked import CheckedTask
 from adapterkit.training.folder import RunFolder
 from adapterkit.training.interrupt import Interrupt, ignore_in_worker
 from adapterkit.training.order import Order, derive_seed
@@ -35,7 +36,7 @@ from adapterkit.training.rates import learning_rate
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot
 from adapterkit.training.state import Trained, save_modules
-from adapterkit.training.task import Dataset, Setting, Task
+from adapterkit.training.task import Dataset, Setting
 
 
 class TrainingError(AdapterKitError):
@@ -112,10 +113,9 @@ class Trainer:
         silent: bool,
     ) -> None:
         self.run, self.config, self.folder, self.accelerator = run, run.config, folder, accelerator
-        self.snapshot = snapshot
-        self.done = snapshot.step if snapshot else 0
+        self.snapshot, self.done = snapshot, snapshot.step if snapshot else 0
         self.main = accelerator.is_main_process
-        self.task: Task = run.make_task()
+        self.task = CheckedTask(run)
         self.overwrite, self.silent = overwrite, silent or not self.main
         self.losses: list[float] = []
         self.saved: int | None = self.done if snapshot else None
@@ -219,7 +219,7 @@ class Trainer:
             worker_init_fn=ignore_in_worker,
             generator=torch.Generator(),  # so that no global random number is consumed
         )
-        return iter(loader)
+        return self.task.batches(iter(loader))
 
     def _steps(self, progress: Progress, interrupt: Interrupt) -> None:
         self.batches = self._batches()

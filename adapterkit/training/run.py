@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from adapterkit.adapter import AdapterConfig
 from adapterkit.building import check_name
-from adapterkit.errors import AdapterKitError, ConfigError, did_you_mean
-from adapterkit.plugins import get_plugin_manager
+from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you_mean
+from adapterkit.plugins import class_of, get_plugin_manager, owner
+from adapterkit.specs import TaskSpec
 from adapterkit.training.config import RunConfig, check_section, read_values, resolved
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:
         problems.append(f"adapter.type: name an adapter type, such as {next(iter(get_plugin_manager().adapters()))!r}")
         return None
     try:
-        cls: type[AdapterConfig] = get_plugin_manager().adapter(name).load()
+        cls = class_of(get_plugin_manager().adapter(name), AdapterConfig)
     except AdapterKitError as error:
         problems.append(f"adapter.type: {error}")
         return None
@@ -121,11 +122,24 @@ def _build_adapter(cls: type[AdapterConfig], values: dict[str, Any], problems: l
 def _load_task(name: object, problems: list[str]) -> type[Task] | None:
     if not isinstance(name, str):
         return None
+    from adapterkit.training.task import Task  # which imports torch
+
     try:
-        return get_plugin_manager().task(name).load()
+        spec = get_plugin_manager().task(name)
+        task = class_of(spec, Task)
+        _check_declared(task, spec)
     except AdapterKitError as error:
         problems.append(f"task: {error}")
         return None
+    return task
+
+
+def _check_declared(task: type[Task], spec: TaskSpec) -> None:
+    options, suffixes = getattr(task, "Options", None), task.suffixes
+    if not isinstance(options, type) or not issubclass(options, BaseModel):
+        raise PluginError(f"{spec}: Options is {options!r}; expected a subclass of Section", owner(spec))
+    if not isinstance(suffixes, (tuple, list)) or not suffixes or not all(str(s).startswith(".") for s in suffixes):
+        raise PluginError(f"{spec}: suffixes is {suffixes!r}; expected endings such as ('.txt',)", owner(spec))
 
 
 def _check_options(task: type[Task] | None, section: object, problems: list[str]) -> BaseModel | None:

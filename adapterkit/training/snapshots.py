@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -86,8 +87,7 @@ class Snapshots:
         temporary.mkdir()
         save_adapter(temporary / ADAPTER)
         for name, group in tensors.items():
-            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-            (temporary / f"{name}.safetensors").write_bytes(save(contiguous))
+            (temporary / f"{name}.safetensors").write_bytes(save(copies(group)))
         hashes = {file.name: _sha256(file.read_bytes()) for file in sorted(temporary.iterdir())}
         state = {"version": _VERSION, "step": step, "files": hashes, "values": dict(values)}
         (temporary / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -144,6 +144,11 @@ class Snapshots:
     def _sweep(self) -> None:
         for stale in self.folder.glob(".tmp-*"):
             shutil.rmtree(stale)
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file takes them: on the CPU, and apart where several share their memory."""
+    return {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
 
 
 def _read_state(path: Path) -> dict[str, Any]:

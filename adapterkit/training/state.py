@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapterkit.errors import CheckpointError, CorruptFileError, MissingKeysError
-from adapterkit.training.snapshots import Snapshot
+from adapterkit.site import Slots
+from adapterkit.training.snapshots import Snapshot, copies
 
 _OPTIMIZER = "optimizer"
 
@@ -31,13 +32,14 @@ class Trained:
     ) -> None:
         self.extra = dict(extra)
         for module in self.extra.values():
-            module.requires_grad_(True)
+            for _, parameter in _own_parameters(module):
+                parameter.requires_grad_(True)
         groups: dict[float, dict[int, tuple[str, nn.Parameter]]] = {}  # what points share is in many modules, once here
         for key, module in modules.items():
             for name, parameter in module.named_parameters():
                 groups.setdefault(rate(name), {}).setdefault(id(parameter), (f"{key}/{name}", parameter))
         for key, module in self.extra.items():
-            for name, parameter in module.named_parameters():
+            for name, parameter in _own_parameters(module):
                 groups.setdefault(1.0, {})[id(parameter)] = (f"{key}.{name}", parameter)
         self.rates = {factor: [p for _, p in group.values()] for factor, group in groups.items()}
         self.named = {name: p for group in groups.values() for name, p in group.values()}
@@ -55,7 +57,7 @@ class Trained:
         names = list(self.named)
         state = optimizer.state_dict()["state"]
         flat = {f"{names[i]}|{key}": value for i, values in state.items() for key, value in values.items()}
-        return {_OPTIMIZER: flat, **{name: module.state_dict() for name, module in self.extra.items()}}
+        return {_OPTIMIZER: flat, **{name: _own_state(module) for name, module in self.extra.items()}}
 
     def restore(self, snapshot: Snapshot, optimizer: torch.optim.Optimizer) -> None:
         """Puts back what `tensors` gave; the adapter has its values already.
@@ -85,8 +87,7 @@ class Trained:
 def save_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Writes each module's tensors to `NAME.safetensors`."""
     for name, module in modules.items():
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+        save_file(copies(_own_state(module)), folder / f"{name}.safetensors")
 
 
 def load_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
@@ -108,6 +109,22 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -
     if tensors is None:
         raise MissingKeysError("the checkpoint lacks this file", path)
     try:
-        module.load_state_dict(dict(tensors), strict=True)
+        adapters = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(_prefixes(module))}
+        module.load_state_dict({**tensors, **adapters}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(" ".join(str(error).split()), path) from error
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module of the base, without those of the adapters that act in it."""
+    return {key: tensor for key, tensor in module.state_dict().items() if not key.startswith(_prefixes(module))}
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    prefixes = _prefixes(module)
+    return ((name, weight) for name, weight in module.named_parameters() if not name.startswith(prefixes))
+
+
+def _prefixes(module: nn.Module) -> tuple[str, ...]:
+    """How the names of the adapters' tensors in a module begin."""
+    return tuple(f"{path}." for path, inner in module.named_modules(remove_duplicate=False) if isinstance(inner, Slots))

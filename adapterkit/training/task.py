@@ -1,5 +1,7 @@
 """The contract of a task: what turns data into a loss. Tasks are plug-ins; the loop knows this contract and no task.
 
+Everything that a task imports of adapterkit is here.
+
 The loop calls, in this order: `load_model`, `prepare`, `preview` (the base model), then for every step `loss` on what
 `collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
 """
@@ -18,8 +20,22 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, StateError
 from adapterkit.points import Points
-from adapterkit.training.config import RunConfig
-from adapterkit.training.order import Draw
+from adapterkit.training.config import RunConfig, Section, Seed
+from adapterkit.training.data import DataError
+from adapterkit.training.order import Draw, derive_seed
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Draw",
+    "RunConfig",
+    "Section",
+    "Seed",
+    "Setting",
+    "Task",
+    "derive_seed",
+    "sample_name",
+]
 
 
 class Dataset(Protocol):
@@ -63,7 +79,7 @@ class Task(ABC):
     """
 
     Options: ClassVar[type[BaseModel]]
-    suffixes: ClassVar[Sequence[str]] = (".txt",)
+    suffixes: Sequence[str] = (".txt",)
 
     def __init__(self, config: RunConfig, options: Any) -> None:
         self.config = config

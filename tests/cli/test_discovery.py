@@ -97,6 +97,13 @@ def test_plugins_names_every_plugin_and_what_became_of_it(install: Install) -> N
     assert "RuntimeError: boom" in result.stdout
 
 
+def test_a_plugin_that_prints_leaves_the_json_whole(install: Install) -> None:
+    install("good", "print('hello from import')\n" + GOOD)
+    result = run("plugins", "--json")
+    assert [row["status"] for row in json.loads(result.stdout)] == ["active", "active"]
+    assert result.stderr == "hello from import\n"
+
+
 def test_a_wrong_name_is_one_line_and_exit_code_1(install: Install) -> None:
     result = run("adapters", "bottlenecks")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,28 @@ def test_a_new_package_passes_its_tests(tmp_path: Path, kind: str) -> None:
     assert row["status"] == "active", row
     assert row["imports"] == []
     assert row["provides"] == [f"{kind} {'tried-task' if kind == 'task' else f'tried_{kind}'}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_package_imports_what_is_public(tmp_path: Path, kind: str) -> None:
+    assert new("tried", "--kind", kind, "--into", str(tmp_path)).exit_code == 0
+    told = "".join((ROOT / "plugins" / page).read_text(encoding="utf-8") for page in ("README.md", "HOOKS.md"))
+    public = {f"adapterkit{name}" for name in re.findall(r"`(?:adapterkit)?(\.[a-z][a-z_.]*)`", told)}
+    texts = [path.read_text() for path in tmp_path.rglob("*.py")]
+    imported = {
+        name for text in texts for name in re.findall(r"^from (adapterkit\.[a-z_.]+) import", text, re.MULTILINE)
+    }
+    assert imported
+    public |= {name.rpartition(".")[0] for name in public}  # from adapterkit.formats import container
+    assert imported <= public
+
+
+def test_it_requires_this_release_of_adapterkit(tmp_path: Path) -> None:
+    assert new("tried", "--kind", "task", "--into", str(tmp_path)).exit_code == 0
+    project = tomllib.loads((tmp_path / "adapterkit-tried/pyproject.toml").read_text())["project"]
+    tutorial = (ROOT / "plugins/README.md").read_text(encoding="utf-8")
+    [requirement] = project["dependencies"]
+    assert f'dependencies = ["{requirement}"]' in tutorial
 
 
 def test_it_says_what_to_do_next(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+from adapterkit import hookimpl
 from adapterkit.errors import ConfigError
+from adapterkit.plugins import get_plugin_manager
+from adapterkit.specs import TaskSpec
 from adapterkit.training import yaml_values
 from adapterkit.training.run import load_run
 from tests.training import toy_task
@@ -142,3 +146,17 @@ def test_the_resolved_run_is_a_run_with_the_same_meaning(tmp_path: Path):
     assert again.resolved() == run.resolved()
     assert again.adapter == run.adapter
     assert again.config.versions["torch"].startswith("2.")
+
+
+def test_the_versions_of_plugins_are_recorded(tmp_path: Path):
+    manager, plugin = get_plugin_manager(), ModuleType("zoo")
+    plugin.adapterkit_register_tasks = hookimpl(  # type: ignore[attr-defined]
+        lambda: [TaskSpec("zoo-task", "zoo:Task")], specname="adapterkit_register_tasks"
+    )
+    manager.register(plugin, name="zoo", distribution="adapterkit-zoo", version="3.1")
+    try:
+        versions = load_run(written(tmp_path, BASE)).resolved()["versions"]
+    finally:
+        manager.unregister(name="zoo")
+    assert versions["adapterkit-zoo"] == "3.1"
+    assert "" not in versions

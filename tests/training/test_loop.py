@@ -271,7 +271,7 @@ def test_the_loop_is_told_where_the_adapter_acts(tmp_path: Path, monkeypatch: py
     original = Trainer._attach
 
     def watch(self: Trainer, chosen: ak.errors.AdapterKitError) -> None:
-        seen.append((self.task.setting.components, {p.role for p in self.task.setting.points}))  # type: ignore[attr-defined]
+        seen.append((self.task.inner.setting.components, {p.role for p in self.task.inner.setting.points}))  # type: ignore[attr-defined]
         original(self, chosen)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "_attach", watch)

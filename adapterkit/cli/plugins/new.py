@@ -73,6 +73,7 @@ def names(name: str, kind: str) -> dict[str, str]:
     words = name.split("_")
     spoken = words[:-1] if words[-1] == kind and len(words) > 1 else words  # not MyFormatFormat
     cls = "".join(word[:1].upper() + word[1:] for word in spoken)
+    major, minor, *_ = __version__.split(".")
     return {
         "name": name,
         "task": "-".join(words),
@@ -80,7 +81,7 @@ def names(name: str, kind: str) -> dict[str, str]:
         "module": f"adapterkit_{name}",
         "distribution": f"adapterkit-{'-'.join(words)}",
         "summary": _SUMMARIES[kind].format(name),
-        "version": ".".join(__version__.split(".")[:2]),
+        "versions": f">={major}.{minor},<{major}.{int(minor) + 1}",
     }
 
 

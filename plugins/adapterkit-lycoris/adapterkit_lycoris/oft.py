@@ -152,8 +152,8 @@ class OFT(ak.AdapterConfig):
             return "side='input' needs one input for all rows, with features"
         if self.side == "output" and point.in_span is not None:
             return "it rotates all that a projection gives, and this point has a part of its input; use LoRA"
-        reach, rows = self.block_at(point) * 2 ** (self.factors - 1), self._features(point)
-        if reach < 2 or rows % reach:
+        reach, rows = max(self.block_at(point), 2) * 2 ** (self.factors - 1), self._features(point)
+        if rows % reach:
             return f"its {rows} features (of a group) are no multiple of block * 2^(factors - 1) = {reach}"
         return super().accepts(point)
 

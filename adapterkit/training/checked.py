@@ -1,0 +1,150 @@
+"""A task that names its plug-in where it fails, and whose answers are what the contract says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.errors import AdapterKitError, PluginError
+from adapterkit.plugins import get_plugin_manager, owner
+from adapterkit.training.run import Run
+from adapterkit.training.task import Dataset, Setting, Task
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_OURS = frozenset({"adapter", "optimizer", "state"})
+"""What the other files of a checkpoint are called."""
+
+
+class CheckedTask(Task):
+    """See `Task`; every method raises PluginError where the task that it asks does not keep to the contract.
+
+    Args:
+        run: Says which task.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.config, run.options)
+        self.plugin = owner(get_plugin_manager().task(run.config.task))
+        self.inner: Task = self._ask("__init__", run.make_task)
+        self.suffixes = self.inner.suffixes
+
+    def load_model(self) -> Any:
+        """See `Task.load_model`."""
+        model = self._ask("load_model", self.inner.load_model)
+        if isinstance(model, nn.Module) or isinstance(getattr(model, "components", None), Mapping):
+            return model
+        raise self._wrong("load_model", model, "a torch module, or a pipeline with `components`")
+
+    def prepare(self, setting: Setting) -> Dataset:
+        """See `Task.prepare`."""
+        data = self._ask("prepare", self.inner.prepare, setting)
+        if not hasattr(type(data), "__len__") or not hasattr(type(data), "__getitem__"):
+            raise self._wrong("prepare", data, "a dataset with __len__ and __getitem__")
+        return data
+
+    def loss(self, batch: Any) -> Tensor:
+        """See `Task.loss`."""
+        loss = self._ask("loss", self.inner.loss, batch)
+        if not isinstance(loss, Tensor):
+            raise self._wrong("loss", loss, "a scalar tensor")
+        if loss.ndim or not loss.is_floating_point():
+            told = f"{list(loss.shape)} and dtype {loss.dtype}; expected a scalar, such as loss.mean()"
+            raise self._broken(f"loss returned a tensor of shape {told}")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise self._broken(
+                "loss returned a tensor without a gradient: compute it with the model that load_model returned, and "
+                "neither detach it nor use torch.no_grad"
+            )
+        return loss
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """See `Task.collate`. Runs where the data is read; `batches` names who fails there."""
+        return self.inner.collate(items)
+
+    def batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches."""
+        end = object()
+        while True:
+            batch = self._ask("the dataset or collate", next, batches, end)
+            if batch is end:
+                return
+            yield batch
+
+    def checkpoint_activations(self) -> None:
+        """See `Task.checkpoint_activations`."""
+        self._ask("checkpoint_activations", self.inner.checkpoint_activations)
+
+    def extra_modules(self) -> Mapping[str, nn.Module]:
+        """See `Task.extra_modules`."""
+        found = self._ask("extra_modules", self.inner.extra_modules)
+        if not isinstance(found, Mapping) or not all(isinstance(module, nn.Module) for module in found.values()):
+            raise self._wrong("extra_modules", found, "a dict of file name -> torch module")
+        if unfit := [n for n in found if not isinstance(n, str) or not _NAME.fullmatch(n) or n in _OURS]:
+            taken = ", ".join(sorted(_OURS))
+            raise self._broken(
+                f"extra_modules names a file {unfit[0]!r}; use letters, digits, '_' and '-', and none of {taken}"
+            )
+        return found
+
+    def evaluate(self) -> Mapping[str, float]:
+        """See `Task.evaluate`."""
+        found = self._ask("evaluate", self.inner.evaluate)
+        if isinstance(found, Mapping) and all(isinstance(value, (int, float)) for value in found.values()):
+            return found
+        raise self._wrong("evaluate", found, "a dict of name -> number (of a tensor: .item())")
+
+    def prompts(self) -> Sequence[str]:
+        """See `Task.prompts`."""
+        return self._sequence("prompts", self.inner.prompts, str)
+
+    def seeds(self) -> Sequence[int]:
+        """See `Task.seeds`."""
+        return self._sequence("seeds", self.inner.seeds, int)
+
+    def generate(self, prompt: str, seed: int, path: Path) -> None:
+        """See `Task.generate`."""
+        self._ask("generate", self.inner.generate, prompt, seed, path)
+        if not path.is_file():
+            raise self._broken(f"generate has written no file at {path}, the path that it was given")
+
+    def prepare_generation(self, model: Any, device: torch.device) -> None:
+        """See `Task.prepare_generation`."""
+        self._ask("prepare_generation", self.inner.prepare_generation, model, device)
+
+    def finish(self, samples: Path) -> Mapping[str, Any]:
+        """See `Task.finish`."""
+        found = self._ask("finish", self.inner.finish, samples)
+        if not isinstance(found, Mapping):
+            raise self._wrong("finish", found, "a dict of figures")
+        return found
+
+    def preview(self, step: int, folder: Path) -> list[Path]:
+        """See `Task.preview`."""
+        if type(self.inner).preview is Task.preview:
+            return super().preview(step, folder)
+        return list(self._sequence("preview", lambda: self.inner.preview(step, folder), Path))
+
+    def _ask(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (AdapterKitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # third-party code may raise anything
+            raise self._broken(f"{call} raised {type(error).__name__}: {error}") from error
+
+    def _sequence(self, call: str, function: Callable[[], Any], kind: type) -> Sequence[Any]:
+        found = self._ask(call, function)
+        if isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(one, kind) for one in found):
+            return found
+        raise self._wrong(call, found, f"a list of {kind.__name__}")
+
+    def _wrong(self, call: str, found: object, expected: str) -> PluginError:
+        return self._broken(f"{call} returned {found!r:.80}; expected {expected}")
+
+    def _broken(self, message: str) -> PluginError:
+        return PluginError(f"task {self.config.task!r}: {message}", self.plugin)
