@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import types
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -141,7 +142,8 @@ def test_a_slow_plugin_is_active_and_named(install: Install, caplog: pytest.LogC
 
 
 def test_a_plugin_that_imports_torch_is_named(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))  # so that it is given back in any case
+    monkeypatch.delitem(sys.modules, "timm")
     install("heavy", "import sys, types; sys.modules['timm'] = types.ModuleType('timm')" + GOOD)
     record = record_of(load(), "heavy")
     assert record.heavy == ("timm",)
