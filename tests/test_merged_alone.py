@@ -1,4 +1,4 @@
-"""Types that write `merged` or `delta_weight` alone, say on which layers they act, or give what they must not."""
+"""Types that write `merged` or `delta_weight` alone, or neither; their forms of layers; and what they must not give."""
 
 from __future__ import annotations
 
@@ -62,10 +62,32 @@ class Updated(ak.AdapterConfig):
         return Update(point)
 
 
+class Bent(ak.AdditiveModule):
+    """A gain of a bent projection: no weight does the same."""
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        self.project = nn.Parameter(torch.randn(point.in_features) / 4)
+        self.gain = nn.Parameter(torch.zeros(point.out_features))
+
+    def delta(self, x: Tensor) -> Tensor:
+        return (x @ self.project.to(x.dtype)).tanh()[..., None] * self.gain.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Bending(ak.AdapterConfig):
+    kinds = frozenset({"weight"})
+    forms = frozenset({"linear", "linear_t"})
+    targets: str = "all"
+
+    def build(self, point: ak.InjectionPoint) -> Bent:
+        return Bent(point)
+
+
 class Registering:
     @ak.hookimpl
     def adapterkit_register_adapters(self) -> list[AdapterSpec]:
-        types = (Factors, Updated)
+        types = (Factors, Updated, Bending)
         return [
             AdapterSpec(one.__name__.lower(), f"{__name__}:{one.__name__}", kinds={"weight"}, summary="for tests")
             for one in types
@@ -87,6 +109,12 @@ class TestFactors(AdapterConformance):
 
 class TestUpdated(AdapterConformance):
     config = Updated()
+
+
+class TestBending(AdapterConformance):
+    """The kit leaves out where a model reads weights, as a user has to."""
+
+    config = Bending()
 
 
 @pytest.fixture

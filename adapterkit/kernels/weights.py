@@ -53,10 +53,10 @@ def _held(module: nn.Module, name: str) -> Tensor | None:
 
 
 def apply_weight(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:
-    """What a module of this layout, without bias, would compute if its weight were `weight`.
+    """What a module of this layout computes with the first factor of a weight, without bias.
 
-    A grouped convolution uses the one `weight` in every group, so that a factor [rank, in / groups, *kernel] gives
-    [batch, groups * rank, ...].
+    A grouped convolution uses the one factor [rank, in / groups, *kernel] in every group, which gives
+    [batch, groups * rank, ...]; for a whole weight see `call_weight`.
 
     Args:
         x: The module's input; indices for an embedding.

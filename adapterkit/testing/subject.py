@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.errors import AdapterKitError
-from adapterkit.points import TokensLayout
+from adapterkit.building import checked_module
+from adapterkit.errors import AdapterKitError, IncompatibleTargetError
 from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
 
@@ -201,7 +201,7 @@ def _subject(
 def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[str, ak.AdapterConfig]]:
     points = list(ak.points(model))
     own = _chosen(config, points)
-    if own:
+    if own and all(_can_act(config, point) for point in own):
         yield config.targets, config
     accepted = [point for point in points if point.kind in config.kinds and config.accepts(point) is None]
     accepted = [point for point in accepted if _can_act(config, point)]
@@ -217,11 +217,13 @@ def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[st
 
 
 def _can_act(config: ak.AdapterConfig, point: ak.InjectionPoint) -> bool:
-    """Whether the type gives positions, where a point asks for them."""
-    if not isinstance(point.layout, TokensLayout) or not point.layout.lengthens:
-        return True
-    with torch.device("meta"):
-        return type(config.build(point)).lengthen is not ak.AdapterModule.lengthen
+    """Whether the module has what the point asks for: positions, or an equivalent weight where the model reads it."""
+    try:
+        with torch.device("meta"):
+            checked_module(config, point)
+    except IncompatibleTargetError:
+        return False
+    return True
 
 
 def _chosen(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]) -> list[ak.InjectionPoint]:
