@@ -74,7 +74,7 @@ class Adapters(Switching, Learning):
     def load(
         self, path: str | os.PathLike[str], name: str | None = None, *, format: str | None = None, strict: bool = True
     ) -> LoadReport:
-        """Reads an adapter from a file. It neither acts nor trains until it is told to.
+        """Reads an adapter from a file. It neither acts nor trains until it is told to, and freezes nothing.
 
         Args:
             path: The file.

@@ -34,7 +34,7 @@ class Demanding(ak.AdditiveModule):
         return 1e3 * (self.slow - 1).square().sum()
 
     def delta(self, x: Tensor) -> Tensor:
-        return self.slow + self.fast + self.shared.row
+        return (self.slow + self.fast + self.shared.row).expand(*x.shape[:-1], -1)
 
 
 class Row(nn.Module):
