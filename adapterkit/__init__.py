@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
-    from adapterkit.handle import Adapters
+    from adapterkit.handle.adapters import Adapters
+    from adapterkit.handle.listing import points
     from adapterkit.hookspecs import hookimpl
-    from adapterkit.listing import points
     from adapterkit.plugins import get_plugin_manager
     from adapterkit.points import InjectionPoint
 
@@ -73,7 +73,7 @@ _HOMES = {
     "AdaLoRA": "adapterkit.adapters.adalora",
     "AdapterConfig": "adapterkit.adapter",
     "AdapterModule": "adapterkit.adapter",
-    "Adapters": "adapterkit.handle",
+    "Adapters": "adapterkit.handle.adapters",
     "AdditiveModule": "adapterkit.adapter",
     "Average": "adapterkit.composition",
     "Bottleneck": "adapterkit.adapters.bottleneck",
@@ -93,7 +93,7 @@ _HOMES = {
     "Union": "adapterkit.adapters.union",
     "get_plugin_manager": "adapterkit.plugins",
     "hookimpl": "adapterkit.hookspecs",
-    "points": "adapterkit.listing",
+    "points": "adapterkit.handle.listing",
 }
 _TORCH_FREE = frozenset({"Average", "InjectionPoint", "Parallel", "Split", "Stack", "get_plugin_manager", "hookimpl"})
 _SUBMODULES = frozenset({"errors", "specs"})

@@ -187,6 +187,11 @@ class InjectionPoint:
         return f"{self.component}.{self.path}" if self.path else self.component
 
     @property
+    def lengthens(self) -> bool:
+        """Whether an adapter is asked for further positions here; see `TokensLayout`."""
+        return isinstance(self.layout, TokensLayout) and self.layout.lengthens
+
+    @property
     def feature_axis(self) -> int:
         """The axis of the point's output that holds `out_features`: before the spatial axes of a convolution."""
         return -1 - len(self.layout.kernel) if isinstance(self.layout, WeightLayout) else -1

@@ -9,7 +9,7 @@ ensure_torchvision_ops()
 import pytest  # noqa: E402 - only after the lines above
 import torch  # noqa: E402
 
-from adapterkit.plugins import PluginManager  # noqa: E402
+from adapterkit.plugins.manager import PluginManager  # noqa: E402
 
 # The tests' tensors are tiny: a second thread costs more than it does, several times more on a busy machine.
 torch.set_num_threads(1)

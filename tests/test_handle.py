@@ -461,7 +461,7 @@ def test_a_module_whose_forward_was_replaced_is_refused(model: toys.ToyModel) ->
 
 
 def test_a_failure_half_way_is_rolled_back(model: toys.ToyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapterkit import attach
+    from adapterkit.engine import attach
 
     before, calls, real = snapshot(model), [0], attach.attach
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterkit import adapter, backend, builtin, checkpoint, hookspecs, specs, testing
+from adapterkit import adapter, backend, checkpoint, hookspecs, specs, testing
 from adapterkit.adapters import lora
-from adapterkit.backends import entries, family
+from adapterkit.mapping import entries, family
 from adapterkit.kernels import weights
+from adapterkit.plugins import builtin
 from adapterkit.testing.backends import BackendConformance
 from adapterkit.testing.case import Case
 from adapterkit.testing.formats import FormatConformance

@@ -35,7 +35,7 @@ def seconds(code: str) -> float:
     "code",
     [
         "import adapterkit",
-        "import adapterkit.builtin, adapterkit.plugins, adapterkit.selectors, adapterkit.points",
+        "import adapterkit.plugins.builtin, adapterkit.plugins.manager, adapterkit.selectors, adapterkit.points",
         "import adapterkit as ak; ak.hookimpl, ak.errors, ak.specs, ak.InjectionPoint, ak.get_plugin_manager()",
         "from adapterkit.cli.main import main; main(['--help'], standalone_mode=False)",
         "from adapterkit.cli.main import main; main(['adapters'], standalone_mode=False)",
@@ -60,7 +60,7 @@ def test_help_takes_at_most_a_third_of_importing_torch() -> None:
         "",
         "import adapterkit.points",
         "from adapterkit.points import InjectionPoint",
-        "import adapterkit.handle",
+        "import adapterkit.handle.adapters",
         "from adapterkit import points",
         "import importlib; importlib.import_module('adapterkit.points')",
         "import adapterkit as ak; ak.points; import adapterkit.points",
@@ -72,7 +72,7 @@ def test_points_is_the_function_whatever_is_imported_first(before: str) -> None:
 {before}
 import adapterkit
 from adapterkit import points
-from adapterkit.listing import points as function
+from adapterkit.handle.listing import points as function
 from adapterkit.points import InjectionPoint
 import sys
 assert adapterkit.points is points is function, adapterkit.points

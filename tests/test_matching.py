@@ -12,8 +12,8 @@ from torch import nn
 
 from adapterkit import hookimpl
 from adapterkit.errors import AmbiguousBackendError, PluginError, UnsupportedModelError
-from adapterkit.matching import match, peel
-from adapterkit.plugins import PluginManager
+from adapterkit.plugins.manager import PluginManager
+from adapterkit.plugins.matching import match, peel
 from adapterkit.specs import BackendSpec
 
 

@@ -10,9 +10,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from adapterkit import __version__, builtin, hookimpl
+from adapterkit import __version__, hookimpl
 from adapterkit.errors import PluginConflictError, PluginError, PluginLoadError, UnknownNameError
-from adapterkit.plugins import PluginManager, PluginRecord, class_of, get_plugin_manager
+from adapterkit.plugins import builtin
+from adapterkit.plugins.manager import PluginManager, PluginRecord, class_of, get_plugin_manager
 from adapterkit.specs import AdapterSpec, CommandSpec
 from tests.zoo import GOOD, Install, installer
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import Backend
-from adapterkit.backends.family import Experts, FusedInput, Group, Read, resolve
+from adapterkit.engine.read_weights import StackedWeight
+from adapterkit.mapping.family import Experts, FusedInput, Group, Read, resolve
 from adapterkit.points import InjectionPoint, Span
-from adapterkit.read_weights import StackedWeight
 from adapterkit.specs import BackendSpec
 
 D, H, E = 6, 4, 3

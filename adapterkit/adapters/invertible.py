@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.adapters.sublayer_net import ACTIVATIONS, linear, one_of
-from adapterkit.points import InjectionPoint, Kind, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, WeightLayout
 
 _MAX_REDUCTION = 2**16
 _MAX_EXPANSION = 64
@@ -134,7 +134,7 @@ class Invertible(AdapterConfig):
         """See `AdapterConfig.accepts`."""
         if point.kind == "weight" and (point.role != _HEAD or not _is_linear(point)):
             return f"the inverse acts in front of a linear {_HEAD!r}"
-        if isinstance(point.layout, TokensLayout) and point.layout.lengthens:
+        if point.lengthens:
             return "the sequence is made longer there, not embedded: use 'tokens'"
         if point.in_features % 2:
             return f"its {point.in_features} features cannot be halved"

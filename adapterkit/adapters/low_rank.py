@@ -132,7 +132,8 @@ class LowRank(AdapterModule):
         if "A0" not in self._buffers:
             return self.A, self.B
         # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
-        return torch.cat([self.A, self.A - self.A0]), torch.cat([self.B - self.B0, self.B0], dim=1)  # type: ignore
+        a0, b0 = cast("Tensor", self.A0), cast("Tensor", self.B0)
+        return torch.cat([self.A, self.A - a0]), torch.cat([self.B - b0, b0], dim=1)
 
     def update(self, x: Tensor) -> Tensor:
         """What is added. The factors are cast to x's dtype, never x to theirs: they are small, and x is not."""

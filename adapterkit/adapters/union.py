@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, Kind, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, WeightLayout
 from adapterkit.selectors import Selector
 
 
@@ -246,18 +246,14 @@ def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.
     for member in members.values():
         if member.parts:
             raise IncompatibleTargetError(f"{type(member).__name__} combines adapters, and cannot be in a union")
-        if not member.scalable and not _lengthens(point) and (len(members) > 1 or gates):
+        if not member.scalable and not point.lengthens and (len(members) > 1 or gates):
             raise IncompatibleTargetError(
                 f"{type(member).__name__} acts or does not at {point.id}: there it cannot be beside others, nor gated"
             )
 
 
-def _lengthens(point: InjectionPoint) -> bool:
-    return isinstance(point.layout, TokensLayout) and point.layout.lengthens
-
-
 def _gate(point: InjectionPoint) -> nn.Module:
-    if point.kind == "attention" or _lengthens(point):
+    if point.kind == "attention" or point.lengthens:
         return FixedGate()
     axis = point.feature_axis if isinstance(point.layout, WeightLayout) else -1
     return TokenGate(point.out_features, axis)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.family import Attention, Group, Output, Tokens, Weight, resolve
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.mapping.family import Attention, Group, Output, Tokens, Weight, resolve
 from adapterkit.points import InjectionPoint
 
 if TYPE_CHECKING:

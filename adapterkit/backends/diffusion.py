@@ -17,8 +17,8 @@ from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
 from adapterkit.errors import IncompatibleTargetError
+from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
 from adapterkit.points import InjectionPoint, Tag
 
 _GATED = ("GEGLU", "SwiGLU")

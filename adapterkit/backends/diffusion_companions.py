@@ -25,7 +25,7 @@ from adapterkit.backends.diffusion import (
     stage,
 )
 from adapterkit.backends.diffusion_transformers import FLUX, SD3, FluxBackend, SD3Backend
-from adapterkit.backends.family import Attention, Group, Weight
+from adapterkit.mapping.family import Attention, Group, Weight
 from adapterkit.points import Tag
 
 

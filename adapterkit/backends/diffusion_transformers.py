@@ -19,7 +19,7 @@ from torch import nn
 from adapterkit.backend import AttentionSeam
 from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam
 from adapterkit.backends.diffusion import ATTENTIONS, DiffusersBackend, embedding, heads
-from adapterkit.backends.family import Attention, Fused, FusedInput, Group, Output, Weight
+from adapterkit.mapping.family import Attention, Fused, FusedInput, Group, Output, Weight
 from adapterkit.points import Span
 
 _ENDS = (

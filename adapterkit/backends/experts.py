@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import PlainForward
-from adapterkit.backends.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight
 from adapterkit.backends.longer import longer_decoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
+from adapterkit.mapping.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:

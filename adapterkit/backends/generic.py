@@ -2,7 +2,7 @@
 
 A layer's site is its path, and its role is a family's only where structure says so: projections whose names are all
 there in one parent, or a part of torch's own attention and transformer layers. Elsewhere it is `linear` or `conv`, and
-the user can say more: see `adapterkit.backends.generic_roles`.
+the user can say more: see `adapterkit.mapping.roles`.
 
 There are only weight points. Whether a model reads a weight instead of calling its module cannot be seen from outside,
 except in torch's own layers, where it is known, and in layers whose class has a forward of its own. Elsewhere adapters
@@ -19,11 +19,11 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend
-from adapterkit.backends.entries import equal_parts
-from adapterkit.backends.generic_layers import base_children, declared_heads, layer_layout
 from adapterkit.backends.generic_plugin import write_plugin
-from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import UnsupportedModelError
+from adapterkit.mapping.entries import equal_parts
+from adapterkit.mapping.layers import base_children, declared_heads, layer_layout
+from adapterkit.mapping.roles import RoleMap
 from adapterkit.points import Access, Form, InjectionPoint, Span, Tag, WeightLayout
 
 __all__ = ["GenericBackend", "tags_of", "write_plugin"]
@@ -56,7 +56,7 @@ class GenericBackend(Backend):
     """Linear, Conv1D, convolution and embedding layers, and the projections of `nn.MultiheadAttention`, of any model.
 
     Attributes:
-        roles: Roles by path, as in `adapterkit.backends.generic_roles`, for a model of a known structure.
+        roles: Roles by path, as in `adapterkit.mapping.roles`, for a model of a known structure.
     """
 
     in_pipelines = False  # what no family claims there (a safety checker) is not what the user means

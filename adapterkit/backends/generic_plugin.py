@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapterkit import __version__
-from adapterkit.backends.generic_roles import RoleMap
 from adapterkit.errors import ConfigError
+from adapterkit.mapping.roles import RoleMap
 from adapterkit.specs import BackendSpec
 
 _PYPROJECT = """\
@@ -78,7 +78,7 @@ def write_plugin(folder: str | Path, name: str, models: Sequence[str], roles: Ma
         folder: Where to put it; made if it does not exist. Then: `pip install -e FOLDER`.
         name: The backend's name: lower case, digits, underscores.
         models: Their classes as `"package:Class"`, where the package is the first part of the class's module.
-        roles: Role -> glob of module paths; see `adapterkit.backends.generic_roles`.
+        roles: Role -> glob of module paths; see `adapterkit.mapping.roles`.
 
     Returns:
         The folder.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
 from adapterkit.backends.longer import longer_counting_decoder, longer_decoder
 from adapterkit.backends.transformers_family import Family
+from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
 from adapterkit.points import Span
 
 

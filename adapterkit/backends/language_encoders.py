@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterkit.backends.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 from adapterkit.backends.language_attention import DebertaAttentionSeam
 from adapterkit.backends.longer import longer_blocks, longer_decoder
 from adapterkit.backends.transformers_family import Family
+from adapterkit.mapping.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 
 
 def _bert_heads(attention: Any) -> tuple[int, int]:

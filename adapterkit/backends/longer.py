@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterkit.backend import Positions
-from adapterkit.backends.everywhere import MASKS
 from adapterkit.errors import RoutingError, StateError
 from adapterkit.kernels.sequences import cut
+from adapterkit.mapping.everywhere import MASKS
 
 # Where what a row does not see stands: so that tokens are the last ones, or so that positions can be counted from 0.
 _IN_FRONT, _BEHIND = 0, 4
-
-
-def longer_blocks(
-    module: nn.Module,
-    forward: Callable[..., Any],
-    positions: Positions,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """For blocks to which the order of positions is nothing, as those of bidirectional encoders without relative ones.
-
-    More are put behind, where they stand out of the way of class and register tokens; masks are widened, so that all
-    tokens see them and they see what any token sees.
-    """
-    return _longer_blocks(module, forward, positions, args, kwargs, front=False)
-
-
-def longer_rotary_blocks(
-    module: nn.Module,
-    forward: Callable[..., Any],
-    positions: Positions,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """The same, put in front: for blocks that rotate as many positions as there are patches, the last ones."""
-    return _longer_blocks(module, forward, positions, args, kwargs, front=True)
 
 
 def _longer_blocks(
@@ -53,8 +28,7 @@ def _longer_blocks(
     *,
     front: bool,
 ) -> Any:
-    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    given = _by_name(module, args, kwargs)
+    names, given = _by_name(module, args, kwargs)
     first = names[0] if args else next(iter(kwargs))
     x = given[first]
     added, visible = positions(x)
@@ -71,54 +45,38 @@ def _longer_blocks(
     return cut(forward(**given), kept, length + count)
 
 
+longer_blocks = functools.partial(_longer_blocks, front=False)
+"""For blocks to which the order of positions is nothing, as those of bidirectional encoders without relative ones.
+
+More are put behind, where they stand out of the way of class and register tokens; masks are widened, so that all tokens
+see them and they see what any token sees.
+"""
+
+longer_rotary_blocks = functools.partial(_longer_blocks, front=True)
+"""The same, put in front: for blocks that rotate as many positions as there are patches, the last ones."""
+
+
 def _last_first(mask: Tensor, count: int) -> Tensor:
     """A mask whose last positions become the first: those of keys, and of queries where it has any."""
     queries = mask.ndim == 4 and mask.shape[-2] != 1
     return mask.roll(count, dims=-1).roll(count, dims=-2) if queries else mask.roll(count, dims=-1)
 
 
-def longer_decoder(
-    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """For causal decoders of transformers, also with a cache, which keeps the added positions of its first forward.
-
-    They stand right before the first token that a row sees, behind its padding: at positions 0, 1, ... where there is
-    none, and the tokens' own positions move behind them. Masks are widened. So distances are those of the row alone, in
-    windows and in relative positions too; what is returned at padding means nothing, as without.
-    """
-    return _longer_decoder(module, forward, positions, args, kwargs, counts=False, keeps=False)
-
-
-def longer_counting_decoder(
-    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The same, for decoders that count positions by the mask where they are not told them (OPT)."""
-    return _longer_decoder(module, forward, positions, args, kwargs, counts=True, keeps=False)
-
-
 def longer_recurrence(
     module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The same for a state-space decoder, whose state keeps what its first forward saw."""
-    given = _by_name(module, args, kwargs)
-    cache = given.get("cache_params")
+    """`longer_decoder` for a state-space decoder, whose state keeps what its first forward saw."""
+    cache = _by_name(module, args, kwargs)[1].get("cache_params")
     if cache is not None and cache.has_previous_state():
-        return forward(**given)
-    return _longer_decoder(module, forward, positions, (), given, counts=False, keeps=False)
-
-
-def longer_encoder(
-    module: Any, forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The same for an encoder, which returns the added positions too: its decoder attends to them (`attend_longer`)."""
-    return _longer_decoder(module, forward, positions, args, kwargs, counts=False, keeps=True)
+        return forward(*args, **kwargs)
+    return longer_decoder(module, forward, positions, args, kwargs)
 
 
 def attend_longer(
     module: Any, positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """For the decoder of such an encoder: its mask is widened as the encoder's was."""
-    given = _by_name(module, args, kwargs)
+    """For the decoder behind a `longer_encoder`: its mask is widened as the encoder's was."""
+    _, given = _by_name(module, args, kwargs)
     x, mask = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
     if x is None:
         return args, kwargs
@@ -133,14 +91,14 @@ def attend_longer(
             f"an encoder's output of {x.shape[1]} positions, prompts of {count} among them, needs a mask of shape "
             f"{(len(x), x.shape[1] - count)}, not one {told}. If other adapters acted then, run the encoder again"
         )
-    front = torch.ones(len(x), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
-    given["encoder_attention_mask"] = torch.cat([front, own], dim=1).gather(1, _order(front, own, unseen=_BEHIND))
+    _, _, given["encoder_attention_mask"] = _widened(own, count, visible, unseen=_BEHIND)
     return (), given
 
 
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[str], dict[str, Any]]:
+    """What a forward accepts, and its arguments by name."""
     names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return names, {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _longer_decoder(
@@ -150,20 +108,17 @@ def _longer_decoder(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    counts: bool,
-    keeps: bool,
+    counts: bool = False,
+    keeps: bool = False,
 ) -> Any:
-    accepted = inspect.signature(type(module).forward).parameters
-    given = _by_name(module, args, kwargs)
+    accepted, given = _by_name(module, args, kwargs)
     ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
     embeds = module.get_input_embeddings()(ids) if embeds is None else embeds
     added, visible = positions(embeds)
     count, length = added.shape[1], embeds.shape[1]
     seen = _seen(given.get("past_key_values"))
     own = _own_mask(given.get("attention_mask"), embeds, seen, count)
-    front = torch.ones(len(embeds), count, dtype=own.dtype, device=own.device) if visible is None else visible.to(own)
-    order = _order(front, own, unseen=_BEHIND if keeps else _IN_FRONT)
-    given["attention_mask"] = torch.cat([front, own], dim=1).gather(1, order)
+    front, order, given["attention_mask"] = _widened(own, count, visible, unseen=_BEHIND if keeps else _IN_FRONT)
     told = given.get("position_ids")
     if "position_ids" in accepted and not (counts and told is None):
         ids = _position_ids(told, front, own, length, first=not seen)
@@ -177,11 +132,31 @@ def _longer_decoder(
     return result if seen or keeps else cut(result, slice(count, None), count + length)
 
 
-def _order(front: Tensor, own: Tensor, *, unseen: int) -> Tensor:
-    """The order of [front, own]: a row's padding in front, what it sees, its tokens; what it does not see at an end."""
+longer_decoder = functools.partial(_longer_decoder)
+"""For causal decoders of transformers, also with a cache, which keeps the added positions of its first forward.
+
+They stand right before the first token that a row sees, behind its padding: at positions 0, 1, ... where there is none,
+and the tokens' own positions move behind them. Masks are widened. So distances are those of the row alone, in windows
+and in relative positions too; what is returned at padding means nothing, as without.
+"""
+
+longer_counting_decoder = functools.partial(_longer_decoder, counts=True)
+"""The same, for decoders that count positions by the mask where they are not told them (OPT)."""
+
+longer_encoder = functools.partial(_longer_decoder, keeps=True)
+"""The same for an encoder, which returns the added positions too: its decoder attends to them (`attend_longer`)."""
+
+
+def _widened(own: Tensor, count: int, visible: Tensor | None, *, unseen: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The mask of `count` added positions; the order of [added, own]; the mask of all in that order.
+
+    A row's padding in front, what it sees, its tokens; what it does not see at an end, as `unseen` says.
+    """
+    front = own.new_ones(len(own), count) if visible is None else visible.to(own)
     padding = own.ne(0).cumsum(1) == 0
     rank = torch.cat([torch.where(front.ne(0), 2, unseen), torch.where(padding, 1, 3)], dim=1)
-    return rank.argsort(dim=1, stable=True)
+    order = rank.argsort(dim=1, stable=True)
+    return front, order, torch.cat([front, own], dim=1).gather(1, order)
 
 
 def _ordered(x: Tensor, order: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout
 

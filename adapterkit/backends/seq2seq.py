@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backends.family import Attention, Entry, Group, Output, Read, Tokens, Weight
-from adapterkit.backends.layouts import first_path
 from adapterkit.backends.longer import attend_longer, longer_decoder, longer_encoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.errors import UnsupportedModelError
+from adapterkit.mapping.family import Attention, Entry, Group, Output, Read, Tokens, Weight
+from adapterkit.mapping.layouts import first_path
 from adapterkit.points import InjectionPoint
 
 if TYPE_CHECKING:

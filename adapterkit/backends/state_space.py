@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from adapterkit.backends.family import Group, Output, Read, Tokens, Weight
 from adapterkit.backends.longer import longer_recurrence
 from adapterkit.backends.transformers_family import Family, FamilyBackend
+from adapterkit.mapping.family import Group, Output, Read, Tokens, Weight
 
 MAMBA = Family(
     lengthening=longer_recurrence,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import prompt_layer_points, prompt_points
-from adapterkit.backends.family import Group, is_class, resolve
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
+from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
+from adapterkit.mapping.family import Group, is_class, resolve
 from adapterkit.points import InjectionPoint
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import prompt_layer_points
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
-from adapterkit.backends.layouts import first_path
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.mapping.everywhere import prompt_layer_points
+from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
+from adapterkit.mapping.layouts import first_path
 from adapterkit.points import InjectionPoint, Span, TokensLayout
 
 

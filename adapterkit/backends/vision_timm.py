@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.family import Attention, Fused, Group, Output, Weight, resolve
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
 from adapterkit.backends.vision_attention import FusedAttentionSeam
+from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
 from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
 
 

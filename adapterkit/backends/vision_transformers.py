@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from adapterkit.backends.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
 from adapterkit.backends.longer import longer_blocks, longer_rotary_blocks
 from adapterkit.backends.transformers_family import Family, FamilyBackend
+from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
 
 
 def _heads(attention: Any) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def read_adapters(file: Path) -> tuple[str, dict[str, Checkpoint]]:
     Raises:
         CheckpointError: No format reads it.
     """
-    from adapterkit.exchange import find_format
+    from adapterkit.formats.registry import find_format
     from adapterkit.points import Points
 
     reader = find_format(file)

@@ -34,7 +34,7 @@ def command(
     adapter = _adapter(type_name, selector, fields) if type_name is not None else None
     from adapterkit.cli.messages import plain_warnings
     from adapterkit.cli.places import show_points
-    from adapterkit.listing import points
+    from adapterkit.handle.listing import points
     from adapterkit.training.skeleton import skeleton
 
     click.get_current_context().with_resource(plain_warnings())

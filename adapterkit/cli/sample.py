@@ -76,7 +76,7 @@ def _generate(
 ) -> list[Path]:
     import torch
 
-    from adapterkit.handle import Adapters
+    from adapterkit.handle.adapters import Adapters
     from adapterkit.training.checked import CheckedTask
     from adapterkit.training.parts import inference
     from adapterkit.training.state import load_modules

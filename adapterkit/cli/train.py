@@ -56,7 +56,7 @@ def _loop() -> Callable[..., Result]:
 def _show_plan(run: Run) -> None:
     """Loads the base and maps it; neither the data nor the run folder is touched."""
     from adapterkit.cli.places import show_points
-    from adapterkit.listing import points
+    from adapterkit.handle.listing import points
     from adapterkit.training import yaml_values
     from adapterkit.training.checked import CheckedTask
 

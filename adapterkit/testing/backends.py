@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backend import Backend
-from adapterkit.backends.layouts import weight_layout
 from adapterkit.errors import AdapterKitError
 from adapterkit.kernels.weights import base_weight
+from adapterkit.mapping.layouts import weight_layout
 from adapterkit.points import Points, WeightLayout
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import sublayers, tables

@@ -9,8 +9,9 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.backend import AttentionSeam, Backend, Lengthening
-from adapterkit.backends.everywhere import prompt_layer_points
-from adapterkit.backends.family import (
+from adapterkit.backends.longer import longer_blocks
+from adapterkit.mapping.everywhere import prompt_layer_points
+from adapterkit.mapping.family import (
     Attention,
     Experts,
     Fused,
@@ -21,7 +22,6 @@ from adapterkit.backends.family import (
     equal_parts,
     resolve,
 )
-from adapterkit.backends.longer import longer_blocks
 from adapterkit.points import InjectionPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import toys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -223,4 +223,6 @@ class _Whole(nn.Module):
 def _forward(subject: Subject, reentrant: bool | None) -> Tensor:
     anchor = torch.zeros((), dtype=subject.dtype, requires_grad=True)
     whole = _Whole(subject)
-    return whole(anchor) if reentrant is None else checkpoint(whole, anchor, use_reentrant=reentrant)  # type: ignore
+    if reentrant is None:
+        return whole(anchor)
+    return cast("Tensor", checkpoint(whole, anchor, use_reentrant=reentrant))

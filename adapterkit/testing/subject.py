@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.building import checked_module
 from adapterkit.errors import AdapterKitError, IncompatibleTargetError
+from adapterkit.handle.building import checked_module
 from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
 

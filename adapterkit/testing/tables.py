@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from adapterkit.backend import Backend
-from adapterkit.backends.family import Fused, FusedInput, Group, Output, Weight, resolve
 from adapterkit.kernels.weights import base_weight
+from adapterkit.mapping.family import Fused, FusedInput, Group, Output, Weight, resolve
 from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
 
 _SUBLAYERS = {"attn", "cross", "mlp", "moe", "ssm", "block"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backend import AttentionSeam, Backend, extension_of
-from adapterkit.backends.family import Attention, Fused, Group, Output, Tokens, Weight, resolve
+from adapterkit.mapping.family import Attention, Fused, Group, Output, Tokens, Weight, resolve
 from adapterkit.points import InjectionPoint
 from adapterkit.specs import BackendSpec
 

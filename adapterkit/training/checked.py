@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.errors import AdapterKitError, PluginError
-from adapterkit.plugins import get_plugin_manager, owner
+from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, Setting, Task
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adapterkit.errors import AdapterKitError, ConfigError
-from adapterkit.handle import Adapters
-from adapterkit.listing import points
+from adapterkit.handle.adapters import Adapters
+from adapterkit.handle.listing import points
 from adapterkit.points import Points
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.folder import RunFolder

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from adapterkit.adapter import AdapterConfig
-from adapterkit.building import check_name
 from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you_mean
-from adapterkit.plugins import class_of, get_plugin_manager, owner
+from adapterkit.handle.building import check_name
+from adapterkit.plugins.manager import class_of, get_plugin_manager, owner
 from adapterkit.specs import TaskSpec
 from adapterkit.training.config import RunConfig, check_section, read_values, resolved
 

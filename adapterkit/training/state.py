@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adapterkit.engine.site import Slots
 from adapterkit.errors import CheckpointError, CorruptFileError, MissingKeysError
-from adapterkit.site import Slots
 from adapterkit.training.snapshots import Snapshot, copies
 
 _OPTIMIZER = "optimizer"
@@ -109,7 +109,8 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -
     if tensors is None:
         raise MissingKeysError("the checkpoint lacks this file", path)
     try:
-        adapters = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(_prefixes(module))}
+        own = _own_state(module)
+        adapters = {key: tensor for key, tensor in module.state_dict().items() if key not in own}
         module.load_state_dict({**tensors, **adapters}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(" ".join(str(error).split()), path) from error
@@ -117,7 +118,8 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module of the base, without those of the adapters that act in it."""
-    return {key: tensor for key, tensor in module.state_dict().items() if not key.startswith(_prefixes(module))}
+    prefixes = _prefixes(module)
+    return {key: tensor for key, tensor in module.state_dict().items() if not key.startswith(prefixes)}
 
 
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

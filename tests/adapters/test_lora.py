@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.adapters.lora import LoRA, LoRAModule
-from adapterkit.backends.family import weight_layout
 from adapterkit.errors import ConfigError, SelectorError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
+from adapterkit.mapping.family import weight_layout
 from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
 from tests.adapters.recorder import recorded
 

@@ -22,7 +22,7 @@ import adapterkit as ak
 from adapterkit.backends.diffusers_attention import attend
 from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam, attend_jointly
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.mapping import map_model
+from adapterkit.mapping.model import map_model
 from tests.backends import diffusion_models as models
 from tests.backends import vision_checks as checks
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import adapterkit as ak
-from adapterkit.backends.everywhere import is_norm
+from adapterkit.mapping.everywhere import is_norm
 from adapterkit.testing import families, models
 
 

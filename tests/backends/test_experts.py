@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backends.experts import DEEPSEEK, MIXTRAL, QWEN3, ExpertsBackend
-from adapterkit.backends.family import resolve
+from adapterkit.engine.read_weights import StackedWeight
 from adapterkit.errors import IncompatibleTargetError, TargetNotFoundError, UnsupportedModelError
+from adapterkit.mapping.family import resolve
 from adapterkit.points import AttentionLayout, Span, WeightLayout
-from adapterkit.read_weights import StackedWeight
 from tests.backends.own import own
 from tests.backends.transformers_models import (
     CONFIGS,

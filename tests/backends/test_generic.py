@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import MarianConfig, MarianMTModel
 
 import adapterkit as ak
-from adapterkit.backends.layouts import weight_layout
 from adapterkit.errors import IncompatibleTargetError, NotMergeableError
+from adapterkit.mapping.layouts import weight_layout
 from adapterkit.points import Span, WeightLayout
 from tests.backends import vision_checks as checks
 from tests.backends import vision_models

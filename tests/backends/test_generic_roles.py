@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 import adapterkit as ak
 from adapterkit.backends.generic import GenericBackend, write_plugin
-from adapterkit.plugins import PluginManager
+from adapterkit.plugins.manager import PluginManager
 from tests.backends import vision_checks as checks
 from tests.backends import vision_models
 from tests.backends.generic_models import Mixed, ids, mixed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backends.language import LanguageBackend
-from adapterkit.builtin import adapterkit_register_backends
+from adapterkit.plugins.builtin import adapterkit_register_backends
 from adapterkit.points import AttentionLayout, InjectionPoint, OutputLayout, Span, WeightLayout
 from tests.backends.dense_models import LAYERS, VARIANTS, WIDTH, build, skeleton
 from tests.backends.language_models import output, tokens, unmapped

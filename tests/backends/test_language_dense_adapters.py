@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 import adapterkit as ak
 from adapterkit.adapters.bottleneck import INPUTS
-from adapterkit.compose import SublayerBase
+from adapterkit.engine.bases import SublayerBase
 from adapterkit.kernels.spans import read_span
 from adapterkit.points import OutputLayout, Span
 from tests.backends.dense_models import VARIANTS, adapted, build

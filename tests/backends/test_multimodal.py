@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 import adapterkit as ak
 from adapterkit.backends.multimodal import VisionLanguageBackend
-from adapterkit.mapping import map_model
+from adapterkit.mapping.model import map_model
 from adapterkit.points import InjectionPoint, OutputLayout
 from tests.backends import multimodal_models as models
 from tests.backends import vision_checks as checks

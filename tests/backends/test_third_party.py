@@ -13,7 +13,7 @@ from torch import nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import AttentionSeam, Backend
-from adapterkit.backends.family import (
+from adapterkit.mapping.family import (
     Attention,
     Experts,
     Fused,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError
-from adapterkit.mapping import map_model
+from adapterkit.mapping.model import map_model
 from adapterkit.points import WeightLayout
 from tests.backends import vision_checks as checks
 from tests.backends import vision_families as families

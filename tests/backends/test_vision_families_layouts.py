@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from adapterkit.backends.family import resolve
 from adapterkit.backends.transformers_family import Family
 from adapterkit.backends.vision_transformers import (
     BEIT,
@@ -16,6 +15,7 @@ from adapterkit.backends.vision_transformers import (
     SIGLIP_VISION,
     SWIN,
 )
+from adapterkit.mapping.family import resolve
 from tests.backends import vision_families as families
 
 _SPLIT_ATTENTION = {

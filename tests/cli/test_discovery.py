@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from adapterkit import __version__, builtin
+from adapterkit import __version__
 from adapterkit.cli.main import main
-from adapterkit.plugins import get_plugin_manager
+from adapterkit.plugins import builtin, get_plugin_manager
 from tests.zoo import GOOD, Install, installer
 
 COMMAND = """

@@ -18,8 +18,8 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.cli.main import main
-from adapterkit.exchange import find_format
 from adapterkit.formats.native import NativeFormat
+from adapterkit.formats.registry import find_format
 from adapterkit.specs import AdapterSpec, FormatSpec
 from tests.formats.spoiling import Refusal
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from adapterkit.backends.family import weight_layout
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import apply_weight, canonical, mix_features
+from adapterkit.mapping.family import weight_layout
 from adapterkit.points import InjectionPoint, Span
 
 HEADS, WIDTH = 3, 2

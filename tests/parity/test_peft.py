@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.adapters.lora import LoRA
-from adapterkit.backends.family import weight_layout
+from adapterkit.mapping.family import weight_layout
 from adapterkit.points import InjectionPoint
 
 peft = pytest.importorskip("peft")

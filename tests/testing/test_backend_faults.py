@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backend import AttentionSeam, Backend, extension_of
-from adapterkit.backends.family import Entry, Fused, Group, Output, Weight, equal_parts, resolve
+from adapterkit.mapping.family import Entry, Fused, Group, Output, Weight, equal_parts, resolve
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import check_backend, families, models, toys
 from adapterkit.testing.backends import BackendConformance, Sample

@@ -10,7 +10,7 @@ import click
 
 from adapterkit.cli.tables import json_option, show
 from adapterkit.errors import did_you_mean
-from adapterkit.plugins import PluginRecord, get_plugin_manager
+from adapterkit.plugins.manager import PluginRecord, get_plugin_manager
 
 _COLUMNS = ("name", "distribution", "version", "status", "seconds", "provides", "error")
 _COMMANDS = {

@@ -8,10 +8,10 @@ from typing import Literal
 
 import click
 
-from adapterkit.catalog import Catalog
 from adapterkit.cli.tables import json_option
 from adapterkit.errors import AdapterKitError, UnknownNameError
 from adapterkit.plugins import get_plugin_manager
+from adapterkit.plugins.catalog import Catalog
 from adapterkit.specs import AdapterSpec, FormatSpec, Spec
 from adapterkit.testing.adapters import check_adapter
 from adapterkit.testing.formats import check_format

@@ -12,7 +12,7 @@ import click
 
 from adapterkit import __version__
 from adapterkit.errors import InvalidNameError, StateError
-from adapterkit.plugins import PluginManager, get_plugin_manager
+from adapterkit.plugins.manager import PluginManager, get_plugin_manager
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST = 40

@@ -26,7 +26,8 @@ def test_it_is_a_sum_of_cosines() -> None:
     module.spectrum.data.normal_()  # type: ignore[union-attr,operator]
     rows, columns = torch.arange(4.0).double()[:, None], torch.arange(6.0).double()
     expected = torch.zeros(4, 6, dtype=torch.float64)
-    for c, place in zip(module.spectrum.detach(), module.places.tolist(), strict=True):  # type: ignore
+    spectrum, places = (module.get_parameter("spectrum"), module.get_buffer("places"))
+    for c, place in zip(spectrum.detach(), places.tolist(), strict=True):
         u, v = divmod(place, 6)
         expected += c * torch.cos(2 * math.pi * (u * rows / 4 + v * columns / 6)) / 24
     assert torch.allclose(module.delta_weight(), 3 * expected, rtol=1e-9, atol=1e-9)  # type: ignore[operator]

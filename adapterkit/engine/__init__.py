@@ -1,0 +1,1 @@
+"""What runs inside a forward of an adapted model."""

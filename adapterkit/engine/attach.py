@@ -1,0 +1,247 @@
+"""In and out of a module tree.
+
+An adapted module stays where it is: same path, same parameters, still an instance of its class. Its class becomes a
+dynamic subclass whose forward asks the `Site` kept in the module's `__dict__`; the adapter modules are registered below
+the module, so that `.to`, sharding and `train()` reach them. Detaching restores class, `__dict__` and children.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.backend import SITE, Attending, Reach
+from adapterkit.engine.expressions import flattened
+from adapterkit.engine.lengthening import gathered
+from adapterkit.engine.site import Site, Slot
+from adapterkit.engine.switch import Switch
+from adapterkit.kernels.sequences import cut
+from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
+
+CHILD = "adapterkit"
+"""Name of the child module that holds the adapter modules of an adapted module."""
+
+
+class _Tap:
+    """A forward pre-hook that keeps the residual stream for one output point. A class, so that it can be pickled."""
+
+    def __init__(self, slot: Slot, switch: Switch) -> None:
+        self.slot, self.switch = slot, switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.slot.active(self.switch.current):
+            self.switch.tap(self.slot.point.id, args[0] if args else next(iter(kwargs.values())))
+
+
+class _End:
+    """A forward pre-hook of the module before which a longer sequence ends; see `TokensLayout.until`."""
+
+    def __init__(self, slot: Slot, switch: Switch) -> None:
+        self.slot, self.switch = slot, switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.slot.active(self.switch.current):
+            return None
+        length, added = self.switch.lengths(self.slot.point.id)
+        return (cut(args[0], slice(0, length - added), length), *args[1:])
+
+
+class _Whole:
+    """A forward hook of the model that returns what happens inside; see `TokensLayout.whole`."""
+
+    def __init__(self, slot: Slot, switch: Switch) -> None:
+        self.slot, self.switch = slot, switch
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+        if not self.slot.active(self.switch.current):
+            return None
+        length, added = self.switch.lengths(self.slot.point.id)
+        return cut(result, slice(0, length - added), length)
+
+
+class _Attends:
+    """A forward pre-hook of a module that is given a longer sequence; see `Backend.attending`."""
+
+    def __init__(self, slot: Slot, switch: Switch, attending: Attending) -> None:
+        self.slot, self.switch, self.attending = slot, switch, attending
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        active = flattened(self.slot.active(self.switch.current))
+        if not active:
+            return None
+        return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
+
+
+@functools.cache
+def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> type[nn.Module]:
+    """The subclass of `base` whose instances ask their site. It bears its base's name.
+
+    Args:
+        base: The module's own class.
+        read: Parameters that the model reads: reading one asks the site too.
+    """
+
+    class Adapted(base):  # type: ignore[misc,valid-type]
+        @functools.wraps(base.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            site = self.__dict__.get(SITE)
+            if site is None:  # detached, and another library's hook (accelerate's) still holds this method
+                return base.forward(self, *args, **kwargs)
+            return site.call(self, super().forward, args, kwargs)
+
+        def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
+            # A dynamic class cannot be pickled by reference: rebuild it from its base.
+            state = self.__getstate__() if hasattr(base, "__getstate__") else self.__dict__
+            return _empty_instance, (base, read), state
+
+    for name in read:
+        setattr(Adapted, name, _reading(name))
+    if issubclass(base, nn.Sequential):  # its forward, and its users, go through its children
+        for name, method in (("__iter__", _iterate), ("__len__", _length)):
+            setattr(Adapted, name, method)
+    Adapted.__name__, Adapted.__qualname__, Adapted.__module__ = base.__name__, base.__qualname__, base.__module__
+    Adapted.__doc__ = base.__doc__
+    return Adapted
+
+
+def _reading(name: str) -> property:
+    return property(
+        lambda module: module.__dict__[SITE].parameter(module, name),
+        lambda module, value: module.__dict__.update({name: value}),
+    )
+
+
+def _iterate(module: nn.Module) -> Iterator[nn.Module]:
+    return iter([child for name, child in module._modules.items() if name != CHILD and child is not None])
+
+
+def _length(module: nn.Module) -> int:
+    return len(module._modules) - 1
+
+
+def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:
+    cls = adapted_class(base, read)
+    return cls.__new__(cls)
+
+
+def site_of(module: nn.Module) -> Site | None:
+    """The site of an adapted module."""
+    return module.__dict__.get(SITE)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why this module cannot be adapted in place, or None."""
+    if hasattr(next(module.parameters(), None), "device_mesh"):  # a DTensor
+        return "its weights are sharded; add adapters before fully_shard, which then shards them too"
+    if site_of(module) is not None:
+        return None if is_adapted(module) else "its class was changed after an adapter was attached"
+    first = next(module.parameters(), None)
+    offloaded = first is not None and first.is_meta and any("forward" in part.__dict__ for part in module.modules())
+    if offloaded or "forward" in module.__dict__:
+        return "its forward was replaced on the instance (an offload hook?); attach adapters before such hooks"
+    if isinstance(module._modules.get(CHILD), nn.Module):
+        return f"it already has a child called {CHILD!r}"
+    if any(name.startswith("__jit") for name in type(module).__dict__):
+        return "it is scripted"
+    return None
+
+
+def attach(
+    root: nn.Module,
+    point: InjectionPoint,
+    name: str,
+    adapter: AdapterModule,
+    switch: Switch,
+    reach: Reach,
+) -> None:
+    """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
+    module = root.get_submodule(point.path)
+    site = site_of(module)
+    if site is None:
+        site = Site(switch)
+        site.slots.train(module.training)
+        module.__dict__[SITE] = site
+        module._modules[CHILD] = site.slots
+        site.base = type(module)
+    key = _key(point)
+    slot = site.slots._modules.get(key)
+    if not isinstance(slot, Slot):
+        slot = Slot(point)
+        slot.train(module.training)
+        site.slots._modules[key] = slot
+        _connect(root, module, site, slot, reach)
+        site.plain = reach.plain or site.plain
+        site.lengthening = reach.lengthening or site.lengthening
+        module.__class__ = adapted_class(site.base, site.read)
+    slot._modules[name] = adapter
+
+
+def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: Reach) -> None:
+    point, layout = slot.point, slot.point.layout
+    if isinstance(layout, OutputLayout):
+        norms = (layout.norm_in, layout.norm_out)
+        first, second = (None if path is None else root.get_submodule(path) for path in norms)
+        site.norms[point.id] = (first, second)
+        if layout.whole:
+            return
+        residual = root.get_submodule(layout.residual)
+        site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)]
+    if isinstance(layout, TokensLayout):
+        site.hooks[point.id] = []
+        if layout.until is not None:
+            end = root.get_submodule(layout.until)
+            site.hooks[point.id].append(end.register_forward_pre_hook(_End(slot, site.switch)))
+        if layout.whole is not None:
+            whole = root.get_submodule(layout.whole)
+            site.hooks[point.id].append(whole.register_forward_hook(_Whole(slot, site.switch)))
+        for path, attending in (reach.attending or {}).items():
+            attends = _Attends(slot, site.switch, attending)
+            site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
+    if reach.seam is not None:
+        site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
+
+
+def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
+    """Takes one adapter away from one point; the last one restores the module."""
+    module = root.get_submodule(point.path)
+    site = site_of(module)
+    if site is None:
+        return
+    key = _key(point)
+    slot = site.slots._modules[key]
+    if slot is None:
+        return
+    slot._modules.pop(name, None)
+    if slot._modules:
+        return
+    del site.slots._modules[key]
+    for hook in site.hooks.pop(point.id, ()):
+        hook.remove()
+    site.norms.pop(point.id, None)
+    if point.kind == "attention" and site.seam is not None:
+        site.seam.remove(module, site.seam_saved)
+        site.seam = site.seam_saved = None
+    if not site.slots._modules:
+        del module.__dict__[SITE]
+        del module._modules[CHILD]
+        module.__class__ = site.base
+    else:
+        module.__class__ = adapted_class(site.base, site.read)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether the module still has the class that attaching gave it."""
+    site = site_of(module)
+    return site is not None and adapted_class(site.base, site.read) is type(module)
+
+
+def _key(point: InjectionPoint) -> str:
+    role = point.role.replace(".", "_")
+    index = point.layout.index if isinstance(point.layout, WeightLayout) else None
+    return role if index is None else f"{role}_{index}"

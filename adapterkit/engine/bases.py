@@ -1,0 +1,136 @@
+"""What an adapter is given as its base at a point: what the point computed before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapterkit.adapter import Base
+from adapterkit.errors import AttachError
+from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.kernels.weights import call_weight
+from adapterkit.points import InjectionPoint, Span, WeightLayout
+
+ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
+"""Gives the weight and bias of a point's base."""
+
+
+class Frozen:
+    """The weight and bias of a weight point's base."""
+
+    def __init__(self, point: InjectionPoint, read: ReadBase) -> None:
+        self._point, self._read = point, read
+
+    @property
+    def weight(self) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        weight, _ = self._read()
+        if weight is None or not weight.is_floating_point():
+            raise AttachError("the adapter reads the base's weight, and there is no dense one (a quantized layer?)")
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._read()[1]
+
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        layout = self._point.layout
+        if not isinstance(layout, WeightLayout):
+            raise TypeError(f"{self._point.id} is no weight point")
+        return call_weight(x, weight, bias, layout)
+
+
+class Computed:
+    """A base that is computed at most once for the input the model gave, and anew for any other."""
+
+    def __init__(self, compute: Base, x: Tensor) -> None:
+        self._compute, self._x = compute, x
+        self._y: Tensor | None = None
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        if x is not self._x:
+            return self._compute(x)
+        if self._y is None:
+            self._y = self._compute(x)
+        return self._y
+
+    def fill(self, y: Tensor) -> None:
+        """Sets what has been computed elsewhere."""
+        self._y = y
+
+
+class WholeBase(Frozen):
+    """The base of a weight point that is the whole module."""
+
+    def __init__(self, whole: Base, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
+        self._whole = whole
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        return self._whole(x)
+
+
+class PartBase(Frozen):
+    """The base of a point that sees only a part of the input: asked for that part, it answers for the whole input.
+
+    Args:
+        whole: The base of the whole input `x`.
+        x: That input.
+        part: The part of it that the point sees.
+        span: Where the part lies.
+        point: The point.
+        read: Its weight.
+    """
+
+    def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
+        self._whole, self._x, self._part, self._span = whole, x, part, span
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
+
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`: the base's output is that of other inputs too."""
+        y = self(x) + F.linear(x, weight - self.weight)
+        return y if bias is None else y + (bias if self.bias is None else bias - self.bias)
+
+
+class SpanBase(Frozen):
+    """The rows of a base's output that belong to one point."""
+
+    def __init__(self, whole: Base, span: Span, dim: int, point: InjectionPoint, read: ReadBase) -> None:
+        super().__init__(point, read)
+        self._whole, self._span, self._dim = whole, span, dim
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        return read_span(self._whole(x), self._span, self._dim)
+
+
+class SublayerBase:
+    """The base at an output point: a sublayer that has already run, and the norms next to it."""
+
+    def __init__(self, x: Tensor, output: Tensor, norm_in: nn.Module | None, norm_out: nn.Module | None) -> None:
+        self._x, self._output, self._norm_in, self._norm_out = x, output, norm_in, norm_out
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `adapterkit.adapter.Base`."""
+        if x is not self._x:
+            raise ValueError("at an output point base(x) can only be asked for the x that forward was given")
+        return self._output
+
+    # The norms' forwards are called bare: their hooks belong to the model's own call.
+    def norm_in(self, x: Tensor) -> Tensor:
+        """The pre-norm, or `x` itself in a post-norm block."""
+        return x if self._norm_in is None else self._norm_in.forward(x)
+
+    def norm_out(self, x: Tensor) -> Tensor:
+        """The post-norm, or `x` itself in a pre-norm block."""
+        return x if self._norm_out is None else self._norm_out.forward(x)

@@ -1,0 +1,217 @@
+"""Adapters that act as one at a point: what an expression of names is there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterModule, Base
+from adapterkit.composition import Average, Composition, Expression, Split, Stack
+from adapterkit.engine.bases import Computed
+from adapterkit.engine.folding import merge_weights
+from adapterkit.engine.sums import Acting, Active, effects
+from adapterkit.errors import NotMergeableError, RoutingError
+
+_SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
+
+
+def acting_at(expression: Expression, modules: Mapping[str, AdapterModule]) -> Acting | None:
+    """What acts for an expression among the adapters of one point; None where none of them is there."""
+    if isinstance(expression, str):
+        module = modules.get(expression)
+        return module if module is None or not module.parts else Combined(module, modules)
+    parts = [acting_at(part, modules) for part in expression.parts]
+    if not any(part is not None for part in parts):
+        return None
+    return _composed(expression, parts)
+
+
+def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting:
+    if isinstance(expression, Split):
+        bounds = zip(parts, expression.bounds, strict=True)
+        return Spread([(part, span) for part, span in bounds if part is not None])
+    present = [part for part in parts if part is not None]
+    if isinstance(expression, Stack):
+        return Stacked(present)
+    # An adapter that is not at this point has no effect here, and counts in the mean.
+    once = len(parts) if isinstance(expression, Average) else 1
+    if len(present) == once and (len(set(expression.parts)) == 1 or len(set(map(id, present))) == 1):
+        return present[0]
+    return Summed(present, 1 / len(parts) if isinstance(expression, Average) else 1.0)
+
+
+def flattened(active: Active) -> Active:
+    """The same adapters without what puts them together, in the order in which they extend keys and values."""
+    return [*_flat(active)]
+
+
+def _flat(active: Active) -> Iterator[tuple[Acting, float | Tensor]]:
+    for adapter, weight in active:
+        if isinstance(adapter, (Stacked, Summed)):
+            inner = 1.0 if isinstance(adapter, Stacked) else adapter.weight
+            yield from ((part, weight * scale) for part, scale in _flat([(part, inner) for part in adapter.parts]))
+        else:
+            yield adapter, weight
+
+
+class _Several:
+    """Adapters that act as one."""
+
+    scalable = True
+    parts: Sequence[Acting] = ()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the parts."""
+        for part in self.parts:
+            yield from part.parameters()
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Not asked: `flattened` takes the parts out."""
+        raise NotImplementedError
+
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """Not asked either."""
+        raise NotImplementedError
+
+
+class Stacked(_Several):
+    """See `adapterkit.composition.Stack`."""
+
+    def __init__(self, parts: Sequence[Acting]) -> None:
+        self.parts = parts
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        for part in self.parts[:-1]:
+            base = Nested(part, base, x)
+        return self.parts[-1](x, base)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`."""
+        for part in self.parts:
+            weight, bias = part.merged(weight, bias)
+        return weight, bias
+
+
+class Nested(Computed):
+    """A base with an adapter around it, as the base of the next."""
+
+    def __init__(self, adapter: Acting, base: Base, x: Tensor) -> None:
+        super().__init__(lambda given: adapter(given, base), x)
+        self._adapter, self._base = adapter, base
+
+    @property
+    def weight(self) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._merged()[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._merged()[1]
+
+    def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `adapterkit.adapter.WeightBase`."""
+        return self._base.layer(x, weight, bias)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _merged(self) -> tuple[Tensor, Tensor | None]:
+        return self._adapter.merged(self._base.weight, self._base.bias)  # type: ignore[attr-defined]
+
+    def norm_in(self, x: Tensor) -> Tensor:
+        """See `adapterkit.adapter.Sublayer`."""
+        return self._base.norm_in(x)  # type: ignore[attr-defined]
+
+    def norm_out(self, x: Tensor) -> Tensor:
+        """See `adapterkit.adapter.Sublayer`."""
+        return self._base.norm_out(x)  # type: ignore[attr-defined]
+
+
+class Summed(_Several):
+    """Side by side on one base: the sum of their effects, each times `weight`."""
+
+    def __init__(self, parts: Sequence[Acting], weight: float) -> None:
+        self.parts, self.weight = parts, weight
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        return base(x) + effects(x, base, self._weighted())
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`."""
+        return merge_weights(weight, bias, self._weighted())
+
+    def _weighted(self) -> Active:
+        return [(part, self.weight) for part in self.parts]
+
+
+class Spread(_Several):
+    """See `adapterkit.composition.Split`."""
+
+    def __init__(self, parts: Sequence[tuple[Acting, tuple[int, int | None]]]) -> None:
+        self.parts, self.bounds = [part for part, _ in parts], [span for _, span in parts]
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        y = base(x)
+        if y.ndim < 3:
+            raise RoutingError(
+                f"Split gives every token span its own adapter, but an output {tuple(y.shape)} has no axis of tokens: "
+                "expected [batch, length, features]. Leave out what acts there (pooled heads, experts)"
+            )
+        _check_spans(self.bounds, y.shape[-2])
+        total = torch.zeros_like(y)
+        for part, (start, stop) in zip(self.parts, self.bounds, strict=True):
+            # The whole is computed, and the span of it taken: an adapter may look at all tokens.
+            effect = part(x, base) - y
+            total[..., start:stop, :] += effect[..., start:stop, :]
+        return y + total
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """There is no such weight."""
+        raise NotMergeableError(_SPANS)
+
+
+def _check_spans(bounds: Sequence[tuple[int, int | None]], length: int) -> None:
+    """Raises RoutingError where spans that are counted from different ends meet in a sequence of this length."""
+    spans = sorted(slice(*span).indices(length)[:2] for span in bounds)
+    for (_, stop), (start, _) in itertools.pairwise(span for span in spans if span[0] < span[1]):
+        if start < stop:
+            raise RoutingError(f"the spans {[*bounds]} of Split overlap in a sequence of {length} tokens")
+
+
+class Combined(_Several):
+    """An adapter that combines others; see `AdapterModule.combine`."""
+
+    def __init__(self, module: AdapterModule, modules: Mapping[str, AdapterModule]) -> None:
+        self.module = module
+        self.scalable = module.scalable
+        self.parts = [acting_at(name, modules) or Nothing() for name in module.parts]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its own, and those of the parts."""
+        yield from self.module.parameters()
+        yield from super().parameters()
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.forward`."""
+        return self.module.combine(x, base, self.parts)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`."""
+        return self.module.merged(weight, bias)
+
+
+class Nothing(_Several):
+    """A part that is not at this point: it has no effect."""
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        """The base."""
+        return base(x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The base's."""
+        return weight, bias

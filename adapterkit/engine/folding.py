@@ -1,0 +1,85 @@
+"""Weights with the effect of adapters in them: for a merge, and for weights that a model reads instead of calling.
+
+Shape:  a weight here is canonical, [out, in / groups, *kernel].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from adapterkit.adapter import AdapterModule, checked_merged
+from adapterkit.engine.selection import Strength
+from adapterkit.engine.sums import Acting, Active, is_one
+from adapterkit.errors import IncompatibleTargetError, RoutingError
+from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.points import InjectionPoint, Span
+
+Part = tuple[InjectionPoint, Active]
+
+
+def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias that equal `combine` for every x.
+
+    Args:
+        weight, bias: As in `AdapterModule.merged`.
+        active: Adapters and weights.
+    """
+    if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
+        raise RoutingError("samples cannot be routed where one weight serves the whole batch")
+    if len(active) == 1 and is_one(active[0][1]):
+        return _merged(active[0][0], weight, bias)
+    total, total_bias = weight, bias
+    for adapter, scale in active:
+        merged, merged_bias = _merged(adapter, weight, bias)
+        total = total + scale * (merged - weight)
+        total_bias = _add_bias(total_bias, bias, merged_bias, scale)
+    return total, total_bias
+
+
+def _merged(adapter: Acting, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if isinstance(adapter, AdapterModule):
+        return checked_merged(adapter, weight, bias)
+    return adapter.merged(weight, bias)
+
+
+def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+    """A weight and bias with every part's adapters in them; the very `bias` where it does not change."""
+    if len(parts) == 1 and parts[0][0].span is None and parts[0][0].in_span is None:
+        return merge_weights(weight, bias, parts[0][1])
+    rows: list[tuple[Span, Tensor]] = []
+    columns: list[tuple[Span, Tensor]] = []
+    biases: list[tuple[Span, Tensor]] = []
+    total_bias = bias
+    for point, active in parts:
+        if point.in_span is not None:
+            merged, merged_bias = merge_weights(read_span(weight, point.in_span, 1), bias, active)
+            columns.append((point.in_span, merged))
+            total_bias = _add_bias(total_bias, bias, merged_bias, 1.0)
+        elif point.span is not None:
+            own_bias = None if bias is None else read_span(bias, point.span, 0)
+            merged, merged_bias = merge_weights(read_span(weight, point.span, 0), own_bias, active)
+            rows.append((point.span, merged))
+            if merged_bias is not None and merged_bias is not own_bias:
+                biases.append((point.span, merged_bias))
+    if biases:
+        total_bias = write_spans(weight.new_zeros(weight.shape[0]) if bias is None else bias, biases, 0)
+    folded = write_spans(weight, rows, 0) if rows else weight
+    return (write_spans(folded, columns, 1) if columns else folded), total_bias
+
+
+def check_bias(bias: Tensor | None, folded: Tensor | None, parts: Sequence[Part]) -> None:
+    """Raises IncompatibleTargetError where adapters add a bias and the model, which reads the weight, reads none."""
+    if bias is None and folded is not None:
+        raise IncompatibleTargetError(
+            f"an adapter at {parts[0][0].id} adds a bias, and the model reads a weight there but no bias, so that it "
+            "would be lost; narrow its targets"
+        )
+
+
+def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: Strength) -> Tensor | None:
+    if merged is None or merged is bias:
+        return total
+    change = merged if bias is None else merged - bias
+    return scale * change if total is None else total + scale * change

@@ -1,0 +1,48 @@
+"""How the active adapters of one point make a sequence longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterkit.backend import Positions
+from adapterkit.engine.selection import Strength
+from adapterkit.engine.sums import Acting, Active, check_rows
+from adapterkit.errors import AttachError
+
+
+def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What active adapters put to a sequence, one behind the other; see `adapterkit.backend.Positions`."""
+    parts: list[Tensor] = []
+    visible: list[Tensor] = []
+    for adapter, weight in _each_once(active):
+        part = adapter.lengthen(tokens)
+        parts.append(part if part.ndim == 3 else part.expand(len(tokens), *part.shape))
+        rows = weight if isinstance(weight, Tensor) and weight.ndim else tokens.new_ones(len(tokens))
+        check_rows(tokens, rows)
+        visible.append((rows != 0).to(tokens.device)[:, None].expand(-1, part.shape[-2]))
+    routed = any(isinstance(weight, Tensor) and weight.ndim for _, weight in active)
+    return torch.cat(parts, dim=1), torch.cat(visible, dim=1) if routed else None
+
+
+def _each_once(active: Active) -> Active:
+    """An adapter that is in several expressions, as routes may be, stands in the sequence once."""
+    found: dict[int, tuple[Acting, Strength]] = {}
+    for adapter, weight in active:
+        _, before = found.get(id(adapter), (adapter, 0.0))
+        found[id(adapter)] = (adapter, weight + before)
+    return [*found.values()]
+
+
+def with_behind(
+    forward: Callable[..., Any], positions: Positions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """What a module returns, and the adapters' positions behind it."""
+    tokens = forward(*args, **kwargs)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+        told = f"a tensor {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise AttachError(f"a sequence [batch, length, features] was expected to be made longer, but there is {told}")
+    return torch.cat([tokens, positions(tokens)[0].to(tokens.dtype)], dim=1)

@@ -1,0 +1,153 @@
+"""The part of the handle that says what acts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from adapterkit.composition import Expression
+from adapterkit.errors import ConfigError, StateError
+from adapterkit.handle import choices, merging
+from adapterkit.handle.base import Access
+from adapterkit.handle.choices import Choice
+
+
+class Switching(Access):
+    """What acts, for whom, and whether it is folded into the weights."""
+
+    # -- what acts --------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> dict[Expression, Any]:
+        """What acts now, in this thread, with its weights as they were asked for; inside `routed` one for each row."""
+        state = self._state
+        asked = (state.merge.selection if state.merge else state.switch.current).asked
+        return {name: weight.tolist() if isinstance(weight, Tensor) else weight for name, weight in asked.items()}
+
+    def activate(self, choice: Choice) -> None:
+        """Sets what acts from now on: a name, names, `{name: weight}`, or nothing (None).
+
+        In the place of a name may stand an expression: `Stack`, `Parallel`, `Average`, `Split`. In the place of a
+        weight may stand one for each selector, the first that matches, `{"*@stage=down": 0.3, "*": 0.8}` (0 where none
+        does); or a function of the point and the step, `lambda point, step: ...` (see `at_step`).
+
+        Raises:
+            UnknownNameError: No such adapter.
+            ConfigError: A weight is not a finite number, or negative where it multiplies attention; or an adapter that
+                replaces the base (`AdapterModule.scalable`) has another weight than 1, or company.
+            RoutingError: `Split` names an adapter that acts where there is no axis of tokens; or positions are counted
+                where another adapter adds some.
+            StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
+        """
+        self._require_unmerged("change what acts")
+        self._require_outside("activate()")
+        self._state.switch.default = self._selection(choice)
+
+    @contextlib.contextmanager
+    def activated(self, choice: Choice) -> Iterator[None]:
+        """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
+        self._require_unmerged("change what acts")
+        with self._state.switch.overridden(self._selection(choice)):
+            yield
+
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Exactly the base model, in this thread, inside a `with` block."""
+        return self.activated(None)
+
+    @contextlib.contextmanager
+    def routed(self, routes: Sequence[Expression | None]) -> Iterator[None]:
+        """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
+
+        Args:
+            routes: One name (or expression) for each row of the batch; None is the base. In a tower whose rows are
+                images, that is for each image.
+
+        Raises:
+            UnknownNameError: No such adapter.
+            RoutingError: An adapter acts where one weight serves the whole batch; or, in a forward, the model's batch
+                has another number of rows.
+            StateError: Weights are merged.
+        """
+        self._require_unmerged("route samples")
+        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters)):
+            yield
+
+    def at_step(self, step: int) -> None:
+        """Tells weights that are functions which step it is, of a denoising or whatever the user counts; 0 until then.
+
+        Inside `activated` it is told to this block alone. For a diffusers pipeline, see `on_step_end`.
+        """
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ConfigError([f"step must be an int, not {step!r}"], "at_step()")
+        state = self._state
+        with state.lock:
+            if state.merge is not None and state.merge.selection.stepped:
+                raise StateError("the weights of the step that was are merged, and do not follow it; unmerge() first")
+            if state.switch.current.stepped:
+                state.switch.replace(choices.to_selection(state.switch.current.asked, state.adapters, step))
+
+    def on_step_end(self, pipeline: object, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`at_step` for the next step, as diffusers calls it: `pipe(..., callback_on_step_end=adapters.on_step_end)`.
+
+        Say `at_step(0)` before each image.
+        """
+        self.at_step(step + 1)
+        return kwargs
+
+    def checkpoint_context(
+        self,
+    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
+
+        Needed where the forward was inside of `activated` or `routed`, or where something else is activated before the
+        backward. On a GPU it is needed even where the backward is in the same block: it runs in a thread of its own.
+        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`
+        """
+        switch = self._state.switch
+        return contextlib.nullcontext(), switch.overridden(switch.current)
+
+    # -- merging ----------------------------------------------------------------------------------------------------
+
+    def merge(self, choice: Choice = None) -> None:
+        """Folds adapters into the weights: the same output at the base's speed.
+
+        Args:
+            choice: What to fold, as for `activate`; by default what acts now. Nothing else acts while it is merged.
+
+        Raises:
+            NotMergeableError: An adapter has no equivalent weight. Nothing is changed.
+            StateError: Weights are merged already, or nothing acts.
+        """
+        state = self._state
+        with state.lock:
+            self._require_unmerged("merge again")
+            selection = state.switch.current if choice is None else self._selection(choice)
+            if selection.routed:
+                raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
+            if not selection:
+                raise StateError("nothing acts, so there is nothing to merge; name an adapter")
+            merging.merge(state, selection)
+
+    def unmerge(self) -> None:
+        """Gives back the very bits of the weights, and what acted before.
+
+        Raises:
+            StateError: Nothing is merged.
+        """
+        state = self._state
+        with state.lock:
+            if state.merge is None:
+                raise StateError("nothing is merged")
+            merging.unmerge(state)
+
+    @contextlib.contextmanager
+    def merged(self, choice: Choice = None) -> Iterator[None]:
+        """Merges inside a `with` block."""
+        self.merge(choice)
+        try:
+            yield
+        finally:
+            self.unmerge()

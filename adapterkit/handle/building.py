@@ -1,0 +1,231 @@
+"""From a config to adapter modules: every check is made here, before the model is touched."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
+from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
+from adapterkit.kernels.weights import base_weight
+from adapterkit.mapping.model import MappedModel
+from adapterkit.points import InjectionPoint, WeightLayout
+
+SHARED = "shared"
+"""What stands in the place of a point's id for the tensors that all points share. No id is so: they hold an `@`."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+@dataclass(frozen=True)
+class Built:
+    """Adapter modules that are ready to be attached."""
+
+    config: AdapterConfig
+    points: Sequence[InjectionPoint]
+    modules: Mapping[str, AdapterModule]
+
+
+def check_name(name: object, taken: Iterable[str] = ()) -> str:
+    """`name`, if it can name a new adapter: also in file names and state-dict keys.
+
+    Raises:
+        InvalidNameError: It cannot.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _RESERVED:
+        shown = repr(name)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise InvalidNameError(
+            f"invalid adapter name {shown}: use 1 to 64 letters, digits, '_' or '-', beginning with a letter or digit, "
+            "and no name that Windows reserves"
+        )
+    if name in taken:
+        raise InvalidNameError(
+            f"an adapter named {name!r} exists already; remove({name!r}) first or choose another name"
+        )
+    return name
+
+
+def option_problems(seed: object, dtype: object) -> list[str]:
+    """What is wrong with the options of `Adapters.add`."""
+    found = [] if isinstance(seed, int) else [f"seed must be an int, not {seed!r}"]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        found.append(f"dtype must be a floating-point torch.dtype, not {dtype!r}")
+    return found
+
+
+def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torch.dtype | None) -> Built:
+    """Fresh modules, initialised from `seed` and each point's id, so that neither order nor selection matters.
+
+    No global random number is consumed: modules are built on the CPU under a forked generator and then moved.
+    """
+    points = config.choose(mapped.points(), mapped.label)
+    modules: dict[str, AdapterModule] = {}
+    with torch.random.fork_rng(devices=[]):
+        _seed(seed, SHARED)
+        shared = build_shared(config, points, mapped, dtype)
+        for point in points:
+            _seed(seed, point.id)
+            module = modules[point.id] = build_one(config, point, mapped, dtype)
+            share(module, shared)
+            _initialise(module, point, mapped)
+    return Built(config, points, modules)
+
+
+def _seed(seed: int, key: str) -> None:
+    # Not torch.manual_seed: that would seed the accelerators too.
+    torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{key}".encode()))
+
+
+def build_shared(
+    config: AdapterConfig, points: Sequence[InjectionPoint], mapped: MappedModel, dtype: torch.dtype | None
+) -> nn.Module | None:
+    """What all points share, beside the first of them; None where the type shares nothing."""
+    device, base_dtype = mapped.placement(points[0])
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        shared = checked_shared(config, points)
+    return None if shared is None else shared.to(device=device, dtype=dtype or master_dtype(base_dtype))
+
+
+def checked_shared(config: AdapterConfig, points: Sequence[InjectionPoint]) -> nn.Module | None:
+    """What the config builds for all points, on the current default device."""
+    shared: Any = config.shared(points)
+    if shared is not None and not isinstance(shared, nn.Module):
+        raise ConfigError(
+            [f"shared(points) returned {type(shared).__name__}, neither a module nor None"], type(config).__name__
+        )
+    if shared is not None:
+        _check_real(shared, config)
+    return shared
+
+
+def _check_real(module: nn.Module, config: AdapterConfig) -> None:
+    """Raises ConfigError for complex tensors: a cast to the model's dtype would drop their imaginary parts."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    if found := [name for name, tensor in tensors if tensor.is_complex()]:
+        raise ConfigError(
+            [f"{type(module).__name__}.{found[0]} is complex, and adapters hold real tensors: use torch.view_as_real"],
+            type(config).__name__,
+        )
+
+
+def share(module: AdapterModule, shared: nn.Module | None) -> None:
+    """Gives a point's module what it shares with the others."""
+    if shared is not None:
+        module.bind(shared)
+
+
+def build_one(
+    config: AdapterConfig, point: InjectionPoint, mapped: MappedModel, dtype: torch.dtype | None
+) -> AdapterModule:
+    """The module for one point, in place and in mode."""
+    device, base_dtype = mapped.placement(point)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        module = checked_module(config, point)
+    return module.to(device=device, dtype=dtype or master_dtype(base_dtype)).train(mapped.module(point).training)
+
+
+@torch.no_grad()
+def _initialise(module: AdapterModule, point: InjectionPoint, mapped: MappedModel) -> None:
+    if type(module).initialise is AdapterModule.initialise or not module.from_base:
+        return
+    if not isinstance(point.layout, WeightLayout):
+        return
+    weight, bias = base_weight(mapped.module(point), point)
+    if weight is None or not weight.is_floating_point():
+        raise IncompatibleTargetError(
+            f"{type(module).__name__} takes its start values from the weight at {point.id}, "
+            "and there is no dense floating-point weight there (a quantized layer?)"
+        )
+    if not weight.is_meta:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        module.initialise(weight.to(wide), None if bias is None else bias.to(wide))
+
+
+def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:
+    """What the config builds for one point, on the current default device.
+
+    Raises:
+        ConfigError: It builds no adapter module.
+        IncompatibleTargetError: The module has no equivalent weight, and the model reads the weight.
+    """
+    module: Any = config.build(point)
+    if not isinstance(module, AdapterModule):
+        raise ConfigError(
+            [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
+        )
+    module.at = point.id
+    _check_real(module, config)
+    if reason := _unfit(type(module), point):
+        raise IncompatibleTargetError(f"{type(config).__name__} cannot act at {point.id}: {reason}; narrow its targets")
+    return module
+
+
+def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
+    """What a point asks for that a type of module does not have."""
+    layout = point.layout
+    if point.lengthens and cls.lengthen is AdapterModule.lengthen:
+        return f"it is asked for positions there, and {cls.__name__} defines no lengthen"
+    if not isinstance(layout, WeightLayout):
+        return None
+    if layout.groups > 1 and point.span is not None and cls.forward is AdapterModule.forward:
+        return f"{cls.__name__} computes with a whole weight, and the point has a part of a grouped convolution"
+    if layout.access == "read" and not _has_weight(cls):
+        return (
+            f"the model reads the weight there instead of calling a module, and {cls.__name__} has no equivalent "
+            "weight (it defines neither merged nor delta_weight)"
+        )
+    return None
+
+
+def _has_weight(cls: type[AdapterModule]) -> bool:
+    """Whether a type says what weight equals it."""
+    if cls.merged is AdditiveModule.merged:
+        return cls.delta_weight is not AdditiveModule.delta_weight  # type: ignore[attr-defined]
+    return cls.merged is not AdapterModule.merged
+
+
+def master_dtype(base: torch.dtype) -> torch.dtype:
+    """The dtype of trainable parameters on a base of this dtype: half precision would lose small updates."""
+    return torch.promote_types(base, torch.float32)
+
+
+def count_parameters(config: AdapterConfig, points: Sequence[InjectionPoint]) -> dict[str, int]:
+    """Point id -> number of parameters that the config would add there; `shared` for all. Allocates nothing."""
+    with torch.device("meta"):
+        counts = {p.id: sum(w.numel() for w in checked_module(config, p).parameters()) for p in points}
+        shared = checked_shared(config, points) if points else None
+    if shared is not None:
+        counts[SHARED] = sum(w.numel() for w in shared.parameters())
+    return counts
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Every parameter of these modules, one that several share once."""
+    seen: set[int] = set()
+    for module in modules:
+        for parameter in module.parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter
+
+
+def own_state(module: AdapterModule) -> dict[str, Any]:
+    """A module's state dict without what it shares."""
+    shared = module._modules.get(SHARED)
+    theirs = {id(t) for t in shared.state_dict(keep_vars=True).values()} if shared is not None else set()
+    return {name: t.detach() for name, t in module.state_dict(keep_vars=True).items() if id(t) not in theirs}
+
+
+def shared_of(modules: Mapping[str, AdapterModule]) -> nn.Module | None:
+    """What the modules of one adapter share."""
+    first = next(iter(modules.values()), None)
+    return None if first is None else first._modules.get(SHARED)

@@ -1,0 +1,276 @@
+"""What a user may say that should act, and the selection that it means."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from adapterkit.composition import Composition, Expression, Split, names_of, share_of
+from adapterkit.engine.selection import PerPoint, Selection, Weight
+from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
+from adapterkit.handle.state import Attached
+from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.selectors import Selector
+
+WeightFunction = Callable[[InjectionPoint, int], float]
+"""The weight at a point and a step; see `Adapters.at_step`."""
+
+
+Asked = float | Mapping[str, float] | WeightFunction
+"""A weight as a user says it: a number, a number for each selector (the first that matches), or a function."""
+
+
+Choice = Expression | Sequence[Expression] | Mapping[Expression, Asked] | None
+"""A name or an expression, several, several with weights, or nothing."""
+
+
+def to_selection(choice: Choice, adapters: Mapping[str, Attached], step: int = 0) -> Selection:
+    """The selection that a choice among these adapters means.
+
+    Raises:
+        UnknownNameError: A name is none of theirs.
+        ConfigError: A weight is not a finite number, or negative where it multiplies attention.
+        RoutingError: `Split` names an adapter that acts where there is no axis of tokens.
+    """
+    if choice is None:
+        return Selection()
+    asked = _asked(choice)
+    weights: dict[Expression, Weight] = {}
+    for expression, weight in asked.items():
+        names = _checked_names(expression, adapters)
+        weights[expression] = _weight(expression, weight, [adapters[name] for name in names], step)
+    check_together(weights, adapters)
+    return Selection(weights, asked)
+
+
+def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attached]) -> Selection:
+    """The selection that gives every row of a batch its own adapter.
+
+    Args:
+        routes: One name or expression for each row; None is the base.
+        adapters: What there is to name.
+
+    Raises:
+        UnknownNameError: A name is none of theirs.
+        ConfigError: `routes` is no sequence of names.
+        RoutingError: An adapter acts where one weight serves the whole batch.
+    """
+    if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
+        raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
+    named = [route for route in routes if route is not None]
+    for route in named:
+        for name in _checked_names(route, adapters):
+            check_routable(name, adapters[name])
+    # In the order in which they were attached: another order of the rows needs no other program of torch.compile.
+    order = {name: i for i, name in enumerate(adapters)}
+    expressions = sorted(dict.fromkeys(named), key=lambda one: ([order[name] for name in names_of(one)], repr(one)))
+    weights = {one: torch.tensor([float(route == one) for route in routes], dtype=torch.float64) for one in expressions}
+    check_together(weights, adapters)
+    return Selection(weights)
+
+
+def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:
+    """Raises UnknownNameError for a name that is no adapter's."""
+    for name in names:
+        if name not in adapters:
+            raise UnknownNameError("adapter", str(name), adapters, "" if adapters else "Nothing is attached.")
+
+
+def _checked_names(expression: object, adapters: Mapping[str, Attached]) -> tuple[str, ...]:
+    names = names_of(_checked_expression(expression))
+    check_names(names, adapters)
+    return names
+
+
+def _checked_expression(given: object) -> Expression:
+    if not isinstance(given, (str, Composition)):
+        raise ConfigError([f"expected a name or an expression such as Stack('a', 'b'), not {given!r}"], "adapters")
+    return given
+
+
+def _weight(expression: Expression, asked: object, attached: Sequence[Attached], step: int) -> Weight:
+    """The weight of an expression, for each point where it is not one for all."""
+    if not callable(asked) and not isinstance(asked, Mapping):
+        _check_weight(expression, asked, attached, None)
+        return float(asked)  # type: ignore[arg-type]
+    points = {key: point for one in attached for key, point in one.points.items()}
+    if callable(asked):
+        found: dict[str, Any] = {key: asked(point, step) for key, point in points.items()}
+    else:
+        found = _by_selector(expression, asked, points)
+    for key, weight in found.items():
+        _check_weight(expression, weight, attached, points[key])
+    return PerPoint(found)
+
+
+def _by_selector(
+    expression: Expression, asked: Mapping[str, float], points: Mapping[str, InjectionPoint]
+) -> dict[str, float]:
+    """Point id -> weight of the first selector that matches; 0 where none does."""
+    selectors = [(Selector(text), weight) for text, weight in asked.items()]
+    idle = [s.text for s, _ in selectors if not any(s.matches(point) for point in points.values())]
+    if idle:
+        roles = ", ".join(sorted({point.role for point in points.values()}))
+        raise ConfigError([f"{text!r} matches no point of {expression!r} (roles: {roles})" for text in idle], "weights")
+    return {
+        key: next((weight for selector, weight in selectors if selector.matches(point)), 0.0)
+        for key, point in points.items()
+    }
+
+
+def _check_weight(
+    expression: Expression, weight: object, attached: Sequence[Attached], at: InjectionPoint | None
+) -> None:
+    where = "" if at is None else f" at {at.id}"
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_finite(weight):
+        expected = "a finite number, a number for each selector, or a function of (point, step)"
+        raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
+    kinds = {point.kind for one in attached for point in one.points.values()} if at is None else {at.kind}
+    if weight < 0 and "attention" in kinds:
+        told = f"{expression!r} multiplies attention{where}, so its weight must not be negative, but it is {weight!r}"
+        raise ConfigError([told], "weights")
+    modules = [(key, m) for one in attached for key, m in one.modules.items() if at is None or key == at.id]
+    fixed = [key for key, module in modules if not module.scalable]
+    if fixed and weight not in (0, 1):
+        raise ConfigError(
+            [f"{expression!r} acts or does not at {fixed[0]}: its weight must be 1, not {weight!r}"], "weights"
+        )
+
+
+def _is_finite(weight: float) -> bool:
+    try:
+        return math.isfinite(weight)
+    except OverflowError:  # an int that no float holds
+        return False
+
+
+def _asked(choice: Expression | Sequence[Expression] | Mapping[Expression, Asked]) -> Mapping[Expression, Asked]:
+    if isinstance(choice, (str, Composition)):
+        return {choice: 1.0}
+    if isinstance(choice, Mapping):
+        return choice
+    if not isinstance(choice, Iterable):
+        raise ConfigError(
+            [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
+        )
+    names = [_checked_expression(name) for name in choice]
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise ConfigError(
+            [f"{name!r} is named twice; give it a weight: {{{name!r}: 2.0}}" for name in repeated], "activate()"
+        )
+    return dict.fromkeys(names, 1.0)
+
+
+def check_together(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:
+    """Checks expressions of adapters that are all attached, and what acts beside what.
+
+    Raises:
+        ConfigError: An adapter that acts or does not (`AdapterModule.scalable`) has a part of a weight, or company.
+        RoutingError: `Split` names an adapter that acts where there is no axis of tokens; or positions are counted
+            where another adapter adds some.
+    """
+    for expression in weights:
+        _check_splits(expression, adapters)
+    _check_alone(weights, adapters)
+    _check_positions(weights, adapters)
+
+
+def check_routable(name: str, adapter: Attached) -> None:
+    """Raises RoutingError where the rows of a batch cannot have this adapter each for itself."""
+    if reason := _no_rows(adapter):
+        raise RoutingError(f"{name!r} cannot be routed: {reason}")
+
+
+def _no_rows(adapter: Attached) -> str | None:
+    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
+    if read:
+        return f"the model reads the weight at {read[0].id} once for the whole batch"
+    tokens = [p for p in adapter.points.values() if isinstance(p.layout, TokensLayout) and not p.layout.masked]
+    unmasked = [p for p in tokens if p.lengthens]
+    if unmasked:
+        return f"at {unmasked[0].id} there is no mask by which other rows would not see its positions"
+    points = adapter.points
+    fixed = [key for key, one in adapter.modules.items() if not one.scalable and points[key].kind != "tokens"]
+    return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
+
+
+def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> None:
+    if isinstance(expression, str):
+        return
+    for part in expression.parts:
+        _check_splits(part, adapters)
+    if not isinstance(expression, Split):
+        return
+    for name in expression.names:
+        for point in adapters[name].points.values():
+            if reason := _no_tokens(point):
+                raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
+
+
+def _no_tokens(point: InjectionPoint) -> str | None:
+    layout = point.layout
+    if point.kind not in ("weight", "output"):
+        return f"at {point.id} it acts on the whole sequence"
+    if isinstance(layout, WeightLayout) and (layout.kernel or layout.access == "read"):
+        return f"there is no axis of tokens at {point.id}"
+    return None
+
+
+def _check_alone(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:
+    for expression, weight in weights.items():
+        for name in names_of(expression):
+            for key, module in adapters[name].modules.items():
+                if not module.scalable and _acts(weight, key):
+                    _check_whole(name, key, expression)
+                    _check_company(name, adapters[name].points[key], weights, adapters)
+
+
+def _check_whole(name: str, key: str, expression: Expression) -> None:
+    share = share_of(name, expression)
+    if share == 1 and not _is_split(name, expression):
+        return
+    told = f"{expression!r} has {name!r} with weight {share:g}" if share != 1 else f"{expression!r} splits {name!r}"
+    raise ConfigError([f"{told}, but it acts or does not at {key}: its weight must be 1, for all tokens"], "activate()")
+
+
+def _check_company(
+    name: str, point: InjectionPoint, weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]
+) -> None:
+    routed = any(not isinstance(weight, (int, float, PerPoint)) for weight in weights.values())
+    present = [one for expression, weight in weights.items() if _acts(weight, point.id) for one in names_of(expression)]
+    here = [one for one in present if point.id in adapters[one].modules]
+    if point.lengthens:  # any number of them stand one behind the other, and a row sees its own
+        here = [] if routed else [one for one in here if one == name]
+    if len(here) > 1:
+        others = ", ".join(repr(one) for one in dict.fromkeys(here) if one != name) or "itself"
+        raise ConfigError([f"{name!r} acts or does not at {point.id}, and not beside {others}"], "activate()")
+
+
+def _check_positions(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:
+    names = [name for expression in weights for name in names_of(expression)]
+    longer = [name for name in names if any(point.lengthens for point in adapters[name].points.values())]
+    if not longer:
+        return
+    counting = [repr(one) for one in weights if any(_is_split(name, one) for name in names_of(one))]
+    counting += [repr(name) for name in names if any(one.positional for one in adapters[name].modules.values())]
+    if counting:
+        raise RoutingError(
+            f"{counting[0]} counts the positions of the sequence, and {longer[0]!r} adds some to it: they would not be "
+            "the same positions as without it. Activate one of them at a time"
+        )
+
+
+def _acts(weight: Weight, key: str) -> bool:
+    if isinstance(weight, PerPoint):
+        return weight.get(key, 0.0) != 0
+    return not isinstance(weight, (int, float)) or weight != 0
+
+
+def _is_split(name: str, expression: Expression) -> bool:
+    if not isinstance(expression, Composition) or name not in expression.names:
+        return False
+    return isinstance(expression, Split) or any(_is_split(name, part) for part in expression.parts)

@@ -1,0 +1,236 @@
+"""From a checkpoint to adapter modules: every check is made here, before the model is touched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.checkpoint import Checkpoint
+from adapterkit.errors import (
+    AdapterKitError,
+    BaseMismatchError,
+    DtypeMismatchError,
+    IncompatibleTargetError,
+    InvalidHeaderError,
+    MissingKeysError,
+    NonFiniteError,
+    PluginError,
+    ShapeMismatchError,
+    UnexpectedKeysError,
+    UnknownAdapterTypeError,
+    did_you_mean,
+)
+from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_module, checked_shared, share
+from adapterkit.mapping.model import MappedModel
+from adapterkit.mapping.targets import some
+from adapterkit.plugins.manager import class_of, get_plugin_manager
+from adapterkit.points import InjectionPoint
+
+
+def build_loaded(
+    checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object
+) -> tuple[Built, list[str]]:
+    """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
+
+    Args:
+        checkpoint: What a format has read.
+        mapped: The model it is for.
+        strict: Whether everything must match. Otherwise what does not is left out.
+        source: Named in errors.
+
+    Returns:
+        The modules, and a sentence for everything that was left out or looked past.
+
+    Raises:
+        CheckpointError: Anything does not fit.
+    """
+    notes: list[str] = []
+    config = _config_of(checkpoint, source)
+    _check_base(checkpoint, mapped, strict, source, notes)
+    chosen = _choose(config, mapped, source)
+    points = _points_of(checkpoint, chosen, strict, source, notes)
+    shared = _load_shared(config, chosen, checkpoint.tensors.get(SHARED, {}), mapped, source, notes)
+    modules: dict[str, AdapterModule] = {}
+    for point in points:
+        module = modules[point.id] = _load_one(config, point, checkpoint.tensors[point.id], mapped, source, notes)
+        share(module, shared)
+        module.train(module.training)
+    for note in notes:
+        warnings.warn(f"{source}: {note}", stacklevel=4)
+    return Built(config, points, modules), notes
+
+
+def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
+    manager = get_plugin_manager()
+    spec = manager.adapters().get(checkpoint.type)
+    if spec is None:
+        near = did_you_mean(checkpoint.type, manager.adapters())
+        told = f"adapter type {checkpoint.type!r} is unknown here. {_whence(checkpoint)}{near} {manager.hint()}"
+        raise UnknownAdapterTypeError(told.rstrip(), source, "type")
+    try:
+        cls = class_of(spec, AdapterConfig)
+    except PluginError as error:
+        raise UnknownAdapterTypeError(f"adapter type {checkpoint.type!r} is broken: {error}", source, "type") from error
+    try:
+        return cls.from_dict(checkpoint.config)
+    except AdapterKitError as error:
+        raise InvalidHeaderError(str(error), source, "config") from error
+
+
+def _whence(checkpoint: Checkpoint) -> str:
+    """How to get the type of a checkpoint. Without a distribution on record no install line is made up."""
+    if not checkpoint.distribution:
+        return "It was registered by the program that wrote the file; register it here in the same way."
+    version = f" {checkpoint.version}" if checkpoint.version else ""
+    return (
+        f"The file was written with {checkpoint.distribution}{version}; "
+        f"if you trust that package: pip install {checkpoint.distribution}."
+    )
+
+
+def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, source: object, notes: list[str]) -> None:
+    here = mapped.fingerprint(mapped.points())
+    for name, made_for in checkpoint.base.items():
+        if name not in here:
+            raise BaseMismatchError(
+                f"made for a component {name!r} ({made_for.get('family')}), "
+                f"and {mapped.label} has only {', '.join(here)}",
+                source,
+                "base",
+            )
+        differing = {k: (made_for.get(k), v) for k, v in here[name].items() if made_for.get(k) != v}
+        if not differing:
+            continue
+        told = "; ".join(f"{key} {was!r} there, {now!r} here" for key, (was, now) in differing.items())
+        message = f"made for another base ({name}: {told})"
+        if strict:
+            raise BaseMismatchError(f"{message}; strict=False loads what fits all the same", source, "base")
+        notes.append(message)
+
+
+def _choose(config: AdapterConfig, mapped: MappedModel, source: object) -> list[InjectionPoint]:
+    try:
+        return config.choose(mapped.points(), mapped.label)
+    except AdapterKitError as error:
+        raise BaseMismatchError(str(error), source, "config.targets") from error
+
+
+def _points_of(
+    checkpoint: Checkpoint, chosen: list[InjectionPoint], strict: bool, source: object, notes: list[str]
+) -> list[InjectionPoint]:
+    components = set(checkpoint.base) or {point.component for point in chosen}
+    wanted = {point.id: point for point in chosen if point.component in components}
+    missing = [key for key in wanted if key not in checkpoint.tensors]
+    extra = [key for key in checkpoint.tensors if key not in wanted and key != SHARED]
+    if extra:
+        hint = did_you_mean(extra[0], wanted)
+        message = f"{len(extra)} of its points are not among those that the config selects: {some(extra)}.{hint}"
+        if strict:
+            raise UnexpectedKeysError(message, source, extra[0])
+        notes.append(f"left out: {message}")
+    if missing:
+        message = f"no tensors for {len(missing)} of {len(wanted)} points: {some(missing)}"
+        if strict or len(missing) == len(wanted):
+            raise MissingKeysError(message, source, missing[0])
+        notes.append(f"left out: {message}")
+    return [point for key, point in wanted.items() if key in checkpoint.tensors]
+
+
+def _load_one(
+    config: AdapterConfig,
+    point: InjectionPoint,
+    tensors: Mapping[str, Tensor],
+    mapped: MappedModel,
+    source: object,
+    notes: list[str],
+) -> AdapterModule:
+    try:
+        with torch.device("meta"):
+            module = checked_module(config, point)
+    except IncompatibleTargetError as error:
+        raise BaseMismatchError(str(error), source, point.id) from error
+    loaded = _fitting(module, point.id, tensors, mapped.placement(point), source, notes)
+    module.load_state_dict(loaded, strict=True, assign=True)
+    if any(tensor.is_meta for tensor in module.buffers()):
+        # Buffers that are not saved must be computed: build for real and copy.
+        with torch.random.fork_rng(devices=[]):
+            module = build_one(config, point, mapped, None)
+        module.load_state_dict(loaded, strict=True, assign=True)
+    module.requires_grad_(False)
+    return module.train(mapped.module(point).training)
+
+
+def _load_shared(
+    config: AdapterConfig,
+    points: list[InjectionPoint],
+    tensors: Mapping[str, Tensor],
+    mapped: MappedModel,
+    source: object,
+    notes: list[str],
+) -> nn.Module | None:
+    with torch.device("meta"):
+        shared = checked_shared(config, points)
+    if shared is None:
+        if tensors:
+            raise UnexpectedKeysError("nothing receives it", source, f"{SHARED}/{next(iter(tensors))}")
+        return None
+    loaded = _fitting(shared, SHARED, tensors, mapped.placement(points[0]), source, notes)
+    shared.load_state_dict(loaded, strict=True, assign=True)
+    if any(tensor.is_meta for tensor in shared.buffers()):
+        with torch.random.fork_rng(devices=[]):
+            built = build_shared(config, points, mapped, None)
+        if built is None:
+            return None
+        shared = built
+        shared.load_state_dict(loaded, strict=True, assign=True)
+    return shared.requires_grad_(False)
+
+
+def _fitting(
+    module: nn.Module,
+    key: str,
+    tensors: Mapping[str, Tensor],
+    placement: tuple[torch.device, torch.dtype],
+    source: object,
+    notes: list[str],
+) -> dict[str, Tensor]:
+    """The tensors, if they are just those that the module asks for, in place."""
+    expected = module.state_dict()
+    if lacking := [name for name in expected if name not in tensors]:
+        raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
+    if left := [name for name in tensors if name not in expected]:
+        asked = ", ".join(expected) or "none"
+        raise UnexpectedKeysError(f"nothing receives it; the config asks for {asked}", source, f"{key}/{left[0]}")
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        _check_tensor(tensor, expected[name], source, f"{key}/{name}")
+        loaded[name] = _placed(tensor, *placement, notes)
+    return loaded
+
+
+def _check_tensor(tensor: Tensor, expected: Tensor, source: object, key: str) -> None:
+    if tensor.shape != expected.shape:
+        hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
+        raise ShapeMismatchError(
+            f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}", source, key
+        )
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise DtypeMismatchError(f"dtype {tensor.dtype} cannot hold what should be {expected.dtype}", source, key)
+    if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
+
+
+def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, notes: list[str]) -> Tensor:
+    """A copy on the base's device; the caller's tensor is never aliased."""
+    dtype = tensor.dtype
+    if dtype == torch.float64 and base_dtype != torch.float64:
+        dtype = torch.float32
+        note = "float64 tensors were cast to float32"
+        if note not in notes:
+            notes.append(note)
+    return torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)

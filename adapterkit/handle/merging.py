@@ -1,0 +1,168 @@
+"""Folding adapters into the weights, and giving back the very bits.
+
+A merge puts new parameters in the place of the old ones and keeps the old: unmerging is bitwise, and a weight that is
+tied to another module's stays as it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.composition import Expression, names_of
+from adapterkit.engine.expressions import acting_at
+from adapterkit.engine.folding import Part, fold
+from adapterkit.engine.selection import Selection, Strength, strength_at
+from adapterkit.engine.sums import Acting
+from adapterkit.errors import NotMergeableError
+from adapterkit.handle.state import Merge, State
+from adapterkit.kernels.weights import canonical
+from adapterkit.points import InjectionPoint, WeightLayout
+
+
+@dataclass
+class _Target:
+    """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds."""
+
+    module: nn.Module
+    layout: WeightLayout
+    matrices: dict[int | None, dict[str, Part]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> str:
+        """The ids of the points, for errors."""
+        keys = [key for parts in self.matrices.values() for key in parts]
+        return ", ".join(keys[:5]) + (f", and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def merge(state: State, selection: Selection) -> None:
+    """Folds the selection into the weights. Everything is computed before anything is changed.
+
+    Raises:
+        NotMergeableError: An adapter has no equivalent weight, or the merged weights would not be finite.
+    """
+    targets = _targets(state, selection)
+    with torch.no_grad():
+        computed = [(target, *_merged(target)) for target in targets]
+    originals: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    for target, weight, bias in computed:
+        names = (target.layout.parameter, target.layout.bias_parameter)
+        pairs = zip(names, (weight, bias), strict=True)
+        originals += [_swap(target.module, name, new) for name, new in pairs if new is not None]
+    state.merge = Merge(selection, originals)
+    state.switch.folded = True
+
+
+def unmerge(state: State) -> None:
+    """Puts the original parameters back, on the device and in the dtype that the model has now."""
+    if state.merge is None:
+        return
+    for module, name, original in reversed(state.merge.originals):
+        present = module._parameters[name]
+        if original is not None and present is not None and _moved(original, present):
+            original.data = original.data.to(present.device, present.dtype)
+        module._parameters[name] = original
+    state.switch.folded = False
+    state.merge = None
+
+
+def _targets(state: State, selection: Selection) -> Iterable[_Target]:
+    targets: dict[tuple[int, str], _Target] = {}
+    problems: list[str] = []
+    for expression, point, acting, weight in _acting(state, selection):
+        module, layout = state.mapped.module(point), point.layout
+        if not isinstance(layout, WeightLayout):
+            problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
+            continue
+        target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
+        parts = target.matrices.setdefault(layout.index, {})
+        active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]
+        parts[point.id] = (point, active)
+    if problems:
+        more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
+        raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
+    return targets.values()
+
+
+def _acting(state: State, selection: Selection) -> Iterator[tuple[Expression, InjectionPoint, Acting, Strength]]:
+    """Whatever acts anywhere, point by point."""
+    for expression, weight in selection.acting:
+        attached = [state.adapters[name] for name in names_of(expression)]
+        for key, point in {key: point for one in attached for key, point in one.points.items()}.items():
+            here = {name: one.modules[key] for name, one in state.adapters.items() if key in one.modules}
+            acting, strength = acting_at(expression, here), strength_at(weight, point)
+            if acting is not None and (isinstance(strength, Tensor) or strength != 0):
+                yield expression, point, acting, strength
+
+
+def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
+    """New weight and bias in the module's layout and dtype; None where unchanged."""
+    layout = target.layout
+    old, old_bias = (target.module._parameters.get(name) for name in (layout.parameter, layout.bias_parameter))
+    if old is None or not old.is_floating_point():
+        raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
+    if old.is_meta and "forward" in target.module.__dict__:
+        raise NotMergeableError(f"{target.keys}: the weight is offloaded; merge before the offload hooks are added")
+    if hasattr(old, "device_mesh"):  # a DTensor: fully_shard keeps its own record of it
+        raise NotMergeableError(
+            f"{target.keys}: the weight is sharded; merge before fully_shard, or in an unsharded model"
+        )
+    wide = torch.promote_types(old.dtype, torch.float32)
+    weight = old.detach().to(wide)
+    bias = None if old_bias is None else old_bias.detach().to(wide)
+    if None in target.matrices:
+        folded, new_bias = fold(canonical(weight, layout), bias, [*target.matrices[None].values()])
+        new_weight = canonical(folded, layout)
+    else:
+        new_weight, new_bias = _fold_stack(target, weight, bias)
+    for tensor, what in ((new_weight, "weight"), (new_bias, "bias")):
+        if tensor is not None and not tensor.is_meta and not _is_finite(tensor):
+            raise NotMergeableError(
+                f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
+            )
+    changed = new_weight.to(old.dtype).contiguous(memory_format=_memory_format(old))
+    if new_bias is bias or new_bias is None:
+        return changed, None
+    if layout.bias_parameter not in target.module._parameters:
+        kind = type(target.module).__name__
+        raise NotMergeableError(f"{target.keys}: {kind} cannot take the bias that merging needs")
+    return changed, new_bias.to(old.dtype)
+
+
+def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A stack of weights [experts, ...], one after the other."""
+    weight, new_bias = weight.clone(), None if bias is None else bias.clone()
+    for index, parts in target.matrices.items():
+        own_bias = None if bias is None else bias[index]
+        folded, folded_bias = fold(canonical(weight[index], target.layout), own_bias, [*parts.values()])
+        weight[index] = canonical(folded, target.layout)
+        if folded_bias is not None and folded_bias is not own_bias:
+            if new_bias is None:
+                raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
+            new_bias[index] = folded_bias
+    return weight, new_bias
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # NaN and infinity survive a sum, which needs no memory; a sum may also overflow, so only then look at each.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _swap(module: nn.Module, name: str, new: Tensor) -> tuple[nn.Module, str, nn.Parameter | None]:
+    old = module._parameters[name]
+    wanted = old.requires_grad if old is not None else False
+    module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
+    return module, name, old
+
+
+def _moved(original: Tensor, present: Tensor) -> bool:
+    return original.device != present.device or original.dtype != present.dtype

@@ -1,0 +1,143 @@
+"""The part of the handle that says what trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.errors import ConfigError, IncompatibleTargetError
+from adapterkit.handle import choices
+from adapterkit.handle.base import Access
+from adapterkit.handle.building import parameters_of
+from adapterkit.handle.state import Attached, State
+from adapterkit.kernels.spans import read_span
+from adapterkit.points import InjectionPoint, WeightLayout
+
+
+class Learning(Access):
+    """What requires grad, and what training must know of it."""
+
+    # -- what trains ------------------------------------------------------------------------------------------------
+
+    def train(self, *names: str) -> None:
+        """Makes these adapters, and nothing else on the model, require grad."""
+        choices.check_names(names, self._state.adapters)
+        if not names:
+            raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
+        self._state.train(names)
+
+    def freeze(self, *names: str) -> None:
+        """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
+        choices.check_names(names, self._state.adapters)
+        self._state.set_trainable(names or self._state.adapters, value=False)
+
+    def parameters(self, *names: str) -> Iterator[nn.Parameter]:
+        """The parameters of these adapters; of all where none is named."""
+        choices.check_names(names, self._state.adapters)
+        chosen = [self._state.adapters[name] for name in names or list(self._state.adapters)]
+        yield from parameters_of(module for one in chosen for module in one.modules.values())
+
+    def parameter_groups(self, *names: str, lr: float) -> list[dict[str, Any]]:
+        """The parameters that train, as groups for a torch optimizer: each with the learning rate its type wants.
+
+        Args:
+            names: Of these adapters; of all where none is named.
+            lr: The learning rate that `AdapterConfig.rate` multiplies.
+        """
+        choices.check_names(names, self._state.adapters)
+        groups: dict[float, dict[int, nn.Parameter]] = {}
+        for name in names or list(self._state.adapters):
+            attached = self._state.adapters[name]
+            for module in attached.modules.values():
+                for key, parameter in module.named_parameters():
+                    if parameter.requires_grad:
+                        groups.setdefault(attached.config.rate(key), {})[id(parameter)] = parameter
+        return [{"params": [*found.values()], "lr": lr * rate} for rate, found in groups.items()]
+
+    def penalty(self, *names: str) -> Tensor | float:
+        """The sum of what the types of these adapters add to a loss; 0.0 where they add nothing.
+
+        Args:
+            names: Of these adapters; of those that train where none is named.
+        """
+        choices.check_names(names, self._state.adapters)
+        chosen = [self._state.adapters[name] for name in names or sorted(self._state.trained)]
+        terms = [module.penalty() for one in chosen for module in one.modules.values()]
+        return sum((term for term in terms if term is not None), 0.0)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Tells the adapters that train of an optimizer step: some adapt themselves (`AdapterConfig.after_step`).
+
+        Call it between `optimizer.step()` and `optimizer.zero_grad()`; adapterkit's trainer does.
+
+        Args:
+            step: Number of this step, from 1.
+            steps: Of the whole training.
+        """
+        for name in sorted(self._state.trained):
+            attached = self._state.adapters[name]
+            attached.config.after_step(attached.modules, step, steps)
+
+    @contextlib.contextmanager
+    def observing(self, name: str) -> Iterator[None]:
+        """Shows an adapter the inputs of its points in every forward inside the block, for types that start from data.
+
+        The adapter itself does not act inside. An example: `with adapters.observing("style"): model(**batch)`.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+            IncompatibleTargetError: A point has no input that could be seen.
+            StateError: Weights are merged.
+        """
+        attached = self._attached(name)
+        self._require_unmerged("observe inputs")
+        switch = self._state.switch
+        with switch.overridden(switch.current.without(frozenset({name}))), observing(self._state, attached):
+            yield
+
+
+@contextlib.contextmanager
+def observing(state: State, attached: Attached) -> Iterator[None]:
+    """Every forward inside the block shows each module of an adapter its input; at the end the config hears of it.
+
+    Raises:
+        IncompatibleTargetError: A point has no input that could be seen.
+    """
+    unseen = [point.id for point in attached.points.values() if not _is_called(point)]
+    if unseen:
+        raise IncompatibleTargetError(
+            f"{type(attached.config).__name__} cannot observe inputs at {unseen[0]}: only a weight point whose module "
+            "is called has an input of its own; narrow its targets"
+        )
+    with contextlib.ExitStack() as stack:
+        for key, point in attached.points.items():
+            watch = _Watch(attached.modules[key], point)
+            stack.callback(state.mapped.module(point).register_forward_pre_hook(watch, with_kwargs=True).remove)
+        try:
+            yield
+        except BaseException:
+            for module in attached.modules.values():
+                module.forget()
+            raise
+    with torch.no_grad():
+        attached.config.observed(attached.modules)
+
+
+def _is_called(point: InjectionPoint) -> bool:
+    return isinstance(point.layout, WeightLayout) and point.layout.access != "read"
+
+
+class _Watch:
+    def __init__(self, adapter: AdapterModule, point: InjectionPoint) -> None:
+        self._adapter, self._span = adapter, point.in_span
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        self._adapter.observe(x.detach() if self._span is None else read_span(x.detach(), self._span, -1))

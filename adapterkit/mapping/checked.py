@@ -1,0 +1,85 @@
+"""What a backend says of a model, compared with its contract and with the model, before anybody relies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from adapterkit.errors import PluginError, near_matches
+from adapterkit.mapping.layouts import first_path
+from adapterkit.points import (
+    AttentionLayout,
+    InjectionPoint,
+    OutputLayout,
+    TokensLayout,
+    WeightLayout,
+)
+
+_LAYOUTS: dict[str, type] = {
+    "weight": WeightLayout,
+    "norm": WeightLayout,
+    "output": OutputLayout,
+    "attention": AttentionLayout,
+    "tokens": TokensLayout,
+}
+
+
+def checked_points(found: object, model: nn.Module, component: str) -> list[InjectionPoint]:
+    """What `Backend.points` has returned, if it is what it must be.
+
+    Raises:
+        PluginError: It is no sequence of points, or a point does not fit the model.
+    """
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise PluginError(f"returned {found!r:.80}; expected a list of InjectionPoint")
+    points: list[InjectionPoint] = []
+    paths: set[str] = set()
+    for point in found:
+        if not isinstance(point, InjectionPoint):
+            raise PluginError(f"returned {point!r:.80} among the points; expected only InjectionPoint")
+        if problem := _problem(point, component):
+            raise PluginError(f"the point {point.role!r} at {point.path!r} {problem}")
+        if point.path not in paths:
+            _check_path(model, point)
+            paths.add(point.path)
+        points.append(point)
+    return points
+
+
+def check_ids(points: Sequence[InjectionPoint]) -> None:
+    """Raises PluginError where two points have one id."""
+    first: dict[str, InjectionPoint] = {}
+    for point in points:
+        other = first.setdefault(point.id, point)
+        if other is not point:
+            raise PluginError(
+                f"two points have the id {point.id!r}, at {other.path!r} ({other.kind}) and at {point.path!r} "
+                f"({point.kind}). An id is role@component.site: give them different roles, or put the second into a "
+                "Group of its own with another site"
+            )
+
+
+def _problem(point: InjectionPoint, component: str) -> str | None:
+    """What of a point does not fit the rest of it."""
+    if not all(isinstance(text, str) for text in (point.role, point.path, point.site)) or not point.role:
+        return f"has the site {point.site!r}; role, path and site must be strings, and the role not empty"
+    if point.component != component:
+        return f"is of the component {point.component!r}; expected tags={{'component': {component!r}, ...}}"
+    expected = _LAYOUTS.get(point.kind)
+    if expected is None:
+        return f"has the kind {point.kind!r}; expected one of {', '.join(_LAYOUTS)}"
+    if not isinstance(point.layout, expected):
+        return f"has the layout {type(point.layout).__name__}; the kind {point.kind} goes with {expected.__name__}"
+    widths = (point.in_features, point.out_features)
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        return f"has (in_features, out_features) {widths!r}; expected positive integers"
+    return None
+
+
+def _check_path(model: nn.Module, point: InjectionPoint) -> None:
+    if first_path(model, point.path) is not None:
+        return
+    close = near_matches(point.path, [name for name, _ in model.named_modules() if name])
+    hint = f" Closest: {', '.join(close)}" if close else ""
+    raise PluginError(f"the point {point.role!r} is at {point.path!r}, where the model has no module.{hint}")

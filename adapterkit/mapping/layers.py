@@ -1,0 +1,83 @@
+"""What can be told of any model's layers, of those too whose class nobody has described."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from adapterkit.backend import SITE
+from adapterkit.mapping.layouts import weight_layout
+from adapterkit.points import WeightLayout
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_SMALLEST = 2  # bytes of a number that a sum can be kept in; what has less is quantized
+
+
+def layer_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
+    """As `weight_layout`; whether a model calls the layer or reads its weight cannot be seen, and it may do either.
+
+    The weight of a class with a forward of its own is always read.
+
+    What such a forward does to its input or its weight is not known (it may pad, or standardise): an adapter beside it
+    would compute something else, whereas one in the weight that it reads is what merging makes of it.
+    """
+    found = weight_layout(module)
+    if found is None or not isinstance(module, _PLAIN) or not _is_dense(module):
+        return found
+    layout, inputs, outputs = found
+    return replace(layout, access="read" if _has_own_forward(module) else "any"), inputs, outputs
+
+
+def call_plainly(module: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What a layer without a forward of its own computes with its own parameters, whatever its attributes show."""
+    (x,) = (*args, *kwargs.values())
+    weight, bias = _own(module, "weight"), _own(module, "bias")
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(module, nn.Embedding):
+        options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
+        return F.embedding(x, weight, *options)
+    return module._conv_forward(x, weight, bias)
+
+
+def _own(module: nn.Module, name: str) -> Any:
+    # Where it is no parameter any more, a parametrization was registered after the adapter.
+    return module._parameters[name] if name in module._parameters else getattr(module, name, None)
+
+
+def base_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children of a module, without those that hold adapters."""
+    adapted = SITE in module.__dict__
+    for name, child in module._modules.items():
+        if child is not None and not (adapted and name == "adapterkit"):
+            yield name, child
+
+
+def declared_heads(model: nn.Module) -> list[nn.Module]:
+    """The classifier or output projection, where a model of timm or transformers tells it by a method."""
+    heads: list[nn.Module] = []
+    for name in ("get_classifier", "get_output_embeddings"):
+        try:
+            told = getattr(model, name)()
+        except (AttributeError, NotImplementedError, TypeError):  # there is none, or it is no method of that meaning
+            continue
+        heads += [head for head in (told if isinstance(told, tuple) else (told,)) if isinstance(head, nn.Module)]
+    return heads
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    cls = getattr(module.__dict__.get(SITE), "base", type(module))
+    plain = next(base for base in _PLAIN if issubclass(cls, base))
+    return any(getattr(cls, name, None) is not getattr(plain, name, None) for name in ("forward", "_conv_forward"))
+
+
+def _is_dense(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    if weight is None or is_lazy(weight):
+        return False
+    return weight.is_floating_point() and weight.element_size() >= _SMALLEST
