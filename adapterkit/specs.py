@@ -136,7 +136,6 @@ class AdapterSpec(Spec):
         Spec.__post_init__(self)
 
     def problems(self) -> Iterator[str]:
-        """See `Spec.problems`."""
         yield from Spec.problems(self)
         if isinstance(self.kinds, str) or not self.kinds or not self.kinds <= POINT_KINDS:
             given = self.kinds if isinstance(self.kinds, str) else sorted(map(str, self.kinds))
@@ -159,7 +158,6 @@ class BackendSpec(Spec):
         Spec.__post_init__(self)
 
     def problems(self) -> Iterator[str]:
-        """See `Spec.problems`."""
         yield from Spec.problems(self)
         if isinstance(self.models, str):
             yield f"models must be a non-empty sequence of 'package:Class'; for one write ({self.models!r},)"
@@ -174,7 +172,6 @@ class BackendSpec(Spec):
 
     @property
     def extra_name(self) -> str:
-        """See `Spec.extra_name`."""
         return self.extra
 
 

@@ -41,7 +41,6 @@ class SSFModule(ak.AdapterModule):
         self.axes = (1,) * (-1 - point.feature_axis)  # a convolution's features lie in front of its spatial axes
 
     def forward(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `AdapterModule.forward`."""
         y = base(x)
         scale, shift = (p.to(y.dtype).view(-1, *self.axes) for p in (self.scale, self.shift))
         return y + scale * y + shift
@@ -62,7 +61,6 @@ class SSF(ak.AdapterConfig):
     targets: str = "attention mlp.*"
 
     def build(self, point: ak.InjectionPoint) -> SSFModule:
-        """See `AdapterConfig.build`."""
         return SSFModule(point)
 
 

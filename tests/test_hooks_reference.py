@@ -12,8 +12,8 @@ import pytest
 
 from adapterkit import adapter, backend, checkpoint, hookspecs, specs, testing
 from adapterkit.adapters import lora
-from adapterkit.mapping import entries, family
 from adapterkit.kernels import weights
+from adapterkit.mapping import entries, family
 from adapterkit.plugins import builtin
 from adapterkit.testing.backends import BackendConformance
 from adapterkit.testing.case import Case

@@ -49,13 +49,11 @@ class AdaLoRAModule(AdditiveModule):
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`."""
         q = self.Q if self.layout.form == "embedding" else self.Q.to(x.dtype)
         h = apply_weight(x, q, self.layout)
         return mix_features(h, (self.P * self.E).to(h.dtype), self.layout) * self.scale
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         return ((self.P * self.E) @ self.Q.flatten(1)).unflatten(1, self.Q.shape[1:]) * self.scale
 
     def penalty(self) -> Tensor | None:
@@ -122,7 +120,6 @@ class AdaLoRA(AdapterConfig):
     orthogonality: float = 0.5
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if not 1 <= self.rank <= _MAX_RANK:
             found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
@@ -146,22 +143,18 @@ class AdaLoRA(AdapterConfig):
         return max(self.rank + 1, self.rank * 3 // 2) if self.initial is None else self.initial
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if isinstance(point.layout, WeightLayout) and point.layout.groups > 1 and point.span:
             return "AdaLoRA acts on whole grouped convolutions"
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> AdaLoRAModule:
-        """See `AdapterConfig.build`."""
         scale = 1.0 if self.alpha is None else self.alpha / self.start
         return AdaLoRAModule(point, self.start, scale, self.orthogonality)
 
     def shared(self, points: Sequence[InjectionPoint]) -> Count:
-        """See `AdapterConfig.shared`."""
         return Count(len(points))
 
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
-        """See `AdapterConfig.after_step`."""
         own: list[Any] = [module for module in modules.values() if isinstance(module, AdaLoRAModule)]
         choosing = self.warmup < step <= max(self.warmup + 1, steps - self.final)
         for module in own:

@@ -56,11 +56,9 @@ class BottleneckModule(SublayerNetModule):
         INITS[config.init](self.down, self.up)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """See `SublayerNetModule.reduce`."""
         return linear(self.down, h)
 
     def expand(self, h: Tensor) -> Tensor:
-        """See `SublayerNetModule.expand`."""
         return linear(self.up, h)
 
 
@@ -111,7 +109,6 @@ class Bottleneck(SublayerNet):
         return self.init in ("lora", "mam") and self.residual == "sublayer" and self.norm_after is None
 
     def build(self, point: InjectionPoint) -> BottleneckModule:
-        """See `AdapterConfig.build`."""
         return BottleneckModule(point.out_features, self.width_at(point), self)
 
     @classmethod

@@ -72,11 +72,9 @@ class CompacterModule(SublayerNetModule):
         nn.init.zeros_(self.up.right)
 
     def reduce(self, h: Tensor) -> Tensor:
-        """See `SublayerNetModule.reduce`."""
         return self.down(h, self.shared.rule)
 
     def expand(self, h: Tensor) -> Tensor:
-        """See `SublayerNetModule.expand`."""
         return self.up(h, self.shared.rule)
 
 
@@ -117,7 +115,6 @@ class Compacter(SublayerNet):
         return cls(**{"targets": "mlp", "form": "pfeiffer", **changes})
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = super().problems()
         for name, most in (("n", _MAX_N), ("rank", _MAX_RANK)):
             if not 1 <= getattr(self, name) <= most:
@@ -129,19 +126,15 @@ class Compacter(SublayerNet):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if point.kind in self.kinds and point.out_features % self.n:
             return f"n={self.n} does not divide its {point.out_features} features"
         return super().accepts(point)
 
     def width_at(self, point: InjectionPoint) -> int:
-        """See `SublayerNet.width_at`."""
         return self.width or max(1, int(point.out_features / self.reduction / self.n)) * self.n
 
     def build(self, point: InjectionPoint) -> CompacterModule:
-        """See `AdapterConfig.build`."""
         return CompacterModule(point.out_features, self.width_at(point), self)
 
     def shared(self, points: Sequence[InjectionPoint]) -> Rule:
-        """See `AdapterConfig.shared`."""
         return Rule(self.n, self.init_range)

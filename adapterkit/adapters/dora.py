@@ -29,7 +29,6 @@ class DoRAModule(LowRank):
         self.magnitude.copy_(self.norms(weight))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y, bias = base(x), cast("WeightBase", base).bias
         shape = (-1, *(1,) * (-1 - self.axis))
         ratio = (self.magnitude / self.norms(cast("WeightBase", base).weight)).view(shape)
@@ -70,7 +69,6 @@ class DoRA(LoRA):
     exact_gradients: ClassVar[bool] = False  # the norms count as constant
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         layout = point.layout
         if isinstance(layout, WeightLayout) and layout.form == "embedding":
             return "DoRA scales the rows of a weight that multiplies features, and an embedding takes indices; use LoRA"
@@ -79,5 +77,4 @@ class DoRA(LoRA):
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        """See `AdapterConfig.build`."""
         return DoRAModule(*self.arguments(point))

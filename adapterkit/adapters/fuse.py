@@ -101,7 +101,6 @@ class Fuse(AdapterConfig):
     regularisation: float = 0.01
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         names = isinstance(self.parts, tuple) and all(isinstance(part, str) for part in self.parts)
         if not names or not self.parts or len(set(self.parts)) < len(self.parts):
@@ -120,7 +119,6 @@ class Fuse(AdapterConfig):
         return found
 
     def build(self, point: InjectionPoint) -> FuseModule:
-        """See `AdapterConfig.build`."""
         return FuseModule(
             point.out_features, self.parts, self.value, self.temperature, self.dropout, self.regularisation
         )

@@ -85,7 +85,6 @@ class InvertedTokens(AdapterModule):
     """At `tokens`: the embedded sequence, transformed by what is `shared`."""
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         return self.shared(base(x))
 
 
@@ -93,7 +92,6 @@ class InvertedHead(AdapterModule):
     """At `head`: the head of what the transform would give x from."""
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         return base(self.shared.inverse(x))
 
 
@@ -123,7 +121,6 @@ class Invertible(AdapterConfig):
     activation: str = "relu"
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = one_of("coupling", self.coupling, ("additive", "affine"))
         found += one_of("activation", self.activation, ACTIVATIONS)
         if not 1 / _MAX_EXPANSION <= self.reduction <= _MAX_REDUCTION:
@@ -131,7 +128,6 @@ class Invertible(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if point.kind == "weight" and (point.role != _HEAD or not _is_linear(point)):
             return f"the inverse acts in front of a linear {_HEAD!r}"
         if point.lengthens:
@@ -141,7 +137,6 @@ class Invertible(AdapterConfig):
         return super().accepts(point)
 
     def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
-        """See `AdapterConfig.selection_problems`."""
         if not any(point.kind == "tokens" for point in points):
             return ["targets must name 'tokens', which the head's inverse undoes"]
         widths = {_features(point): point.id for point in points}
@@ -151,11 +146,9 @@ class Invertible(AdapterConfig):
         return []
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        """See `AdapterConfig.build`."""
         return InvertedTokens() if point.kind == "tokens" else InvertedHead()
 
     def shared(self, points: Sequence[InjectionPoint]) -> Coupling:
-        """See `AdapterConfig.shared`."""
         features = _features(points[0])
         width = max(1, int(features / 2 / self.reduction))
         return Coupling(features, width, self.activation, self.coupling == "affine")

@@ -28,7 +28,6 @@ class LoRAModule(LowRank, AdditiveModule):
     """`base(x) + update(x)`; see `LowRank`."""
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`."""
         return self.update(x)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -37,7 +36,6 @@ class LoRAModule(LowRank, AdditiveModule):
         return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=self.scale).view(weight.shape), bias
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         return self.update_weight()
 
 
@@ -94,7 +92,6 @@ class LoRA(AdapterConfig):
         return {**super().to_dict(), **pairs}
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         for name in ("ranks", "alphas"):
             if not isinstance(getattr(self, name), Mapping):
                 return [f"{name} must map selectors to numbers, not {getattr(self, name)!r}"]
@@ -136,7 +133,6 @@ class LoRA(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         layout = point.layout
         if not isinstance(layout, WeightLayout):
             return super().accepts(point)
@@ -162,7 +158,6 @@ class LoRA(AdapterConfig):
         return 1.0 if alpha is None else alpha / SCALINGS[self.scaling](self.rank_at(point))
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        """See `AdapterConfig.build`."""
         return LoRAModule(*self.arguments(point))
 
     def arguments(self, point: InjectionPoint) -> tuple[InjectionPoint, int, float, float, float, float, str]:
@@ -172,11 +167,9 @@ class LoRA(AdapterConfig):
 
     @property
     def observations(self) -> int:
-        """See `AdapterConfig.observations`."""
         return _OBSERVED_BATCHES if self.init == "eva" else 0
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:
-        """See `AdapterConfig.observed`."""
         if self.init != "eva":
             return
         own = [(key, module) for key, module in modules.items() if isinstance(module, LowRank)]
@@ -184,7 +177,6 @@ class LoRA(AdapterConfig):
             module.A.copy_(start)
 
     def rate(self, parameter: str) -> float:
-        """See `AdapterConfig.rate`."""
         return self.plus if parameter == "B" else 1.0
 
 

@@ -94,7 +94,6 @@ class LowRank(AdapterModule):
         self._seen = s[:kept, None] * vh[:kept]
 
     def forget(self) -> None:
-        """See `AdapterModule.forget`."""
         self._seen = None
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ class DirectPrefix(PrefixModule):
         self.values = nn.Parameter(torch.zeros(layout.kv_heads, length, layout.value_width))
 
     def prefix(self) -> tuple[Tensor, Tensor]:
-        """See `PrefixModule.prefix`."""
         return self.keys, self.values
 
 
@@ -66,7 +65,6 @@ class ReparametrizedPrefix(PrefixModule):
         nn.init.normal_(self.up.weight[:features], std=init_std)
 
     def prefix(self) -> tuple[Tensor, Tensor]:
-        """See `PrefixModule.prefix`."""
         made = self.up(torch.tanh(self.down(self.embedding)))
         # Each [length, heads * width] -> [heads, length, width].
         keys, values = (part.unflatten(-1, (self.kv_heads, -1)).transpose(0, 1) for part in made.split(self.widths, -1))
@@ -97,7 +95,6 @@ class Prefix(AdapterConfig):
     init_std: float = 0.02
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if isinstance(self.length, int) and not 1 <= self.length <= _MAX_LENGTH:
             found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
@@ -109,7 +106,6 @@ class Prefix(AdapterConfig):
         return found
 
     def build(self, point: InjectionPoint) -> PrefixModule:
-        """See `AdapterConfig.build`."""
         layout = cast("AttentionLayout", point.layout)
         if self.reparam is None:
             return DirectPrefix(layout, self.length, self.init_std)

@@ -27,7 +27,6 @@ class PromptModule(AdapterModule):
         self.prompt = nn.Parameter(torch.empty(length, features).normal_(std=init_std))
 
     def lengthen(self, tokens: Tensor) -> Tensor:
-        """See `AdapterModule.lengthen`."""
         return self.prompt.to(tokens.dtype)
 
 
@@ -87,7 +86,6 @@ class Prompt(AdapterConfig):
     init_std: float = 0.02
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if not 1 <= self.length <= _MAX_LENGTH:
             found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
@@ -101,13 +99,11 @@ class Prompt(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if isinstance(point.layout, TokensLayout) and not point.layout.lengthens:
             return "the sequence cannot be made longer there; use 'prompt', where the family offers it"
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        """See `AdapterConfig.build`."""
         features = point.out_features
         if self.reparam is None:
             return PromptModule(features, self.length, self.init_std)

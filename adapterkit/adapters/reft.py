@@ -112,7 +112,6 @@ class ReFT(AdapterConfig):
     tied: bool = True
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if self.form not in FORMS:
             found.append(f"form must be one of {', '.join(FORMS)}, not {self.form!r}.{did_you_mean(self.form, FORMS)}")
@@ -125,7 +124,6 @@ class ReFT(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if isinstance(point.layout, OutputLayout) and not point.layout.whole:
             return "ReFT edits what a whole block gives, and this is a sublayer before its residual add; use 'hidden'"
         if self.rank > point.out_features:
@@ -133,5 +131,4 @@ class ReFT(AdapterConfig):
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> ReFTModule:
-        """See `AdapterConfig.build`."""
         return ReFTModule(point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied)

@@ -72,7 +72,6 @@ class SublayerNet(AdapterConfig):
     drop_path: float = 0.0
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = [
             *one_of("form", self.form, INPUTS),
             *one_of("activation", self.activation, ACTIVATIONS),
@@ -93,7 +92,6 @@ class SublayerNet(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if isinstance(point.layout, OutputLayout) and point.layout.whole and self.form == "pfeiffer":
             return "the output of a whole block holds the residual stream already: use form='houlsby' there"
         return super().accepts(point)

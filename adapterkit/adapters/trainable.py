@@ -48,7 +48,6 @@ class FullWeight(AdapterModule):
             self.bias.copy_(bias)
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         frozen = cast("WeightBase", base)
         if self.partial:  # the base's output is that of other inputs too
             y = base(x)
@@ -58,7 +57,6 @@ class FullWeight(AdapterModule):
         return call_weight(x, self.weight.to(dtype), bias, self.layout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         return self.weight.to(weight.dtype), bias if self.bias is None else self.bias.to(weight.dtype)
 
 
@@ -71,12 +69,10 @@ class BiasShift(AdapterModule):
         self.shift = nn.Parameter(torch.zeros(point.out_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y = base(x)
         return y + self.shift.to(y.dtype).view(-1, *(1,) * (-1 - self.axis))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         shift = self.shift.to(weight.dtype)
         return weight, shift if bias is None else bias + shift
 
@@ -98,12 +94,10 @@ class Rows(AdapterModule):
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
-        """See `AdapterModule.initialise`."""
         rows = cast("Tensor", self.rows)
         self.values.copy_(weight[:, rows].mT if self.embeds else weight[rows])
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y, rows = base(x), cast("Tensor", self.rows)
         values = self.values.to(y.dtype)
         if not self.embeds:
@@ -115,7 +109,6 @@ class Rows(AdapterModule):
         return torch.where(matches.any(-1, keepdim=True), own, y)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         rows, values = cast("Tensor", self.rows), self.values.to(weight.dtype)
         return weight.index_copy(1, rows, values.mT) if self.embeds else weight.index_copy(0, rows, values), bias
 
@@ -131,7 +124,6 @@ class NewHead(AdapterModule):
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         dtype = cast("WeightBase", base).weight.dtype
         return F.linear(x, self.weight.to(dtype), self.bias.to(dtype))
 
@@ -173,7 +165,6 @@ class Trainable(AdapterConfig):
         return self.init == "base" and self.outputs is None
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = [*_choice("part", self.part, PARTS), *_choice("init", self.init, INITS)]
         if self.rows is not None and not _are_rows(self.rows):
             found.append(f"rows must be a tuple of different whole numbers from 0, not {str(self.rows)[:80]}")
@@ -192,7 +183,6 @@ class Trainable(AdapterConfig):
         return [point for point in points if cast("WeightLayout", point.layout).bias or self.part != "bias"]
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if not isinstance(point.layout, WeightLayout):
             return super().accepts(point)
         form, access = point.layout.form, point.layout.access
@@ -211,7 +201,6 @@ class Trainable(AdapterConfig):
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        """See `AdapterConfig.build`."""
         if self.rows is not None:
             return Rows(point, self.rows)
         if self.outputs is not None:

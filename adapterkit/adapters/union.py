@@ -39,7 +39,6 @@ class UnionModule(AdapterModule):
                 member.bind(shared.get_submodule(key))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         if len(self.members) == 1 and not self.gates:
             return next(iter(self.members.values()))(x, base)
         y = base(x)
@@ -81,23 +80,19 @@ class UnionModule(AdapterModule):
         return total, total_bias
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
-        """See `AdapterModule.initialise`."""
         for member in self.members.values():
             if isinstance(member, AdapterModule) and _initialises(member):
                 member.initialise(weight, bias)
 
     def observe(self, x: Tensor) -> None:
-        """See `AdapterModule.observe`."""
         for member in self.members.values():
             member.observe(x)  # type: ignore[operator]
 
     def forget(self) -> None:
-        """See `AdapterModule.forget`."""
         for member in self.members.values():
             member.forget()  # type: ignore[operator]
 
     def penalty(self) -> Tensor | None:
-        """See `AdapterModule.penalty`."""
         terms = [term for member in self.members.values() if (term := member.penalty()) is not None]  # type: ignore[operator]
         return torch.stack(terms).sum() if terms else None
 
@@ -168,7 +163,6 @@ class Union(AdapterConfig):
         return all(part.exact_gradients for part in self.parts)
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         parts = self.parts if isinstance(self.parts, (tuple, list)) else ()
         if len(parts) < 1 or not all(isinstance(part, AdapterConfig) for part in parts):
@@ -194,7 +188,6 @@ class Union(AdapterConfig):
         return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
     def build(self, point: InjectionPoint) -> UnionModule:
-        """See `AdapterConfig.build`."""
         members = {str(i): part.build(point) for i, part in enumerate(self.parts) if _means(part, point)}
         gates = {key: _gate(point) for key in members} if self.gating else {}
         _check_members(members, gates, point)
@@ -206,12 +199,10 @@ class Union(AdapterConfig):
         return self.parts[int(place)].rate(name) if kind == "members" else 1.0
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:
-        """See `AdapterConfig.observed`."""
         for place, part in enumerate(self.parts):
             part.observed(_members(modules, place))
 
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
-        """See `AdapterConfig.after_step`."""
         for place, part in enumerate(self.parts):
             part.after_step(_members(modules, place), step, steps)
 
@@ -226,7 +217,6 @@ class Union(AdapterConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Union:
-        """See `AdapterConfig.from_dict`."""
         listed = values.get("parts")
         if not isinstance(listed, (list, tuple)):
             raise ConfigError([f"parts must be a list of types with their configs, not {listed!r}"], "Union")

@@ -58,9 +58,7 @@ class ClipTextBackend(Backend):
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return resolve(model, GROUPS, component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)

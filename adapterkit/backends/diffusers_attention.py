@@ -75,7 +75,6 @@ class DiffusersAttentionSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         return None if _mix_of(module) is not None else _refusal(module)
 
 

@@ -97,7 +97,6 @@ class JointAttentionSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend_jointly)
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         return _objection(module)
 
 

@@ -137,7 +137,6 @@ class DiffusersBackend(Backend):
         return resolve(model, self.groups(model), component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return self.attention() if point.kind == "attention" else super().seam(model, point)
 
 
@@ -157,7 +156,6 @@ class UNetBackend(DiffusersBackend):
     }
 
     def groups(self, model: nn.Module) -> list[Group]:
-        """See `DiffusersBackend.groups`."""
         feed_forward = feed_forward_of(model)
         return [
             *CONDITIONS,

@@ -52,7 +52,6 @@ class ControlNetBackend(DiffusersBackend):
     ignored: ClassVar[Mapping[str, str]] = UNetBackend.ignored
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        """See `DiffusersBackend.groups`."""
         feed_forward = feed_forward_of(model)
         return [
             *CONDITIONS,
@@ -121,5 +120,4 @@ class AutoencoderBackend(DiffusersBackend):
     ignored: ClassVar[Mapping[str, str]] = {"*.Conv2d_0": "a second name of `conv` in old samplers"}
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        """See `DiffusersBackend.groups`."""
         return _AUTOENCODER

@@ -161,7 +161,6 @@ class _TransformerBackend(DiffusersBackend):
     table: ClassVar[tuple[Group, ...]] = ()
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        """See `DiffusersBackend.groups`."""
         return self.table
 
 

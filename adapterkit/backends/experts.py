@@ -161,5 +161,4 @@ class ExpertsBackend(FamilyBackend):
     }
 
     def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
-        """See `Backend.plain_forward`."""
         return one_by_one if "expert" in point.tags else None

@@ -150,7 +150,6 @@ class OwnAttentionSeam(AttentionSeam):
     home: ClassVar[tuple[str, str]]
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         original = inspect.unwrap(type(module).forward)  # attachment's wrapper unwraps to the original
         ours = list(inspect.signature(type(self).forward).parameters)[1:]  # pyright: ignore[reportArgumentType]
         theirs = list(inspect.signature(original).parameters)[1:]

@@ -59,7 +59,6 @@ class TowersBackend(Backend):
         return sorted(found, key=lambda point: order[point.path])
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         for tower, _, module in self._towers(model):
             if tower.name == point.tags.get("tower") and point.kind == "attention":
                 return TransformersAttentionSeam() if tower.groups else _backend(module).seam(module, point)

@@ -192,7 +192,6 @@ class Seq2SeqBackend(FamilyBackend):
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         points = super().points(model, component)
         if len(_stacks(model)) > 1:  # a prompt is the encoder's, and the decoder attends to it
             points = [p for p in points if p.role != "prompt" or p.tags["stack"] == "encoder"]
@@ -204,12 +203,10 @@ class Seq2SeqBackend(FamilyBackend):
         return points
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
         found = super().lengthening(model, point)
         return longer_encoder if found is not None and len(_stacks(model)) > 1 else found
 
     def attending(self, model: nn.Module, point: InjectionPoint) -> Mapping[str, Attending]:
-        """See `Backend.attending`."""
         stacks = _stacks(model)
         return {stacks["decoder"]: attend_longer} if point.role == "prompt" and len(stacks) > 1 else {}
 

@@ -52,7 +52,6 @@ class TimmAttentionSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         plain = [c for c in type(module).__mro__ if c.__name__ == "Attention" and c.__module__ in _HOMES]
         # A subclass with a forward of its own is no longer plain; attachment's wrapper unwraps to the original.
         if plain and inspect.unwrap(type(module).forward) is inspect.unwrap(plain[-1].forward):

@@ -98,7 +98,6 @@ class TransformersAttentionSeam(AttentionSeam):
     """Reaches every attention module that calls its function through transformers' attention interface."""
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         config = _own_config(module)
         if config is None or _file_of(module) is None:
             return (

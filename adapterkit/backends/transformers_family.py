@@ -71,7 +71,6 @@ class FamilyBackend(Backend):
         )
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         family = self.family(model)
         found = resolve(model, family.groups, component)
         causal = family.beside and getattr(model.config, "is_decoder", False)  # BERT: no token would see what is behind
@@ -81,9 +80,7 @@ class FamilyBackend(Backend):
         return [*found, *prompt_points(model, found, family.beside), *deep]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
         return self.family(model).lengthening if point.role in ("prompt", "prompt.layer") else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return self.family(model).seam() if point.kind == "attention" else super().seam(model, point)

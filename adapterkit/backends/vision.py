@@ -130,18 +130,15 @@ class TimmViTBackend(Backend):
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         blocks = _timm_blocks(next(model.get_submodule("blocks").children()))
         tokens = _timm_tokens(model, component)
         found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
         return [*found, replace(tokens, role="prompt", layout=_UNTIL_NORM), *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
         return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return TimmAttentionSeam() if point.kind == "attention" else super().seam(model, point)
 
 
@@ -180,7 +177,6 @@ class ViTBackend(Backend):
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         found = resolve(model, _VIT, component)
         vit = first_path(model, "vit|") or ""
         layout = replace(_UNTIL_NORM, until=f"{vit}.layernorm".strip("."), whole=vit)
@@ -188,9 +184,7 @@ class ViTBackend(Backend):
         return [*found, *prompts, *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
         return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)

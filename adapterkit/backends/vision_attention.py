@@ -50,7 +50,6 @@ class FusedAttentionSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
     def refusal(self, module: nn.Module) -> str | None:
-        """See `AttentionSeam.refusal`."""
         if hasattr(module, "fused_attn"):
             return None
         return (

@@ -62,7 +62,6 @@ class _TimmBackend(Backend):
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return FusedAttentionSeam() if point.kind == "attention" else super().seam(model, point)
 
 
@@ -73,7 +72,6 @@ class TimmEvaBackend(_TimmBackend):
     """
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         block: nn.Module = next(model.get_submodule("blocks").children())
         post_norm = type(block).__name__ == "EvaBlockPostNorm"
         entries = (*_ATTENTION, *gated(TIMM_MLP, block.get_submodule("mlp")))
@@ -110,7 +108,6 @@ class TimmSwinBackend(_TimmBackend):
     """timm's SwinTransformer. A prefix stands in front of every window."""
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return resolve(model, _SWIN, component)
 
 
@@ -122,7 +119,6 @@ class TimmSwinV2Backend(_TimmBackend):
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return _with_reads(model, resolve(model, _SWIN_V2, component))
 
 
@@ -147,7 +143,6 @@ class TimmConvNextBackend(_TimmBackend):
     """timm's ConvNeXt, first and second version. Weights alone: what its blocks add up has its channels first."""
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return resolve(model, _CONVNEXT, component)
 
 
@@ -170,7 +165,6 @@ class TimmHieraBackend(_TimmBackend):
     """
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         found = resolve(model, _HIERA, component)
         blocks: list[Any] = list(model.get_submodule("blocks").children())
         pooled = {layer for layer, block in enumerate(blocks) if block.do_expand}
@@ -209,7 +203,6 @@ class TimmMetaFormerBackend(_TimmBackend):
     """
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         stages: list[Any] = list(model.get_submodule("stages").children())
         sequences = [
             Group(f"stages.{index}.blocks.{{layer}}", f"{index}.{{layer}}", _META_FORMER_SEQUENCES, {"stage": index})

@@ -25,7 +25,6 @@ class Frozen:
 
     @property
     def weight(self) -> Tensor:
-        """See `adapterkit.adapter.WeightBase`."""
         weight, _ = self._read()
         if weight is None or not weight.is_floating_point():
             raise AttachError("the adapter reads the base's weight, and there is no dense one (a quantized layer?)")
@@ -33,11 +32,9 @@ class Frozen:
 
     @property
     def bias(self) -> Tensor | None:
-        """See `adapterkit.adapter.WeightBase`."""
         return self._read()[1]
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `adapterkit.adapter.WeightBase`."""
         layout = self._point.layout
         if not isinstance(layout, WeightLayout):
             raise TypeError(f"{self._point.id} is no weight point")
@@ -52,7 +49,6 @@ class Computed:
         self._y: Tensor | None = None
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """See `adapterkit.adapter.Base`."""
         if x is not self._x:
             return self._compute(x)
         if self._y is None:
@@ -72,7 +68,6 @@ class WholeBase(Frozen):
         self._whole = whole
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """See `adapterkit.adapter.Base`."""
         return self._whole(x)
 
 
@@ -93,7 +88,6 @@ class PartBase(Frozen):
         self._whole, self._x, self._part, self._span = whole, x, part, span
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """See `adapterkit.adapter.Base`."""
         return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,7 +104,6 @@ class SpanBase(Frozen):
         self._whole, self._span, self._dim = whole, span, dim
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """See `adapterkit.adapter.Base`."""
         return read_span(self._whole(x), self._span, self._dim)
 
 
@@ -121,7 +114,6 @@ class SublayerBase:
         self._x, self._output, self._norm_in, self._norm_out = x, output, norm_in, norm_out
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """See `adapterkit.adapter.Base`."""
         if x is not self._x:
             raise ValueError("at an output point base(x) can only be asked for the x that forward was given")
         return self._output

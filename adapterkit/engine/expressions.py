@@ -84,13 +84,11 @@ class Stacked(_Several):
         self.parts = parts
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         for part in self.parts[:-1]:
             base = Nested(part, base, x)
         return self.parts[-1](x, base)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         for part in self.parts:
             weight, bias = part.merged(weight, bias)
         return weight, bias
@@ -105,16 +103,13 @@ class Nested(Computed):
 
     @property
     def weight(self) -> Tensor:
-        """See `adapterkit.adapter.WeightBase`."""
         return self._merged()[0]
 
     @property
     def bias(self) -> Tensor | None:
-        """See `adapterkit.adapter.WeightBase`."""
         return self._merged()[1]
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `adapterkit.adapter.WeightBase`."""
         return self._base.layer(x, weight, bias)  # type: ignore[attr-defined]
 
     @torch.no_grad()
@@ -122,11 +117,9 @@ class Nested(Computed):
         return self._adapter.merged(self._base.weight, self._base.bias)  # type: ignore[attr-defined]
 
     def norm_in(self, x: Tensor) -> Tensor:
-        """See `adapterkit.adapter.Sublayer`."""
         return self._base.norm_in(x)  # type: ignore[attr-defined]
 
     def norm_out(self, x: Tensor) -> Tensor:
-        """See `adapterkit.adapter.Sublayer`."""
         return self._base.norm_out(x)  # type: ignore[attr-defined]
 
 
@@ -137,11 +130,9 @@ class Summed(_Several):
         self.parts, self.weight = parts, weight
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         return base(x) + effects(x, base, self._weighted())
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         return merge_weights(weight, bias, self._weighted())
 
     def _weighted(self) -> Active:
@@ -155,7 +146,6 @@ class Spread(_Several):
         self.parts, self.bounds = [part for part, _ in parts], [span for _, span in parts]
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y = base(x)
         if y.ndim < 3:
             raise RoutingError(
@@ -197,11 +187,9 @@ class Combined(_Several):
         yield from super().parameters()
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         return self.module.combine(x, base, self.parts)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         return self.module.merged(weight, bias)
 
 

@@ -117,7 +117,6 @@ class Site:
     def extend(
         self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `adapterkit.backend.Extension`."""
         for _, active in self.active("attention"):
             flat = flattened(active)
             keys, values, mask = extend_all(keys, values, mask, flat, queries=queries, causal=causal)

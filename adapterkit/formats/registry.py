@@ -47,18 +47,15 @@ class NamedFormat(Format):
             return bool(self.inner.recognises(path))
 
     def diagnose(self, path: Path) -> None:
-        """See `Format.diagnose`."""
         with self._blaming("diagnose", path):
             self.inner.diagnose(path)
 
     def read(self, path: Path, points: Points) -> Checkpoint:
-        """See `Format.read`."""
         with self._blaming("read", path):
             found: object = self.inner.read(path, points)
         return self._checked("read", found, path)
 
     def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
-        """See `Format.read_many`."""
         with self._blaming("read_many", path):
             found: object = self.inner.read_many(path, points)
         if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
@@ -66,12 +63,10 @@ class NamedFormat(Format):
         return {name: self._checked("read_many", one, path) for name, one in found.items()}
 
     def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
-        """See `Format.write`."""
         with self._blaming("write", path):
             self.inner.write(checkpoint, path, points)
 
     def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
-        """See `Format.write_many`."""
         with self._blaming("write_many", path):
             self.inner.write_many(checkpoints, path, points)
 

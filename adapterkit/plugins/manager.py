@@ -271,7 +271,6 @@ class PluginManager(pluggy.PluginManager, Catalog):
         return None
 
     def hint(self) -> str:
-        """See `Catalog.hint`."""
         broken = [record for record in self.records if record.error is not None]
         if not broken:
             return ""

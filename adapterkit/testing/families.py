@@ -32,11 +32,9 @@ class _Table(Backend):
     groups: ClassVar[tuple[Group, ...]]
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return resolve(model, self.groups, component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return toys.ToySeam()
 
 
@@ -67,7 +65,6 @@ class ToyVisionBackend(_Table):
         return [*found, *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`."""
         return longer_blocks if point.role == "prompt.layer" else None
 
 

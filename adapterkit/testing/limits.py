@@ -43,27 +43,21 @@ class Limited(Format):
         self.inner = inner
 
     def recognises(self, path: Path) -> bool:
-        """See `Format`."""
         return self._quick("recognises", path)
 
     def diagnose(self, path: Path) -> None:
-        """See `Format`."""
         self._quick("diagnose", path)
 
     def read(self, path: Path, points: Points) -> Checkpoint:
-        """See `Format`."""
         return within(LONG, f"read({path.name})", lambda: self.inner.read(path, points))
 
     def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
-        """See `Format`."""
         return within(LONG, f"read_many({path.name})", lambda: self.inner.read_many(path, points))
 
     def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
-        """See `Format`."""
         within(LONG, f"write({path.name})", lambda: self.inner.write(checkpoint, path, points))
 
     def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
-        """See `Format`."""
         within(LONG, f"write_many({path.name})", lambda: self.inner.write_many(checkpoints, path, points))
 
     def _quick(self, method: str, path: Path) -> Any:

@@ -57,12 +57,10 @@ class Probe(ak.AdapterConfig):
     targets: str = "*"
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         whole = isinstance(point.layout, OutputLayout) and point.layout.whole
         return "a whole block has no residual stream beside it" if whole else super().accepts(point)
 
     def build(self, point: InjectionPoint) -> ProbeModule:
-        """See `AdapterConfig.build`."""
         return ProbeModule()
 
 

@@ -83,7 +83,6 @@ class ToyModel(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        """See the class."""
         x = self.embed(ids)
         for block in self.blocks:
             x = block(x)
@@ -127,11 +126,9 @@ class ToyBackend(Backend):
     )
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        """See `Backend.points`."""
         return resolve(model, self.groups, component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """See `Backend.seam`."""
         return ToySeam()
 
 

@@ -34,21 +34,18 @@ class CheckedTask(Task):
         self.suffixes = self.inner.suffixes
 
     def load_model(self) -> Any:
-        """See `Task.load_model`."""
         model = self._ask("load_model", self.inner.load_model)
         if isinstance(model, nn.Module) or isinstance(getattr(model, "components", None), Mapping):
             return model
         raise self._wrong("load_model", model, "a torch module, or a pipeline with `components`")
 
     def prepare(self, setting: Setting) -> Dataset:
-        """See `Task.prepare`."""
         data = self._ask("prepare", self.inner.prepare, setting)
         if not hasattr(type(data), "__len__") or not hasattr(type(data), "__getitem__"):
             raise self._wrong("prepare", data, "a dataset with __len__ and __getitem__")
         return data
 
     def loss(self, batch: Any) -> Tensor:
-        """See `Task.loss`."""
         loss = self._ask("loss", self.inner.loss, batch)
         if not isinstance(loss, Tensor):
             raise self._wrong("loss", loss, "a scalar tensor")
@@ -76,11 +73,9 @@ class CheckedTask(Task):
             yield batch
 
     def checkpoint_activations(self) -> None:
-        """See `Task.checkpoint_activations`."""
         self._ask("checkpoint_activations", self.inner.checkpoint_activations)
 
     def extra_modules(self) -> Mapping[str, nn.Module]:
-        """See `Task.extra_modules`."""
         found = self._ask("extra_modules", self.inner.extra_modules)
         if not isinstance(found, Mapping) or not all(isinstance(module, nn.Module) for module in found.values()):
             raise self._wrong("extra_modules", found, "a dict of file name -> torch module")
@@ -92,39 +87,32 @@ class CheckedTask(Task):
         return found
 
     def evaluate(self) -> Mapping[str, float]:
-        """See `Task.evaluate`."""
         found = self._ask("evaluate", self.inner.evaluate)
         if isinstance(found, Mapping) and all(isinstance(value, (int, float)) for value in found.values()):
             return found
         raise self._wrong("evaluate", found, "a dict of name -> number (of a tensor: .item())")
 
     def prompts(self) -> Sequence[str]:
-        """See `Task.prompts`."""
         return self._sequence("prompts", self.inner.prompts, str)
 
     def seeds(self) -> Sequence[int]:
-        """See `Task.seeds`."""
         return self._sequence("seeds", self.inner.seeds, int)
 
     def generate(self, prompt: str, seed: int, path: Path) -> None:
-        """See `Task.generate`."""
         self._ask("generate", self.inner.generate, prompt, seed, path)
         if not path.is_file():
             raise self._broken(f"generate has written no file at {path}, the path that it was given")
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
-        """See `Task.prepare_generation`."""
         self._ask("prepare_generation", self.inner.prepare_generation, model, device)
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
-        """See `Task.finish`."""
         found = self._ask("finish", self.inner.finish, samples)
         if not isinstance(found, Mapping):
             raise self._wrong("finish", found, "a dict of figures")
         return found
 
     def preview(self, step: int, folder: Path) -> list[Path]:
-        """See `Task.preview`."""
         if type(self.inner).preview is Task.preview:
             return super().preview(step, folder)
         return list(self._sequence("preview", lambda: self.inner.preview(step, folder), Path))

@@ -67,7 +67,6 @@ class PlainProgress(Progress):
         self.stream = stream if stream is not None else sys.stderr
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        """See `Progress.step`."""
         if step % self.every == 0 or step == self.total:
             self.message(
                 f"step {step}/{self.total}  loss {loss:.4f}  lr {rate:.2e}  "
@@ -75,7 +74,6 @@ class PlainProgress(Progress):
             )
 
     def message(self, text: str) -> None:
-        """See `Progress.message`."""
         print(text, file=self.stream, flush=True)
 
 
@@ -102,23 +100,19 @@ class BarProgress(Progress):
         self._bar.stop()
 
     def step(self, step: int, loss: float, rate: float) -> None:
-        """See `Progress.step`."""
         status = f"loss {loss:.4f}  lr {rate:.2e}  {self.speed(step):.2f} steps/s  ETA {self.remaining(step)}"
         self._bar.update(self._task, completed=step, status=status)
 
     def message(self, text: str) -> None:
-        """See `Progress.message`."""
         self._bar.console.print(text, highlight=False, markup=False)
 
 
 class NoProgress(Progress):
     """Says nothing: for all processes but the first, and for tests."""
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        """See `Progress.step`."""
+    def step(self, step: int, loss: float, rate: float) -> None: ...
 
-    def message(self, text: str) -> None:
-        """See `Progress.message`."""
+    def message(self, text: str) -> None: ...
 
 
 def make_progress(total: int, start: int, every: int, *, silent: bool = False) -> Progress:

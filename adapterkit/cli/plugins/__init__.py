@@ -23,7 +23,6 @@ class _Commands(click.Group):
     """Imports a command when it is called: the kit takes torch along."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """See click."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

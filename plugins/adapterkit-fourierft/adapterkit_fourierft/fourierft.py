@@ -38,7 +38,6 @@ class FourierFTModule(ak.AdditiveModule):
         return (update * self.scaling).view(self.shape)
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`."""
         weight = self.delta_weight()
         return call_weight(x, weight if self.layout.form == "embedding" else weight.to(x.dtype), None, self.layout)
 
@@ -67,7 +66,6 @@ class FourierFT(ak.AdapterConfig):
     location_seed: int = 777
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if not 1 <= self.coefficients <= _MAX_COEFFICIENTS:
             found.append(f"coefficients must be from 1 to {_MAX_COEFFICIENTS}, not {self.coefficients!r}")
@@ -78,12 +76,10 @@ class FourierFT(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if isinstance(point.layout, WeightLayout) and point.layout.groups > 1 and point.span:
             return "FourierFT acts on whole grouped convolutions"
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> FourierFTModule:
-        """See `AdapterConfig.build`."""
         count = min(self.coefficients, math.prod(point.shape))
         return FourierFTModule(point, count, self.scaling, self.location_seed)

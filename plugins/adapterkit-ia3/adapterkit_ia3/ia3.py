@@ -27,7 +27,6 @@ class ScaledOutput(ak.AdapterModule):
         self.scale = nn.Parameter(torch.ones(point.out_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y = base(x)
         return y * _along(self.axis, self.scale, y)
 
@@ -51,7 +50,6 @@ class ScaledInput(ak.AdapterModule):
         self.scale = nn.Parameter(torch.ones(point.in_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         return base(x * _along(self.axis, self.scale, x))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -77,7 +75,6 @@ class IA3(ak.AdapterConfig):
     scale_input: str | None = "mlp.down"
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if reason := super().accepts(point):
             return reason
         layout = point.layout
@@ -90,11 +87,9 @@ class IA3(ak.AdapterConfig):
         return None
 
     def build(self, point: ak.InjectionPoint) -> ak.AdapterModule:
-        """See `AdapterConfig.build`."""
         return ScaledInput(point) if self._on_input(point) else ScaledOutput(point)
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         if isinstance(self.scale_input, str):
             Selector(self.scale_input)
         return []

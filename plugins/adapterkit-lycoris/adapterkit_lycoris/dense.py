@@ -31,7 +31,6 @@ class DenseUpdate(ak.AdditiveModule):
         self.module_dropout = module_dropout
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`."""
         weight = self.delta_weight()
         if self.layout.form != "embedding":
             x, weight = self.dropout(x), weight.to(x.dtype)
@@ -65,7 +64,6 @@ class DenseConfig(ak.AdapterConfig):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if not 1 <= self.rank <= _MAX_RANK:
             found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
@@ -77,7 +75,6 @@ class DenseConfig(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         layout = point.layout
         if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
             return "it acts on whole grouped convolutions"

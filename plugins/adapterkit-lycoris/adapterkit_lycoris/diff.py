@@ -24,13 +24,11 @@ class Difference(ak.AdapterModule):
         self.diff_b = nn.Parameter(torch.zeros(point.out_features)) if self.layout.bias else None
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         y = base(x)
         bias = None if self.diff_b is None else self.diff_b.to(y.dtype)
         return y + call_weight(x, self.diff.to(y.dtype), bias, self.layout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `AdapterModule.merged`."""
         own = bias if self.diff_b is None or bias is None else bias + self.diff_b.to(bias.dtype)
         return weight + self.diff.to(weight.dtype), own
 
@@ -43,7 +41,6 @@ class FullDiff(ak.AdapterConfig):
     targets: str = "attention"
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         layout = point.layout
         if point.in_span is not None and isinstance(layout, WeightLayout) and layout.bias:
             return "its bias is another point's too"
@@ -52,7 +49,6 @@ class FullDiff(ak.AdapterConfig):
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> Difference:
-        """See `AdapterConfig.build`."""
         return Difference(point)
 
 
@@ -64,5 +60,4 @@ class NormDiff(ak.AdapterConfig):
     targets: str = "norm"
 
     def build(self, point: ak.InjectionPoint) -> Difference:
-        """See `AdapterConfig.build`."""
         return Difference(point)

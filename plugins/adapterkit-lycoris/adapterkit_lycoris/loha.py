@@ -32,7 +32,6 @@ class LoHaModule(DenseUpdate):
             setattr(self, f"hada_w{i}_a", nn.Parameter(torch.randn(up) * 0.1 if i == 1 else torch.zeros(up)))
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         return (self._product(1) * self._product(2) * self.scale).view(self.shape)
 
     def _product(self, i: int) -> Tensor:
@@ -53,5 +52,4 @@ class LoHa(DenseConfig):
     tucker: bool = False
 
     def build(self, point: ak.InjectionPoint) -> LoHaModule:
-        """See `AdapterConfig.build`."""
         return LoHaModule(point, self)

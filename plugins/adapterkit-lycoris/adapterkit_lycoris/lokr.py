@@ -40,7 +40,6 @@ class LoKrModule(DenseUpdate):
             self.lokr_w2_b = _random(rank, columns2 * math.prod(kernel))
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         w1, w2 = self._first(), self._second()
         blocks = torch.einsum("lm,knx->lkmnx", w1, w2.flatten(2) if self.kernel else w2.unsqueeze(-1))
         return (blocks * self.scale).reshape(self.shape)
@@ -85,12 +84,10 @@ class LoKr(DenseConfig):
     tucker: bool = False
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = super().problems()
         if self.factor != -1 and self.factor < 1:
             found.append(f"factor must be -1 or at least 1, not {self.factor!r}")
         return found
 
     def build(self, point: ak.InjectionPoint) -> LoKrModule:
-        """See `AdapterConfig.build`."""
         return LoKrModule(point, self)

@@ -71,7 +71,6 @@ class RotationModule(ak.AdapterModule):
         return features
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        """See `AdapterModule.forward`."""
         if self.inputs:
             x = self.turned_before(x.movedim(self.axis, -1)).movedim(-1, self.axis)
             if self.rescale is None:
@@ -134,7 +133,6 @@ class OFT(ak.AdapterConfig):
         return 1
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if self.block is not None and not 2 <= self.block <= _MAX_BLOCK:
             found.append(f"block must be None or from 2 to {_MAX_BLOCK}, not {self.block!r}")
@@ -145,7 +143,6 @@ class OFT(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if not isinstance(point.layout, WeightLayout):
             return super().accepts(point)
         if self.side == "input" and (point.layout.groups > 1 or point.layout.form == "embedding"):
@@ -170,7 +167,6 @@ class OFT(ak.AdapterConfig):
         return point.out_features // (point.layout.groups if isinstance(point.layout, WeightLayout) else 1)
 
     def build(self, point: ak.InjectionPoint) -> RotationModule:
-        """See `AdapterConfig.build`."""
         inputs = self.side == "input"
         return RotationModule(point, self.block_at(point), self.factors, self.constraint, self.rescale, inputs)
 
@@ -189,11 +185,9 @@ class BOFT(OFT):
 
     @property
     def factors(self) -> int:
-        """See `OFT.factors`."""
         return self.butterfly
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = super().problems()
         if not 1 <= self.butterfly <= 16:
             found.append(f"butterfly must be from 1 to 16, not {self.butterfly!r}")

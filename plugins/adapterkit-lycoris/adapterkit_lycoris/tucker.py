@@ -25,7 +25,6 @@ class TuckerModule(DenseUpdate):
         self.lora_up = nn.Parameter(torch.zeros(out, rank))
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         return torch.einsum("op,pq...,qi->oi...", self.lora_up, self.lora_mid, self.lora_down) * self.scale
 
 
@@ -36,12 +35,10 @@ class Tucker(DenseConfig):
     targets: str = "res.{conv1,conv2}"
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         if point.kind == "weight" and not kernel_of(point):
             form = cast("WeightLayout", point.layout).form
             return f"Tucker decomposes a convolution's kernel, and this is a {form} without one; use LoRA"
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> TuckerModule:
-        """See `AdapterConfig.build`."""
         return TuckerModule(point, self)

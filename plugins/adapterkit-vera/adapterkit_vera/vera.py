@@ -72,13 +72,11 @@ class VeRAModule(ak.AdditiveModule):
         return a, self.b[:, None] * self.shared.B[:out].to(self.d) * self.d
 
     def delta(self, x: Tensor) -> Tensor:
-        """See `AdditiveModule`."""
         a, b = self.factors()
         h = apply_weight(self.dropout(x), a.to(x.dtype), self.layout)
         return mix_features(h, b.to(h.dtype), self.layout)
 
     def delta_weight(self) -> Tensor:
-        """See `AdditiveModule`."""
         a, b = self.factors()
         return (b @ a.flatten(1)).view(self.shape)
 
@@ -104,7 +102,6 @@ class VeRA(ak.AdapterConfig):
     save_projection: bool = True
 
     def problems(self) -> list[str]:
-        """See `AdapterConfig.problems`."""
         found = []
         if not 1 <= self.rank <= _MAX_RANK:
             found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
@@ -119,7 +116,6 @@ class VeRA(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        """See `AdapterConfig.accepts`."""
         layout = point.layout
         if isinstance(layout, WeightLayout):
             if layout.form == "embedding":
@@ -131,11 +127,9 @@ class VeRA(ak.AdapterConfig):
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> VeRAModule:
-        """See `AdapterConfig.build`."""
         return VeRAModule(point, self.rank, self.d_initial, self.dropout)
 
     def shared(self, points: Sequence[ak.InjectionPoint]) -> Projections:
-        """See `AdapterConfig.shared`."""
         inputs = max(math.prod(point.shape[1:]) for point in points)
         outputs = max(point.out_features for point in points)
         return Projections(inputs, outputs, self.rank, self.projection_seed, self.save_projection)
