@@ -22,7 +22,7 @@ def _undocumented(module: str) -> Iterator[str]:
             continue
         for name, member in vars(cls).items():
             function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            if name.startswith("_") or not inspect.isfunction(function) or function.__name__ == "<lambda>":
+            if name.startswith("_") or not inspect.isfunction(function) or function.__name__ != name:  # a field
                 continue
             if not any(inspect.getdoc(vars(base).get(name)) for base in cls.__mro__ if name in vars(base)):
                 yield f"{module}.{cls.__qualname__}.{name}"
