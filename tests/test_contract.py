@@ -19,7 +19,7 @@ from adapterkit import errors
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.specs import AdapterSpec
 from adapterkit.testing import toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 

@@ -16,7 +16,7 @@ from adapterkit.adapters.compacter import KroneckerLinear
 from adapterkit.errors import ConfigError, IncompatibleTargetError
 from adapterkit.points import InjectionPoint, OutputLayout
 from adapterkit.testing import toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 

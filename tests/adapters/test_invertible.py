@@ -17,7 +17,7 @@ from adapterkit.errors import ConfigError, IncompatibleTargetError, NotMergeable
 from adapterkit.testing import toys
 from tests.backends.language_models import build, output, shake, tokens
 from tests.backends.vision_models import images, timm_vit
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 

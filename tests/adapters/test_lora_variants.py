@@ -13,7 +13,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import toys
 from tests.adapters.recorder import recorded
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 

@@ -14,7 +14,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import toys
 from tests.backends import multimodal_models as models
-from tests.test_handle import randomize
+from tests.values import randomize
 
 t = pytest.importorskip("transformers")
 IDS = toys.ids(batch=3, length=6)

@@ -14,7 +14,7 @@ from adapterkit import errors
 from adapterkit.checkpoint import Checkpoint, Format
 from adapterkit.formats import container
 from adapterkit.testing import toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 CONFIGS: dict[str, ak.AdapterConfig] = {

@@ -18,6 +18,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import SITE
 from adapterkit.testing import toys
+from tests.values import randomize
 
 CONFIGS = {
     "lora": ak.LoRA(rank=2, targets="*"),
@@ -35,14 +36,6 @@ def _toys() -> None:
 @pytest.fixture
 def model() -> toys.ToyModel:
     return toys.ToyModel().double().eval()
-
-
-def randomize(adapters: ak.Adapters, name: str, seed: int = 0) -> None:
-    """Gives every parameter a value that matters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapters.parameters(name):
-            parameter.normal_(0, 0.3, generator=generator)
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:

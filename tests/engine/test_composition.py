@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 CONFIGS: dict[str, ak.AdapterConfig] = {

@@ -16,7 +16,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.specs import AdapterSpec
 from adapterkit.testing import AdapterConformance, toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids()
 

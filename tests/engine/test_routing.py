@@ -11,8 +11,8 @@ from torch import nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import toys
-from tests import test_read_weights
-from tests.test_handle import randomize
+from tests.engine import test_read_weights
+from tests.values import randomize
 
 CONFIGS: dict[str, ak.AdapterConfig] = {
     "lora": ak.LoRA(rank=2, targets="all"),

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 import adapterkit as ak
 from adapterkit.testing import toys
-from tests.test_handle import randomize
+from tests.values import randomize
 
 X = toys.ids(batch=4)
 CHOICES = {"one": "lora", "expression": ak.Stack("lora", "neck"), "routed": ["lora", None, "neck", "lora"]}
