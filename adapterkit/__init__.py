@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
+    from adapterkit.factors import Factors
     from adapterkit.handle.adapters import Adapters
     from adapterkit.handle.listing import points
     from adapterkit.hookspecs import hookimpl
@@ -49,6 +50,7 @@ __all__ = [
     "Bottleneck",
     "Compacter",
     "DoRA",
+    "Factors",
     "Fuse",
     "InjectionPoint",
     "Invertible",
@@ -79,6 +81,7 @@ _HOMES = {
     "Bottleneck": "adapterkit.adapters.bottleneck",
     "Compacter": "adapterkit.adapters.compacter",
     "DoRA": "adapterkit.adapters.dora",
+    "Factors": "adapterkit.factors",
     "Fuse": "adapterkit.adapters.fuse",
     "InjectionPoint": "adapterkit.points",
     "Invertible": "adapterkit.adapters.invertible",
@@ -95,7 +98,9 @@ _HOMES = {
     "hookimpl": "adapterkit.hookspecs",
     "points": "adapterkit.handle.listing",
 }
-_TORCH_FREE = frozenset({"Average", "InjectionPoint", "Parallel", "Split", "Stack", "get_plugin_manager", "hookimpl"})
+_TORCH_FREE = frozenset(
+    {"Average", "Factors", "InjectionPoint", "Parallel", "Split", "Stack", "get_plugin_manager", "hookimpl"}
+)
 _SUBMODULES = frozenset({"errors", "specs"})
 
 

@@ -7,7 +7,7 @@ builds at each injection point. Merging, saving, mixing, switching and reporting
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from adapterkit.base import Base, Part, Sublayer, WeightBase
 from adapterkit.config import AdapterConfig
 from adapterkit.errors import NotMergeableError, PluginError
+from adapterkit.factors import Factors
+from adapterkit.kernels import low_rank
 
 __all__ = [
     "AdapterConfig",
     "AdapterModule",
     "AdditiveModule",
     "Base",
+    "Factors",
     "Part",
     "Sublayer",
     "WeightBase",
@@ -143,21 +146,48 @@ class AdapterModule(nn.Module):
 class AdditiveModule(AdapterModule):
     """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and `W + delta_weight()`.
 
-    Where only `delta_weight` is written, every forward computes with the sum.
+    Where `factors` is written, both follow from it. Where only `delta_weight` is, every forward computes with the sum.
+
+    Attributes:
+        low_rank: Whether `factors`, where there are some, say all that the type does: no subclass overrides the rest.
     """
+
+    low_rank: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = _depth(cls, "factors")
+        rest = ("delta", "added", "forward", "__call__", "delta_weight", "merged")
+        cls.low_rank = cls.__mro__[own] is not AdditiveModule and all(own <= _depth(cls, name) for name in rest)
+
+    def factors(self) -> Factors | None:
+        """The update as two thin factors, for whatever can use them: sums, routes, merges, resizing, kernels.
+
+        Returns:
+            None where there are none now: where training drops a part of what is computed, for example. A type that
+            may have none writes `delta` and `delta_weight` too.
+        """
+        return None
 
     def delta(self, x: Tensor) -> Tensor:
         """What is added to the point's output. It is cast to the output's dtype; casting `x` up would waste memory."""
-        raise NotImplementedError(f"{type(self).__name__}{_place(self)} defines neither delta nor delta_weight")
+        factors = self.factors()
+        if factors is None:
+            raise NotImplementedError(f"{type(self).__name__}{_place(self)} defines neither delta nor delta_weight")
+        return low_rank.update(x, factors)
 
     @property
     def has_delta(self) -> bool:
-        """Whether the type writes `delta`."""
-        return type(self).delta is not AdditiveModule.delta
+        """Whether the type writes `delta`, or `factors`."""
+        own = type(self)
+        return own.delta is not AdditiveModule.delta or own.factors is not AdditiveModule.factors
 
     def delta_weight(self) -> Tensor:
         """What is added to the weight: [out, in / groups, *kernel]."""
-        raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
+        factors = self.factors()
+        if factors is None:
+            raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
+        return low_rank.dense(factors)
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """`base(x) + delta(x)`, in the base's dtype."""
@@ -177,6 +207,9 @@ class AdditiveModule(AdapterModule):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + delta_weight()`; the bias is untouched."""
+        factors = self.factors() if self.low_rank else None
+        if factors is not None and factors.shape == weight.shape:
+            return low_rank.added(weight, factors), bias
         delta = self.delta_weight()
         _check_shape(self, "delta_weight", delta, weight)
         return weight + delta.to(weight.dtype), bias
@@ -195,6 +228,11 @@ def _check_shape(module: AdapterModule, method: str, made: Tensor, weight: Tenso
             f"{type(module).__name__}.{method}{_place(module)} gave {tuple(made.shape)}, and the weight is "
             f"{tuple(weight.shape)}"
         )
+
+
+def _depth(cls: type, name: str) -> int:
+    """How many classes come before the one that defines this attribute."""
+    return next(i for i, one in enumerate(cls.__mro__) if name in vars(one))
 
 
 def _place(module: AdapterModule) -> str:

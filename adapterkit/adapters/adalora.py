@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
-from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.factors import Factors
 from adapterkit.points import InjectionPoint, Kind, WeightLayout
 
 _MAX_RANK, _MAX_SCALE, _MAX_STEPS = 2**12, 1e4, 10**9
@@ -48,13 +48,8 @@ class AdaLoRAModule(AdditiveModule):
         self.register_buffer("uncertainty", torch.zeros(rank))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
 
-    def delta(self, x: Tensor) -> Tensor:
-        q = self.Q if self.layout.form == "embedding" else self.Q.to(x.dtype)
-        h = apply_weight(x, q, self.layout)
-        return mix_features(h, (self.P * self.E).to(h.dtype), self.layout) * self.scale
-
-    def delta_weight(self) -> Tensor:
-        return ((self.P * self.E) @ self.Q.flatten(1)).unflatten(1, self.Q.shape[1:]) * self.scale
+    def factors(self) -> Factors:
+        return Factors(self.Q, self.P * self.E, self.layout, self.scale)
 
     def penalty(self) -> Tensor | None:
         """`||P^T P - I|| + ||Q Q^T - I||`, Frobenius, times `orthogonality` / 2 / points (after Zhang et al. 2023)."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterModule, Base, WeightBase
 from adapterkit.adapters.lora import LoRA
 from adapterkit.adapters.low_rank import LowRank
+from adapterkit.kernels import low_rank
 from adapterkit.points import InjectionPoint, WeightLayout
 
 
 class DoRAModule(LowRank):
-    """`y = b + m / n * (W x + update(x))`, with `n` the norms of the rows of `W + update_weight()`; see `DoRA`."""
+    """`y = b + m / n * (W x + update(x))`, with `n` the norms of the rows of the W that has it; see `DoRA`."""
 
     def __init__(self, point: InjectionPoint, *arguments: object) -> None:
         super().__init__(point, *arguments)  # type: ignore[arg-type]
@@ -44,18 +45,18 @@ class DoRAModule(LowRank):
         """
         wide = torch.promote_types(self.A.dtype, torch.float32)
         matrix = weight.flatten(1)
-        a, b = self.factors()
-        a, b = a.flatten(1), b.to(wide)
+        product = self.product()
+        a, b, scale = product.A.flatten(1), product.B.to(wide), product.scale
         own = torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
         cross = ((matrix @ a.to(matrix.dtype).mT).to(wide) * b).sum(1)
         square = ((b @ (a.to(wide) @ a.to(wide).mT)) * b).sum(1)
-        return (own + 2 * self.scale * cross + self.scale**2 * square).clamp_min(torch.finfo(wide).tiny).sqrt()
+        return (own + 2 * scale * cross + scale**2 * square).clamp_min(torch.finfo(wide).tiny).sqrt()
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`. The bias has no part in it."""
         ratio = (self.magnitude / self.norms(weight)).to(weight.dtype)
         shape = (-1, *(1 for _ in weight.shape[1:]))
-        return (weight + self.update_weight().to(weight.dtype)) * ratio.view(shape), bias
+        return low_rank.added(weight, self.product()) * ratio.view(shape), bias
 
 
 @dataclass(frozen=True)

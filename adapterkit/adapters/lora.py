@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.adapters.low_rank import FROM_BASE, INITS, LowRank
 from adapterkit.errors import did_you_mean
+from adapterkit.factors import Factors
+from adapterkit.kernels import low_rank
 from adapterkit.points import InjectionPoint, Kind, WeightLayout
 from adapterkit.selectors import Selector
 
@@ -27,16 +28,18 @@ SCALINGS = {"standard": lambda rank: rank, "rank_stabilized": math.sqrt}
 class LoRAModule(LowRank, AdditiveModule):
     """`base(x) + update(x)`; see `LowRank`."""
 
+    def factors(self) -> Factors | None:
+        return None if self.dropping else self.product()
+
     def delta(self, x: Tensor) -> Tensor:
         return self.update(x)
 
+    def delta_weight(self) -> Tensor:
+        return low_rank.dense(self.product())
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`: one pass over the weight."""
-        a, b = (factor.to(weight.dtype) for factor in self.factors())
-        return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=self.scale).view(weight.shape), bias
-
-    def delta_weight(self) -> Tensor:
-        return self.update_weight()
+        return low_rank.added(weight, self.product()), bias
 
 
 @dataclass(frozen=True)

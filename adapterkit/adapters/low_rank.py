@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.errors import ConfigError
-from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.factors import Factors
+from adapterkit.kernels import low_rank
+from adapterkit.kernels.weights import apply_weight
 from adapterkit.points import InjectionPoint, WeightLayout
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
@@ -126,25 +128,33 @@ class LowRank(AdapterModule):
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B whose product is the update, with their starts in them."""
+    @property
+    def dropping(self) -> bool:
+        """Whether a part of the update is dropped now."""
+        return self.training and bool(self.rank_dropout or self.module_dropout or isinstance(self.dropout, nn.Dropout))
+
+    def product(self) -> Factors:
+        """The update, dropout aside, with the factors' starts in it."""
         if "A0" not in self._buffers:
-            return self.A, self.B
+            return Factors(self.A, self.B, self.layout, self.scale)
         # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
         a0, b0 = cast("Tensor", self.A0), cast("Tensor", self.B0)
-        return torch.cat([self.A, self.A - a0]), torch.cat([self.B - b0, b0], dim=1)
+        a, b = torch.cat([self.A, self.A - a0]), torch.cat([self.B - b0, b0], dim=1)
+        return Factors(a, b, self.layout, self.scale)
 
     def update(self, x: Tensor) -> Tensor:
-        """What is added. The factors are cast to x's dtype, never x to theirs: they are small, and x is not."""
-        a, b = self.factors()
-        if self.layout.form == "embedding":
-            h = self.dropout(apply_weight(x, a, self.layout))
+        """What is added."""
+        product, layout = self.product(), self.layout
+        if not self.dropping:
+            return low_rank.update(x, product)
+        if layout.form == "embedding":
+            h = self.dropout(low_rank.reduced(x, product.A, layout))
         else:
-            h = apply_weight(self.dropout(x), a.to(x.dtype), self.layout)
-        if self.training and self.rank_dropout:
+            h = low_rank.reduced(self.dropout(x), product.A, layout)
+        if self.rank_dropout:
             h = h * self._kept_ranks(h)
-        y = mix_features(h, b.to(h.dtype), self.layout) * self.scale
-        if self.training and self.module_dropout:
+        y = low_rank.expanded(h, product.B, layout, product.scale)
+        if self.module_dropout:
             y = y * (torch.rand((), device=y.device) >= self.module_dropout)
         return y
 
@@ -156,9 +166,3 @@ class LowRank(AdapterModule):
         kept = nn.functional.dropout(h.new_ones(shape), self.rank_dropout)
         # A start of its own, and the groups of a convolution, repeat the ranks.
         return torch.cat([kept] * (h.shape[axis] // len(self.A)), dim=axis)
-
-    def update_weight(self) -> Tensor:
-        """`scale * B A`, [out, in / groups, *kernel], in float32 or wider, so that a merge rounds once."""
-        dtype = torch.promote_types(self.A.dtype, torch.float32)
-        a, b = self.factors()
-        return (b.to(dtype) @ a.to(dtype).flatten(1)).unflatten(1, self.A.shape[1:]) * self.scale

@@ -188,8 +188,8 @@ def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
 
 def _has_weight(cls: type[AdapterModule]) -> bool:
     """Whether a type says what weight equals it."""
-    if cls.merged is AdditiveModule.merged:
-        return cls.delta_weight is not AdditiveModule.delta_weight  # type: ignore[attr-defined]
+    if cls.merged is AdditiveModule.merged and issubclass(cls, AdditiveModule):
+        return cls.delta_weight is not AdditiveModule.delta_weight or cls.factors is not AdditiveModule.factors
     return cls.merged is not AdapterModule.merged
 
 

@@ -408,7 +408,8 @@ def test_a_dropped_rank_is_dropped_with_its_start() -> None:
         outputs = []
         for kept in ((0, 0), (1, 0), (0, 1), (1, 1)):
             keep = torch.tensor(kept, dtype=torch.float64)
-            a, b = module.factors()  # type: ignore[operator]
+            product = module.product()  # type: ignore[operator]
+            a, b = product.A, product.B
             twice = torch.cat([keep, keep]) * 2
             whole = ak.LoRA(rank=4, targets="mlp.up conv").build({p.id: p for p in adapters.points()}[key]).double()
             whole.A.data, whole.B.data = a.detach(), (b * twice).detach()  # type: ignore[union-attr]

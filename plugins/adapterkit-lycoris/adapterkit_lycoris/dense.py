@@ -30,14 +30,23 @@ class DenseUpdate(ak.AdditiveModule):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.module_dropout = module_dropout
 
+    @property
+    def dropping(self) -> bool:
+        """Whether a part of the update is dropped now."""
+        return self.training and bool(self.module_dropout or isinstance(self.dropout, nn.Dropout))
+
     def delta(self, x: Tensor) -> Tensor:
-        weight = self.delta_weight()
-        if self.layout.form != "embedding":
-            x, weight = self.dropout(x), weight.to(x.dtype)
-        y = call_weight(x, weight, None, self.layout)
+        y = self.effect(x if self.layout.form == "embedding" else self.dropout(x))
         if self.training and self.module_dropout:
             y = y * (torch.rand((), device=y.device) >= self.module_dropout)
         return y
+
+    def effect(self, x: Tensor) -> Tensor:
+        """What is added, dropout aside."""
+        weight = self.delta_weight()
+        if self.layout.form != "embedding":
+            weight = weight.to(x.dtype)
+        return call_weight(x, weight, None, self.layout)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.kernels import low_rank
 from adapterkit.points import WeightLayout
 from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of
 
@@ -24,8 +25,19 @@ class TuckerModule(DenseUpdate):
         self.lora_mid = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, rank, *kernel), a=5**0.5))
         self.lora_up = nn.Parameter(torch.zeros(out, rank))
 
+    def product(self) -> ak.Factors:
+        """Down and mid in one, [rank, in / groups, *kernel], and up."""
+        a = torch.einsum("pq...,qi->pi...", self.lora_mid, self.lora_down)
+        return ak.Factors(a, self.lora_up, self.layout, self.scale)
+
+    def factors(self) -> ak.Factors | None:
+        return None if self.dropping else self.product()
+
+    def effect(self, x: Tensor) -> Tensor:
+        return low_rank.update(x, self.product())
+
     def delta_weight(self) -> Tensor:
-        return torch.einsum("op,pq...,qi->oi...", self.lora_up, self.lora_mid, self.lora_down) * self.scale
+        return low_rank.dense(self.product())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.errors import ShapeMismatchError
-from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.kernels import low_rank
 from adapterkit.points import Kind, WeightLayout
 
 _MAX_RANK, _MAX_SEED, _MAX_START = 2**14, 2**63 - 1, 1e4
@@ -65,20 +65,20 @@ class VeRAModule(ak.AdditiveModule):
         self.b = nn.Parameter(torch.zeros(point.out_features))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def product(self) -> ak.Factors:
         """This point's A [rank, in / groups, *kernel] and `b * B * d` [out, rank]."""
         out, *rest = self.shape
         a = self.shared.A[:, : math.prod(rest)].to(self.d).view(-1, *rest)
-        return a, self.b[:, None] * self.shared.B[:out].to(self.d) * self.d
+        return ak.Factors(a, self.b[:, None] * self.shared.B[:out].to(self.d) * self.d, self.layout)
+
+    def factors(self) -> ak.Factors | None:
+        return None if self.training and isinstance(self.dropout, nn.Dropout) else self.product()
 
     def delta(self, x: Tensor) -> Tensor:
-        a, b = self.factors()
-        h = apply_weight(self.dropout(x), a.to(x.dtype), self.layout)
-        return mix_features(h, b.to(h.dtype), self.layout)
+        return low_rank.update(self.dropout(x), self.product())
 
     def delta_weight(self) -> Tensor:
-        a, b = self.factors()
-        return (b @ a.flatten(1)).view(self.shape)
+        return low_rank.dense(self.product())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""What a low-rank update computes, in every form of a layer; see `adapterkit.factors`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adapterkit.factors import Factors
+from adapterkit.kernels.weights import apply_weight, mix_features
+from adapterkit.points import WeightLayout
+
+
+def reduced(x: Tensor, a: Tensor, layout: WeightLayout) -> Tensor:
+    """`A(x)`: x's shape as the module's output, with `rank` features (times groups).
+
+    A is cast to x's dtype, never x to its: factors are small, and x is not. Rows that indices look up keep theirs.
+    """
+    return apply_weight(x, a if layout.form == "embedding" else a.to(x.dtype), layout)
+
+
+def expanded(h: Tensor, b: Tensor, layout: WeightLayout, scale: float) -> Tensor:
+    """`scale * B(h)`, in the dtype of h."""
+    y = mix_features(h, b.to(h.dtype), layout)
+    return y if scale == 1.0 else y * scale
+
+
+def update(x: Tensor, factors: Factors) -> Tensor:
+    """`scale * B(A(x))`, in the dtype of x; of A at an embedding."""
+    h = reduced(x, factors.A, factors.layout)
+    return expanded(h, factors.B, factors.layout, factors.scale)
+
+
+def dense(factors: Factors) -> Tensor:
+    """`scale * B A`, [out, in / groups, *kernel], in float32 or wider, so that a merge rounds once."""
+    wide = torch.promote_types(factors.A.dtype, torch.float32)
+    product = factors.B.to(wide) @ factors.A.to(wide).flatten(1)
+    return product.unflatten(1, factors.A.shape[1:]) * factors.scale
+
+
+def added(weight: Tensor, factors: Factors, strength: float = 1.0) -> Tensor:
+    """`weight + strength * scale * B A` in one pass over the weight, in its dtype."""
+    a, b = (factor.to(weight.dtype) for factor in (factors.A, factors.B))
+    scale = strength * factors.scale
+    return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=scale).view(weight.shape)
+
+
+def joined(several: Sequence[tuple[Factors, float]]) -> Factors:
+    """One update that is the weighted sum of several of one layout: their ranks side by side."""
+    first = several[0][0]
+    a = torch.cat([factors.A for factors, _ in several])
+    b = torch.cat([factors.B * (weight * factors.scale) for factors, weight in several], dim=1)
+    return Factors(a, b, first.layout)

@@ -1,0 +1,106 @@
+"""Low rank said once: a type that writes `factors` alone has a forward, a merge and an equivalent weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit import errors
+from adapterkit.kernels import low_rank
+from adapterkit.kernels.weights import call_weight, canonical
+from adapterkit.points import WeightLayout
+
+LAYERS: Mapping[str, tuple[nn.Module, WeightLayout, Tensor]] = {
+    "linear": (nn.Linear(6, 4), WeightLayout("linear"), torch.randn(2, 3, 6)),
+    "embedding": (nn.Embedding(6, 4), WeightLayout("embedding", scale=1.5), torch.tensor([[1, 5, 5], [0, 2, 3]])),
+    "conv": (
+        nn.Conv2d(6, 4, 3, 2, 1, 1, 2),
+        WeightLayout("conv", True, (3, 3), (2, 2), (1, 1), (1, 1), groups=2),
+        torch.randn(2, 6, 5, 5),
+    ),
+}
+
+
+class Thin(ak.AdditiveModule):
+    """Writes nothing but `factors`."""
+
+    def __init__(self, layout: WeightLayout, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        out, *rest = shape
+        self.layout = layout
+        self.A, self.B = nn.Parameter(torch.randn(3, *rest)), nn.Parameter(torch.randn(out, 3))
+
+    def factors(self) -> ak.Factors:
+        return ak.Factors(self.A, self.B, self.layout, 0.7)
+
+
+class Bent(Thin):
+    def delta(self, x: Tensor) -> Tensor:
+        return super().delta(x) * 2
+
+
+@pytest.mark.parametrize("form", LAYERS)
+def test_factors_alone_are_a_type(form: str) -> None:
+    layer, layout, x = LAYERS[form]
+    layer = layer.double()
+    x = x.double() if x.is_floating_point() else x
+    weight = canonical(layer.weight.detach(), layout)  # type: ignore[arg-type]
+    module = Thin(layout, tuple(weight.shape)).double()
+    base = layer(x) * layout.scale
+    dense = 0.7 * torch.einsum("or,r...->o...", module.B, module.A)
+    torch.testing.assert_close(module.delta_weight(), dense)
+    bias = getattr(layer, "bias", None)
+    merged, same = module.merged(weight, bias)
+    assert same is bias
+    torch.testing.assert_close(merged, weight + dense)
+    expected = call_weight(x, weight + dense, bias, layout)
+    torch.testing.assert_close(module(x, lambda _: base), expected)
+    assert module.factors().rank == 3
+    assert module.factors().shape == tuple(weight.shape)
+
+
+def test_low_rank_is_what_no_subclass_bends() -> None:
+    assert Thin.low_rank
+    assert not Bent.low_rank
+    assert not ak.AdditiveModule.low_rank
+    layout = WeightLayout("linear")
+    assert Thin(layout, (4, 6)).has_delta
+    with pytest.raises(errors.PluginError, match=r"gave \(4, 6\), and the weight is \(5, 6\)"):
+        Thin(layout, (4, 6)).merged(torch.zeros(5, 6), None)
+
+
+def test_several_are_one_of_their_ranks_together() -> None:
+    layout = WeightLayout("linear")
+    one, other = (Thin(layout, (4, 6)).double() for _ in range(2))
+    x = torch.randn(2, 6).double()
+    both = low_rank.joined([(one.factors(), 0.5), (other.factors(), -2.0)])
+    assert both.rank == 6
+    torch.testing.assert_close(low_rank.update(x, both), 0.5 * one.delta(x) - 2 * other.delta(x))
+
+
+def test_a_merge_scales_and_rounds_once() -> None:
+    factors = ak.Factors(torch.randn(2, 6).bfloat16(), torch.randn(4, 2).bfloat16(), WeightLayout("linear"), 0.5)
+    weight = torch.randn(4, 6)
+    exact = weight + 1.5 * (factors.B.float() @ factors.A.float())
+    torch.testing.assert_close(low_rank.added(weight, factors, 3.0), exact)
+    assert low_rank.dense(factors).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "config", [ak.LoRA(rank=2, dropout=0.5), ak.LoRA(rank=2, rank_dropout=0.5), ak.LoRA(rank=2, module_dropout=0.5)]
+)
+def test_no_factors_while_training_drops(config: ak.LoRA) -> None:
+    point = ak.InjectionPoint("attn.q", "q", "weight", "", 6, 4, WeightLayout("linear"))
+    module = config.build(point)
+    assert isinstance(module, ak.AdditiveModule)
+    assert module.train().factors() is None
+    assert module.delta_weight().shape == (4, 6)
+    factors = module.eval().factors()
+    assert factors is not None
+    assert math.prod(factors.shape) == 24
+    assert type(module).low_rank
