@@ -12,7 +12,7 @@ from torch import nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.mapping import targets
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind
 from adapterkit.selectors import Selector
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class AdapterConfig:
         """None where the type can act at this point, else the reason why it cannot."""
         if point.kind not in self.kinds:
             return f"{type(self).__name__} acts at {'/'.join(sorted(self.kinds))} points"
-        form = point.layout.form if isinstance(point.layout, WeightLayout) else None
+        form = point.form
         if point.kind == "weight" and self.forms is not None and form not in self.forms:
             return (
                 f"{type(self).__name__} acts on layers of the form {'/'.join(sorted(self.forms))}, and this is {form}"

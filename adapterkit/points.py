@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 Kind = Literal["weight", "norm", "output", "attention", "tokens"]
 KINDS: tuple[Kind, ...] = ("weight", "norm", "output", "attention", "tokens")
@@ -140,33 +140,31 @@ class TokensLayout:
     whole: str | None = None
 
 
-Layout = WeightLayout | OutputLayout | AttentionLayout | TokensLayout
-
-
 @dataclass(frozen=True)
 class InjectionPoint:
-    """A place where an adapter can act.
+    """A place where an adapter can act. Its class says what can act there: one of those below.
 
     Attributes:
         role: From the vocabulary, such as `attn.q`.
         path: Dotted path of the module inside its component.
-        kind: What can act there.
         site: The place inside the component in canonical words, stable across library versions: `3`, `down.0.1.0`.
         in_features, out_features: Widths of the (whole) input and of this point's output; for a convolution channels.
-        layout: What an adapter must know, by kind.
+        layout: What an adapter must know to act there.
         span: The rows of a fused projection, or None for all of them.
         in_span: The part of the input that this point sees, where an output projection is fused with another's (Flux's
             single blocks); None for all of it. `in_features` is the width of that part.
         tags: `component`, `layer`, `stage`, `stream`, `expert`: what selectors filter on.
     """
 
+    kind: ClassVar[Kind]
+    """The class in one word, as a config's `kinds` says it."""
+
     role: str
     path: str
-    kind: Kind
     site: str
     in_features: int
     out_features: int
-    layout: Layout
+    layout: Any
     span: Span | None = None
     in_span: Span | None = field(default=None, kw_only=True)
     tags: Mapping[str, Tag] = field(default_factory=dict[str, Tag], hash=False)
@@ -187,23 +185,139 @@ class InjectionPoint:
         return f"{self.component}.{self.path}" if self.path else self.component
 
     @property
-    def lengthens(self) -> bool:
-        """Whether an adapter is asked for further positions here; see `TokensLayout`."""
-        return isinstance(self.layout, TokensLayout) and self.layout.lengthens
+    def shape(self) -> tuple[int, ...]:
+        """A weight as adapters see it, [out, in / groups, *kernel], a norm's [features]; elsewhere (out, in)."""
+        return (self.out_features, self.in_features)
 
     @property
     def feature_axis(self) -> int:
         """The axis of the point's output that holds `out_features`: before the spatial axes of a convolution."""
-        return -1 - len(self.layout.kernel) if isinstance(self.layout, WeightLayout) else -1
+        return -1
+
+    # What only some points have, as it is of those that do not have it.
+
+    @property
+    def form(self) -> Form | None:
+        """The form of the weight; None where there is none."""
+        return None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the weight is a matrix that multiplies features, in either order of memory."""
+        return self.form in ("linear", "linear_t")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the model reads the weight and never calls the module: only an equivalent weight can act there."""
+        return False
+
+    @property
+    def cuts_groups(self) -> bool:
+        """Whether it is a part of the rows of a grouped convolution, which has no weight of one factor."""
+        return False
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether an adapter is asked for further positions here; see `TokensLayout`."""
+        return False
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a whole block, whose output is the residual stream itself."""
+        return False
+
+
+@dataclass(frozen=True)
+class ParameterPoint(InjectionPoint):
+    """A place that has a weight of its own: what `WeightPoint` and `NormPoint` have alike."""
+
+    layout: WeightLayout
+
+    @property
+    def form(self) -> Form:
+        """See `WeightLayout`."""
+        return self.layout.form
+
+    @property
+    def is_read(self) -> bool:
+        return self.layout.access == "read"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names in the module of the weight and, where there is one, of the bias."""
+        return tuple(name for name in (self.layout.parameter, self.layout.bias_parameter) if name)
+
+
+@dataclass(frozen=True)
+class WeightPoint(ParameterPoint):
+    """A Linear, Conv1D, convolution, embedding or expert, or a part of one."""
+
+    kind: ClassVar[Kind] = "weight"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """A weight as adapters see it, [out, in / groups, *kernel], a norm's [features]; elsewhere (out, in)."""
-        if self.kind == "norm":
-            return (self.out_features,)
-        if isinstance(self.layout, WeightLayout):
-            return (self.out_features, self.in_features // self.layout.groups, *self.layout.kernel)
-        return (self.out_features, self.in_features)
+        return (self.out_features, self.in_features // self.layout.groups, *self.layout.kernel)
+
+    @property
+    def feature_axis(self) -> int:
+        return -1 - len(self.layout.kernel)
+
+    @property
+    def cuts_groups(self) -> bool:
+        return self.layout.groups > 1 and self.span is not None
+
+
+@dataclass(frozen=True)
+class NormPoint(ParameterPoint):
+    """A norm's gain and shift, which are always read."""
+
+    kind: ClassVar[Kind] = "norm"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.out_features,)
+
+
+@dataclass(frozen=True)
+class OutputPoint(InjectionPoint):
+    """The output of a sublayer, before it is added to the residual stream, or of a block."""
+
+    kind: ClassVar[Kind] = "output"
+    layout: OutputLayout
+
+    @property
+    def is_block(self) -> bool:
+        return self.layout.whole
+
+
+@dataclass(frozen=True)
+class AttentionPoint(InjectionPoint):
+    """The keys and values of an attention."""
+
+    kind: ClassVar[Kind] = "attention"
+    layout: AttentionLayout
+
+
+@dataclass(frozen=True)
+class TokensPoint(InjectionPoint):
+    """An embedded sequence."""
+
+    kind: ClassVar[Kind] = "tokens"
+    layout: TokensLayout
+
+    @property
+    def lengthens(self) -> bool:
+        return self.layout.lengthens
+
+
+LAYOUTS: Mapping[type[InjectionPoint], type] = {
+    WeightPoint: WeightLayout,
+    NormPoint: WeightLayout,
+    OutputPoint: OutputLayout,
+    AttentionPoint: AttentionLayout,
+    TokensPoint: TokensLayout,
+}
+"""The classes of points, each with that of its layout."""
 
 
 class Points(Sequence[InjectionPoint]):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from adapterkit.errors import SelectorError, TargetNotFoundError, near_matches
-from adapterkit.points import InjectionPoint, Tag, WeightLayout
+from adapterkit.points import InjectionPoint, Tag
 
 _MAX_LENGTH = 2000
 _MAX_ALTERNATIVES = 200
@@ -42,13 +42,9 @@ def is_inner(point: InjectionPoint) -> bool:
     return not any(fnmatchcase(point.role, pattern) for pattern in _OUTSIDE_PRESETS)
 
 
-def _is_linear(point: InjectionPoint) -> bool:
-    return isinstance(point.layout, WeightLayout) and point.layout.form in ("linear", "linear_t")
-
-
 PRESETS: dict[str, Callable[[InjectionPoint], bool]] = {
     "attention": lambda p: fnmatchcase(p.role, "attn.*") or fnmatchcase(p.role, "cross.*"),
-    "linear": lambda p: _is_linear(p) and is_inner(p),
+    "linear": lambda p: p.is_linear and is_inner(p),
     "all": is_inner,
 }
 

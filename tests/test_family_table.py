@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapterkit.points import InjectionPoint, Span, WeightLayout
+from adapterkit.points import Span, WeightLayout, WeightPoint
 from tests import family_table
 
 
@@ -27,15 +27,15 @@ def test_the_table_is_up_to_date() -> None:
 )
 def test_roles_share_braces(roles: list[str], text: str) -> None:
     layout = WeightLayout("linear")
-    points = [InjectionPoint(role, "x", "weight", "", 2, 2, layout) for role in roles]
+    points = [WeightPoint(role, "x", "", 2, 2, layout) for role in roles]
     assert family_table._roles(points) == text
 
 
 def test_shared_and_read_weights_are_marked() -> None:
     layout = WeightLayout("linear", access="read")
     points = [
-        InjectionPoint("attn.q", "x", "weight", "", 2, 2, layout, Span(0, 2)),
-        InjectionPoint("attn.o", "y", "weight", "", 2, 2, layout),
-        InjectionPoint("attn.v", "z", "weight", "", 2, 2, WeightLayout("linear")),
+        WeightPoint("attn.q", "x", "", 2, 2, layout, Span(0, 2)),
+        WeightPoint("attn.o", "y", "", 2, 2, layout),
+        WeightPoint("attn.v", "z", "", 2, 2, WeightLayout("linear")),
     ]
     assert family_table._roles(points, marked=True) == "`attn.q` (spans, read), `attn.v`, `attn.o` (read)"

@@ -41,7 +41,7 @@ def members(cls: type) -> set[str]:
     return {name for name in own if not name.startswith("_")}
 
 
-POINT = points.InjectionPoint("attn.q", "q", "weight", "", 3, 2, points.WeightLayout("linear"))
+POINT = points.WeightPoint("attn.q", "q", "", 3, 2, points.WeightLayout("linear"))
 EXPECTED = {
     "hooks": {name for name in vars(hookspecs) if name.startswith("adapterkit_")},
     "specs": {"AdapterSpec", "BackendSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
@@ -49,6 +49,7 @@ EXPECTED = {
     "config": members(adapter.AdapterConfig),
     "base": {"norm_in", "norm_out"} | members(adapter.WeightBase),
     "point": {f.name for f in dataclasses.fields(points.InjectionPoint)} | members(points.InjectionPoint),
+    "points": {cls.__name__ for cls in points.LAYOUTS} | {"ParameterPoint", "parameters"},
     "layouts": {
         name
         for cls in (points.WeightLayout, points.OutputLayout, points.AttentionLayout, points.TokensLayout)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import pytest
 
 from adapterkit.errors import SelectorError, TargetNotFoundError
-from adapterkit.points import AttentionLayout, InjectionPoint, OutputLayout, Points, WeightLayout
+from adapterkit.points import (
+    AttentionLayout,
+    AttentionPoint,
+    InjectionPoint,
+    OutputLayout,
+    OutputPoint,
+    Points,
+    WeightLayout,
+    WeightPoint,
+)
 from adapterkit.selectors import Selector
 
 
 def point(role: str, layer: int = 0, form: str = "linear", **tags: str | int) -> InjectionPoint:
-    return InjectionPoint(
+    return WeightPoint(
         role,
         f"blocks.{layer}.{role}",
-        "weight",
         str(layer),
         4,
         6,
@@ -132,9 +140,9 @@ def test_points_print_as_a_table() -> None:
 
 
 def test_shapes_by_layout() -> None:
-    grouped = InjectionPoint("c", "c", "weight", "", 8, 6, WeightLayout("conv", kernel=(3, 3), groups=2))
+    grouped = WeightPoint("c", "c", "", 8, 6, WeightLayout("conv", kernel=(3, 3), groups=2))
     assert grouped.shape == (6, 4, 3, 3)
     assert grouped.id == "c@model"
-    kv = InjectionPoint("attn.kv", "a", "attention", "0", 8, 8, AttentionLayout(2, 4))
+    kv = AttentionPoint("attn.kv", "a", "0", 8, 8, AttentionLayout(2, 4))
     assert kv.shape == (8, 8)
-    assert InjectionPoint("attn", "a", "output", "0", 8, 8, OutputLayout("n")).id == "attn@model.0"
+    assert OutputPoint("attn", "a", "0", 8, 8, OutputLayout("n")).id == "attn@model.0"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.factors import Factors
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind
 
 _MAX_RANK, _MAX_SCALE, _MAX_STEPS = 2**12, 1e4, 10**9
 
@@ -39,7 +39,7 @@ class AdaLoRAModule(AdditiveModule):
     def __init__(self, point: InjectionPoint, rank: int, scale: float, orthogonality: float) -> None:
         super().__init__()
         out, *rest = point.shape
-        self.layout, self.scale, self.orthogonality = cast("WeightLayout", point.layout), scale, orthogonality
+        self.layout, self.scale, self.orthogonality = point.layout, scale, orthogonality
         self.P, self.Q = nn.Parameter(torch.empty(out, rank)), nn.Parameter(torch.empty(rank, *rest))
         self.E = nn.Parameter(torch.zeros(rank))
         for factor in (self.P, self.Q):
@@ -138,7 +138,7 @@ class AdaLoRA(AdapterConfig):
         return max(self.rank + 1, self.rank * 3 // 2) if self.initial is None else self.initial
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if isinstance(point.layout, WeightLayout) and point.layout.groups > 1 and point.span:
+        if point.cuts_groups:
             return "AdaLoRA acts on whole grouped convolutions"
         return super().accepts(point)
 

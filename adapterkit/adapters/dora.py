@@ -12,7 +12,7 @@ from adapterkit.adapter import AdapterModule, Base, WeightBase
 from adapterkit.adapters.lora import LoRA
 from adapterkit.adapters.low_rank import LowRank
 from adapterkit.kernels import low_rank
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint
 
 
 class DoRAModule(LowRank):
@@ -70,8 +70,7 @@ class DoRA(LoRA):
     exact_gradients: ClassVar[bool] = False  # the norms count as constant
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        layout = point.layout
-        if isinstance(layout, WeightLayout) and layout.form == "embedding":
+        if point.form == "embedding":
             return "DoRA scales the rows of a weight that multiplies features, and an embedding takes indices; use LoRA"
         if point.in_span is not None:
             return "DoRA scales all that a projection gives, and this point has a part of its input; use LoRA"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.adapters.sublayer_net import ACTIVATIONS, linear, one_of
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, TokensPoint, WeightPoint
 
 _MAX_REDUCTION = 2**16
 _MAX_EXPANSION = 64
@@ -128,7 +128,7 @@ class Invertible(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if point.kind == "weight" and (point.role != _HEAD or not _is_linear(point)):
+        if isinstance(point, WeightPoint) and (point.role != _HEAD or not point.is_linear or point.is_read):
             return f"the inverse acts in front of a linear {_HEAD!r}"
         if point.lengthens:
             return "the sequence is made longer there, not embedded: use 'tokens'"
@@ -137,7 +137,7 @@ class Invertible(AdapterConfig):
         return super().accepts(point)
 
     def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
-        if not any(point.kind == "tokens" for point in points):
+        if not any(isinstance(point, TokensPoint) for point in points):
             return ["targets must name 'tokens', which the head's inverse undoes"]
         widths = {_features(point): point.id for point in points}
         if len(widths) > 1:
@@ -146,7 +146,7 @@ class Invertible(AdapterConfig):
         return []
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        return InvertedTokens() if point.kind == "tokens" else InvertedHead()
+        return InvertedTokens() if isinstance(point, TokensPoint) else InvertedHead()
 
     def shared(self, points: Sequence[InjectionPoint]) -> Coupling:
         features = _features(points[0])
@@ -155,9 +155,4 @@ class Invertible(AdapterConfig):
 
 
 def _features(point: InjectionPoint) -> int:
-    return point.out_features if point.kind == "tokens" else point.in_features
-
-
-def _is_linear(point: InjectionPoint) -> bool:
-    layout = point.layout
-    return isinstance(layout, WeightLayout) and layout.form in ("linear", "linear_t") and layout.access != "read"
+    return point.out_features if isinstance(point, TokensPoint) else point.in_features

@@ -15,7 +15,7 @@ from adapterkit.adapters.low_rank import FROM_BASE, INITS, LowRank
 from adapterkit.errors import did_you_mean
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, WeightPoint
 from adapterkit.selectors import Selector
 
 _MAX_RANK, _MAX_SCALE, _MAX_PLUS = 2**16, 1e4, 1e4
@@ -136,18 +136,17 @@ class LoRA(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        layout = point.layout
-        if not isinstance(layout, WeightLayout):
+        if not isinstance(point, WeightPoint):
             return super().accepts(point)
-        if layout.groups > 1 and point.span:
+        if point.cuts_groups:
             return f"{type(self).__name__} acts on whole grouped convolutions"
-        if layout.access == "read" and (self.dropout or self.rank_dropout or self.module_dropout):
+        if point.is_read and (self.dropout or self.rank_dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
         if self.init in FROM_BASE:
             rank, (out, *rest) = self.rank_at(point), point.shape
             if rank > (most := min(out, math.prod(rest))):
                 return f"init={self.init!r} takes its rank from the weight, which has {most}, and {rank} is asked for"
-        if self.init == "eva" and (layout.form == "embedding" or layout.access == "read"):
+        if self.init == "eva" and (point.form == "embedding" or point.is_read):
             return "init='eva' needs an input with features, and there is none"
         return super().accepts(point)
 

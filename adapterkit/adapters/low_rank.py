@@ -13,7 +13,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.weights import apply_weight
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
 FROM_BASE = ("pissa", "olora")
@@ -48,7 +48,7 @@ class LowRank(AdapterModule):
     ) -> None:
         super().__init__()
         out, *rest = point.shape
-        self.layout, self.scale, self.init = cast("WeightLayout", point.layout), scale, init
+        self.layout, self.scale, self.init = point.layout, scale, init
         self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.rank_dropout, self.module_dropout = rank_dropout, module_dropout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Prefix(AdapterConfig):
         return found
 
     def build(self, point: InjectionPoint) -> PrefixModule:
-        layout = cast("AttentionLayout", point.layout)
+        layout = point.layout
         if self.reparam is None:
             return DirectPrefix(layout, self.length, self.init_std)
         return ReparametrizedPrefix(layout, self.length, self.reparam, self.init_std)

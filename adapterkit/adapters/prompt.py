@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.errors import did_you_mean
-from adapterkit.points import InjectionPoint, Kind, TokensLayout
+from adapterkit.points import InjectionPoint, Kind, TokensPoint
 
 REPARAMS = ("mlp", "lstm")
 _MAX_LENGTH = _MAX_WIDTH = 2**16
@@ -99,7 +99,7 @@ class Prompt(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if isinstance(point.layout, TokensLayout) and not point.layout.lengthens:
+        if isinstance(point, TokensPoint) and not point.lengthens:
             return "the sequence cannot be made longer there; use 'prompt', where the family offers it"
         return super().accepts(point)
 

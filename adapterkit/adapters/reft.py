@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import did_you_mean
-from adapterkit.points import InjectionPoint, Kind, OutputLayout
+from adapterkit.points import InjectionPoint, Kind, OutputPoint
 
 FORMS = ("loreft", "noreft", "direft")
 _MAX_RANK, _MAX_POSITIONS = 2**12, 2**16
@@ -124,7 +124,7 @@ class ReFT(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if isinstance(point.layout, OutputLayout) and not point.layout.whole:
+        if isinstance(point, OutputPoint) and not point.is_block:
             return "ReFT edits what a whole block gives, and this is a sublayer before its residual add; use 'hidden'"
         if self.rank > point.out_features:
             return f"rank must be at most the width of the hidden states, {point.out_features}, not {self.rank}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base, Sublayer
 from adapterkit.errors import did_you_mean
-from adapterkit.points import InjectionPoint, Kind, OutputLayout
+from adapterkit.points import InjectionPoint, Kind
 
 _MAX_WIDTH = 2**16
 _MAX_EXPANSION = 64
@@ -92,7 +92,7 @@ class SublayerNet(AdapterConfig):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if isinstance(point.layout, OutputLayout) and point.layout.whole and self.form == "pfeiffer":
+        if point.is_block and self.form == "pfeiffer":
             return "the output of a whole block holds the residual stream already: use form='houlsby' there"
         return super().accepts(point)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base, WeightBase
 from adapterkit.errors import did_you_mean
 from adapterkit.kernels.weights import call_weight
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import InjectionPoint, Kind, ParameterPoint
 
 PARTS = ("all", "weight", "bias")
 INITS = ("base", "fresh")
@@ -32,7 +32,7 @@ class FullWeight(AdapterModule):
 
     def __init__(self, point: InjectionPoint, bias: bool, fresh: bool) -> None:
         super().__init__()
-        self.layout, self.fresh = cast("WeightLayout", point.layout), fresh
+        self.layout, self.fresh = point.layout, fresh
         self.partial = point.in_span is not None
         self.weight = nn.Parameter(torch.ones(point.shape))
         self.bias = nn.Parameter(torch.zeros(point.out_features)) if bias else None
@@ -87,7 +87,7 @@ class Rows(AdapterModule):
 
     def __init__(self, point: InjectionPoint, rows: Sequence[int]) -> None:
         super().__init__()
-        self.layout = cast("WeightLayout", point.layout)
+        self.layout = point.layout
         self.embeds = self.layout.form == "embedding"
         width = point.out_features if self.embeds else point.in_features
         self.values = nn.Parameter(torch.zeros(len(rows), width))
@@ -180,10 +180,10 @@ class Trainable(AdapterConfig):
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
         """See `AdapterConfig.narrow`: for biases, the points that have one."""
-        return [point for point in points if cast("WeightLayout", point.layout).bias or self.part != "bias"]
+        return [point for point in points if point.layout.bias or self.part != "bias"]
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if not isinstance(point.layout, WeightLayout):
+        if not isinstance(point, ParameterPoint):
             return super().accepts(point)
         form, access = point.layout.form, point.layout.access
         if self.rows is not None:
@@ -207,7 +207,7 @@ class Trainable(AdapterConfig):
             return NewHead(point, self.outputs)
         if self.part == "bias":
             return BiasShift(point)
-        bias = self.part == "all" and cast("WeightLayout", point.layout).bias
+        bias = self.part == "all" and point.layout.bias
         return FullWeight(point, bias, self.init == "fresh")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, Kind, WeightLayout
+from adapterkit.points import AttentionPoint, InjectionPoint, Kind
 from adapterkit.selectors import Selector
 
 
@@ -243,10 +243,9 @@ def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.
 
 
 def _gate(point: InjectionPoint) -> nn.Module:
-    if point.kind == "attention" or point.lengthens:
+    if isinstance(point, AttentionPoint) or point.lengthens:
         return FixedGate()
-    axis = point.feature_axis if isinstance(point.layout, WeightLayout) else -1
-    return TokenGate(point.out_features, axis)
+    return TokenGate(point.out_features, point.feature_axis)
 
 
 def _members(modules: Mapping[str, AdapterModule], place: int) -> dict[str, AdapterModule]:

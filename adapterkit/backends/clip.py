@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.family import Attention, Group, Output, Tokens, Weight, resolve
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,4 +61,4 @@ class ClipTextBackend(Backend):
         return resolve(model, GROUPS, component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+        return TransformersAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)

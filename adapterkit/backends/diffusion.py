@@ -19,7 +19,7 @@ from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
-from adapterkit.points import InjectionPoint, Tag
+from adapterkit.points import AttentionPoint, InjectionPoint, Tag
 
 _GATED = ("GEGLU", "SwiGLU")
 """Activations of a feed-forward whose projection makes [value; gate]."""
@@ -137,7 +137,7 @@ class DiffusersBackend(Backend):
         return resolve(model, self.groups(model), component)
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return self.attention() if point.kind == "attention" else super().seam(model, point)
+        return self.attention() if isinstance(point, AttentionPoint) else super().seam(model, point)
 
 
 class UNetBackend(DiffusersBackend):

@@ -24,7 +24,7 @@ from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.entries import equal_parts
 from adapterkit.mapping.layers import base_children, declared_heads, layer_layout
 from adapterkit.mapping.roles import RoleMap
-from adapterkit.points import Access, Form, InjectionPoint, Span, Tag, WeightLayout
+from adapterkit.points import Access, Form, InjectionPoint, Span, Tag, WeightLayout, WeightPoint
 
 __all__ = ["GenericBackend", "tags_of", "write_plugin"]
 
@@ -110,7 +110,7 @@ def _points(
 def _point(
     role: str, path: str, inputs: int, outputs: int, layout: WeightLayout, component: str, span: Span | None = None
 ) -> InjectionPoint:
-    return InjectionPoint(role, path, "weight", path, inputs, outputs, layout, span, tags=tags_of(path, component))
+    return WeightPoint(role, path, path, inputs, outputs, layout, span, tags=tags_of(path, component))
 
 
 def tags_of(path: str, component: str) -> dict[str, Tag]:

@@ -17,7 +17,7 @@ from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputLayout, OutputPoint, Tag, TokensPoint
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TowersBackend(Backend):
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
         for tower, _, module in self._towers(model):
-            if tower.name == point.tags.get("tower") and point.kind == "attention":
+            if tower.name == point.tags.get("tower") and isinstance(point, AttentionPoint):
                 return TransformersAttentionSeam() if tower.groups else _backend(module).seam(module, point)
         return super().seam(model, point)
 
@@ -88,10 +88,10 @@ def _inside(point: InjectionPoint, tower: str, path: str) -> InjectionPoint:
     def joined(inner: str | None) -> str | None:
         return None if inner is None else f"{path}.{inner}" if inner else path
 
-    layout = point.layout
-    if isinstance(layout, OutputLayout):
+    layout: Any = point.layout
+    if isinstance(point, OutputPoint):
         layout = OutputLayout(f"{path}.{layout.residual}", joined(layout.norm_in), joined(layout.norm_out))
-    if isinstance(layout, TokensLayout):
+    if isinstance(point, TokensPoint):
         layout = replace(layout, until=joined(layout.until), whole=joined(layout.whole))
     site = f"{tower}.{point.site}" if point.site else tower
     return replace(point, path=str(joined(point.path)), site=site, layout=layout, tags={**point.tags, "tower": tower})

@@ -11,7 +11,7 @@ from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
 from adapterkit.mapping.family import Group, is_class, resolve
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,4 +83,4 @@ class FamilyBackend(Backend):
         return self.family(model).lengthening if point.role in ("prompt", "prompt.layer") else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return self.family(model).seam() if point.kind == "attention" else super().seam(model, point)
+        return self.family(model).seam() if isinstance(point, AttentionPoint) else super().seam(model, point)

@@ -18,7 +18,7 @@ from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.everywhere import prompt_layer_points
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
 from adapterkit.mapping.layouts import first_path
-from adapterkit.points import InjectionPoint, Span, TokensLayout
+from adapterkit.points import AttentionPoint, InjectionPoint, Span, TokensLayout, TokensPoint
 
 
 def _heads(attention: nn.Module) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def _timm_tokens(model: nn.Module, component: str) -> InjectionPoint:
     """By hand: `norm_pre` is often an identity, which does not tell its width."""
     width = int(model.embed_dim)  # type: ignore[arg-type]
     layout, tags = TokensLayout(extendable=True), {"component": component}
-    return InjectionPoint("tokens", "norm_pre", "tokens", "", width, width, layout, tags=tags)
+    return TokensPoint("tokens", "norm_pre", "", width, width, layout, tags=tags)
 
 
 class TimmViTBackend(Backend):
@@ -139,7 +139,7 @@ class TimmViTBackend(Backend):
         return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TimmAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+        return TimmAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------
@@ -180,11 +180,11 @@ class ViTBackend(Backend):
         found = resolve(model, _VIT, component)
         vit = first_path(model, "vit|") or ""
         layout = replace(_UNTIL_NORM, until=f"{vit}.layernorm".strip("."), whole=vit)
-        prompts = [replace(point, role="prompt", layout=layout) for point in found if point.kind == "tokens"]
+        prompts = [replace(point, role="prompt", layout=layout) for point in found if isinstance(point, TokensPoint)]
         return [*found, *prompts, *prompt_layer_points(model, found)]
 
     def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
         return longer_blocks if point.role == "prompt.layer" else None
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TransformersAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+        return TransformersAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)

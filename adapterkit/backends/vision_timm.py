@@ -15,7 +15,14 @@ from adapterkit.backend import AttentionSeam, Backend
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
 from adapterkit.backends.vision_attention import FusedAttentionSeam
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
-from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.points import (
+    AttentionPoint,
+    InjectionPoint,
+    OutputPoint,
+    TokensLayout,
+    TokensPoint,
+    WeightPoint,
+)
 
 
 def _heads(attention: Any) -> tuple[int, int]:
@@ -50,7 +57,7 @@ def _with_reads(model: nn.Module, points: list[InjectionPoint]) -> list[Injectio
     read = {id(holder.qkv) for holder in holders if not holder.qkv_bias_separate}
     return [
         replace(point, layout=replace(point.layout, access="read"))
-        if isinstance(point.layout, WeightLayout) and id(model.get_submodule(point.path)) in read
+        if isinstance(point, WeightPoint) and id(model.get_submodule(point.path)) in read
         else point
         for point in points
     ]
@@ -62,7 +69,7 @@ class _TimmBackend(Backend):
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return FusedAttentionSeam() if point.kind == "attention" else super().seam(model, point)
+        return FusedAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
 
 
 class TimmEvaBackend(_TimmBackend):
@@ -87,7 +94,7 @@ def _tokens(model: Any, component: str) -> InjectionPoint:
     layout = TokensLayout(extendable=not relative and getattr(model, "rope", None) is None)
     path = "norm_pre" if hasattr(model, "norm_pre") else "pos_drop"
     width = int(model.embed_dim)
-    return InjectionPoint("tokens", path, "tokens", "", width, width, layout, tags={"component": component})
+    return TokensPoint("tokens", path, "", width, width, layout, tags={"component": component})
 
 
 _SWIN = (
@@ -168,7 +175,7 @@ class TimmHieraBackend(_TimmBackend):
         found = resolve(model, _HIERA, component)
         blocks: list[Any] = list(model.get_submodule("blocks").children())
         pooled = {layer for layer, block in enumerate(blocks) if block.do_expand}
-        return [p for p in found if not (p.kind == "output" and p.role == "attn" and p.tags["layer"] in pooled)]
+        return [p for p in found if not (isinstance(p, OutputPoint) and p.role == "attn" and p.tags["layer"] in pooled)]
 
 
 _META_FORMER = (

@@ -20,7 +20,7 @@ from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
-from adapterkit.points import InjectionPoint, OutputLayout, TokensLayout, WeightLayout
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
 
 CHILD = "adapterkit"
 """Name of the child module that holds the adapter modules of an adapted module."""
@@ -183,8 +183,9 @@ def attach(
 
 
 def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: Reach) -> None:
-    point, layout = slot.point, slot.point.layout
-    if isinstance(layout, OutputLayout):
+    point = slot.point
+    if isinstance(point, OutputPoint):
+        layout = point.layout
         norms = (layout.norm_in, layout.norm_out)
         first, second = (None if path is None else root.get_submodule(path) for path in norms)
         site.norms[point.id] = (first, second)
@@ -192,7 +193,8 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
             return
         residual = root.get_submodule(layout.residual)
         site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)]
-    if isinstance(layout, TokensLayout):
+    if isinstance(point, TokensPoint):
+        layout = point.layout
         site.hooks[point.id] = []
         if layout.until is not None:
             end = root.get_submodule(layout.until)
@@ -224,7 +226,7 @@ def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     for hook in site.hooks.pop(point.id, ()):
         hook.remove()
     site.norms.pop(point.id, None)
-    if point.kind == "attention" and site.seam is not None:
+    if isinstance(point, AttentionPoint) and site.seam is not None:
         site.seam.remove(module, site.seam_saved)
         site.seam = site.seam_saved = None
     if not site.slots._modules:
@@ -243,5 +245,5 @@ def is_adapted(module: nn.Module) -> bool:
 
 def _key(point: InjectionPoint) -> str:
     role = point.role.replace(".", "_")
-    index = point.layout.index if isinstance(point.layout, WeightLayout) else None
+    index = point.layout.index if isinstance(point, ParameterPoint) else None
     return role if index is None else f"{role}_{index}"

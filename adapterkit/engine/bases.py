@@ -11,7 +11,7 @@ from adapterkit.adapter import Base
 from adapterkit.errors import AttachError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import call_weight
-from adapterkit.points import InjectionPoint, Span, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint, Span
 
 ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
 """Gives the weight and bias of a point's base."""
@@ -35,10 +35,9 @@ class Frozen:
         return self._read()[1]
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layout = self._point.layout
-        if not isinstance(layout, WeightLayout):
+        if not isinstance(self._point, ParameterPoint):
             raise TypeError(f"{self._point.id} is no weight point")
-        return call_weight(x, weight, bias, layout)
+        return call_weight(x, weight, bias, self._point.layout)
 
 
 class Computed:

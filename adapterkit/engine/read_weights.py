@@ -13,7 +13,7 @@ from adapterkit.engine.folding import Part, check_bias, fold
 from adapterkit.engine.sums import combine
 from adapterkit.kernels.spans import write_spans
 from adapterkit.kernels.weights import canonical, point_weight
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 
 class StackedWeight:
@@ -181,6 +181,6 @@ def _tensors(value: Any) -> Any:
 
 
 def _layout(point: InjectionPoint) -> WeightLayout:
-    if not isinstance(point.layout, WeightLayout):
+    if not isinstance(point, ParameterPoint):
         raise TypeError(f"{point.id} is no weight point")
     return point.layout

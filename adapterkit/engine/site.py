@@ -24,7 +24,7 @@ from adapterkit.engine.sums import Acting, Active, combine, effects
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import base_weight, canonical
-from adapterkit.points import InjectionPoint, OutputLayout, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 Found = list[tuple["Slot", Active]]
 
@@ -38,10 +38,8 @@ class Slot(nn.Module):
     def __init__(self, point: InjectionPoint) -> None:
         super().__init__()
         self.point = point
-        layout = point.layout
-        access = layout.access if isinstance(layout, WeightLayout) else "call"
+        access = point.layout.access if isinstance(point, ParameterPoint) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
-        self.whole = isinstance(layout, OutputLayout) and layout.whole
 
     def active(self, selection: Selection) -> list[tuple[Acting, Strength]]:
         """What acts at this point, with its weights."""
@@ -96,9 +94,7 @@ class Site:
     @property
     def read(self) -> frozenset[str]:
         """Names of the parameters that the model reads and that adapters act in."""
-        layouts = [slot.point.layout for slot in self.slots if "read" in slot.ways]
-        read = [(one.parameter, one.bias_parameter) for one in layouts if isinstance(one, WeightLayout)]
-        return frozenset(name for pair in read for name in pair if name)
+        return frozenset(name for slot in self.slots if "read" in slot.ways for name in _names(slot))
 
     def call(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -131,9 +127,10 @@ class Site:
         found = [(slot, active) for slot, active in self.active("read") if name in _names(slot)]
         if not found or own is None:
             return own
-        layout = found[0][0].point.layout
-        if not isinstance(layout, WeightLayout):
+        point = found[0][0].point
+        if not isinstance(point, ParameterPoint):
             return own
+        layout = point.layout
         weight, bias = module._parameters[layout.parameter], module._parameters.get(layout.bias_parameter)
         parts = [(slot.point, active) for slot, active in found]
         if layout.index is not None:
@@ -158,7 +155,7 @@ class Site:
     ) -> StackedWeight:
         by_index: dict[int, list[tuple[InjectionPoint, Active]]] = {}
         for point, active in parts:
-            if isinstance(point.layout, WeightLayout) and point.layout.index is not None:
+            if isinstance(point, ParameterPoint) and point.layout.index is not None:
                 by_index.setdefault(point.layout.index, []).append((point, active))
         return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
 
@@ -203,9 +200,13 @@ class Site:
             output = result[0] if isinstance(result, tuple) else result
             for slot, active in found:
                 # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
-                x = _first_argument(forward, args, kwargs)[0] if slot.whole else self.switch.take(slot.point.id)
+                x = (
+                    _first_argument(forward, args, kwargs)[0]
+                    if slot.point.is_block
+                    else self.switch.take(slot.point.id)
+                )
                 # A mixture of experts may give its tokens in one row, [batch * length, features].
-                shaped = output if slot.whole or output.shape == x.shape else output.view(x.shape)
+                shaped = output if slot.point.is_block or output.shape == x.shape else output.view(x.shape)
                 combined = combine(x, SublayerBase(x, shaped, *self.norms[slot.point.id]), active)
                 output = combined.view(output.shape)
             return (output, *result[1:]) if isinstance(result, tuple) else output
@@ -262,8 +263,7 @@ def _folded(
 
 
 def _names(slot: Slot) -> tuple[str, ...]:
-    layout = slot.point.layout
-    return (layout.parameter, layout.bias_parameter) if isinstance(layout, WeightLayout) else ()
+    return slot.point.parameters if isinstance(slot.point, ParameterPoint) else ()
 
 
 def _first_argument(

@@ -16,7 +16,7 @@ from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping.model import MappedModel
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint
 
 SHARED = "shared"
 """What stands in the place of a point's id for the tensors that all points share. No id is so: they hold an `@`."""
@@ -137,7 +137,7 @@ def build_one(
 def _initialise(module: AdapterModule, point: InjectionPoint, mapped: MappedModel) -> None:
     if type(module).initialise is AdapterModule.initialise or not module.from_base:
         return
-    if not isinstance(point.layout, WeightLayout):
+    if not isinstance(point, ParameterPoint):
         return
     weight, bias = base_weight(mapped.module(point), point)
     if weight is None or not weight.is_floating_point():
@@ -171,14 +171,11 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
 
 def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
     """What a point asks for that a type of module does not have."""
-    layout = point.layout
     if point.lengthens and cls.lengthen is AdapterModule.lengthen:
         return f"it is asked for positions there, and {cls.__name__} defines no lengthen"
-    if not isinstance(layout, WeightLayout):
-        return None
-    if layout.groups > 1 and point.span is not None and cls.forward is AdapterModule.forward:
+    if point.cuts_groups and cls.forward is AdapterModule.forward:
         return f"{cls.__name__} computes with a whole weight, and the point has a part of a grouped convolution"
-    if layout.access == "read" and not _has_weight(cls):
+    if point.is_read and not _has_weight(cls):
         return (
             f"the model reads the weight there instead of calling a module, and {cls.__name__} has no equivalent "
             "weight (it defines neither merged nor delta_weight)"

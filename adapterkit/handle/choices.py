@@ -13,7 +13,7 @@ from adapterkit.composition import Composition, Expression, Split, names_of, sha
 from adapterkit.engine.selection import PerPoint, Selection, Weight
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
 from adapterkit.handle.state import Attached
-from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, OutputPoint, TokensPoint, WeightPoint
 from adapterkit.selectors import Selector
 
 WeightFunction = Callable[[InjectionPoint, int], float]
@@ -186,15 +186,16 @@ def check_routable(name: str, adapter: Attached) -> None:
 
 
 def _no_rows(adapter: Attached) -> str | None:
-    read = [p for p in adapter.points.values() if isinstance(p.layout, WeightLayout) and p.layout.access == "read"]
+    read = [point for point in adapter.points.values() if point.is_read]
     if read:
         return f"the model reads the weight at {read[0].id} once for the whole batch"
-    tokens = [p for p in adapter.points.values() if isinstance(p.layout, TokensLayout) and not p.layout.masked]
-    unmasked = [p for p in tokens if p.lengthens]
+    unmasked = [point for point in adapter.points.values() if point.lengthens and not point.layout.masked]
     if unmasked:
         return f"at {unmasked[0].id} there is no mask by which other rows would not see its positions"
     points = adapter.points
-    fixed = [key for key, one in adapter.modules.items() if not one.scalable and points[key].kind != "tokens"]
+    fixed = [
+        key for key, one in adapter.modules.items() if not one.scalable and not isinstance(points[key], TokensPoint)
+    ]
     return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
 
 
@@ -212,10 +213,9 @@ def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> N
 
 
 def _no_tokens(point: InjectionPoint) -> str | None:
-    layout = point.layout
-    if point.kind not in ("weight", "output"):
+    if not isinstance(point, (WeightPoint, OutputPoint)):
         return f"at {point.id} it acts on the whole sequence"
-    if isinstance(layout, WeightLayout) and (layout.kernel or layout.access == "read"):
+    if point.is_read or (isinstance(point, WeightPoint) and point.layout.kernel):
         return f"there is no axis of tokens at {point.id}"
     return None
 

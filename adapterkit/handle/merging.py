@@ -20,7 +20,7 @@ from adapterkit.engine.sums import Acting
 from adapterkit.errors import NotMergeableError
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.weights import canonical
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 
 @dataclass
@@ -73,10 +73,10 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
     targets: dict[tuple[int, str], _Target] = {}
     problems: list[str] = []
     for expression, point, acting, weight in _acting(state, selection):
-        module, layout = state.mapped.module(point), point.layout
-        if not isinstance(layout, WeightLayout):
+        if not isinstance(point, ParameterPoint):
             problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
             continue
+        module, layout = state.mapped.module(point), point.layout
         target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
         parts = target.matrices.setdefault(layout.index, {})
         active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]

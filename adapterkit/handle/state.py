@@ -19,7 +19,7 @@ from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built
 from adapterkit.mapping.model import MappedModel, map_model
-from adapterkit.points import InjectionPoint, TokensLayout, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint
 
 STATE = "_adapterkit_state"
 """Key under which every root component of an adapted model keeps the shared state."""
@@ -89,16 +89,14 @@ class State:
             component.root.__dict__[STATE] = self
 
     def _refusal(self, point: InjectionPoint, reach: Reach) -> str | None:
-        module, layout = self.mapped.module(point), point.layout
-        longer = isinstance(layout, TokensLayout) and layout.until is None and point.lengthens
-        if longer and reach.lengthening is None:
+        module = self.mapped.module(point)
+        if point.lengthens and point.layout.until is None and reach.lengthening is None:
             return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
         return attach.refusal(module) or (reach.seam.refusal(module) if reach.seam is not None else None)
 
     def _watch(self, points: Iterable[InjectionPoint]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
-        layouts = ((point, point.layout) for point in points)
-        unknown = [p for p, layout in layouts if isinstance(layout, WeightLayout) and layout.access == "any"]
+        unknown = [p for p in points if isinstance(p, ParameterPoint) and p.layout.access == "any"]
         for key in {(p.component, path): None for p in unknown if p.path for path in ("", p.path.rpartition(".")[0])}:
             module = self.mapped.components[key[0]].root.get_submodule(key[1])
             self.watched[key] = self.watched.get(key) or [

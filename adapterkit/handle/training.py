@@ -16,7 +16,7 @@ from adapterkit.handle.base import Access
 from adapterkit.handle.building import parameters_of
 from adapterkit.handle.state import Attached, State
 from adapterkit.kernels.spans import read_span
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint
 
 
 class Learning(Access):
@@ -130,7 +130,7 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
 
 
 def _is_called(point: InjectionPoint) -> bool:
-    return isinstance(point.layout, WeightLayout) and point.layout.access != "read"
+    return isinstance(point, ParameterPoint) and not point.is_read
 
 
 class _Watch:

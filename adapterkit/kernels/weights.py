@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.kernels.spans import read_span
-from adapterkit.points import InjectionPoint, WeightLayout
+from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 _TRANSPOSED = ("linear_t", "embedding")
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -22,9 +22,9 @@ def base_weight(module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None
 
     The weight is None where the module has none of that name.
     """
-    layout = point.layout
-    if not isinstance(layout, WeightLayout):
+    if not isinstance(point, ParameterPoint):
         raise TypeError(f"{point.id} is no weight point")
+    layout = point.layout
     weight, bias = (_held(module, name) for name in (layout.parameter, layout.bias_parameter))
     return point_weight(weight, bias, point, layout)
 

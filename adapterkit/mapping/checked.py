@@ -8,21 +8,7 @@ from torch import nn
 
 from adapterkit.errors import PluginError, near_matches
 from adapterkit.mapping.layouts import first_path
-from adapterkit.points import (
-    AttentionLayout,
-    InjectionPoint,
-    OutputLayout,
-    TokensLayout,
-    WeightLayout,
-)
-
-_LAYOUTS: dict[str, type] = {
-    "weight": WeightLayout,
-    "norm": WeightLayout,
-    "output": OutputLayout,
-    "attention": AttentionLayout,
-    "tokens": TokensLayout,
-}
+from adapterkit.points import LAYOUTS, InjectionPoint
 
 
 def checked_points(found: object, model: nn.Module, component: str) -> list[InjectionPoint]:
@@ -66,11 +52,11 @@ def _problem(point: InjectionPoint, component: str) -> str | None:
         return f"has the site {point.site!r}; role, path and site must be strings, and the role not empty"
     if point.component != component:
         return f"is of the component {point.component!r}; expected tags={{'component': {component!r}, ...}}"
-    expected = _LAYOUTS.get(point.kind)
+    expected = LAYOUTS.get(type(point))
     if expected is None:
-        return f"has the kind {point.kind!r}; expected one of {', '.join(_LAYOUTS)}"
+        return f"is a {type(point).__name__}; expected one of {', '.join(cls.__name__ for cls in LAYOUTS)}"
     if not isinstance(point.layout, expected):
-        return f"has the layout {type(point.layout).__name__}; the kind {point.kind} goes with {expected.__name__}"
+        return f"has the layout {type(point.layout).__name__}; a {type(point).__name__} has a {expected.__name__}"
     widths = (point.in_features, point.out_features)
     if not all(isinstance(width, int) and width > 0 for width in widths):
         return f"has (in_features, out_features) {widths!r}; expected positive integers"

@@ -12,7 +12,17 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adapterkit.backend import SITE
 from adapterkit.mapping.layouts import first_path
-from adapterkit.points import InjectionPoint, OutputLayout, Tag, TokensLayout, WeightLayout
+from adapterkit.points import (
+    InjectionPoint,
+    NormPoint,
+    OutputLayout,
+    OutputPoint,
+    Tag,
+    TokensLayout,
+    TokensPoint,
+    WeightLayout,
+    WeightPoint,
+)
 
 _KNOWN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 MASKS = ("attention_mask", "attn_mask")
@@ -35,7 +45,7 @@ def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]
     for component, root in roots.items():
         own = points if len(roots) == 1 else [point for point in points if point.component == component]
         around = _tags_around(own)
-        taken = {point.path for point in own if point.kind == "weight"}
+        taken = {point.path for point in own if isinstance(point, WeightPoint)}
         for path, module in root.named_modules():
             if path not in taken and is_norm(module):
                 tags = {"component": component, **_inherited(path, around)}
@@ -54,7 +64,7 @@ def block_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[Inj
     """
     sites: dict[str, list[InjectionPoint]] = {}
     for point in points:
-        if point.kind == "output":
+        if isinstance(point, OutputPoint):
             sites.setdefault(point.site, []).append(point)
     found: list[InjectionPoint] = []
     for site, sublayers in sites.items():
@@ -74,7 +84,7 @@ def _block(model: nn.Module, path: str) -> str:
 def _around(sublayers: Sequence[InjectionPoint]) -> str:
     """The path of the smallest module that holds all these sublayers, and where their residual streams come from."""
     paths = [point.path for point in sublayers]
-    paths += [point.layout.residual for point in sublayers if isinstance(point.layout, OutputLayout)]
+    paths += [point.layout.residual for point in sublayers if isinstance(point, OutputPoint)]
     levels = zip(*(path.split(".") for path in paths), strict=False)
     return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
 
@@ -90,7 +100,7 @@ def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: st
     """
     found: list[InjectionPoint] = []
     for point in points:
-        if point.kind != "tokens":
+        if not isinstance(point, TokensPoint):
             continue
         path = point.path.rpartition(".")[0]
         while path and not _runs_sequence(model, path, beside):
@@ -116,10 +126,12 @@ def _runs_sequence(model: nn.Module, path: str, beside: str) -> bool:
 
 def prompt_layer_points(model: nn.Module, points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     """The role `prompt.layer` at every block around `output` points, where positions do not matter to them."""
-    return [
-        replace(block, role="prompt.layer", kind="tokens", layout=_prompted(model, block.path))
-        for block in block_points(model, points)
-    ]
+    return [_prompted_block(model, block) for block in block_points(model, points)]
+
+
+def _prompted_block(model: nn.Module, block: InjectionPoint) -> TokensPoint:
+    widths, layout = (block.in_features, block.out_features), _prompted(model, block.path)
+    return TokensPoint("prompt.layer", block.path, block.site, *widths, layout, tags=block.tags)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -139,7 +151,7 @@ def _point(path: str, module: nn.Module, tags: dict[str, Tag]) -> InjectionPoint
     weight, biased = module._parameters["weight"], module._parameters.get("bias") is not None
     features = 0 if weight is None else len(weight)
     layout = WeightLayout("norm", bias=biased, access="read", bias_parameter="bias" if biased else "")
-    return InjectionPoint("norm", path, "norm", path, features, features, layout, tags=tags)
+    return NormPoint("norm", path, path, features, features, layout, tags=tags)
 
 
 Around = dict[str, dict[str, Tag | None]]
@@ -151,7 +163,9 @@ def _tags_around(points: Sequence[InjectionPoint]) -> Around:
     Above any point, where there are no sublayers.
     """
     around: Around = {}
-    for point in [point for point in points if point.kind == "output"] or points:  # a few tell what thousands would
+    for point in [
+        point for point in points if isinstance(point, OutputPoint)
+    ] or points:  # a few tell what thousands would
         for above in _above(point.path):
             if above not in around:
                 around[above] = {tag: point.tags.get(tag) for tag in _INHERITED}

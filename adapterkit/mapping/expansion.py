@@ -24,15 +24,17 @@ from adapterkit.mapping.entries import (
 from adapterkit.mapping.layouts import first_path, weight_layout
 from adapterkit.points import (
     AttentionLayout,
+    AttentionPoint,
     Form,
     InjectionPoint,
-    Kind,
-    Layout,
     OutputLayout,
+    OutputPoint,
     Span,
     Tag,
     TokensLayout,
+    TokensPoint,
     WeightLayout,
+    WeightPoint,
 )
 
 
@@ -42,26 +44,13 @@ def points_of(entry: Entry, block: nn.Module, prefix: str, site: str, tags: dict
     raise PluginError(f"{entry!r} is no entry of a family table")
 
 
-def _point(
-    role: str,
-    path: str,
-    kind: Kind,
-    site: str,
-    features: tuple[int, int],
-    layout: Layout,
-    tags: dict[str, Tag],
-    span: Span | None = None,
-) -> InjectionPoint:
-    return InjectionPoint(role, path, kind, site, *features, layout, span, tags=tags)
-
-
 @points_of.register
 def _(entry: Weight, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
     found = _layer(block, entry.path)
     if found is None:
         return []
     path, layout, inputs, outputs = found
-    return [_point(entry.role, _join(prefix, path), "weight", site, (inputs, outputs), layout, tags)]
+    return [WeightPoint(entry.role, _join(prefix, path), site, inputs, outputs, layout, tags=tags)]
 
 
 @points_of.register
@@ -72,7 +61,7 @@ def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Ta
     path, layout, inputs, outputs = found
     spans = _parts(entry, block, outputs)
     return [
-        _point(role, _join(prefix, path), "weight", site, (inputs, span.features), layout, tags, span)
+        WeightPoint(role, _join(prefix, path), site, inputs, span.features, layout, span, tags=tags)
         for role, span in zip(entry.roles, spans, strict=True)
     ]
 
@@ -84,11 +73,10 @@ def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[st
         return []
     path, layout, inputs, outputs = found
     spans = _parts(entry, block, inputs)
-    made = [
-        _point(role, _join(prefix, path), "weight", site, (span.features, outputs), layout, tags)
+    return [
+        WeightPoint(role, _join(prefix, path), site, span.features, outputs, layout, in_span=span, tags=tags)
         for role, span in zip(entry.roles, spans, strict=True)
     ]
-    return [replace(point, in_span=span) for point, span in zip(made, spans, strict=True)]
 
 
 @points_of.register
@@ -104,7 +92,7 @@ def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag
         layout = replace(shape, access="read")
     else:
         rows, columns = weight.shape if entry.form == "linear" else weight.shape[::-1]
-    return [_point(entry.role, _join(prefix, path), "weight", site, (int(columns), int(rows)), layout, tags)]
+    return [WeightPoint(entry.role, _join(prefix, path), site, int(columns), int(rows), layout, tags=tags)]
 
 
 @points_of.register
@@ -124,8 +112,8 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
         marked = {**tags, "expert": expert}
         place = f"{site}.{expert}" if site else str(expert)
         for role, span in zip(entry.roles, spans, strict=True):
-            features = (columns, rows if span is None else span.features)
-            points.append(_point(role, full, "weight", place, features, inner, marked, span))
+            width = rows if span is None else span.features
+            points.append(WeightPoint(role, full, place, columns, width, inner, span, tags=marked))
     return points
 
 
@@ -190,7 +178,7 @@ def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, T
     norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
     width = _width(block, [entry.norm_in, entry.norm_out, entry.residual, entry.width])
     layout = OutputLayout(_join(prefix, residual), norm_in, norm_out)
-    return [_point(entry.role, _join(prefix, core), "output", site, (width, width), layout, tags)]
+    return [OutputPoint(entry.role, _join(prefix, core), site, width, width, layout, tags=tags)]
 
 
 @points_of.register
@@ -201,8 +189,8 @@ def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str
     heads, width, *others = _heads(entry, block.get_submodule(path))
     value_dim = next((other for other in others if other != width), None)
     layout = AttentionLayout(heads, width, value_dim)
-    features = (heads * width, heads * layout.value_width)
-    return [_point(entry.role, _join(prefix, path), "attention", site, features, layout, tags)]
+    widths = (heads * width, heads * layout.value_width)
+    return [AttentionPoint(entry.role, _join(prefix, path), site, *widths, layout, tags=tags)]
 
 
 def _heads(entry: Attention, module: nn.Module) -> Sequence[int]:
@@ -225,9 +213,8 @@ def _(entry: Tokens, block: nn.Module, prefix: str, site: str, tags: dict[str, T
     if path is None:
         return []
     width = _embedding_width(block.get_submodule(path), block)
-    return [
-        _point(entry.role, _join(prefix, path), "tokens", site, (width, width), TokensLayout(entry.extendable), tags)
-    ]
+    layout = TokensLayout(entry.extendable)
+    return [TokensPoint(entry.role, _join(prefix, path), site, width, width, layout, tags=tags)]
 
 
 def _join(prefix: str, path: str) -> str:

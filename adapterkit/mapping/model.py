@@ -21,7 +21,7 @@ from adapterkit.mapping.layers import call_plainly
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
 from adapterkit.plugins.matching import class_keys, foreign, peel
-from adapterkit.points import InjectionPoint, Points, TokensLayout, WeightLayout
+from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points, TokensPoint, WeightPoint
 from adapterkit.selectors import is_inner
 
 
@@ -62,17 +62,17 @@ class Component:
 
     def reach(self, point: InjectionPoint) -> Reach:
         """How adapters act at a point; errors as for `points`."""
-        if point.kind == "attention":
+        if isinstance(point, AttentionPoint):
             with self.blaming("seam()"):
                 return Reach(seam=_checked_seam(self.backend.seam(self.root, point), point))
-        if point.kind == "tokens":
+        if isinstance(point, TokensPoint):
             with self.blaming("lengthening() and attending()"):
                 attending = self.backend.attending(self.root, point)
                 return Reach(lengthening=self.backend.lengthening(self.root, point), attending=attending)
         return Reach(plain=self._plain_forward(point))
 
     def _plain_forward(self, point: InjectionPoint) -> PlainForward | None:
-        if not isinstance(point.layout, WeightLayout) or point.layout.access == "call":
+        if not isinstance(point, ParameterPoint) or point.layout.access == "call":
             return None
         if point.layout.access == "any":
             return call_plainly
@@ -155,7 +155,7 @@ class MappedModel:
         """Component -> family, number of inner points, and a digest of their ids and shapes. No weights, no head."""
         prints: dict[str, dict[str, Any]] = {}
         for name, component in self.components.items():
-            inner = [p for p in points if p.component == name and p.kind == "weight" and is_inner(p)]
+            inner = [p for p in points if p.component == name and isinstance(p, WeightPoint) and is_inner(p)]
             # Sorted: releases of a library register a module's children in another order, and compute the same.
             shapes = json.dumps(sorted([p.id, list(p.shape)] for p in inner))
             digest = hashlib.sha256(shapes.encode()).hexdigest()[:32]
@@ -164,10 +164,9 @@ class MappedModel:
 
 
 def _slot_in_module(point: InjectionPoint) -> tuple[object, ...]:
-    layout = point.layout
-    if isinstance(layout, TokensLayout):  # what changes a sequence, and what makes it longer
-        return (layout.lengthens,)
-    return (layout.parameter, layout.index) if isinstance(layout, WeightLayout) else ()
+    if isinstance(point, ParameterPoint):
+        return (point.layout.parameter, point.layout.index)
+    return (point.lengthens,)  # what changes a sequence, and what makes it longer
 
 
 def map_model(model: object, backend: str | None = None, roles: Mapping[str, str] | None = None) -> MappedModel:

@@ -15,7 +15,7 @@ from torch import nn
 
 from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, near_matches
 from adapterkit.mapping.layers import base_children, layer_layout
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, WeightPoint
 
 _ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
@@ -61,14 +61,16 @@ class RoleMap:
         found = [(point, id(roots[point.component].get_submodule(point.path))) for point in points]
         weights: dict[int, list[InjectionPoint]] = {}
         for point, module in found:
-            if point.kind == "weight":
+            if isinstance(point, WeightPoint):
                 weights.setdefault(module, []).append(point)
         claims = self._claims(order)
         named = [
             (_named(role, place, order[place], weights.get(module, [])), module)
             for module, (place, role) in claims.items()
         ]
-        kept = [(point, module) for point, module in found if point.kind != "weight" or module not in claims]
+        kept = [
+            (point, module) for point, module in found if not isinstance(point, WeightPoint) or module not in claims
+        ]
         return [point for point, module in sorted([*kept, *named], key=lambda item: rank[item[1]])]
 
     def _claims(self, order: Mapping[Place, nn.Module]) -> dict[int, tuple[Place, str]]:
@@ -131,4 +133,4 @@ def _named(role: str, place: Place, module: nn.Module, there: list[InjectionPoin
     if found is None:
         raise TypeError(f"{path} was checked to have a weight")
     layout, inputs, outputs = found
-    return InjectionPoint(role, path, "weight", path, inputs, outputs, layout, tags={"component": component})
+    return WeightPoint(role, path, path, inputs, outputs, layout, tags={"component": component})

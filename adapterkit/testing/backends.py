@@ -18,7 +18,7 @@ from adapterkit.backend import Backend
 from adapterkit.errors import AdapterKitError
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping.layouts import weight_layout
-from adapterkit.points import Points, WeightLayout
+from adapterkit.points import AttentionPoint, OutputPoint, ParameterPoint, Points, WeightPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import sublayers, tables
 from adapterkit.testing.reports import CheckReport, run_checks
@@ -106,11 +106,11 @@ class BackendConformance:
         """At every weight point the module's canonical weight has the point's shape, its bias the point's width."""
         for name, _, model, points in self.each():
             for point in points:
-                if not isinstance(point.layout, WeightLayout):
+                if not isinstance(point, ParameterPoint):
                     continue
                 weight, bias = base_weight(model.get_submodule(point.path), point)
                 found = None if weight is None else tuple(weight.shape)
-                expected = point.shape if point.kind == "weight" else (point.out_features,)
+                expected = point.shape
                 assert found == expected, f"{name}: {point.id} says {expected}, the weight is {found}"
                 width = point.out_features
                 assert bias is None or len(bias) == width, f"{name}: {point.id}: the bias does not have {width} entries"
@@ -250,7 +250,7 @@ class BackendConformance:
     def test_extended_attention_is_masked_right(self) -> None:
         """A prefix whose mass goes to zero is the base: weight 1e-12 gives the base's output within 1e-6."""
         for name, sample, model, points in self.each():
-            attention = [point for point in points if point.kind == "attention"]
+            attention = [point for point in points if isinstance(point, AttentionPoint)]
             if not attention:
                 continue
             expected = sample.run(model)
@@ -307,12 +307,12 @@ def _probes(points: Sequence[ak.InjectionPoint]) -> list[ak.AdapterConfig]:
     """A config of a built-in type for the points of each kind."""
     made: list[ak.AdapterConfig] = []
     lora = ak.LoRA(rank=2)
-    weights = [point for point in points if point.kind == "weight" and lora.accepts(point) is None]
+    weights = [point for point in points if isinstance(point, WeightPoint) and lora.accepts(point) is None]
     if weights:
         made.append(ak.LoRA(rank=2, targets=_targets(weights)))
-    if outputs := [point for point in points if point.kind == "output"]:
+    if outputs := [point for point in points if isinstance(point, OutputPoint)]:
         made.append(ak.Bottleneck(targets=_targets(outputs), width=4, activation="gelu"))
-    if attention := [point for point in points if point.kind == "attention"]:
+    if attention := [point for point in points if isinstance(point, AttentionPoint)]:
         made.append(ak.Prefix(targets=_targets(attention), length=2))
     return made
 

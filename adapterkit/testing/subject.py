@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError, IncompatibleTargetError
 from adapterkit.handle.building import checked_module
+from adapterkit.points import ParameterPoint
 from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
 
@@ -80,7 +81,7 @@ class Subject:
     def acts_on_weights_alone(self) -> bool:
         """Whether every point is one that can be merged into."""
         points = {point.id: point for point in self.adapters.points()}
-        return all(points[key].kind in ("weight", "norm") for key in self.adapters.modules(NAME))
+        return all(isinstance(points[key], ParameterPoint) for key in self.adapters.modules(NAME))
 
 
 def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = _MOVE) -> None:

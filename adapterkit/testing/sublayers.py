@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.points import InjectionPoint, Kind, OutputLayout
+from adapterkit.points import InjectionPoint, Kind, OutputPoint
 from adapterkit.testing.subject import TIGHT, assert_close
 
 
@@ -57,8 +57,7 @@ class Probe(ak.AdapterConfig):
     targets: str = "*"
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        whole = isinstance(point.layout, OutputLayout) and point.layout.whole
-        return "a whole block has no residual stream beside it" if whole else super().accepts(point)
+        return "a whole block has no residual stream beside it" if point.is_block else super().accepts(point)
 
     def build(self, point: InjectionPoint) -> ProbeModule:
         return ProbeModule()
@@ -82,7 +81,7 @@ class Probed:
 
 def sublayers(points: Iterable[InjectionPoint]) -> list[InjectionPoint]:
     """The output points that are no whole blocks."""
-    return [point for point in points if isinstance(point.layout, OutputLayout) and not point.layout.whole]
+    return [point for point in points if isinstance(point, OutputPoint) and not point.is_block]
 
 
 def probe(
@@ -114,8 +113,8 @@ def probe(
 
 
 def _watch(model: nn.Module, point: InjectionPoint, found: Probed) -> Iterator[Any]:
-    layout = point.layout
-    if isinstance(layout, OutputLayout):
+    if isinstance(point, OutputPoint):
+        layout = point.layout
         for path, into in ((layout.norm_in, found.entering), (layout.norm_out, found.leaving)):
             if path is not None:
                 keep = functools.partial(_keep, into, point.id)

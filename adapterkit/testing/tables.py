@@ -13,7 +13,7 @@ from torch import nn
 from adapterkit.backend import Backend
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping.family import Fused, FusedInput, Group, Output, Weight, resolve
-from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
+from adapterkit.points import InjectionPoint, OutputPoint, ParameterPoint, Span
 
 _SUBLAYERS = {"attn", "cross", "mlp", "moe", "ssm", "block"}
 _LAYERS = {"res", "proj", "down", "up", "mod", "embed", "head", "conv", "linear"}
@@ -58,13 +58,14 @@ def check_entries(groups: Iterable[Group], models: Mapping[str, nn.Module]) -> N
             names = ", ".join(models)
             assert points, f"{told} is in none of the samples ({names}): a slip in a path, or a sample too few"
             if isinstance(entry, Output):
-                _check_norms(entry, [point.layout for point in points], told)
+                _check_norms(entry, points, told)
 
 
-def _check_norms(entry: Output, layouts: Sequence[Any], told: str) -> None:
+def _check_norms(entry: Output, points: Sequence[InjectionPoint], told: str) -> None:
     for part in ("norm_in", "norm_out"):
         if getattr(entry, part) is not None:
-            found = [one for one in layouts if isinstance(one, OutputLayout) and getattr(one, part) is not None]
+            layouts = [point.layout for point in points if isinstance(point, OutputPoint)]
+            found = [one for one in layouts if getattr(one, part) is not None]
             assert found, f"{told}: there is nothing at {part} {getattr(entry, part)!r} in any sample"
 
 
@@ -72,7 +73,7 @@ def check_spans(name: str, model: nn.Module, points: Iterable[InjectionPoint]) -
     """Raises AssertionError where the spans of one weight overlap, or leave rows (or columns) of it out."""
     parts: dict[tuple[Any, ...], list[InjectionPoint]] = {}
     for point in points:
-        if isinstance(point.layout, WeightLayout) and (point.span or point.in_span):
+        if isinstance(point, ParameterPoint) and (point.span or point.in_span):
             key = (point.path, point.layout.parameter, point.layout.index, point.span is None)
             parts.setdefault(key, []).append(point)
     for (path, parameter, _, of_input), found in parts.items():

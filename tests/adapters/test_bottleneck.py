@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from adapterkit.adapters.bottleneck import ACTIVATIONS, INPUTS, Bottleneck
 from adapterkit.errors import ConfigError, NotMergeableError
-from adapterkit.points import InjectionPoint, OutputLayout, WeightLayout
+from adapterkit.points import OutputLayout, OutputPoint, WeightLayout, WeightPoint
 from tests.adapters.recorder import recorded
 
 FEATURES = 12
-POINT = InjectionPoint("mlp", "mlp", "output", "0", FEATURES, FEATURES, OutputLayout("norm", "norm"))
+POINT = OutputPoint("mlp", "mlp", "0", FEATURES, FEATURES, OutputLayout("norm", "norm"))
 
 
 class Block(nn.Module):
@@ -259,7 +259,7 @@ def test_round_trip_through_json() -> None:
 
 
 def test_refuses_weights() -> None:
-    point = InjectionPoint("mlp.up", "mlp.up", "weight", "0", 4, 4, WeightLayout("linear"))
+    point = WeightPoint("mlp.up", "mlp.up", "0", 4, 4, WeightLayout("linear"))
     assert "output" in str(Bottleneck().accepts(point))
     assert Bottleneck().accepts(POINT) is None
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.adapters.bottleneck import INITS, INPUTS, RESIDUALS, Bottleneck
 from adapterkit.errors import ConfigError, IncompatibleTargetError
-from adapterkit.points import InjectionPoint, OutputLayout
+from adapterkit.points import OutputLayout, OutputPoint
 from adapterkit.testing import toys
 from tests.adapters.test_bottleneck import BLOCKS, FEATURES, Block, built, network, stream
 
@@ -114,7 +114,7 @@ def test_hidden_dropout() -> None:
 
 
 def test_starts() -> None:
-    wide = InjectionPoint("mlp", "mlp", "output", "0", 512, 512, OutputLayout("norm"))
+    wide = OutputPoint("mlp", "mlp", "0", 512, 512, OutputLayout("norm"))
     for init in INITS:
         torch.manual_seed(0)
         module: Any = Bottleneck(init=init, width=256).build(wide)
@@ -137,7 +137,7 @@ def test_starts() -> None:
 
 def test_presets_are_their_papers() -> None:
     """Targets, form, hidden width of 768 features, activation, factor and start."""
-    point = InjectionPoint("mlp", "mlp", "output", "0", 768, 768, OutputLayout("norm"))
+    point = OutputPoint("mlp", "mlp", "0", 768, 768, OutputLayout("norm"))
     expected = {
         Bottleneck.pfeiffer(): ("mlp", "pfeiffer", 48, "relu", 1.0, "lora"),
         Bottleneck.houlsby(): ("attn mlp", "houlsby", 48, "silu", 1.0, "lora"),
@@ -157,7 +157,7 @@ def test_half_precision_with_every_option() -> None:
     options = {"norm_before": True, "gating": True, "scaling": "channel", "drop_path": 0.1, "hidden_dropout": 0.1}
     for norm_after in ("network", "sum"):
         config = Bottleneck(norm_after=norm_after, residual="sum", **options)  # type: ignore[arg-type]
-        module = config.build(InjectionPoint("mlp", "m", "output", "0", FEATURES, FEATURES, OutputLayout("n")))
+        module = config.build(OutputPoint("mlp", "m", "0", FEATURES, FEATURES, OutputLayout("n")))
         for parameter in module.parameters():
             nn.init.normal_(parameter)
         y = module(x, block)

@@ -14,7 +14,7 @@ from torch import Tensor
 import adapterkit as ak
 from adapterkit.adapters.compacter import KroneckerLinear
 from adapterkit.errors import ConfigError, IncompatibleTargetError
-from adapterkit.points import InjectionPoint, OutputLayout
+from adapterkit.points import InjectionPoint, OutputLayout, OutputPoint
 from adapterkit.testing import toys
 from tests.values import randomize
 
@@ -22,7 +22,7 @@ X = toys.ids()
 
 
 def point(features: int) -> InjectionPoint:
-    return InjectionPoint("mlp", "mlp", "output", "0", features, features, OutputLayout("norm"))
+    return OutputPoint("mlp", "mlp", "0", features, features, OutputLayout("norm"))
 
 
 @pytest.fixture

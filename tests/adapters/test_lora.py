@@ -16,7 +16,7 @@ from adapterkit.errors import ConfigError, SelectorError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import canonical
 from adapterkit.mapping.family import weight_layout
-from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
+from adapterkit.points import InjectionPoint, OutputLayout, OutputPoint, Span, WeightLayout, WeightPoint
 from tests.adapters.recorder import recorded
 
 Input = Callable[[], Tensor]
@@ -30,7 +30,7 @@ def point_of(module: nn.Module, role: str = "attn.q", span: Span | None = None, 
     assert found is not None
     layout, inputs, outputs = found
     outputs = outputs if span is None else span.features
-    return InjectionPoint(role, "module", "weight", str(layer), inputs, outputs, layout, span, {"layer": layer})
+    return WeightPoint(role, "module", str(layer), inputs, outputs, layout, span, {"layer": layer})
 
 
 def randomised(adapter: nn.Module) -> Any:
@@ -127,7 +127,7 @@ def test_scaled_embedding_has_the_scale_of_its_rows() -> None:
     """Gemma multiplies rows by sqrt(d); a merge into the table must still equal the adapter."""
     table = nn.Embedding(7, 4).double()
     layout = WeightLayout("embedding", scale=2.0)
-    point = InjectionPoint("embed.tokens", "embed", "weight", "", 7, 4, layout)
+    point = WeightPoint("embed.tokens", "embed", "", 7, 4, layout)
     adapter = randomised(LoRA(rank=2, targets="*").build(point).double())
     x = torch.tensor([[1, 6, 1]])
     active = adapter(x, lambda i: 2.0 * table(i))
@@ -160,7 +160,7 @@ def test_part_of_a_grouped_convolution_is_refused() -> None:
 
 
 def test_refuses_other_kinds_of_points() -> None:
-    point = InjectionPoint("mlp", "mlp", "output", "0", 4, 4, OutputLayout("norm"))
+    point = OutputPoint("mlp", "mlp", "0", 4, 4, OutputLayout("norm"))
     assert "weight" in str(LoRA().accepts(point))
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from adapterkit.adapters.prefix import Prefix, PrefixModule
 from adapterkit.errors import ConfigError
-from adapterkit.points import AttentionLayout, InjectionPoint, WeightLayout
+from adapterkit.points import AttentionLayout, AttentionPoint, WeightLayout, WeightPoint
 
 KV_HEADS, HEADS, WIDTH = 2, 4, 8
-POINT = InjectionPoint("attn.kv", "attn", "attention", "0", 16, 16, AttentionLayout(KV_HEADS, WIDTH))
+POINT = AttentionPoint("attn.kv", "attn", "0", 16, 16, AttentionLayout(KV_HEADS, WIDTH))
 
 
 def built(config: Prefix, randomise: bool = False) -> Any:
@@ -100,7 +100,7 @@ def test_reparametrisation_is_the_papers_network() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS[:2])
 def test_values_of_another_width(config: Prefix) -> None:
-    point = InjectionPoint("attn.kv", "attn", "attention", "0", 16, 6, AttentionLayout(KV_HEADS, WIDTH, value_dim=3))
+    point = AttentionPoint("attn.kv", "attn", "0", 16, 6, AttentionLayout(KV_HEADS, WIDTH, value_dim=3))
     module = config.build(point).double()
     keys, values = module.prefix()
     assert (keys.shape, values.shape) == ((KV_HEADS, 5, WIDTH), (KV_HEADS, 5, 3))
@@ -190,7 +190,7 @@ def test_round_trip_through_json() -> None:
 
 
 def test_refuses_weights() -> None:
-    point = InjectionPoint("attn.k", "attn.k", "weight", "0", 16, 16, WeightLayout("linear"))
+    point = WeightPoint("attn.k", "attn.k", "0", 16, 16, WeightLayout("linear"))
     assert "attention" in str(Prefix().accepts(point))
     assert Prefix().accepts(POINT) is None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import adapterkit as ak
 from adapterkit.adapters.bottleneck import INPUTS
 from adapterkit.engine.bases import SublayerBase
 from adapterkit.kernels.spans import read_span
-from adapterkit.points import OutputLayout, Span
+from adapterkit.points import Span
 from tests.backends.dense_models import VARIANTS, adapted, build
 from tests.backends.language_models import output, shake, tokens
 
@@ -179,7 +179,7 @@ def test_a_bottleneck_is_its_equation_on_the_blocks_own_stream_and_norms(name: s
     points = [p for p in ak.points(model, "attn mlp") if p.tags["layer"] == 1]
     for form, see in INPUTS.items():
         for point in points:
-            layout = cast("OutputLayout", point.layout)
+            layout = point.layout
             adapters = ak.Adapters(model)
             adapters.add("a", ak.Bottleneck(width=5, targets=f"{point.role}@layer=1", form=form))
             shake(adapters)

@@ -26,7 +26,7 @@ from adapterkit.mapping.family import (
     equal_parts,
     resolve,
 )
-from adapterkit.points import InjectionPoint, Span, WeightLayout
+from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout, WeightPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import toys
 from adapterkit.testing.toys import ToyBackend
@@ -70,8 +70,8 @@ def raising(*_: object) -> Any:
     raise KeyError("blocks")
 
 
-POINT = InjectionPoint(
-    "attn.o", "blocks.0.attn.proj", "weight", "0", 8, 8, WeightLayout("linear", bias=True), tags={"component": "toy"}
+POINT = WeightPoint(
+    "attn.o", "blocks.0.attn.proj", "0", 8, 8, WeightLayout("linear", bias=True), tags={"component": "toy"}
 )
 POINTS = {
     "an error": (raising, "points() raised KeyError: 'blocks'"),
@@ -80,8 +80,14 @@ POINTS = {
     "paths": (lambda *_: ["blocks.0"], "returned 'blocks.0' among the points; expected only InjectionPoint"),
     "no module there": (lambda *_: [replace(POINT, path="blocks.0.attn.porj")], "Closest: blocks.0.attn.proj"),
     "no tag": (lambda *_: [replace(POINT, tags={})], "expected tags={'component': 'toy', ...}"),
-    "a kind": (lambda *_: [replace(POINT, kind="weights")], "has the kind 'weights'; expected one of weight, norm"),
-    "a layout": (lambda *_: [replace(POINT, kind="output")], "the kind output goes with OutputLayout"),
+    "a class": (
+        lambda *_: [InjectionPoint("a", "blocks.0", "", 8, 8, None, tags={"component": "toy"})],
+        "is a InjectionPoint; expected one of WeightPoint, NormPoint",
+    ),
+    "a layout": (
+        lambda *_: [replace(POINT, layout=OutputLayout("blocks.0"))],
+        "has the layout OutputLayout; a WeightPoint has a WeightLayout",
+    ),
     "a site": (lambda *_: [replace(POINT, site=0)], "role, path and site must be strings"),
     "widths": (lambda *_: [replace(POINT, in_features=8.0)], "(8.0, 8); expected positive integers"),
     "one id twice": (

@@ -13,7 +13,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.weights import call_weight, canonical
-from adapterkit.points import WeightLayout
+from adapterkit.points import WeightLayout, WeightPoint
 
 LAYERS: Mapping[str, tuple[nn.Module, WeightLayout, Tensor]] = {
     "linear": (nn.Linear(6, 4), WeightLayout("linear"), torch.randn(2, 3, 6)),
@@ -95,7 +95,7 @@ def test_a_merge_scales_and_rounds_once() -> None:
     "config", [ak.LoRA(rank=2, dropout=0.5), ak.LoRA(rank=2, rank_dropout=0.5), ak.LoRA(rank=2, module_dropout=0.5)]
 )
 def test_no_factors_while_training_drops(config: ak.LoRA) -> None:
-    point = ak.InjectionPoint("attn.q", "q", "weight", "", 6, 4, WeightLayout("linear"))
+    point = WeightPoint("attn.q", "q", "", 6, 4, WeightLayout("linear"))
     module = config.build(point)
     assert isinstance(module, ak.AdditiveModule)
     assert module.train().factors() is None

@@ -9,7 +9,7 @@ from torch import nn
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import apply_weight, canonical, mix_features
 from adapterkit.mapping.family import weight_layout
-from adapterkit.points import InjectionPoint, Span
+from adapterkit.points import Span, WeightPoint
 
 HEADS, WIDTH = 3, 2
 CONTIGUOUS = [Span(0, 6), Span(6, 6), Span(12, 6)]
@@ -78,7 +78,7 @@ def test_apply_weight_is_what_the_module_computes(module: nn.Module) -> None:
         module.weight.copy_(canonical(product, layout))  # type: ignore[operator,union-attr]
     factored = mix_features(apply_weight(x, first, layout), second, layout) + bias
     assert torch.allclose(factored, module(x), atol=1e-10)
-    point = InjectionPoint("", "", "weight", "", inputs, outputs, layout)
+    point = WeightPoint("", "", "", inputs, outputs, layout)
     assert y.shape[point.feature_axis] == outputs
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.adapters.lora import LoRA
 from adapterkit.mapping.family import weight_layout
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, WeightPoint
 
 peft = pytest.importorskip("peft")
 
@@ -73,7 +73,7 @@ def point_of(layer: nn.Module) -> InjectionPoint:
     found = weight_layout(layer)
     assert found is not None
     layout, inputs, outputs = found
-    return InjectionPoint("layer", "layer", "weight", "", inputs, outputs, layout)
+    return WeightPoint("layer", "layer", "", inputs, outputs, layout)
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:

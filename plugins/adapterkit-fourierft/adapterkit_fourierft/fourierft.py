@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.kernels.weights import call_weight
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind
 
 _MAX_COEFFICIENTS, _MAX_SCALE, _MAX_SEED = 2**20, 1e6, 2**63 - 1
 
@@ -24,7 +24,7 @@ class FourierFTModule(ak.AdditiveModule):
 
     def __init__(self, point: ak.InjectionPoint, coefficients: int, scaling: float, seed: int) -> None:
         super().__init__()
-        self.shape, self.layout, self.scaling = point.shape, cast("WeightLayout", point.layout), scaling
+        self.shape, self.layout, self.scaling = point.shape, point.layout, scaling
         self.columns = math.prod(point.shape[1:])
         self.spectrum = nn.Parameter(torch.zeros(coefficients))
         self.register_buffer("places", _places(point.shape[0] * self.columns, coefficients, seed), persistent=False)
@@ -76,7 +76,7 @@ class FourierFT(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        if isinstance(point.layout, WeightLayout) and point.layout.groups > 1 and point.span:
+        if point.cuts_groups:
             return "FourierFT acts on whole grouped convolutions"
         return super().accepts(point)
 

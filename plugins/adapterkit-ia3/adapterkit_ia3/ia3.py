@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.adapter import Base
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind, WeightPoint
 from adapterkit.selectors import Selector
 
 
@@ -46,7 +46,7 @@ class ScaledInput(ak.AdapterModule):
 
     def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__()
-        self.axis, self.groups = point.feature_axis, cast("WeightLayout", point.layout).groups
+        self.axis, self.groups = point.feature_axis, point.layout.groups
         self.scale = nn.Parameter(torch.ones(point.in_features))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
@@ -77,12 +77,11 @@ class IA3(ak.AdapterConfig):
     def accepts(self, point: ak.InjectionPoint) -> str | None:
         if reason := super().accepts(point):
             return reason
-        layout = point.layout
-        if not isinstance(layout, WeightLayout):
+        if not isinstance(point, WeightPoint):
             return "a sublayer's input cannot be scaled, only its output" if self._on_input(point) else None
-        if layout.form == "embedding" and self._on_input(point):
+        if point.form == "embedding" and self._on_input(point):
             return "IA3 scales features, and an embedding takes indices: leave it out of scale_input"
-        if layout.groups > 1 and point.span is not None and self._on_input(point):
+        if point.cuts_groups and self._on_input(point):
             return "IA3 scales the input of whole grouped convolutions only"
         return None
 

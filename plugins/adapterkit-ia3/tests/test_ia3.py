@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from adapterkit.backends.family import weight_layout
 from adapterkit.errors import ConfigError, IncompatibleTargetError, SelectorError
 from adapterkit.kernels.spans import read_span
 from adapterkit.kernels.weights import canonical
-from adapterkit.points import InjectionPoint, OutputLayout, Span, WeightLayout
+from adapterkit.points import InjectionPoint, OutputLayout, OutputPoint, Span, WeightPoint
 from adapterkit.testing import AdapterConformance
 
 # --- one projection ---------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def point_of(module: nn.Module, role: str, span: Span | None = None) -> Injectio
     found = weight_layout(module)
     assert found is not None
     layout, inputs, outputs = found
-    return InjectionPoint(role, "m", "weight", "0", inputs, span.features if span else outputs, layout, span)
+    return WeightPoint(role, "m", "0", inputs, span.features if span else outputs, layout, span)
 
 
 @pytest.fixture(params=list(MODULES))
@@ -105,7 +105,7 @@ def test_channels_are_scaled_in_a_convolution() -> None:
 def test_merged_equals_unmerged(layer: tuple[Any, Tensor], role: str) -> None:
     module, x = layer
     point = point_of(module, role)
-    adapter, layout = built(point), cast("WeightLayout", point.layout)
+    adapter, layout = built(point), point.layout
     active = adapter(x, module)
     assert not torch.allclose(active, module(x), atol=1e-3)
     weight, bias = adapter.merged(canonical(module.weight.detach(), layout), module.bias)
@@ -142,7 +142,7 @@ def test_gradients(role: str) -> None:
 
 def test_what_it_refuses() -> None:
     assert "embedding" in str(IA3(scale_input="embed.*").accepts(point_of(nn.Embedding(5, 4), "embed.tokens")))
-    sublayer = InjectionPoint("mlp", "m", "output", "0", 4, 4, OutputLayout("n"))
+    sublayer = OutputPoint("mlp", "m", "0", 4, 4, OutputLayout("n"))
     assert "only its output" in str(IA3(scale_input="mlp").accepts(sublayer))
     assert IA3().accepts(sublayer) is None
     grouped = point_of(nn.Conv2d(6, 8, 3, groups=2), "mlp.down", Span(0, 4))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.kernels.weights import call_weight
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind
 
 _MAX_RANK, _MAX_SCALE = 2**12, 1e4
 
@@ -26,7 +26,7 @@ class DenseUpdate(ak.AdditiveModule):
 
     def __init__(self, point: ak.InjectionPoint, dropout: float = 0.0, module_dropout: float = 0.0) -> None:
         super().__init__()
-        self.layout = cast("WeightLayout", point.layout)
+        self.layout = point.layout
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.module_dropout = module_dropout
 
@@ -84,10 +84,9 @@ class DenseConfig(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        layout = point.layout
-        if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
+        if point.cuts_groups:
             return "it acts on whole grouped convolutions"
-        if isinstance(layout, WeightLayout) and layout.access == "read" and (self.dropout or self.module_dropout):
+        if point.is_read and (self.dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
         return super().accepts(point)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.adapter import Base
 from adapterkit.kernels.weights import call_weight
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind, WeightPoint
 
 
 class Difference(ak.AdapterModule):
@@ -19,7 +19,7 @@ class Difference(ak.AdapterModule):
 
     def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__()
-        self.layout = cast("WeightLayout", point.layout)
+        self.layout = point.layout
         self.diff = nn.Parameter(torch.zeros(point.shape))
         self.diff_b = nn.Parameter(torch.zeros(point.out_features)) if self.layout.bias else None
 
@@ -41,10 +41,9 @@ class FullDiff(ak.AdapterConfig):
     targets: str = "attention"
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        layout = point.layout
-        if point.in_span is not None and isinstance(layout, WeightLayout) and layout.bias:
+        if point.in_span is not None and isinstance(point, WeightPoint) and point.layout.bias:
             return "its bias is another point's too"
-        if isinstance(layout, WeightLayout) and layout.groups > 1 and point.span:
+        if point.cuts_groups:
             return "it acts on whole grouped convolutions"
         return super().accepts(point)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.adapter import Base, WeightBase
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind, WeightPoint
 
 _MAX_BLOCK = 2**12
 
@@ -143,9 +143,9 @@ class OFT(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        if not isinstance(point.layout, WeightLayout):
+        if not isinstance(point, WeightPoint):
             return super().accepts(point)
-        if self.side == "input" and (point.layout.groups > 1 or point.layout.form == "embedding"):
+        if self.side == "input" and (point.layout.groups > 1 or point.form == "embedding"):
             return "side='input' needs one input for all rows, with features"
         if self.side == "output" and point.in_span is not None:
             return "it rotates all that a projection gives, and this point has a part of its input; use LoRA"
@@ -164,7 +164,7 @@ class OFT(ak.AdapterConfig):
         """Features that blocks may reach across: of a group."""
         if self.side == "input":
             return point.in_features
-        return point.out_features // (point.layout.groups if isinstance(point.layout, WeightLayout) else 1)
+        return point.out_features // (point.layout.groups if isinstance(point, WeightPoint) else 1)
 
     def build(self, point: ak.InjectionPoint) -> RotationModule:
         inputs = self.side == "input"

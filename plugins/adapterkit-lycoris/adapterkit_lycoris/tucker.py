@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.kernels import low_rank
-from adapterkit.points import WeightLayout
+from adapterkit.points import WeightPoint
 from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of
 
 
@@ -47,9 +46,8 @@ class Tucker(DenseConfig):
     targets: str = "res.{conv1,conv2}"
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        if point.kind == "weight" and not kernel_of(point):
-            form = cast("WeightLayout", point.layout).form
-            return f"Tucker decomposes a convolution's kernel, and this is a {form} without one; use LoRA"
+        if isinstance(point, WeightPoint) and not kernel_of(point):
+            return f"Tucker decomposes a convolution's kernel, and this is a {point.form} without one; use LoRA"
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> TuckerModule:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.errors import ShapeMismatchError
 from adapterkit.kernels import low_rank
-from adapterkit.points import Kind, WeightLayout
+from adapterkit.points import Kind
 
 _MAX_RANK, _MAX_SEED, _MAX_START = 2**14, 2**63 - 1, 1e4
 
@@ -60,7 +60,7 @@ class VeRAModule(ak.AdditiveModule):
 
     def __init__(self, point: ak.InjectionPoint, rank: int, d_initial: float, dropout: float) -> None:
         super().__init__()
-        self.shape, self.layout = point.shape, cast("WeightLayout", point.layout)
+        self.shape, self.layout = point.shape, point.layout
         self.d = nn.Parameter(torch.full((rank,), d_initial))
         self.b = nn.Parameter(torch.zeros(point.out_features))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -116,14 +116,12 @@ class VeRA(ak.AdapterConfig):
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
-        layout = point.layout
-        if isinstance(layout, WeightLayout):
-            if layout.form == "embedding":
-                return "VeRA projects features, and an embedding takes indices; use LoRA"
-            if layout.groups > 1 and point.span:
-                return "VeRA acts on whole grouped convolutions"
-            if layout.access == "read" and self.dropout:
-                return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
+        if point.form == "embedding":
+            return "VeRA projects features, and an embedding takes indices; use LoRA"
+        if point.cuts_groups:
+            return "VeRA acts on whole grouped convolutions"
+        if point.is_read and self.dropout:
+            return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> VeRAModule:
