@@ -142,10 +142,10 @@ def test_a_file_without_it_or_with_more_is_refused(adapters: ak.Adapters) -> Non
         errors.ShapeMismatchError: {**shared, "rows": torch.zeros(3, dtype=torch.float64)},
     }
     for error, state in wrong.items():
-        broken = Checkpoint("bank", checkpoint.config, {**tensors, "shared": state})
+        broken = Checkpoint.of("bank", checkpoint.config, {**tensors, "shared": state})
         with pytest.raises(error, match="shared/"):
             adapters.install("bank", broken)
-    lora = Checkpoint("lora", ak.LoRA(targets="attn.q").to_dict(), {"shared": shared})
+    lora = Checkpoint.of("lora", ak.LoRA(targets="attn.q").to_dict(), {"shared": shared})
     with pytest.raises(errors.CheckpointError):
         adapters.install("lora", lora)
     assert not len(adapters)

@@ -12,6 +12,7 @@ import pytest
 
 from adapterkit import adapter, backend, checkpoint, hookspecs, specs, testing
 from adapterkit.adapters import lora
+from adapterkit.formats import source
 from adapterkit.kernels import weights
 from adapterkit.mapping import entries, family
 from adapterkit.plugins import builtin
@@ -30,7 +31,7 @@ adapterkit package Class True False None lora type entrypoint plugin module attr
 _
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
-sample loop mine __len__ __getitem__ ConfigError block positions
+sample loop mine load save __len__ __getitem__ ConfigError block positions
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 
@@ -59,7 +60,17 @@ EXPECTED = {
     "backend": members(backend.Backend) | {"Backend", "Lengthening"},
     "seam": members(backend.AttentionSeam) | {"AttentionSeam", "extension_of", "extend"},
     "entries": {cls.__name__ for cls in entries.Entry.__args__} | {"Group", "resolve"},
-    "format": members(checkpoint.Format) | {f.name for f in dataclasses.fields(checkpoint.Checkpoint)},
+    "format": {
+        name
+        for cls in (checkpoint.Format, checkpoint.Checkpoint, checkpoint.Part)
+        for name in (cls.__name__, *members(cls))
+    },
+    "source": {"Source", "single"} | members(source.Source),
+    "options": {
+        name
+        for cls in (checkpoint.ReadOptions, checkpoint.WriteOptions, checkpoint.ReadReport, checkpoint.WriteReport)
+        for name in (cls.__name__, *members(cls))
+    },
     "task": members(task.Task) | {*task.__all__} | {"config", "options", "load_run", "train"},
     "setting": {f.name for f in dataclasses.fields(task.Setting)} | members(task.Setting) | members(task.Draw),
     "lora": {name for name, _ in lora.LoRA(rank=1).build(POINT).named_parameters()} | {"ranks", "alphas"},
@@ -89,7 +100,7 @@ def test_spec_fields_are_those_that_are_told() -> None:
 def test_nothing_is_told_that_is_not_there() -> None:
     known = {name for names in EXPECTED.values() for name in names}
     modules = (adapter, backend, builtin, checkpoint, entries, family, points, specs, testing, weights)
-    modules += (order, run, task)
+    modules += (order, run, task, source)
     known |= {name for module in modules for name in vars(module)} | {*task.RunConfig.model_fields}
     known |= {name for module in modules for name in module.__name__.split(".")}
     everything = [value for module in modules for value in vars(module).values()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from adapterkit.checkpoint import Checkpoint
+    from adapterkit.checkpoint import Checkpoint, ReadReport
 
 
 @click.command("inspect")
@@ -21,8 +21,8 @@ def command(file: Path, as_json: bool) -> None:
     from adapterkit.cli.messages import plain_warnings
 
     click.get_current_context().with_resource(plain_warnings())
-    format_name, checkpoints = read_adapters(file)
-    described = {name: _describe(checkpoint, format_name, file) for name, checkpoint in checkpoints.items()}
+    report, checkpoints = read_adapters(file)
+    described = {name: _describe(checkpoint, report, file) for name, checkpoint in checkpoints.items()}
     if as_json:
         click.echo(json.dumps(described.get("", described), indent=2))
         return
@@ -31,49 +31,65 @@ def command(file: Path, as_json: bool) -> None:
         _print(one)
 
 
-def read_adapter(file: Path) -> tuple[str, Checkpoint]:
-    """The name of the file's format, and the one adapter in it.
+def read_adapter(file: Path) -> Checkpoint:
+    """The one adapter in a file or folder.
 
     Raises:
         CheckpointError: No format reads it, or it holds several.
     """
-    from adapterkit.errors import UnsupportedFileError
+    from adapterkit.formats.registry import only
 
-    name, found = read_adapters(file)
-    if len(found) != 1:
-        raise UnsupportedFileError(f"holds several adapters ({', '.join(found)}); Adapters.load_all() reads them", file)
-    return name, next(iter(found.values()))
+    return only(read_adapters(file)[1], file)
 
 
-def read_adapters(file: Path) -> tuple[str, dict[str, Checkpoint]]:
-    """The name of the file's format, and the adapters in it by name; "" where there is one without a name.
+def read_adapters(file: Path) -> tuple[ReadReport, dict[str, Checkpoint]]:
+    """What the format of a file or folder says of it, and the adapters by name; "" where there is one without a name.
 
     Raises:
         CheckpointError: No format reads it.
     """
     from adapterkit.formats.registry import find_format
+    from adapterkit.formats.source import Source
     from adapterkit.points import Points
 
-    reader = find_format(file)
-    return reader.spec.name, reader.read_many(file, Points([]))
+    source = Source.of(file)
+    reader = find_format(source)
+    found, report = reader.read(source, Points([]), reader.reading(strict=False))
+    return report, found
 
 
-def _describe(checkpoint: Checkpoint, format_name: str, file: Path) -> dict[str, Any]:
+def _describe(checkpoint: Checkpoint, report: ReadReport, file: Path) -> dict[str, Any]:
+    tensors = [t for part in checkpoint.parts for own in part.tensors.values() for t in own.values()]
     return {
         "file": str(file),
-        "bytes": file.stat().st_size,
-        "format": format_name,
-        "type": checkpoint.type,
-        "provided by": f"{checkpoint.distribution} {checkpoint.version}".strip(),
-        "config": dict(checkpoint.config),
+        "bytes": _size(file),
+        "format": report.format,
+        "written by": f"{report.tool} {report.version}".strip(),
+        "type": " + ".join(part.type for part in checkpoint.parts),
+        "provided by": ", ".join(dict.fromkeys(f"{p.distribution} {p.version}".strip() for p in checkpoint.parts)),
+        "config": _config(checkpoint),
         "base": {name: dict(made_for) for name, made_for in checkpoint.base.items()},
+        "made for": report.base,
         "backends": dict(checkpoint.backends),
         "metadata": dict(checkpoint.metadata),
-        "points": len(checkpoint.tensors),
-        "parameters": sum(t.numel() for tensors in checkpoint.tensors.values() for t in tensors.values()),
-        "dtypes": sorted({_dtype(t) for tensors in checkpoint.tensors.values() for t in tensors.values()}),
+        "points": len({key for part in checkpoint.parts for key in part.tensors}),
+        "parameters": sum(t.numel() for t in tensors),
+        "dtypes": sorted({_dtype(t) for t in tensors}),
+        "unknown keys": list(report.left_over),
+        "notes": list(report.notes),
         "roles": _roles(checkpoint),
     }
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(f.stat().st_size for f in file.iterdir() if f.is_file()) if file.is_dir() else file.stat().st_size
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config; of an adapter of several types, type -> config."""
+    configs = [dict(part.config) for part in checkpoint.parts]
+    return configs[0] if len(configs) == 1 else {p.type: one for p, one in zip(checkpoint.parts, configs, strict=True)}
 
 
 def _dtype(tensor: Any) -> str:
@@ -83,7 +99,7 @@ def _dtype(tensor: Any) -> str:
 def _roles(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """One entry for each role of each component; points whose tensors have the same shapes are counted together."""
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for key, tensors in checkpoint.tensors.items():
+    for key, tensors in (item for part in checkpoint.parts for item in part.tensors.items()):
         role, _, place = key.partition("@")
         shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape)) or 'scalar'}" for name, t in sorted(tensors.items()))
         groups[place.partition(".")[0], role, shapes].append(sum(t.numel() for t in tensors.values()))

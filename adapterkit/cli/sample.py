@@ -66,8 +66,8 @@ def _filler(file: Path) -> dict[str, Any]:
     """The keys that a run must have and generating does not need."""
     from adapterkit.cli.inspect import read_adapter
 
-    _, checkpoint = read_adapter(file)
-    section = {"type": checkpoint.type, **checkpoint.config}
+    part = read_adapter(file).parts[0]
+    section = {"type": part.type, **part.config}
     return {"task": "diffusion", "data": "none", "output": "none", "adapter": section}
 
 

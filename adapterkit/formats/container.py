@@ -6,14 +6,14 @@ offsets, and `__metadata__`: strings), and the tensors' bytes without gaps.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 
 from adapterkit.errors import CorruptFileError, UnsupportedFileError
@@ -23,7 +23,9 @@ from adapterkit.formats.strict_json import StrictJSONError
 
 HEADER_LIMIT = 16 << 20
 TENSOR_LIMIT = 1 << 15
-"""Checking a header with this many entries takes less than a second and about 45 MB."""
+"""Bytes of a header and tensors that need hold nothing: checking so many takes less than a second and about 45 MB.
+What holds more may have more of both, in proportion to the bytes of its tensors."""
+_HEADER_MOST = 100_000_000  # the safetensors library reads no longer ones
 DIMENSION_LIMIT = 16
 _LENGTH = 8
 
@@ -33,6 +35,12 @@ _BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+_TORCH = "bool uint8 int8 float8_e5m2 float8_e4m3fn float8_e8m0fnu uint16 int16 float16 bfloat16 uint32 int32 float32"
+_DTYPES: dict[str, Any] = {
+    name: getattr(torch, own, None)
+    for name, own in zip(_BITS, f"{_TORCH} uint64 int64 float64 complex64".split(), strict=True)
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype is not None}
 
 _PICKLE = (
     "a pickle, which can run code when it is opened; adapterkit never opens one. Convert it where you trust it: "
@@ -49,67 +57,132 @@ _FOREIGN = (
 
 
 @dataclass(frozen=True)
-class Container:
-    """A file's tensors by name, and the strings of its `__metadata__`."""
+class Entry:
+    """What the header says of one tensor: its dtype, its shape, and where its bytes lie in the data."""
 
-    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's tensors by name, in the order of their bytes, the strings of its `__metadata__`, and its own bytes."""
+
+    entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    text: bytes
 
 
-def read(path: Path) -> Container:
-    """The whole file, read once into memory, so that nothing that happens to it later matters.
+def read_header(path: Path) -> Header:
+    """The header, every entry checked against the size of the file.
 
     Raises:
         NotRegularFileError, UnsupportedFileError, CorruptFileError, CheckpointError: See `open_plain` and this module.
     """
     with open_plain(path) as (file, size):
-        length, header = _read_header(path, file, size)
-        metadata = _check_header(path, header, size - _LENGTH - len(header))
-        data = b"".join((length, header, file.read()))
-    try:
-        return Container(safetensors.torch.load(data), metadata)
-    except (SafetensorError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise CorruptFileError(f"is damaged: {error}", path) from error
+        text = _read_text(path, file, size)
+    entries = _parse(path, text)
+    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    return Header(_checked_entries(path, entries, size - len(text)), metadata, text)
 
 
-def read_metadata(path: Path) -> Mapping[str, str]:
-    """`__metadata__` alone; the tensors' bytes are neither read nor checked."""
-    with open_plain(path) as (file, size):
-        _, header = _read_header(path, file, size)
-    return _metadata(path, _parse(path, header))
+def read_tensors(path: Path, header: Header, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of these names, or all, each in memory of its own, so that nothing that happens to the file matters.
+
+    Raises:
+        CorruptFileError: The file is another by now than that whose header was read.
+        NotRegularFileError, UnsupportedFileError, CheckpointError: See `open_plain`.
+    """
+    found: dict[str, Tensor] = {}
+    with open_plain(path) as (file, _):
+        if file.read(len(header.text)) != header.text:
+            raise CorruptFileError("was replaced while it was read; read it again", path)
+        for name, entry in header.entries.items():
+            if names is None or name in names:
+                file.seek(len(header.text) + entry.start)
+                found[name] = _read_tensor(path, file, name, entry)
+    return found
+
+
+def _read_tensor(path: Path, file: BinaryIO, name: str, entry: Entry) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    size = entry.stop - entry.start
+    if size and file.readinto(_bytes(tensor)) != size:  # type: ignore[attr-defined]
+        raise CorruptFileError("was cut short while it was read", path, name)
+    return tensor
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes the file atomically. With one entry of metadata equal arguments give equal bytes (more have no order).
+    """Writes the file atomically. Equal arguments give equal bytes, those of the safetensors library where it has any.
 
     Raises:
-        UnsupportedFileError: There is more than `read` would accept.
+        UnsupportedFileError: There is more than would be read back, or a dtype that the layout does not know.
         NotRegularFileError, CheckpointError: See `write_atomically`.
     """
-    data = safetensors.torch.save(dict(tensors), dict(metadata))
-    header = int.from_bytes(data[:_LENGTH], "little")
-    if header > HEADER_LIMIT or len(tensors) > TENSOR_LIMIT or len(data) > SIZE_LIMIT:
-        message = f"{len(data):,} bytes, {header:,} of them header, and {len(tensors):,} tensors would not be read back"
+    dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    if strange := [name for name, tensor in dense.items() if tensor.dtype not in _NAMES]:
+        raise UnsupportedFileError(f"{dense[strange[0]].dtype} cannot be written", path, strange[0])
+    order = sorted(dense, key=lambda name: (-_BITS[_NAMES[dense[name].dtype]], name))
+    text, size = _header_text(path, {name: dense[name] for name in order}, metadata)
+    header = len(text) - _LENGTH
+    if header > _header_limit(size) or len(order) > _tensor_limit(size) or len(text) + size > SIZE_LIMIT:
+        message = f"{size:,} bytes in {len(order):,} tensors, and {header:,} of header, would not be read back"
         raise UnsupportedFileError(message, path)
-    write_atomically(path, data)
+    write_atomically(path, text, *(memoryview(_bytes(dense[name])) for name in order))
 
 
-def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[bytes, bytes]:
-    """The header's length as it stands in the file, and the header."""
+def _header_text(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The header with its length in front, and the number of bytes that follow."""
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+    try:
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UnsupportedFileError(f"a name or the metadata cannot be written: {error}", path) from error
+    text += b" " * (-len(text) % _LENGTH)
+    return len(text).to_bytes(_LENGTH, "little") + text, end
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """A tensor's memory, as an array of bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _header_limit(data: int) -> int:
+    """Bytes that the header may have in front of so many bytes of tensors: what is checked grows with what is held."""
+    return min(HEADER_LIMIT + 4 * data, _HEADER_MOST)
+
+
+def _tensor_limit(data: int) -> int:
+    """Tensors that so many bytes may hold."""
+    return TENSOR_LIMIT + data // 16
+
+
+def _read_text(path: Path, file: BinaryIO, size: int) -> bytes:
+    """The header with its length in front, as they stand in the file."""
     start = file.read(_LENGTH)
     length = int.from_bytes(start, "little")
-    if len(start) < _LENGTH or length > size - _LENGTH:
+    data = size - _LENGTH - length
+    if len(start) < _LENGTH or data < 0:
         raise _foreign(path, start) or CorruptFileError(
             f"is cut short or no safetensors file: {size:,} bytes, of which {length:,} would be the header", path
         )
-    if length > HEADER_LIMIT:
-        raise UnsupportedFileError(f"has a header of {length:,} bytes; the limit is {HEADER_LIMIT:,}", path)
+    if length > _header_limit(data):
+        message = (
+            f"has a header of {length:,} bytes; the limit is {_header_limit(data):,} for {data:,} bytes of tensors"
+        )
+        raise UnsupportedFileError(message, path)
     header = file.read(length)
     if len(header) < length or not header.startswith(b"{"):
         raise _foreign(path, start) or CorruptFileError("is no safetensors file, or is damaged: no header", path)
-    if header.count(b'"data_offsets"') > TENSOR_LIMIT:  # counted first: parsing takes far more memory than the text
-        raise UnsupportedFileError(f"holds more than {TENSOR_LIMIT:,} tensors", path)
-    return start, header
+    if header.count(b'"data_offsets"') > _tensor_limit(data):  # counted first: parsing takes far more memory
+        raise UnsupportedFileError(f"holds more than {_tensor_limit(data):,} tensors in {data:,} bytes", path)
+    return start + header
 
 
 def _foreign(path: Path, start: bytes) -> UnsupportedFileError | None:
@@ -120,37 +193,34 @@ def _foreign(path: Path, start: bytes) -> UnsupportedFileError | None:
     return UnsupportedFileError(f"is {name}", path) if name else None
 
 
-def _check_header(path: Path, header: bytes, size: int) -> Mapping[str, str]:
-    """Checks every entry against the size of the data, and returns the metadata."""
-    entries = _parse(path, header)
-    metadata = _metadata(path, entries)
-    ranges = sorted(_check_entry(path, name, entry) for name, entry in entries.items() if name != "__metadata__")
+def _checked_entries(path: Path, entries: Mapping[str, Any], size: int) -> dict[str, Entry]:
+    """What the header says of each tensor, in the order of their bytes, which must fill the data without gaps."""
+    found = {name: _entry(path, name, entry) for name, entry in entries.items()}
+    ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].stop, item[0]))
     end = 0
-    for start, stop, name in ranges:
-        if start != end:
-            raise CorruptFileError(f"is damaged: its bytes start at {start}, expected {end}", path, name)
-        end = stop
+    for name, entry in ordered:
+        if entry.start != end:
+            raise CorruptFileError(f"is damaged: its bytes start at {entry.start}, expected {end}", path, name[:200])
+        end = entry.stop
     if end != size:
         raise CorruptFileError(f"is cut short or damaged: {size:,} bytes of tensors, expected {end:,}", path)
-    return metadata
+    return dict(ordered)
 
 
-def _parse(path: Path, header: bytes) -> dict[str, Any]:
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        return strict_json.loads(header)  # starts with a brace, so it is an object
+        return strict_json.loads(text[_LENGTH:])  # starts with a brace, so it is an object
     except StrictJSONError as error:
         raise CorruptFileError(f"is damaged: its header is {error}", path) from error
 
 
-def _metadata(path: Path, entries: Mapping[str, Any]) -> Mapping[str, str]:
-    metadata = entries.get("__metadata__", {})
+def _metadata(path: Path, metadata: object) -> Mapping[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CorruptFileError("is damaged: must map names to strings", path, "__metadata__")
     return metadata
 
 
-def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
-    """Start and end of the tensor's bytes, and its name."""
+def _entry(path: Path, name: str, entry: Any) -> Entry:
     name = name if len(name) <= 200 else f"{name[:200]}..."
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CorruptFileError("is damaged: expected dtype, shape and data_offsets", path, name)
@@ -164,7 +234,9 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
     size, expected = offsets[1] - offsets[0], math.prod(shape) * _BITS[dtype] // 8
     if size != expected:
         raise CorruptFileError(f"is damaged: {size} bytes, but {dtype} {shape} takes {expected}", path, name)
-    return offsets[0], offsets[1], name
+    if _DTYPES.get(dtype) is None:
+        raise UnsupportedFileError(f"has the dtype {dtype}, which this torch does not have", path, name)
+    return Entry(_DTYPES[dtype], tuple(shape), *offsets)
 
 
 def _sizes(values: Any) -> bool:

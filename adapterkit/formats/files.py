@@ -59,8 +59,10 @@ def open_plain(path: Path, limit: int = SIZE_LIMIT) -> Iterator[tuple[BinaryIO, 
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces the file, or leaves it untouched. The mode is 0666 without the umask's bits; a link is replaced.
+def write_atomically(path: Path, *data: bytes | memoryview) -> None:
+    """Replaces the file by these bytes, one after another, or leaves it untouched.
+
+    The mode is 0666 without the umask's bits; a link is replaced.
 
     Raises:
         NotRegularFileError: The path is a folder, pipe or device.
@@ -70,7 +72,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         _remove_stale(path)
         with _temporary(path) as (temporary, descriptor):
-            _write_all(descriptor, data)
+            for piece in data:
+                _write_all(descriptor, piece)
             os.fsync(descriptor)
             temporary.replace(path)
         _sync_folder(path.parent)
@@ -183,7 +186,7 @@ def _remove_stale(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -1,81 +1,61 @@
 """The native format: one safetensors file that says what it is and proves that it is whole.
 
-Tensors are keyed `<point id>/<parameter>`. `__metadata__` has one entry, `adapterkit`: JSON with the
-parts of `_SCHEMA`; of a file with several adapters, file version 2, `adapters` maps names to such parts, and keys are
-`<name>/<point id>/<parameter>`. Its `tensors` is the index, point id -> parameter -> checksum of the bytes, so that a
+Tensors are keyed `<point id>/<parameter>`. `__metadata__` has one entry, `adapterkit`: JSON with the fields of a
+`Checkpoint` and its one part. Its `tensors` is the index, point id -> parameter -> checksum of the bytes, so that a
 tensor that is missing, strange or differs by one bit is named. What no checksum covers, the rest of the header, is
-validated.
-Equal adapters give equal bytes.
+validated. Equal adapters give equal bytes.
+
+Of a file with several adapters, file version 2, `adapters` maps names to such headers, and keys are
+`<name>/<point id>/<parameter>`. File version 3 says all: `adapters` maps names, or "" for the one without, to what an
+adapter's types have in common and to `parts`, one for each type with its `settings`; keys are
+`<name>/<place>/<point id>/<parameter>`, without the first where there is no name. A file is of the lowest version that
+can say it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-import adapterkit
-from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.checkpoint import Checkpoint, Format, Part, ReadOptions, ReadReport, WriteOptions
 from adapterkit.errors import (
-    AdapterKitError,
     CorruptFileError,
     DtypeMismatchError,
-    InvalidHeaderError,
     MissingKeysError,
     NonFiniteError,
     UnexpectedKeysError,
-    UnsupportedFileError,
     did_you_mean,
 )
-from adapterkit.formats import container, strict_json
-from adapterkit.formats.strict_json import StrictJSONError
+from adapterkit.formats import container, native_header
+from adapterkit.formats.native_header import ENTRY, KEY_LIMIT, AdapterHeader, Header, Index
+from adapterkit.formats.source import Source
 from adapterkit.points import Points
 
 _log = logging.getLogger(__name__)
 
-FILE_VERSION, BUNDLE_VERSION = 1, 2
-KEY_LIMIT = 1000
-CONFIG_LIMIT = 1 << 16
-_ENTRY = "adapterkit"
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # For buffers, such as a batch norm's count. Whether one stands where a weight should is known to whoever installs it.
 _OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-_SCHEMA: dict[str, type] = {
-    "adapterkit": str,
-    "backends": dict,
-    "base": dict,
-    "config": dict,
-    "distribution": str,
-    "file_version": int,
-    "metadata": dict,
-    "tensors": dict,
-    "type": str,
-    "version": str,
-}
 
 
 class NativeFormat(Format):
     """Keeps everything that a `Checkpoint` holds, bit for bit."""
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the file is a safetensors file with an adapterkit header, of whatever version."""
-        try:
-            return _ENTRY in container.read_metadata(path)
-        except (AdapterKitError, MemoryError):  # `read` says what is wrong
-            return False
+    def recognises(self, source: Source) -> bool:
+        """Whether there is an adapterkit header, of whatever version."""
+        return ENTRY in source.metadata
 
-    def diagnose(self, path: Path) -> None:
-        """See `Format.diagnose`: what is not a plain file, a pickle, or a container cut short."""
-        container.read_metadata(path)
+    def diagnose(self, source: Source) -> None:
+        """What is not a plain file, a pickle, or a container cut short."""
+        assert source.entries is not None
 
-    def read(self, path: Path, points: Points) -> Checkpoint:
-        """The adapter in the file, checked against itself; `points` serve for suggestions only.
+    def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[dict[str, Checkpoint], ReadReport]:
+        """The adapters in the file, checked against its index; `points` serve for suggestions only.
 
         Raises:
             NotRegularFileError: Not a plain file.
@@ -85,29 +65,20 @@ class NativeFormat(Format):
             MissingKeysError, UnexpectedKeysError: The tensors are not those of the index.
             DtypeMismatchError, NonFiniteError: A tensor cannot be an adapter's weight.
         """
-        contents = container.read(path)
-        return _checked(path, _parse_header(path, contents.metadata), contents.tensors, points)
+        where = source.where
+        header = native_header.parse(where, source.metadata)
+        checksums = _checksums(where, header)
+        _check_keys(where, source.entries, checksums, [*_points_of(header), *points.ids])
+        for key, entry in source.entries.items():
+            _check_dtype(where, key, entry.dtype)
+        tensors = source.tensors()
+        for key, checksum in checksums.items():
+            _check_tensor(where, key, tensors[key], checksum)
+        found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
+        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release)
 
-    def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
-        """See `Format.read_many`; errors as for `read`."""
-        contents = container.read(path)
-        header = _header(path, contents.metadata)
-        if header.get("file_version") != BUNDLE_VERSION:
-            return {"": self.read(path, points)}
-        found: dict[str, Checkpoint] = {}
-        own: dict[str, dict[str, Tensor]] = {name: {} for name in _bundled(path, header)}
-        for key, tensor in contents.tensors.items():
-            name, _, inner = key.partition("/")
-            if name not in own:
-                raise UnexpectedKeysError("belongs to none of the file's adapters", path, key[:200])
-            own[name][inner] = tensor
-        for name, part in header["adapters"].items():
-            _check_schema(path, part)
-            found[name] = _checked(path, part, own[name], points)
-        return found
-
-    def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
-        """Writes the adapter atomically. NaN and infinity are written, so that no work is lost, but not read back.
+    def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
+        """Writes them atomically. NaN and infinity are written, so that no work is lost, but not read back.
 
         Raises:
             InvalidHeaderError: A part of the header is no JSON value, or a point's or parameter's name cannot be a key.
@@ -115,172 +86,84 @@ class NativeFormat(Format):
             NotRegularFileError: The path is a folder or a device.
             CheckpointError: The file cannot be written.
         """
-        tensors = _writable(path, checkpoint)
-        text = _dumped(path, _make_header(checkpoint))
-        _parse_header(path, {_ENTRY: text})
-        container.write(path, tensors, {_ENTRY: text})
-
-    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
-        """See `Format.write_many`; errors as for `write`."""
-        tensors = {f"{name}/{key}": t for name, one in checkpoints.items() for key, t in _writable(path, one).items()}
-        parts = {name: _make_header(one) for name, one in checkpoints.items()}
-        for part in parts.values():
-            _check_schema(path, json.loads(_dumped(path, part)))
-        whole = {"adapterkit": adapterkit.__version__, "adapters": parts, "file_version": BUNDLE_VERSION}
-        container.write(path, tensors, {_ENTRY: _dumped(path, whole)})
+        version = native_header.version_of(checkpoints)
+        tensors: dict[str, Tensor] = {}
+        index: dict[tuple[str, int], Index] = {}
+        for name, checkpoint in checkpoints.items():
+            for place, part in enumerate(checkpoint.parts):
+                own = _writable(target, part, options)
+                prefix = native_header.prefix_of(version, name, place)
+                tensors |= {prefix + native_header.key_of(target, *key): tensor for key, tensor in own.items()}
+                index[name, place] = _index(part, own)
+        text = native_header.make(target, checkpoints, index)
+        container.write(target, tensors, {ENTRY: text})
 
 
-def _checked(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], points: Points) -> Checkpoint:
-    """One adapter's tensors, checked against the index in its header."""
-    index = {_key(path, i, name): digest for i, own in header["tensors"].items() for name, digest in own.items()}
-    _check_keys(path, tensors, index, [*header["tensors"], *points.ids])
-    found: dict[str, dict[str, Tensor]] = {point: {} for point in header["tensors"]}
-    for key, checksum in index.items():  # the index has an order, the container has none
-        _check_tensor(path, key, tensors[key], checksum)
-        point, _, name = key.partition("/")
-        found[point][name] = tensors[key]
-    kept = ("type", "config", "distribution", "version", "base", "backends", "metadata")
-    return Checkpoint(tensors=found, **{name: header[name] for name in kept})
+def _checksums(where: object, header: Header) -> dict[str, str]:
+    """Key -> checksum of every tensor, in the order of the index: it has one, the container has none."""
+    parts = [part for one in header.adapters.values() for part in one.parts]
+    return {key: part.index[point][name] for part in parts for point, name, key in part.keys(where)}
 
 
-def _writable(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Key -> a copy of every tensor."""
-    tensors = {_key(path, i, name): t for i, own in checkpoint.tensors.items() for name, t in own.items()}
-    for key, tensor in tensors.items():
-        _check_dtype(path, key, tensor)
-        if not torch.isfinite(tensor).all():
-            _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", path, key)
-    return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
+def _points_of(header: Header) -> list[str]:
+    return [point for one in header.adapters.values() for part in one.parts for point in part.index]
 
 
-def _dumped(path: Path, header: Mapping[str, Any]) -> str:
-    try:
-        return strict_json.dumps(header)
-    except StrictJSONError as error:
-        raise InvalidHeaderError(f"cannot be saved: {error}", path, _ENTRY) from error
+def _checkpoint(where: object, header: AdapterHeader, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    parts: list[Part] = []
+    for part in header.parts:
+        own: dict[str, dict[str, Tensor]] = {point: {} for point in part.index}
+        for point, name, key in part.keys(where):
+            own[point][name] = tensors[key]
+        parts.append(Part(tensors=own, **part.values))
+    return Checkpoint(parts, **header.common)
 
 
-def _bundled(path: Path, header: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Name -> header of every adapter in a file of several."""
-    if set(header) != {"adapterkit", "adapters", "file_version"} or not isinstance(header["adapters"], dict):
-        raise InvalidHeaderError("must have adapterkit, adapters and file_version", path, _ENTRY)
-    for name, part in header["adapters"].items():
-        if not isinstance(part, dict) or "/" in name:
-            raise InvalidHeaderError(f"must be an object, not {str(part)[:80]!r}", path, f"adapters.{name[:200]}")
-    return header["adapters"]
+def _writable(target: Path, part: Part, options: WriteOptions) -> dict[tuple[str, str], Tensor]:
+    """(Point, parameter) -> each tensor as it is written."""
+    tensors: dict[tuple[str, str], Tensor] = {}
+    for point, own in part.tensors.items():
+        for name, tensor in own.items():
+            key = native_header.key_of(target, point, name)
+            tensors[point, name] = tensor = options.cast(tensor)
+            _check_dtype(target, key, tensor.dtype)
+            if not torch.isfinite(tensor).all():
+                _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", target, key)
+    return tensors
 
 
-def _make_header(checkpoint: Checkpoint) -> dict[str, Any]:
+def _index(part: Part, tensors: Mapping[tuple[str, str], Tensor]) -> Index:
     return {
-        "adapterkit": adapterkit.__version__,
-        "backends": dict(checkpoint.backends),
-        "base": {component: dict(fingerprint) for component, fingerprint in checkpoint.base.items()},
-        "config": dict(checkpoint.config),
-        "distribution": checkpoint.distribution,
-        "file_version": FILE_VERSION,
-        "metadata": dict(checkpoint.metadata),
-        "tensors": {
-            i: {n: _checksum(t) for n, t in sorted(own.items())} for i, own in sorted(checkpoint.tensors.items())
-        },
-        "type": checkpoint.type,
-        "version": checkpoint.version,
+        point: {name: _checksum(tensors[point, name]) for name in sorted(own)}
+        for point, own in sorted(part.tensors.items())
     }
 
 
-def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header of a file with one adapter, each of its parts of the right type."""
-    header = _header(path, metadata)
-    if header.get("file_version") == BUNDLE_VERSION and "adapters" in header:
-        names = ", ".join(_bundled(path, header))
-        raise UnsupportedFileError(f"holds several adapters ({names[:200]}); Adapters.load_all() reads them", path)
-    _check_version(path, header)
-    _check_schema(path, header)
-    return header
-
-
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if _ENTRY not in metadata:
-        hint = "expected the entry 'adapterkit' in its metadata; name another format with format="
-        raise UnsupportedFileError(f"is a safetensors file, but not of adapterkit's native format: {hint}", path)
-    try:
-        header = strict_json.loads(metadata[_ENTRY])
-    except StrictJSONError as error:
-        raise InvalidHeaderError(f"is {error}", path, _ENTRY) from error
-    if not isinstance(header, dict):
-        raise InvalidHeaderError(f"must be an object, not {str(header)[:80]!r}", path, _ENTRY)
-    return header
-
-
-def _check_version(path: Path, header: Mapping[str, Any]) -> None:
-    version = header.get("file_version")
-    if type(version) is not int or version < 1:
-        raise InvalidHeaderError(f"must be a whole number from 1, not {version!r}", path, "file_version")
-    if version != FILE_VERSION:
-        writer = str(header.get("adapterkit", "an unknown release"))[:40]
-        message = f"is of file version {version}, written by adapterkit {writer}"
-        hint = f"this release, {adapterkit.__version__}, reads version {FILE_VERSION}: pip install -U adapterkit"
-        raise UnsupportedFileError(f"{message}; {hint}", path)
-
-
-def _check_schema(path: Path, header: Mapping[str, Any]) -> None:
-    if missing := sorted(set(_SCHEMA) - set(header)):
-        raise InvalidHeaderError("is missing from the header", path, missing[0])
-    if unknown := sorted(set(header) - set(_SCHEMA)):
-        raise InvalidHeaderError(f"is unknown.{did_you_mean(unknown[0], _SCHEMA)}", path, unknown[0][:200])
-    for name, expected in _SCHEMA.items():
-        if type(header[name]) is not expected:
-            raise InvalidHeaderError(f"must be {expected.__name__}, not {str(header[name])[:80]!r}", path, name)
-    if not header["type"]:
-        raise InvalidHeaderError("must be the name of an adapter type, not ''", path, "type")
-    if len(strict_json.dumps(header["config"])) > CONFIG_LIMIT:
-        raise InvalidHeaderError(f"is longer than {CONFIG_LIMIT:,} bytes", path, "config")
-    for name, expected in (("metadata", str), ("backends", str), ("base", dict), ("tensors", dict)):
-        _check_values(path, name, header[name], expected)
-    for point, own in header["tensors"].items():
-        _check_values(path, f"tensors.{point[:200]}", own, str)
-
-
-def _check_values(path: Path, name: str, values: Mapping[str, Any], expected: type) -> None:
-    for key, value in values.items():
-        if type(value) is not expected:
-            message = f"must be {expected.__name__}, not {str(value)[:80]!r}"
-            raise InvalidHeaderError(message, path, f"{name}.{key[:200]}")
-
-
-def _check_keys(path: Path, tensors: Iterable[str], index: Iterable[str], points: Iterable[str]) -> None:
+def _check_keys(where: object, tensors: Iterable[str], index: Iterable[str], points: Iterable[str]) -> None:
     present, expected = set(tensors), set(index)
     if extra := sorted(present - expected):
         missing = sorted(expected - present)
         wrong = extra[0][:KEY_LIMIT]
         hint = did_you_mean(wrong, missing or expected) or did_you_mean(wrong.partition("/")[0], points)
         message = f"is not in the file's index, which has {len(expected):,} tensors; {len(extra):,} such keys.{hint}"
-        raise UnexpectedKeysError(message, path, extra[0][:200])
+        raise UnexpectedKeysError(message, where, extra[0][:200])
     if missing := sorted(expected - present):
         message = f"is missing, and {len(missing) - 1:,} more of the {len(expected):,} tensors of the file's index"
-        raise MissingKeysError(message, path, missing[0])
+        raise MissingKeysError(message, where, missing[0])
 
 
-def _key(path: Path, point: str, parameter: str) -> str:
-    key = f"{point}/{parameter}"
-    if not point or not parameter or "/" in point or len(key) > KEY_LIMIT or not key.isprintable():
-        message = "cannot be a key: expected <point id>/<parameter> in printable characters"
-        raise InvalidHeaderError(message, path, key[:200])
-    return key
+def _check_dtype(where: object, key: str, dtype: torch.dtype) -> None:
+    if dtype not in _WEIGHTS + _OTHERS:
+        names = ", ".join(str(known).removeprefix("torch.") for known in _WEIGHTS)
+        raise DtypeMismatchError(f"{dtype} cannot hold an adapter's weights; expected {names}", where, key)
 
 
-def _check_dtype(path: Path, key: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _WEIGHTS + _OTHERS:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHTS)
-        raise DtypeMismatchError(f"{tensor.dtype} cannot hold an adapter's weights; expected {names}", path, key)
-
-
-def _check_tensor(path: Path, key: str, tensor: Tensor, checksum: str) -> None:
-    _check_dtype(path, key, tensor)
+def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> None:
     if bad := tensor.numel() - int(torch.isfinite(tensor).sum()):
         message = f"holds {bad:,} NaN or infinite values of {tensor.numel():,}"
-        raise NonFiniteError(f"{message}: the training diverged, or the file is damaged", path, key)
+        raise NonFiniteError(f"{message}: the training diverged, or the file is damaged", where, key)
     if _checksum(tensor) != checksum:
-        raise CorruptFileError("was changed or damaged after it was saved: its checksum does not match", path, key)
+        raise CorruptFileError("was changed or damaged after it was saved: its checksum does not match", where, key)
 
 
 def _checksum(tensor: Tensor) -> str:

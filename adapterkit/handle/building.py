@@ -27,7 +27,7 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt
 
 @dataclass(frozen=True)
 class Built:
-    """Adapter modules that are ready to be attached."""
+    """The modules of one type, which are ready to be attached: all of an adapter, or a part of one of several types."""
 
     config: AdapterConfig
     points: Sequence[InjectionPoint]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.checkpoint import Checkpoint
+from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.errors import (
     AdapterKitError,
     BaseMismatchError,
@@ -33,7 +33,7 @@ from adapterkit.points import InjectionPoint
 
 def build_loaded(
     checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object
-) -> tuple[Built, list[str]]:
+) -> tuple[list[Built], list[str]]:
     """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
 
     Args:
@@ -43,28 +43,58 @@ def build_loaded(
         source: Named in errors.
 
     Returns:
-        The modules, and a sentence for everything that was left out or looked past.
+        The modules of each type, and a sentence for everything that was left out or looked past.
 
     Raises:
         CheckpointError: Anything does not fit.
     """
     notes: list[str] = []
-    config = _config_of(checkpoint, source)
+    configs = [_config_of(part, source) for part in checkpoint.parts]
     _check_base(checkpoint, mapped, strict, source, notes)
-    chosen = _choose(config, mapped, source)
-    points = _points_of(checkpoint, chosen, strict, source, notes)
-    shared = _load_shared(config, chosen, checkpoint.tensors.get(SHARED, {}), mapped, source, notes)
-    modules: dict[str, AdapterModule] = {}
-    for point in points:
-        module = modules[point.id] = _load_one(config, point, checkpoint.tensors[point.id], mapped, source, notes)
-        share(module, shared)
-        module.train(module.training)
+    components = set(checkpoint.base)
+    built: list[Built] = []
+    for part, config in zip(checkpoint.parts, configs, strict=True):
+        chosen = _choose(config, mapped, source)
+        points = _points_of(part, chosen, components, strict, source, notes)
+        built.append(_build_part(part, config, chosen, points, mapped, source, notes))
+    _check_apart(built, source)
     for note in notes:
         warnings.warn(f"{source}: {note}", stacklevel=4)
-    return Built(config, points, modules), notes
+    return built, notes
 
 
-def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
+def _build_part(
+    part: Part,
+    config: AdapterConfig,
+    chosen: list[InjectionPoint],
+    points: list[InjectionPoint],
+    mapped: MappedModel,
+    source: object,
+    notes: list[str],
+) -> Built:
+    shared = _load_shared(config, chosen, part.tensors.get(SHARED, {}), mapped, source, notes)
+    modules: dict[str, AdapterModule] = {}
+    for point in points:
+        module = modules[point.id] = _load_one(config, point, part.tensors[point.id], mapped, source, notes)
+        share(module, shared)
+        module.train(module.training)
+    return Built(config, points, modules)
+
+
+def _check_apart(built: Sequence[Built], source: object) -> None:
+    """Raises InvalidHeaderError where two types of one adapter act at one point: together they are a `Union`."""
+    first: dict[str, str] = {}
+    for part in built:
+        kind = type(part.config).__name__
+        for key in part.modules:
+            if key in first:
+                raise InvalidHeaderError(
+                    f"has {first[key]} and {kind}; several types at a point are a Union", source, key
+                )
+            first[key] = kind
+
+
+def _config_of(checkpoint: Part, source: object) -> AdapterConfig:
     manager = get_plugin_manager()
     spec = manager.adapters().get(checkpoint.type)
     if spec is None:
@@ -81,7 +111,7 @@ def _config_of(checkpoint: Checkpoint, source: object) -> AdapterConfig:
         raise InvalidHeaderError(str(error), source, "config") from error
 
 
-def _whence(checkpoint: Checkpoint) -> str:
+def _whence(checkpoint: Part) -> str:
     """How to get the type of a checkpoint. Without a distribution on record no install line is made up."""
     if not checkpoint.distribution:
         return "It was registered by the program that wrote the file; register it here in the same way."
@@ -120,9 +150,14 @@ def _choose(config: AdapterConfig, mapped: MappedModel, source: object) -> list[
 
 
 def _points_of(
-    checkpoint: Checkpoint, chosen: list[InjectionPoint], strict: bool, source: object, notes: list[str]
+    checkpoint: Part,
+    chosen: list[InjectionPoint],
+    components: Collection[str],
+    strict: bool,
+    source: object,
+    notes: list[str],
 ) -> list[InjectionPoint]:
-    components = set(checkpoint.base) or {point.component for point in chosen}
+    components = components or {point.component for point in chosen}
     wanted = {point.id: point for point in chosen if point.component in components}
     missing = [key for key in wanted if key not in checkpoint.tensors]
     extra = [key for key in checkpoint.tensors if key not in wanted and key != SHARED]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from adapterkit.checkpoint import ReadReport
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,12 @@ class LoadReport:
     """What a load did.
 
     Attributes:
-        name, type: The adapter as it is called now, and its type.
+        name, type: The adapter as it is called now, and its type; several types are joined by ` + `.
         points: Ids of the points that received tensors.
         parameters: Numbers loaded.
         notes: What was left out or looked past; empty after a strict load of a file made for this base.
+        metadata: What the file says beside the tensors.
+        read: What its format has found.
     """
 
     name: str
@@ -72,7 +78,15 @@ class LoadReport:
     points: Sequence[str]
     parameters: int
     notes: Sequence[str] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    read: ReadReport = field(default_factory=ReadReport)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        wrote = f", written by {self.read.tool} {self.read.version}".rstrip() if self.read.tool else ""
+        origin = f"\n  from {self.read.format}{wrote}" if self.read.format else ""
         notes = "".join(f"\n  {note}" for note in self.notes)
-        return f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points{notes}"
+        return f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points{origin}{notes}"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from adapterkit.checkpoint import Checkpoint
+from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.errors import (
+    ConfigError,
     PluginError,
     StateError,
 )
-from adapterkit.handle.building import SHARED, own_state, shared_of
+from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.state import Attached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins import get_plugin_manager
@@ -23,27 +26,57 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     Raises:
         PluginError: The adapter's type is not registered, so no file could name it.
     """
-    spec = get_plugin_manager().spec_of(type(attached.config))
-    if spec is None:
-        raise PluginError(
-            f"{type(attached.config).__name__} is not a registered adapter type, so a file could not name it. "
-            "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
-        )
     components = {point.component for point in attached.points.values()}
     return Checkpoint(
-        type=spec.name,
-        config=attached.config.to_dict(),
-        tensors=_tensors(attached),
-        distribution=spec.origin.distribution if spec.origin else "",
-        version=spec.origin.version if spec.origin else "",
+        parts=[_part(part) for part in attached.parts],
         base={k: v for k, v in mapped.fingerprint(mapped.points()).items() if k in components},
         backends={k: c.backend_name for k, c in mapped.components.items() if k in components},
+        metadata=dict(attached.metadata),
     )
 
 
-def _tensors(attached: Attached) -> dict[str, dict[str, Tensor]]:
-    tensors = {key: _copies(own_state(module)) for key, module in attached.modules.items()}
-    shared = shared_of(attached.modules)
+def checked_metadata(metadata: object) -> Mapping[str, str]:
+    """Text by name.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    given: Any = {} if metadata is None else metadata
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for item in given.items() for text in item):
+        raise ConfigError([f"metadata must map names to strings, not {str(given)[:80]!r}"], "save()")
+    return given
+
+
+def checked_dtype(dtype: object) -> torch.dtype | None:
+    """What tensors are to be written as.
+
+    Raises:
+        ConfigError: It is no dtype that has floating point.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise ConfigError([f"dtype must be a floating-point torch.dtype, not {dtype!r}"], "save()")
+
+
+def _part(built: Built) -> Part:
+    spec = get_plugin_manager().spec_of(type(built.config))
+    if spec is None:
+        raise PluginError(
+            f"{type(built.config).__name__} is not a registered adapter type, so a file could not name it. "
+            "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
+        )
+    return Part(
+        type=spec.name,
+        config=built.config.to_dict(),
+        tensors=_tensors(built),
+        distribution=spec.origin.distribution if spec.origin else "",
+        version=spec.origin.version if spec.origin else "",
+    )
+
+
+def _tensors(built: Built) -> dict[str, dict[str, Tensor]]:
+    tensors = {key: _copies(own_state(module)) for key, module in built.modules.items()}
+    shared = shared_of(built.modules)
     return tensors if shared is None else {SHARED: _copies(shared.state_dict()), **tensors}
 
 

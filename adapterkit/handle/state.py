@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,28 @@ STATE = "_adapterkit_state"
 
 @dataclass(frozen=True)
 class Attached:
-    """One named adapter: what was asked for, where it acts, and its module at each point."""
+    """One named adapter: what was asked for, where it acts, and its module at each point.
 
-    config: AdapterConfig
+    Attributes:
+        parts: One for each type in it, at points of their own.
+        points, modules: Those of all parts, by the points' ids.
+        metadata: What its file says beside the tensors.
+    """
+
+    parts: Sequence[Built]
     points: Mapping[str, InjectionPoint]
     modules: Mapping[str, AdapterModule]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> list[AdapterConfig]:
+        """What was asked for, of each type."""
+        return [part.config for part in self.parts]
+
+    @property
+    def type_name(self) -> str:
+        """What it is, for messages."""
+        return " and ".join(type(config).__name__ for config in self.configs)
 
 
 @dataclass
@@ -61,13 +78,14 @@ class State:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
 
-    def insert(self, name: str, built: Built) -> None:
-        """Attaches built modules, all of them or none.
+    def insert(self, name: str, parts: Sequence[Built], metadata: Mapping[str, str] | None = None) -> None:
+        """Attaches built modules as one adapter, all of them or none. Its parts lie at points of their own.
 
         Raises:
             AttachError: A module cannot be adapted in place.
         """
-        points, modules = built.points, built.modules
+        points = [point for part in parts for point in part.points]
+        modules = {key: module for part in parts for key, module in part.modules.items()}
         reach = {point.id: self.mapped.reach(point) for point in points}
         problems = [f"{p.full_path}: {reason}" for p in points if (reason := self._refusal(p, reach[p.id]))]
         if problems:
@@ -84,7 +102,7 @@ class State:
                 attach.detach(self.mapped.root(point), point, name)
             raise
         self._watch(points)
-        self.adapters[name] = Attached(built.config, {point.id: point for point in points}, dict(modules))
+        self.adapters[name] = Attached(tuple(parts), {p.id: p for p in points}, modules, dict(metadata or {}))
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 

@@ -53,10 +53,10 @@ class Learning(Access):
         groups: dict[float, dict[int, nn.Parameter]] = {}
         for name in names or list(self._state.adapters):
             attached = self._state.adapters[name]
-            for module in attached.modules.values():
+            for config, module in ((part.config, one) for part in attached.parts for one in part.modules.values()):
                 for key, parameter in module.named_parameters():
                     if parameter.requires_grad:
-                        groups.setdefault(attached.config.rate(key), {})[id(parameter)] = parameter
+                        groups.setdefault(config.rate(key), {})[id(parameter)] = parameter
         return [{"params": [*found.values()], "lr": lr * rate} for rate, found in groups.items()]
 
     def penalty(self, *names: str) -> Tensor | float:
@@ -81,8 +81,8 @@ class Learning(Access):
             steps: Of the whole training.
         """
         for name in sorted(self._state.trained):
-            attached = self._state.adapters[name]
-            attached.config.after_step(attached.modules, step, steps)
+            for part in self._state.adapters[name].parts:
+                part.config.after_step(part.modules, step, steps)
 
     @contextlib.contextmanager
     def observing(self, name: str) -> Iterator[None]:
@@ -112,7 +112,7 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
     unseen = [point.id for point in attached.points.values() if not _is_called(point)]
     if unseen:
         raise IncompatibleTargetError(
-            f"{type(attached.config).__name__} cannot observe inputs at {unseen[0]}: only a weight point whose module "
+            f"{attached.type_name} cannot observe inputs at {unseen[0]}: only a weight point whose module "
             "is called has an input of its own; narrow its targets"
         )
     with contextlib.ExitStack() as stack:
@@ -126,7 +126,8 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
                 module.forget()
             raise
     with torch.no_grad():
-        attached.config.observed(attached.modules)
+        for part in attached.parts:
+            part.config.observed(part.modules)
 
 
 def _is_called(point: InjectionPoint) -> bool:

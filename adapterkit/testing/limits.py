@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport
+from adapterkit.formats.source import Source
 from adapterkit.points import Points
 
 QUICK, LONG = 2.0, 30.0
@@ -42,23 +44,24 @@ class Limited(Format):
     def __init__(self, inner: Format) -> None:
         self.inner = inner
 
-    def recognises(self, path: Path) -> bool:
-        return self._quick("recognises", path)
+    def recognises(self, source: Source) -> bool:
+        return self._quick("recognises", source)
 
-    def diagnose(self, path: Path) -> None:
-        self._quick("diagnose", path)
+    def diagnose(self, source: Source) -> None:
+        self._quick("diagnose", source)
 
-    def read(self, path: Path, points: Points) -> Checkpoint:
-        return within(LONG, f"read({path.name})", lambda: self.inner.read(path, points))
+    def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
+        return within(LONG, f"read({_name(source)})", lambda: self.inner.read(source, points, options))
 
-    def read_many(self, path: Path, points: Points) -> dict[str, Checkpoint]:
-        return within(LONG, f"read_many({path.name})", lambda: self.inner.read_many(path, points))
+    def write(
+        self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
+    ) -> WriteReport | None:
+        call = functools.partial(self.inner.write, checkpoints, target, points, options)
+        return within(LONG, f"write({target.name})", call)
 
-    def write(self, checkpoint: Checkpoint, path: Path, points: Points) -> None:
-        within(LONG, f"write({path.name})", lambda: self.inner.write(checkpoint, path, points))
+    def _quick(self, method: str, source: Source) -> Any:
+        return within(QUICK, f"{method}({_name(source)})", lambda: getattr(self.inner, method)(source))
 
-    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Points) -> None:
-        within(LONG, f"write_many({path.name})", lambda: self.inner.write_many(checkpoints, path, points))
 
-    def _quick(self, method: str, path: Path) -> Any:
-        return within(QUICK, f"{method}({path.name})", lambda: getattr(self.inner, method)(path))
+def _name(source: Source) -> object:
+    return source.path.name if source.path is not None else source.where

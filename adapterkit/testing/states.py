@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 import adapterkit as ak
+from adapterkit.checkpoint import ReadOptions, WriteOptions
 from adapterkit.errors import AdapterKitError, ConfigError, MissingKeysError
+from adapterkit.formats.source import Source
 from adapterkit.specs import Origin
 from adapterkit.testing.case import Case
 from adapterkit.testing.subject import NAME, Subject, assert_same, expecting, skip
@@ -55,9 +57,10 @@ class StateChecks(Case):
             expected, state = subject.bits(), _values(subject)
             with tempfile.TemporaryDirectory() as folder:
                 path, native = Path(folder) / "adapter.safetensors", ak.get_plugin_manager().format("native").load()()
-                native.write(subject.adapters.checkpoint(NAME), path, subject.adapters.points())
+                native.write({"": subject.adapters.checkpoint(NAME)}, path, subject.adapters.points(), WriteOptions())
                 subject.adapters.remove(NAME)
-                subject.adapters.install(NAME, native.read(path, subject.adapters.points()))
+                [checkpoint] = native.read(Source.of(path), subject.adapters.points(), ReadOptions())[0].values()
+                subject.adapters.install(NAME, checkpoint)
             subject.model.requires_grad_(False)
             for key, tensor in _values(subject).items():
                 assert_same(tensor, state[key], f"{subject.label}: {key}, loaded")
@@ -76,7 +79,7 @@ class StateChecks(Case):
             tensors[point].popitem()
             attached = list(subject.adapters)
             with expecting(MissingKeysError, point, f"{subject.label}: a file without a tensor of {point} was loaded"):
-                subject.adapters.install(NAME, dataclasses.replace(checkpoint, tensors=tensors))
+                subject.adapters.install(NAME, checkpoint.replace(tensors=tensors))
             assert list(subject.adapters) == attached
 
     def test_config_round_trip(self) -> None:

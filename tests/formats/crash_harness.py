@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from adapterkit.checkpoint import Checkpoint
+from adapterkit.checkpoint import Checkpoint, ReadOptions, WriteOptions
 from adapterkit.errors import AdapterKitError
 from adapterkit.formats.native import NativeFormat
+from adapterkit.formats.source import Source
 from adapterkit.points import Points
 
 VALUES = 1 << 16
@@ -28,13 +29,13 @@ NONE = Points([])
 
 def save(path: Path, version: int) -> None:
     tensors = {"attn.q@toy.0": {"A": torch.full((VALUES,), float(version)), "B": torch.full((8,), float(version))}}
-    whole = Checkpoint(type="lora", config={}, tensors=tensors, metadata={"version": str(version)})
-    NativeFormat().write(whole, path, NONE)
+    whole = Checkpoint.of("lora", {}, tensors, metadata={"version": str(version)})
+    NativeFormat().write({"": whole}, path, NONE, WriteOptions())
 
 
 def version_of(path: Path) -> int:
     """The version that the file holds; an error where it holds parts of several."""
-    found = NativeFormat().read(path, NONE)
+    [found] = NativeFormat().read(Source.of(path), NONE, ReadOptions())[0].values()
     version = int(found.metadata["version"])
     for tensor in found.tensors["attn.q@toy.0"].values():
         if not torch.equal(tensor, torch.full_like(tensor, float(version))):

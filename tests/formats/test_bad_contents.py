@@ -191,7 +191,7 @@ HEADERS: list[tuple[str, type[AdapterKitError], str, Callable[[str], str]]] = [
     ("row38_deep_closed", InvalidHeaderError, "nested", lambda t: t.replace("null", "[" * 40 + "]" * 40, 1)),
     ("row38_nan", InvalidHeaderError, "NaN", lambda t: t.replace('"dropout":0.0', '"dropout":NaN')),
     ("row38_digits", InvalidHeaderError, "digits", lambda t: t.replace('"rank":2', '"rank":' + "9" * 100_000)),
-    ("later_version", UnsupportedFileError, "pip install -U adapterkit", _part(file_version=2)),
+    ("later_version", UnsupportedFileError, "pip install -U adapterkit", _part(file_version=4)),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import adapterkit as ak
 from adapterkit import errors
-from adapterkit.checkpoint import Checkpoint, Format
-from adapterkit.formats import container
+from adapterkit.checkpoint import Checkpoint, Format, ReadReport, WriteOptions, single
+from adapterkit.formats.source import Source
 from adapterkit.testing import toys
 from tests.values import randomize
 
@@ -95,18 +96,23 @@ def test_all_of_it_or_none(model: toys.ToyModel, adapters: ak.Adapters, tmp_path
 
 def test_formats_that_hold_one_say_so(adapters: ak.Adapters, tmp_path: Path) -> None:
     class Single(Format):
-        def recognises(self, path: Path) -> bool:
+        def recognises(self, source: Source) -> bool:
             return False
 
-        def read(self, path: Path, points: object) -> Checkpoint:
+        def read(self, source: Source, points: object, options: object) -> tuple[dict[str, Checkpoint], ReadReport]:
             raise NotImplementedError
 
-        def write(self, checkpoint: Checkpoint, path: Path, points: object) -> None:
-            raise NotImplementedError
+        def write(
+            self, checkpoints: Mapping[str, Checkpoint], target: Path, points: object, options: WriteOptions
+        ) -> None:
+            single(checkpoints, target)
 
     with pytest.raises(errors.CheckpointError, match=r"holds one adapter, not 2 \(kv, lora\); native holds any"):
-        Single().write_many(
-            {name: adapters.checkpoint(name) for name in ("kv", "lora")}, tmp_path / "x", adapters.points()
+        Single().write(
+            {name: adapters.checkpoint(name) for name in ("kv", "lora")},
+            tmp_path / "x",
+            adapters.points(),
+            WriteOptions(),
         )
     with pytest.raises(errors.ConfigError, match="at least one"):
         adapters.save([], tmp_path / "none.safetensors")
@@ -118,7 +124,7 @@ def test_formats_that_hold_one_say_so(adapters: ak.Adapters, tmp_path: Path) -> 
 @pytest.mark.parametrize("fault", ["a tensor gone", "a tensor more", "a bit changed", "a part gone", "a strange part"])
 def test_damaged_bundles(adapters: ak.Adapters, tmp_path: Path, fault: str) -> None:
     path = adapters.save(["lora", "kv"], tmp_path / "two.safetensors")
-    tensors, metadata = load_file(path), dict(container.read_metadata(path))
+    tensors, metadata = load_file(path), dict(Source.of(path).metadata)
     header = json.loads(metadata["adapterkit"])
     key = next(iter(tensors))
     if fault == "a tensor gone":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -28,18 +27,15 @@ from adapterkit.errors import (
     UnexpectedKeysError,
     UnsupportedFileError,
 )
-from adapterkit.formats.native import NativeFormat
-from adapterkit.points import Points
-from tests.formats import forge
-
-NONE = Points([])
+from tests.formats import forge, reading
+from tests.formats.reading import read, recognised
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
     generator = torch.Generator().manual_seed(7)
     one = {"A": torch.randn(2, 4, generator=generator), "B": torch.randn(4, 2, generator=generator)}
     two = {"net.0.weight": torch.randn(3, generator=generator).to(torch.bfloat16), "count": torch.tensor(5)}
-    whole = Checkpoint(
+    whole = Checkpoint.of(
         type="lora",
         config={"rank": 2, "alpha": 0.1, "ranks": {"mlp.*": 4}, "targets": "attn.*", "none": None, "list": [1, [2]]},
         tensors={"attn.q@toy.0": one, "mlp.up@toy.1": two, "empty@toy.2": {}},
@@ -49,12 +45,11 @@ def checkpoint(**changes: Any) -> Checkpoint:
         backends={"toy": "toy"},
         metadata={"note": 'ünïcode, "quotes" and \n lines'},
     )
-    return dataclasses.replace(whole, **changes)
+    return whole.replace(**changes)
 
 
 def write(path: Path, **changes: Any) -> Path:
-    NativeFormat().write(checkpoint(**changes), path, NONE)
-    return path
+    return reading.write(checkpoint(**changes), path)
 
 
 @pytest.fixture
@@ -69,12 +64,11 @@ def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
         for name, tensor in own.items():
             assert found.tensors[point][name].dtype == tensor.dtype
             assert torch.equal(found.tensors[point][name], tensor)
-    strip = {"tensors": {}}
-    assert dataclasses.replace(found, **strip) == dataclasses.replace(expected, **strip)
+    assert found.replace(tensors={}) == expected.replace(tensors={})
 
 
 def test_everything_comes_back_bit_for_bit(file: Path) -> None:
-    assert_equal(NativeFormat().read(file, NONE), checkpoint())
+    assert_equal(read(file), checkpoint())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -82,7 +76,7 @@ def test_everything_comes_back_bit_for_bit(file: Path) -> None:
 def test_every_weight_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, dtype=torch.float64).to(dtype)
     path = write(tmp_path / "x", tensors={"p@m": {"w": tensor}})
-    found = NativeFormat().read(path, NONE).tensors["p@m"]["w"]
+    found = read(path).tensors["p@m"]["w"]
     assert found.dtype == dtype
     assert found.shape == shape
     assert torch.equal(found, tensor)
@@ -91,7 +85,7 @@ def test_every_weight_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dt
 def test_views_and_shared_memory_are_written_as_what_they_show(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     parts = {"whole": whole, "turned": whole.t(), "row": whole[1], "grad": whole.clone().requires_grad_()}
-    found = NativeFormat().read(write(tmp_path / "x", tensors={"p@m": parts}), NONE).tensors["p@m"]
+    found = read(write(tmp_path / "x", tensors={"p@m": parts})).tensors["p@m"]
     for name, tensor in parts.items():
         assert torch.equal(found[name], tensor)
         assert not found[name].requires_grad
@@ -108,7 +102,7 @@ def test_equal_adapters_give_equal_bytes_whatever_the_order(tmp_path: Path) -> N
 def test_the_order_inside_a_config_is_kept(tmp_path: Path) -> None:
     """It is the type's own business whether it matters."""
     config = {"ranks": {"mlp.*": 4, "attn.*": 2, "*": 1}, "alpha": 1}
-    found = NativeFormat().read(write(tmp_path / "x", config=config), NONE).config
+    found = read(write(tmp_path / "x", config=config)).config
     assert list(found) == list(config)
     assert list(found["ranks"]) == list(config["ranks"])
 
@@ -129,7 +123,7 @@ def test_a_file_rewritten_by_other_software_is_read(file: Path) -> None:
     found = safetensors.torch.load(data)
     text = json.dumps(forge.native_header(data), indent=2)
     file.write_bytes(safetensors.torch.save(dict(reversed(list(found.items()))), {"format": "pt", "adapterkit": text}))
-    assert_equal(NativeFormat().read(file, NONE), checkpoint())
+    assert_equal(read(file), checkpoint())
 
 
 some_or_all = pytest.mark.parametrize("share", [0.05, pytest.param(1.0, marks=pytest.mark.slow)])
@@ -154,7 +148,7 @@ def header_bits(path: Path) -> int:
 def test_every_flipped_bit_of_the_tensors_is_found_and_named(file: Path, share: float) -> None:
     for _ in flips(file, range(header_bits(file), file.stat().st_size * 8), share):
         with pytest.raises((CorruptFileError, NonFiniteError)) as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.path == file
         assert "@toy" in str(caught.value.key)
 
@@ -164,7 +158,7 @@ def test_every_flipped_bit_of_the_header_is_found_or_leaves_the_tensors_alone(fi
     whole, refused = checkpoint(), 0
     for _ in flips(file, range(header_bits(file)), share):
         try:
-            found = NativeFormat().read(file, NONE)
+            found = read(file)
         except CheckpointError:
             refused += 1
             continue
@@ -179,7 +173,7 @@ def test_every_truncation_is_found(file: Path, share: float) -> None:
     for length in {0, 7, 8, len(data) - 1, *random.Random(3).sample(range(len(data)), int(len(data) * share))}:
         file.write_bytes(data[:length])
         with pytest.raises(CorruptFileError, match=file.name):
-            NativeFormat().read(file, NONE)
+            read(file)
 
 
 def test_a_header_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:
@@ -190,11 +184,11 @@ def test_a_header_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:
     header = data[8:end].rstrip() + b" " * (0x0480 - len(data[8:end].rstrip()))
     path.write_bytes(forge.raw(header, data[end:]))
     assert path.read_bytes().startswith(b"\x80\x04")
-    assert_equal(NativeFormat().read(path, NONE), checkpoint(metadata={}))
+    assert_equal(read(path), checkpoint(metadata={}))
 
 
 def test_what_is_loaded_does_not_depend_on_the_file_any_more(file: Path) -> None:
-    found = NativeFormat().read(file, NONE)
+    found = read(file)
     with file.open("r+b") as opened:
         opened.write(b"\xff" * 100)
         opened.truncate(200)
@@ -205,19 +199,19 @@ class TestIndex:
     def test_missing(self, file: Path) -> None:
         forge.tensors(file, lambda t: t.pop("attn.q@toy.0/B"), reindex=False)
         with pytest.raises(MissingKeysError, match="missing") as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == "attn.q@toy.0/B"
 
     def test_extra(self, file: Path) -> None:
         forge.tensors(file, lambda t: t.update({"attn.q@toy.0/C": torch.ones(1)}), reindex=False)
         with pytest.raises(UnexpectedKeysError, match=r"attn\.q@toy\.0/[AB]") as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == "attn.q@toy.0/C"
 
     def test_renamed_names_the_one_that_was_meant(self, file: Path) -> None:
         forge.tensors(file, lambda t: t.update({"attn.q@toy.0/lora_A": t.pop("attn.q@toy.0/A")}), reindex=False)
         with pytest.raises(UnexpectedKeysError, match=r"Did you mean 'attn\.q@toy\.0/A'") as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == "attn.q@toy.0/lora_A"
 
     def test_swapped_tensors(self, file: Path) -> None:
@@ -227,13 +221,13 @@ class TestIndex:
 
         forge.tensors(file, swap, reindex=False)
         with pytest.raises(CorruptFileError, match="checksum"):
-            NativeFormat().read(file, NONE)
+            read(file)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_a_bad_number_is_named_as_such_before_the_checksum(self, file: Path, bad: float) -> None:
         forge.tensors(file, lambda t: t["attn.q@toy.0/A"].view(-1)[3].fill_(bad), reindex=False)
         with pytest.raises(NonFiniteError, match="1 NaN or infinite values of 8") as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == "attn.q@toy.0/A"
 
 
@@ -264,7 +258,7 @@ class TestHeader:
     def test_a_wrong_part_is_named(self, file: Path, part: str, value: object) -> None:
         forge.header(file, lambda h: h.update({part: value}))
         with pytest.raises(InvalidHeaderError) as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert str(caught.value.key).startswith(part)
         assert caught.value.path == file
         assert len(str(caught.value)) < 600
@@ -273,27 +267,27 @@ class TestHeader:
     def test_a_missing_part_is_named(self, file: Path, part: str) -> None:
         forge.header(file, lambda h: h.pop(part))
         with pytest.raises(InvalidHeaderError) as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == part
 
     @pytest.mark.parametrize("key", ["", "a/b", "a\0b", "../evil\n", "x" * 2000])
     def test_an_index_of_impossible_keys(self, file: Path, key: str) -> None:
         forge.header(file, lambda h: h["tensors"].update({key: {"A": "0" * 32}}))
         with pytest.raises(InvalidHeaderError, match="key"):
-            NativeFormat().read(file, NONE)
+            read(file)
 
     @pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "null", "[" * 200_000, '{"type": 1, "type": 1}'])
     def test_a_header_that_is_no_object(self, file: Path, text: str) -> None:
         forge.header_text(file, lambda _: text)
         with pytest.raises(InvalidHeaderError) as caught:
-            NativeFormat().read(file, NONE)
+            read(file)
         assert caught.value.key == "adapterkit"
 
     def test_a_later_version_is_told_from_a_broken_file(self, file: Path) -> None:
-        forge.header(file, lambda h: (h.update(file_version=3, adapterkit="9.9", brand_new=1), h.pop("config")))
-        assert NativeFormat().recognises(file)
-        with pytest.raises(UnsupportedFileError, match=r"file version 3, written by adapterkit 9\.9.*pip install -U"):
-            NativeFormat().read(file, NONE)
+        forge.header(file, lambda h: (h.update(file_version=4, adapterkit="9.9", brand_new=1), h.pop("config")))
+        assert recognised(file)
+        with pytest.raises(UnsupportedFileError, match=r"file version 4, written by adapterkit 9\.9.*pip install -U"):
+            read(file)
 
 
 class TestWrite:
@@ -328,11 +322,11 @@ class TestWrite:
         assert "'p@m/A' holds NaN" in caplog.text
         assert torch.isnan(safetensors.torch.load_file(path)["p@m/A"][1])
         with pytest.raises(NonFiniteError):
-            NativeFormat().read(path, NONE)
+            read(path)
 
     def test_the_checkpoint_is_left_as_it_was(self, tmp_path: Path) -> None:
         whole = checkpoint()
-        NativeFormat().write(whole, tmp_path / "x", NONE)
+        reading.write(whole, tmp_path / "x")
         assert_equal(whole, checkpoint())
 
 
@@ -340,7 +334,7 @@ class TestRecognises:
     def test_by_content_whatever_the_name(self, file: Path) -> None:
         for name in ("x", "x.bin", "x.json"):
             file = file.rename(file.with_name(name))
-            assert NativeFormat().recognises(file)
+            assert recognised(file)
 
     def test_nothing_else_and_never_an_error(self, tmp_path: Path) -> None:
         plain = tmp_path / "plain.safetensors"
@@ -358,4 +352,4 @@ class TestRecognises:
             Path("/dev/null"),
             Path("x" * 5000),
         ]
-        assert [path for path in strangers if NativeFormat().recognises(path)] == []
+        assert [path for path in strangers if recognised(path)] == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +15,11 @@ from click.testing import CliRunner
 
 import adapterkit as ak
 from adapterkit import errors
-from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.checkpoint import Checkpoint, Format, ReadReport
 from adapterkit.cli.main import main
 from adapterkit.formats.native import NativeFormat
 from adapterkit.formats.registry import find_format
+from adapterkit.formats.source import Source
 from adapterkit.specs import AdapterSpec, FormatSpec
 from tests.formats.spoiling import Refusal
 
@@ -32,23 +32,23 @@ class Plain(Format):
 
     held: Any = None
 
-    def recognises(self, path: Path) -> bool:
-        return path.read_bytes().startswith(GOOD)
+    def recognises(self, source: Source) -> bool:
+        return Path(str(source.where)).read_bytes().startswith(GOOD)
 
-    def read(self, path: Path, points: object) -> Checkpoint:
-        return self.held
+    def read(self, source: Source, points: object, options: object) -> Any:
+        return {"": self.held}, ReadReport()
 
-    def write(self, checkpoint: Checkpoint, path: Path, points: object) -> None:
+    def write(self, checkpoints: object, target: Path, points: object, options: object) -> None:
         raise KeyError("no such key")
 
 
 class Raising(Plain):
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, source: Source) -> bool:
         raise KeyError("boom")
 
 
 class Greedy(Plain):
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, source: Source) -> bool:
         return True
 
 
@@ -102,7 +102,7 @@ def test_a_broken_one_is_named_and_does_not_stop_the_others(
     provide("plain", "Plain")
     file.write_bytes(GOOD)
     with caplog.at_level(logging.WARNING):
-        assert find_format(file).spec.name == "plain"
+        assert find_format(Source.of(file)).spec.name == "plain"
     [record] = caplog.records
     assert "zoo_broken" in record.getMessage()
     assert reason in record.getMessage()
@@ -123,7 +123,7 @@ def test_a_broken_one_that_is_asked_for_is_an_error(
 
 def test_adapterkits_own_files_are_its_own(provide: Provide, adapters: ak.Adapters, file: Path) -> None:
     provide("greedy", "Greedy")
-    assert find_format(file).spec.name == "native"
+    assert find_format(Source.of(file)).spec.name == "native"
     assert adapters.load(file, "again").type == "lora"
 
 
@@ -135,11 +135,11 @@ def test_several_that_recognise_a_file_are_named(provide: Provide, file: Path, r
     assert "format 'plain'" in message
     assert "format 'greedy'" in message
     assert "format='plain'" in message
-    assert find_format(file, "plain").spec.name == "plain"
+    assert find_format(Source.of(file), "plain").spec.name == "plain"
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
-    return replace(Checkpoint("lora", {}, {"attn.o@toy.0": {"A": torch.zeros(2, 2)}}), **changes)
+    return Checkpoint.of("lora", {}, {"attn.o@toy.0": {"A": torch.zeros(2, 2)}}).replace(**changes)
 
 
 RETURNED = {
@@ -174,8 +174,12 @@ def test_what_it_returns_of_several_is_checked(
 ) -> None:
     provide("plain", "Plain")
     file.write_bytes(GOOD)
-    monkeypatch.setattr(Plain, "read_many", lambda self, path, points: found)
-    with pytest.raises(errors.BrokenFormatError, match=r"zoo_plain.*read_many returned.*expected a"):
+    monkeypatch.setattr(Plain, "read", lambda self, source, points, options: (found, ReadReport()))
+    if found == {}:  # nothing in it is of the model
+        with pytest.raises(errors.MissingKeysError, match="nothing in it fits the model"):
+            adapters.load_all(file)
+        return
+    with pytest.raises(errors.BrokenFormatError, match=r"zoo_plain.*read returned.*expected a"):
         adapters.load_all(file)
 
 
@@ -184,7 +188,7 @@ def test_what_it_raises_names_it(
 ) -> None:
     provide("plain", "Plain")
     file.write_bytes(GOOD)
-    monkeypatch.setattr(Plain, "read", lambda self, path, points: {}["weights"])
+    monkeypatch.setattr(Plain, "read", lambda self, source, points, options: {}["weights"])
     error = refused(file, errors.BrokenFormatError)
     assert "'plain'" in str(error)
     assert "read raised KeyError: 'weights'" in str(error)
@@ -208,7 +212,7 @@ def test_a_type_that_is_no_adapter_is_named(adapters: ak.Adapters, monkeypatch: 
     manager.register(plugin, name="zoo_type")
     try:
         with pytest.raises(errors.UnknownAdapterTypeError, match=r"broken: .*zoo_type.*expected a subclass of"):
-            adapters.install("new", Checkpoint("strange", {}, {}))
+            adapters.install("new", Checkpoint.of("strange", {}, {}))
     finally:
         manager.unregister(name="zoo_type")
 
@@ -219,8 +223,9 @@ def test_a_folder_is_no_file(
     with pytest.raises(errors.NotRegularFileError, match="is a folder"):
         adapters.load(tmp_path, "a")
     provide("plain", "Plain")
+    source = Source.of(tmp_path)
     with pytest.raises(errors.NotRegularFileError, match=r"is a folder.*plain.* expects a file"):
-        find_format(tmp_path, "plain").recognises(tmp_path)
+        find_format(source, "plain").recognises(source)
     with pytest.raises(errors.CheckpointError, match="is a folder"):
         adapters.load(tmp_path, "a")
 
@@ -241,7 +246,7 @@ def test_inspect_asks_as_load_does(provide: Provide, file: Path) -> None:
     provide("greedy", "Greedy")
     result = CliRunner().invoke(main, ["inspect", str(file)])
     assert result.exit_code == 0, result.output
-    assert NativeFormat().recognises(file)
+    assert NativeFormat().recognises(Source.of(file))
     file.write_bytes(b"of nobody's format")
     result = CliRunner().invoke(main, ["inspect", str(file)])
     assert result.exit_code == 1

@@ -600,11 +600,11 @@ def test_a_number_too_large_for_a_float_is_a_typed_error() -> None:
 def test_a_type_of_unknown_origin_makes_up_no_install_line(model: toys.ToyModel) -> None:
     from adapterkit.checkpoint import Checkpoint
 
-    file = Checkpoint(type="gate", config={}, tensors={"attn@toy.0": {"gate": torch.zeros(8)}})
+    file = Checkpoint.of("gate", {}, {"attn@toy.0": {"gate": torch.zeros(8)}})
     with pytest.raises(errors.UnknownAdapterTypeError, match="register it here in the same way") as caught:
         ak.Adapters(model).install("a", file)
     assert "pip install" not in str(caught.value)
-    known = dataclasses.replace(file, distribution="adapterkit-gate", version="2.0")
+    known = file.replace(distribution="adapterkit-gate", version="2.0")
     with pytest.raises(errors.UnknownAdapterTypeError, match=r"adapterkit-gate 2\.0; .*pip install adapterkit-gate"):
         ak.Adapters(model).install("a", known)
 

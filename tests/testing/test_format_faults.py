@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,105 +12,131 @@ import pytest
 import torch
 
 import adapterkit as ak
-from adapterkit.checkpoint import Checkpoint, Format
+from adapterkit.checkpoint import Checkpoint, Format, ReadReport, WriteOptions, single
 from adapterkit.errors import CheckpointError, CorruptFileError, UnsupportedFileError
 from adapterkit.formats.native import NativeFormat
+from adapterkit.formats.source import Source
 from adapterkit.specs import FormatSpec
 from adapterkit.testing import check_format, limits
 from adapterkit.testing.formats import FormatConformance
+
+Many = Mapping[str, Checkpoint]
+Read = tuple[dict[str, Checkpoint], ReadReport]
 
 Broken: type[Format] = NativeFormat
 """The format under test, where its registered name leads."""
 
 
 class Loses(NativeFormat):
-    def read(self, path: Path, points: Any) -> Checkpoint:
-        checkpoint = super().read(path, points)
-        for own in checkpoint.tensors.values():
-            for tensor in own.values():
-                tensor.mul_(0.99)
-        return checkpoint
+    def read(self, source: Source, points: Any, options: Any) -> Read:
+        found, report = super().read(source, points, options)
+        for tensor in (t for one in found.values() for own in one.tensors.values() for t in own.values()):
+            tensor.mul_(0.99)
+        return found, report
 
 
 class ByName(NativeFormat):
-    def recognises(self, path: Path) -> bool:
-        return path.suffix == ".safetensors"
+    def recognises(self, source: Source) -> bool:
+        return source.path is not None and source.path.suffix == ".safetensors"
 
 
 class Crashes(NativeFormat):
-    def read(self, path: Path, points: Any) -> Checkpoint:
+    def read(self, source: Source, points: Any, options: Any) -> Read:
         try:
-            return super().read(path, points)
+            return super().read(source, points, options)
         except CorruptFileError as error:
             raise KeyError("header") from error
 
 
 class Hangs(NativeFormat):
-    def read(self, path: Path, points: Any) -> Checkpoint:
+    def read(self, source: Source, points: Any, options: Any) -> Read:
         try:
-            return super().read(path, points)
+            return super().read(source, points, options)
         except CorruptFileError:
             time.sleep(1)
             raise
 
 
 class ReadsAnything(NativeFormat):
-    def read(self, path: Path, points: Any) -> Checkpoint:
+    def read(self, source: Source, points: Any, options: Any) -> Read:
         try:
-            return super().read(path, points)
+            return super().read(source, points, options)
         except UnsupportedFileError:
-            return Checkpoint("lora", {}, {})
+            return {"": Checkpoint.of("lora", {}, {})}, ReadReport()
 
 
 class DiagnosesBadly(NativeFormat):
-    def diagnose(self, path: Path) -> None:
+    def diagnose(self, source: Source) -> None:
         raise ValueError("no such file of mine")
 
 
 class Mutates(NativeFormat):
-    def write(self, checkpoint: Checkpoint, path: Path, points: Any) -> None:
-        super().write(checkpoint, path, points)
-        next(iter(next(iter(checkpoint.tensors.values())).values())).zero_()
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write(checkpoints, target, points, options)
+        tensors = next(iter(checkpoints.values())).parts[0].tensors
+        next(iter(next(iter(tensors.values())).values())).zero_()
 
 
 class Litters(NativeFormat):
-    def write(self, checkpoint: Checkpoint, path: Path, points: Any) -> None:
-        super().write(checkpoint, path, points)
-        path.with_suffix(".tmp").touch()
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write(checkpoints, target, points, options)
+        target.with_suffix(".tmp").touch()
 
 
 class LastOfMany(NativeFormat):
-    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Any) -> None:
-        self.write(list(checkpoints.values())[-1], path, points)
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write({"": list(checkpoints.values())[-1]}, target, points, options)
 
 
 class Swaps(NativeFormat):
-    def read_many(self, path: Path, points: Any) -> dict[str, Checkpoint]:
-        found = super().read_many(path, points)
-        return dict(zip(found, reversed(found.values()), strict=True))
+    def read(self, source: Source, points: Any, options: Any) -> Read:
+        found, report = super().read(source, points, options)
+        return dict(zip(found, reversed(found.values()), strict=True)), report
 
 
 class RefusesLate(NativeFormat):
-    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Any) -> None:
-        super().write_many(checkpoints, path, points)
-        raise CheckpointError("two are too many", path)
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write(checkpoints, target, points, options)
+        if len(checkpoints) > 1:
+            raise CheckpointError("two are too many", target)
+
+
+class FirstType(NativeFormat):
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        firsts = {name: one.replace(parts=one.parts[:1]) for name, one in checkpoints.items()}
+        super().write(firsts, target, points, options)
+
+
+class Forgets(NativeFormat):
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write({n: one.replace(metadata={}) for n, one in checkpoints.items()}, target, points, options)
+
+
+class AnyDtype(NativeFormat):
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write(checkpoints, target, points, WriteOptions())
+
+
+class FilesAlone(NativeFormat):
+    def recognises(self, source: Source) -> bool:
+        return source.path is not None and super().recognises(source)
 
 
 class Slow(NativeFormat):
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, source: Source) -> bool:
         time.sleep(0.5)
-        return super().recognises(path)
+        return super().recognises(source)
 
 
 class Unrecognised(NativeFormat):
     """Its files are of no format that is known, and of none that it knows itself."""
 
-    def recognises(self, path: Path) -> bool:
+    def recognises(self, source: Source) -> bool:
         return False
 
-    def write(self, checkpoint: Checkpoint, path: Path, points: Any) -> None:
-        super().write(checkpoint, path, points)
-        path.write_bytes(b"mine" + path.read_bytes())
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        super().write(checkpoints, target, points, options)
+        target.write_bytes(b"mine" + target.read_bytes())
 
 
 FAULTS: list[tuple[str, type[Format], str]] = [
@@ -119,6 +144,10 @@ FAULTS: list[tuple[str, type[Format], str]] = [
     ("several_in_one_file", LastOfMany, "came back instead of first, Second-2"),
     ("several_in_one_file", Swaps, "first of two, .* they must be the same bit for bit"),
     ("several_in_one_file", RefusesLate, "a refused file of two is there"),
+    ("several_types", FirstType, "of a file of two types are lost"),
+    ("metadata", Forgets, "metadata came back as"),
+    ("dtype", AnyDtype, "in a file of bfloat16"),
+    ("tensors_in_memory", FilesAlone, "in memory are not recognised"),
     ("content_tells_the_format", ByName, "is not recognised"),
     ("foreign_files_are_refused", ReadsAnything, "json was read|empty was read|tensors was read"),
     ("foreign_files_are_refused", DiagnosesBadly, "no such file of mine"),
@@ -179,12 +208,10 @@ class Half(NativeFormat):
     configs = (ak.LoRA(rank=2), ak.LoRA(rank=3))
     tolerance = 0.05
 
-    def write(self, checkpoint: Checkpoint, path: Path, points: Any) -> None:
+    def write(self, checkpoints: Many, target: Path, points: Any, options: Any) -> None:
+        checkpoint = single(checkpoints, target)
         halved = {key: {n: _halved(t) for n, t in own.items()} for key, own in checkpoint.tensors.items()}
-        super().write(dataclasses.replace(checkpoint, tensors=halved), path, points)
-
-    def write_many(self, checkpoints: Mapping[str, Checkpoint], path: Path, points: Any) -> None:
-        raise CheckpointError("one alone", path)
+        super().write({"": checkpoint.replace(tensors=halved)}, target, points, options)
 
 
 class Exact(Half):

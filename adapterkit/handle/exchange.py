@@ -1,0 +1,219 @@
+"""The part of the handle that takes adapters in and out: from files, into files, off the model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterkit.checkpoint import Checkpoint, ReadReport
+from adapterkit.errors import ConfigError, StateError
+from adapterkit.formats import registry
+from adapterkit.formats.source import Readable, Source
+from adapterkit.handle import building, loading, merging, saving
+from adapterkit.handle.base import Access
+from adapterkit.handle.reports import LoadReport
+from adapterkit.handle.state import State
+from adapterkit.mapping import targets
+
+
+class Exchange(Access):
+    """What comes from a file, what goes into one, and what leaves."""
+
+    def load(
+        self,
+        source: Readable,
+        name: str | None = None,
+        *,
+        format: str | None = None,
+        strict: bool = True,
+        allow_pickle: bool = False,
+        **options: Any,
+    ) -> LoadReport:
+        """Reads an adapter. It neither acts nor trains until it is told to, and freezes nothing.
+
+        Args:
+            source: A file, a folder, tensors by name (which are copied), or a `Source`.
+            name: By default the file's name without its ending, or the folder's.
+            format: A format's name; by default the content tells.
+            strict: Whether everything that is read must fit this model.
+            allow_pickle: Whether a pickle of tensors may be opened, with torch's `weights_only`.
+            options: Further ones of the format; see `Format.read_options`.
+
+        Raises:
+            CheckpointError: What is read is damaged, foreign or for another base. The model is left as it was.
+            ConfigError: The format has no such option.
+        """
+        source = Source.of(source, allow_pickle=allow_pickle)
+        name = building.check_name(source.name if name is None else name, self._state.adapters)
+        found, report = self._read(source, format, strict=strict, allow_pickle=allow_pickle, **options)
+        checkpoint = registry.only(found, source.where)
+        return self.install(name, checkpoint, strict=strict, source=source.where, report=report)
+
+    def _read(self, source: Source, format: str | None, **options: Any) -> tuple[dict[str, Checkpoint], ReadReport]:
+        reader = registry.find_format(source, format)
+        return reader.read(source, self._mapped.points(), reader.reading(**options))
+
+    def install(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        *,
+        strict: bool = True,
+        source: object = None,
+        report: ReadReport | None = None,
+    ) -> LoadReport:
+        """Attaches an adapter that is already in memory; what `load` does after reading. Errors name `source`."""
+        state = self._state
+        with state.lock:
+            building.check_name(name, state.adapters)
+            built, notes = loading.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
+            self._check_parts(built)
+            state.insert(name, built, checkpoint.metadata)
+        return LoadReport(
+            name=name,
+            type=" + ".join(part.type for part in checkpoint.parts),
+            points=list(state.adapters[name].points),
+            parameters=sum(p.numel() for p in building.parameters_of(state.adapters[name].modules.values())),
+            notes=[*(report.notes if report else ()), *notes],
+            metadata=self.metadata(name),
+            read=report or ReadReport(),
+        )
+
+    def load_all(
+        self,
+        source: Readable,
+        *,
+        format: str | None = None,
+        strict: bool = True,
+        allow_pickle: bool = False,
+        **options: Any,
+    ) -> dict[str, LoadReport]:
+        """Reads every adapter of a source under the name that it has there: all of them, or none.
+
+        One without a name gets the file's. Arguments and errors as for `load`.
+        """
+        source, state = Source.of(source, allow_pickle=allow_pickle), self._state
+        found, report = self._read(source, format, strict=strict, allow_pickle=allow_pickle, **options)
+        named = {name or source.name: checkpoint for name, checkpoint in found.items()}
+        with state.lock:
+            for name in named:
+                building.check_name(name, state.adapters)
+            reports: dict[str, LoadReport] = {}
+            try:
+                for name, checkpoint in named.items():
+                    reports[name] = self.install(name, checkpoint, strict=strict, source=source.where, report=report)
+            except BaseException:
+                for name in reversed(reports):
+                    self.remove(name)
+                raise
+        return reports
+
+    def save(
+        self,
+        names: str | Sequence[str],
+        path: str | os.PathLike[str],
+        *,
+        format: str = "native",
+        metadata: Mapping[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Path:
+        """Writes adapters to a file, atomically: whatever happens, the path holds the old file or the new.
+
+        Several adapters, whatever their types, go into one file, which `load_all` reads. An adapter that combines
+        others takes them along.
+
+        Args:
+            names: One name, or several.
+            path: The file, or the folder where the format writes one.
+            format: A format's name; not every format holds several.
+            metadata: Text by name that goes along, beside what the adapters have (see `metadata`) or in its place.
+            dtype: What floating-point tensors are written as; by default as they are.
+            options: Further ones of the format; see `Format.write_options`.
+
+        Raises:
+            UnknownNameError: There is no such adapter or format.
+            ConfigError: The format has no such option.
+            CheckpointError: The format cannot express the adapter, or the place cannot be written.
+        """
+        path = Path(path)
+        writer = registry.named_format(format)
+        chosen = writer.writing(dtype=saving.checked_dtype(dtype), **options)
+        more = saving.checked_metadata(metadata)
+        wanted = self._with_parts([names] if isinstance(names, str) else names)
+        checkpoints = {name: self.checkpoint(name) for name in wanted}
+        checkpoints = {n: one.replace(metadata={**one.metadata, **more}) for n, one in checkpoints.items()}
+        if len(checkpoints) == 1 and isinstance(names, str):
+            checkpoints = {"": checkpoints[names]}
+        report = writer.write(checkpoints, path, self._mapped.points(), chosen)
+        for note in report.notes:
+            warnings.warn(f"{path}: {note}", stacklevel=2)
+        return path
+
+    def _check_parts(self, built: Sequence[building.Built]) -> None:
+        attached = {name: one.points for name, one in self._state.adapters.items()}
+        for one in built:
+            here: dict[str, set[str]] = {}
+            for key, module in one.modules.items():
+                for part in module.parts:
+                    here.setdefault(part, set()).add(key)
+            targets.check_parts(here, attached, type(one.config).__name__)
+
+    def _with_parts(self, names: Sequence[str]) -> list[str]:
+        """The names, each after those that its adapter combines."""
+        if not names:
+            raise ConfigError(["name at least one adapter"], "save()")
+        found: dict[str, None] = {}
+        for name in names:
+            modules = self._attached(name).modules.values()
+            parts = dict.fromkeys(part for module in modules for part in module.parts)
+            found |= dict.fromkeys([*(self._with_parts(list(parts)) if parts else ()), name])
+        return list(found)
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """One adapter with all that a file must know of it; the tensors are copies on the CPU.
+
+        Raises:
+            PluginError: The adapter's type is not registered, so no file could name it.
+        """
+        return saving.to_checkpoint(self._attached(name), self._mapped)
+
+    def remove(self, name: str) -> None:
+        """Takes an adapter off the model. The last one leaves the model bit for bit as it was found.
+
+        Raises:
+            StateError: It is merged into the weights.
+        """
+        state = self._state
+        with state.lock:
+            self._attached(name)
+            if state.merge is not None and name in state.merge.selection.names:
+                raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
+            if users := self._users_of(name):
+                raise StateError(f"{users[0]!r} combines {name!r}; remove({users[0]!r}) first")
+            state.discard(name)
+            if not state.adapters:
+                self._fresh = State(self._mapped)
+
+    def detach(self) -> None:
+        """Takes every adapter off: the model is bit for bit what it was. Merged weights are unmerged first."""
+        state = self._state
+        with state.lock:
+            if state.merge is not None:
+                merging.unmerge(state)
+            for name in reversed(list(state.adapters)):  # what combines others came after them
+                self.remove(name)
+
+    def metadata(self, name: str) -> dict[str, str]:
+        """What the file of an adapter says beside the tensors; empty for one that is no file's."""
+        return dict(self._attached(name).metadata)
+
+    def _users_of(self, name: str) -> list[str]:
+        """The adapters that combine this one."""
+        every = self._state.adapters.items()
+        return [user for user, one in every if any(name in module.parts for module in one.modules.values())]
