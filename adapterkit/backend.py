@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 
 SITE = "_adapterkit_site"
 """Key in an adapted module's `__dict__` under which attachment keeps what acts there."""
@@ -91,12 +91,23 @@ sequence became, with masks that fit it."""
 
 @dataclass(frozen=True)
 class Reach:
-    """How adapters act at one point, where its layout alone does not tell; see the methods of `Backend`."""
+    """How adapters act at one point, where its layout alone does not tell.
+
+    Attributes:
+        seam: At an `attention` point, how its keys and values are reached.
+        plain: At a weight that the model reads, what runs in place of the module's forward while an adapter acts; None
+            for itself. For modules whose usual forward hands the whole parameter to a kernel: it reads piece by piece.
+        lengthening: At a `tokens` point that `lengthens`, how its module runs on a longer sequence. None where the
+            layout says `until`.
+        attending: Paths of the modules that see what the module at this point adds, where it keeps that in what it
+            returns -> how they are called. A decoder that attends to an encoder's output: there the mask is still that
+            of the tokens.
+    """
 
     seam: AttentionSeam | None = None
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
-    attending: Mapping[str, Attending] | None = None
+    attending: Mapping[str, Attending] = field(default_factory=dict)
 
 
 class Backend(ABC):
@@ -118,28 +129,14 @@ class Backend(ABC):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """Every point of `model`, in model order, tagged with `component`. Reads the module tree only."""
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        """How to reach the keys and values at an `attention` point.
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        """How adapters act at a point. Asked at `attention` and `tokens` points, and at weights that the model reads.
 
         Raises:
-            IncompatibleTargetError: The family lists no attention points, or not this one.
+            IncompatibleTargetError: The family does not say how the attention at this point is reached.
         """
-        raise IncompatibleTargetError(f"{type(self).__name__} cannot extend the attention at {point.id}")
-
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """How the module at a `tokens` point runs on a longer sequence, where the point's layout `lengthens`."""
-        return None
-
-    def attending(self, model: nn.Module, point: InjectionPoint) -> Mapping[str, Attending]:
-        """Paths of the modules that see what the module at this point adds, where it keeps that in what it returns.
-
-        A decoder that attends to an encoder's output: there the mask is still that of the tokens.
-        """
-        return {}
-
-    def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
-        """What runs in place of the module's forward while an adapter acts on a weight that it reads; None for itself.
-
-        For modules whose usual forward hands the whole parameter to a kernel: a form that reads it piece by piece.
-        """
-        return None
+        if isinstance(point, AttentionPoint):
+            raise IncompatibleTargetError(
+                f"{type(self).__name__} cannot extend the attention at {point.id}: its reach() gives no seam"
+            )
+        return Reach()

@@ -128,7 +128,7 @@ class TokensLayout:
         masked: Whether each row of a batch can have positions of its own, since the family masks the others'.
         until: Where no one module runs on the longer sequence: the path of the one before which it ends. The positions
             are put behind what the point's module returns, and taken off what enters the module at this path. None
-            where the backend has a `lengthening`.
+            where the backend's `reach` gives a `lengthening`.
         whole: Path of the model around, where it returns what happens in between (hidden states, attentions): they are
             taken off there too. None where it does not.
     """

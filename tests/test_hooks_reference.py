@@ -58,6 +58,7 @@ EXPECTED = {
     },
     "kinds": set(points.KINDS),
     "backend": members(backend.Backend) | {"Backend", "Lengthening"},
+    "reach": {f.name for f in dataclasses.fields(backend.Reach)},
     "seam": members(backend.AttentionSeam) | {"AttentionSeam", "extension_of", "extend"},
     "entries": {cls.__name__ for cls in entries.Entry.__args__} | {"Group", "resolve"},
     "format": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import Backend, Reach
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.family import Attention, Group, Output, Tokens, Weight, resolve
 from adapterkit.points import AttentionPoint, InjectionPoint
@@ -60,5 +60,7 @@ class ClipTextBackend(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         return resolve(model, GROUPS, component)
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TransformersAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        if isinstance(point, AttentionPoint):
+            return Reach(seam=TransformersAttentionSeam())
+        return super().reach(model, point)

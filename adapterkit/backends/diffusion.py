@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Reach
 from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
@@ -136,8 +136,8 @@ class DiffusersBackend(Backend):
             )
         return resolve(model, self.groups(model), component)
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return self.attention() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(seam=self.attention()) if isinstance(point, AttentionPoint) else super().reach(model, point)
 
 
 class UNetBackend(DiffusersBackend):

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import PlainForward
+from adapterkit.backend import Reach
 from adapterkit.backends.longer import longer_decoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.mapping.family import Attention, Entry, Experts, Group, Output, Read, Tokens, Weight
+from adapterkit.plugins.classes import EXPERTS
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _listed(path: str, gate: str, up: str, down: str) -> Group:
 
 
 MIXTRAL = Family(
-    ("MixtralPreTrainedModel",),
+    EXPERTS["mixtral"],
     _decoder(
         (_HEADS, Read("moe.router", "mlp.gate|block_sparse_moe.gate"), *_STACKED, _mlp("mlp|block_sparse_moe")),
         _listed("block_sparse_moe.experts", "w1", "w3", "w2"),
@@ -91,14 +92,14 @@ MIXTRAL = Family(
 )
 # Some layers of Qwen3-MoE, and the first of DeepSeek-V3, are dense.
 QWEN3 = Family(
-    ("Qwen3MoePreTrainedModel",),
+    EXPERTS["qwen3"],
     _decoder(
         (_HEADS, *_gated("mlp", "mlp"), Read("moe.router", "mlp.gate"), *_STACKED, _mlp("mlp")),
         _listed("mlp.experts", "gate_proj", "up_proj", "down_proj"),
     ),
 )
 DEEPSEEK = Family(
-    ("DeepseekV3PreTrainedModel",),
+    EXPERTS["deepseek"],
     _decoder(
         (
             *_LATENT,
@@ -112,7 +113,7 @@ DEEPSEEK = Family(
     ),
 )
 GPT_OSS = Family(
-    ("GptOssPreTrainedModel",),
+    EXPERTS["gpt_oss"],
     _decoder(
         (
             _HEADS,
@@ -124,7 +125,7 @@ GPT_OSS = Family(
     ),
 )
 LLAMA4 = Family(
-    ("Llama4TextModel", "Llama4ForCausalLM"),
+    EXPERTS["llama4"],
     _decoder(
         (
             _HEADS,
@@ -160,5 +161,5 @@ class ExpertsBackend(FamilyBackend):
         "*.self_attn.sinks": "one logit per head is no projection",
     }
 
-    def plain_forward(self, model: nn.Module, point: InjectionPoint) -> PlainForward | None:
-        return one_by_one if "expert" in point.tags else None
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(plain=one_by_one) if "expert" in point.tags else super().reach(model, point)

@@ -19,11 +19,11 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend
-from adapterkit.backends.generic_plugin import write_plugin
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.entries import equal_parts
 from adapterkit.mapping.layers import base_children, declared_heads, layer_layout
 from adapterkit.mapping.roles import RoleMap
+from adapterkit.mapping.roles_plugin import write_plugin
 from adapterkit.points import Access, Form, InjectionPoint, Span, Tag, WeightLayout, WeightPoint
 
 __all__ = ["GenericBackend", "tags_of", "write_plugin"]

@@ -7,6 +7,7 @@ from typing import Any
 from adapterkit.backends.longer import longer_counting_decoder, longer_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
+from adapterkit.plugins.classes import LANGUAGE
 from adapterkit.points import Span
 
 
@@ -56,7 +57,7 @@ _LLAMA_MLP: tuple[Entry, ...] = (
 
 LLAMA = Family(
     lengthening=longer_decoder,
-    classes=("LlamaPreTrainedModel", "MistralPreTrainedModel", "Qwen2PreTrainedModel", "Qwen3PreTrainedModel"),
+    classes=LANGUAGE["llama"],
     groups=(
         _LLAMA_STEM,
         Group(
@@ -77,7 +78,7 @@ LLAMA = Family(
 # Gemma 3 by its text classes alone: its other classes hold a vision tower too.
 GEMMA = Family(
     lengthening=longer_decoder,
-    classes=("Gemma2PreTrainedModel", "Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
+    classes=LANGUAGE["gemma"],
     groups=(
         _LLAMA_STEM,
         Group(
@@ -101,7 +102,7 @@ GEMMA = Family(
 
 PHI3 = Family(
     lengthening=longer_decoder,
-    classes=("Phi3PreTrainedModel",),
+    classes=LANGUAGE["phi3"],
     groups=(
         _LLAMA_STEM,
         Group(
@@ -128,7 +129,7 @@ PHI3 = Family(
 
 GPT2 = Family(
     lengthening=longer_decoder,
-    classes=("GPT2PreTrainedModel",),
+    classes=LANGUAGE["gpt2"],
     groups=(
         Group(
             "transformer|", "", (Weight("embed.tokens", "wte"), Weight("embed.pos", "wpe"), Tokens("tokens", "drop"))
@@ -166,7 +167,7 @@ GPT2 = Family(
 # is the residual stream of its own sublayer in both cases.
 NEOX = Family(
     lengthening=longer_decoder,
-    classes=("GPTNeoXPreTrainedModel",),
+    classes=LANGUAGE["neox"],
     groups=(
         Group("gpt_neox|", "", (Weight("embed.tokens", "embed_in"), Tokens("tokens", "emb_dropout|embed_in"))),
         Group(
@@ -221,7 +222,7 @@ def _opt(attention: Output, mlp: Output) -> tuple[Group, ...]:
 
 OPT = Family(
     lengthening=longer_counting_decoder,
-    classes=("OPTPreTrainedModel",),
+    classes=LANGUAGE["opt"],
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn_layer_norm", norm_in="self_attn_layer_norm"),
         Output("mlp", "fc2", residual="final_layer_norm", norm_in="final_layer_norm"),
@@ -231,7 +232,7 @@ OPT = Family(
 
 OPT_POST_NORM = Family(
     lengthening=longer_counting_decoder,
-    classes=("OPTPreTrainedModel",),
+    classes=LANGUAGE["opt"],
     groups=_opt(
         Output("attn", "self_attn.out_proj", residual="self_attn", norm_out="self_attn_layer_norm"),
         Output("mlp", "fc2", residual="fc1", norm_out="final_layer_norm"),

@@ -8,6 +8,7 @@ from adapterkit.backends.language_attention import DebertaAttentionSeam
 from adapterkit.backends.longer import longer_blocks, longer_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Read, Tokens, Weight
+from adapterkit.plugins.classes import LANGUAGE
 
 
 def _bert_heads(attention: Any) -> tuple[int, int]:
@@ -23,7 +24,7 @@ def _modern_heads(attention: Any) -> tuple[int, int]:
 BERT = Family(
     lengthening=longer_blocks,
     beside="encoder",
-    classes=("BertPreTrainedModel", "RobertaPreTrainedModel"),
+    classes=LANGUAGE["bert"],
     groups=(
         Group(
             "bert|roberta|",
@@ -113,7 +114,7 @@ def _deberta(tokens: Weight | Read) -> tuple[Group, ...]:
 
 DEBERTA = Family(
     lengthening=longer_decoder,
-    classes=("DebertaV2PreTrainedModel",),
+    classes=LANGUAGE["deberta"],
     groups=_deberta(Weight("embed.tokens", "embeddings.word_embeddings")),
     seam=DebertaAttentionSeam,
     when=lambda config: getattr(config, "legacy", True),
@@ -122,7 +123,7 @@ DEBERTA = Family(
 # Where the head is not the legacy one it multiplies by the token embedding itself, beside the call that embeds.
 DEBERTA_NEW_HEAD = Family(
     lengthening=longer_decoder,
-    classes=("DebertaV2PreTrainedModel",),
+    classes=LANGUAGE["deberta"],
     groups=_deberta(Read("embed.tokens", "embeddings.word_embeddings", form="embedding")),
     seam=DebertaAttentionSeam,
 )
@@ -131,7 +132,7 @@ DEBERTA_NEW_HEAD = Family(
 # the gate is the factor beside it, `mlp.up`.
 MODERNBERT = Family(
     lengthening=longer_decoder,
-    classes=("ModernBertPreTrainedModel",),
+    classes=LANGUAGE["modernbert"],
     groups=(
         Group(
             "model|",

@@ -8,6 +8,7 @@ from adapterkit.backends.language_attention import BloomAttentionSeam, FalconAtt
 from adapterkit.backends.longer import longer_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
+from adapterkit.plugins.classes import LANGUAGE
 from adapterkit.points import Span
 
 
@@ -56,7 +57,7 @@ _BLOOM_DOWN = Weight("mlp.down", "mlp.dense_4h_to_h")
 # In this mode Bloom reads the weights slice by slice and calls neither module: there is no output to adapt.
 BLOOM_SLICED = Family(
     lengthening=longer_decoder,
-    classes=("BloomPreTrainedModel",),
+    classes=LANGUAGE["bloom"],
     groups=_bloom((Read("attn.o", "self_attention.dense"),), (Read("mlp.down", "mlp.dense_4h_to_h"),)),
     seam=BloomAttentionSeam,
     when=lambda config: config.pretraining_tp > 1 and config.slow_but_exact,
@@ -65,7 +66,7 @@ BLOOM_SLICED = Family(
 # The norm's output is what the residual connection carries on.
 BLOOM_NORMED_RESIDUAL = Family(
     lengthening=longer_decoder,
-    classes=("BloomPreTrainedModel",),
+    classes=LANGUAGE["bloom"],
     groups=_bloom(
         (_BLOOM_O, Output("attn", "self_attention.dense", residual="self_attention")),
         (_BLOOM_DOWN, Output("mlp", "mlp.dense_4h_to_h", residual="mlp")),
@@ -76,7 +77,7 @@ BLOOM_NORMED_RESIDUAL = Family(
 
 BLOOM = Family(
     lengthening=longer_decoder,
-    classes=("BloomPreTrainedModel",),
+    classes=LANGUAGE["bloom"],
     groups=_bloom(
         (_BLOOM_O, Output("attn", "self_attention.dense", residual="input_layernorm", norm_in="input_layernorm")),
         (
@@ -98,7 +99,7 @@ _FALCON_NORM, _FALCON_MLP_NORM = "ln_attn|input_layernorm", "post_attention_laye
 
 FALCON = Family(
     lengthening=longer_decoder,
-    classes=("FalconPreTrainedModel",),
+    classes=LANGUAGE["falcon"],
     groups=(
         Group("transformer|", "", (Weight("embed.tokens", "word_embeddings"), Tokens("tokens", "word_embeddings"))),
         Group(
@@ -121,7 +122,7 @@ FALCON = Family(
 
 MPT = Family(
     lengthening=longer_decoder,
-    classes=("MptPreTrainedModel",),
+    classes=LANGUAGE["mpt"],
     groups=(
         Group("transformer|", "", (Weight("embed.tokens", "wte"), Tokens("tokens", "wte"))),
         Group(

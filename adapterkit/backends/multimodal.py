@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backend import Backend, Reach
 from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, first_path, resolve
@@ -58,18 +58,17 @@ class TowersBackend(Backend):
         order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
         return sorted(found, key=lambda point: order[point.path])
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        for tower, _, module in self._towers(model):
-            if tower.name == point.tags.get("tower") and isinstance(point, AttentionPoint):
-                return TransformersAttentionSeam() if tower.groups else _backend(module).seam(module, point)
-        return super().seam(model, point)
-
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        """See `Backend.lengthening`. The tower's own backend tells it, of the point as it sees it."""
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        """See `Backend.reach`. The tower's own backend tells it, of the point as it sees it."""
         for tower, path, module in self._towers(model):
-            if tower.name == point.tags.get("tower") and tower.groups is None:
-                return _backend(module).lengthening(module, replace(point, path=point.path[len(path) + 1 :]))
-        return None
+            if tower.name != point.tags.get("tower"):
+                continue
+            if tower.groups is None:
+                found = _backend(module).reach(module, replace(point, path=point.path[len(path) + 1 :]))
+                return replace(found, attending={f"{path}.{end}": how for end, how in found.attending.items()})
+            if isinstance(point, AttentionPoint):
+                return Reach(seam=TransformersAttentionSeam())
+        return super().reach(model, point)
 
     def _towers(self, model: nn.Module) -> Iterator[tuple[Tower, str, nn.Module]]:
         for tower in self.towers:

@@ -7,19 +7,20 @@ of them, such as the T5 encoder of a diffusion pipeline, names its points as the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adapterkit.backend import Reach
 from adapterkit.backends.longer import attend_longer, longer_decoder, longer_encoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.family import Attention, Entry, Group, Output, Read, Tokens, Weight
 from adapterkit.mapping.layouts import first_path
+from adapterkit.plugins.classes import SEQ2SEQ
 from adapterkit.points import InjectionPoint
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from adapterkit.backend import Attending, Lengthening
 
 Entries = tuple[Entry, ...]
 
@@ -66,7 +67,7 @@ _T5_STEM = (Weight("embed.tokens", "embed_tokens"), Tokens("tokens", "embed_toke
 
 T5 = Family(
     lengthening=longer_decoder,
-    classes=("T5PreTrainedModel", "MT5PreTrainedModel", "UMT5PreTrainedModel"),
+    classes=SEQ2SEQ["t5"],
     groups=(
         *_stack("encoder", ("encoder", "transformer.encoder"), "block", _T5_STEM, (*_T5_SELF, *_t5_mlp(1))),
         *_stack("decoder", ("decoder", "transformer.decoder"), "block", _T5_STEM, (*_T5_SELF, *_T5_CROSS, *_t5_mlp(2))),
@@ -115,7 +116,7 @@ _BART_ENDS = (
 
 BART = Family(
     lengthening=longer_decoder,
-    classes=("BartPreTrainedModel",),
+    classes=SEQ2SEQ["bart"],
     groups=(
         *_stack("encoder", _BART_ROOTS["encoder"], "layers", _BART_STEM, (*_BART_SELF, *_BART_MLP, *_BART_ENDS)),
         *_stack(
@@ -154,7 +155,7 @@ _CONVOLUTIONS = tuple(
 )
 
 WHISPER = Family(
-    classes=("WhisperPreTrainedModel",),
+    classes=SEQ2SEQ["whisper"],
     groups=(
         *_CONVOLUTIONS,
         *_stack("encoder", _BART_ROOTS["encoder"], "layers", (_POSITIONS,), (*_BART_SELF, *_BART_MLP, *_WHISPER_ENDS)),
@@ -202,13 +203,11 @@ class Seq2SeqBackend(FamilyBackend):
             )
         return points
 
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        found = super().lengthening(model, point)
-        return longer_encoder if found is not None and len(_stacks(model)) > 1 else found
-
-    def attending(self, model: nn.Module, point: InjectionPoint) -> Mapping[str, Attending]:
-        stacks = _stacks(model)
-        return {stacks["decoder"]: attend_longer} if point.role == "prompt" and len(stacks) > 1 else {}
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        found, stacks = super().reach(model, point), _stacks(model) if point.role == "prompt" else {}
+        if found.lengthening is None or len(stacks) < 2:
+            return found
+        return replace(found, lengthening=longer_encoder, attending={stacks["decoder"]: attend_longer})
 
 
 def _stacks(model: nn.Module) -> dict[str, str]:

@@ -12,10 +12,11 @@ from typing import ClassVar
 from adapterkit.backends.longer import longer_recurrence
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.mapping.family import Group, Output, Read, Tokens, Weight
+from adapterkit.plugins.classes import STATE_SPACE
 
 MAMBA = Family(
     lengthening=longer_recurrence,
-    classes=("MambaPreTrainedModel",),
+    classes=STATE_SPACE["mamba"],
     groups=(
         Group("backbone|", "", (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings"))),
         Group(

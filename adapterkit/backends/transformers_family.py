@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
@@ -79,8 +79,9 @@ class FamilyBackend(Backend):
         deep = prompt_layer_points(model, found) if family.beside else []
         return [*found, *prompt_points(model, found, family.beside), *deep]
 
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        return self.family(model).lengthening if point.role in ("prompt", "prompt.layer") else None
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return self.family(model).seam() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        if isinstance(point, AttentionPoint):
+            return Reach(seam=self.family(model).seam())
+        if point.role in ("prompt", "prompt.layer"):
+            return Reach(lengthening=self.family(model).lengthening)
+        return Reach()

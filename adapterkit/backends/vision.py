@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backend import Backend, Reach
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
@@ -135,11 +135,10 @@ class TimmViTBackend(Backend):
         found = [*resolve(model, _TIMM_STEM, component), tokens, *resolve(model, [*blocks, *TIMM_HEAD], component)]
         return [*found, replace(tokens, role="prompt", layout=_UNTIL_NORM), *prompt_layer_points(model, found)]
 
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        return longer_blocks if point.role == "prompt.layer" else None
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TimmAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        if point.role == "prompt.layer":
+            return Reach(lengthening=longer_blocks)
+        return Reach(seam=TimmAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------
@@ -183,8 +182,9 @@ class ViTBackend(Backend):
         prompts = [replace(point, role="prompt", layout=layout) for point in found if isinstance(point, TokensPoint)]
         return [*found, *prompts, *prompt_layer_points(model, found)]
 
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        return longer_blocks if point.role == "prompt.layer" else None
-
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return TransformersAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        if point.role == "prompt.layer":
+            return Reach(lengthening=longer_blocks)
+        if isinstance(point, AttentionPoint):
+            return Reach(seam=TransformersAttentionSeam())
+        return super().reach(model, point)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import Backend, Reach
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
 from adapterkit.backends.vision_attention import FusedAttentionSeam
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
@@ -68,8 +68,8 @@ class _TimmBackend(Backend):
     whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {}
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return FusedAttentionSeam() if isinstance(point, AttentionPoint) else super().seam(model, point)
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(seam=FusedAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
 
 
 class TimmEvaBackend(_TimmBackend):

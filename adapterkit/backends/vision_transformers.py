@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from adapterkit.backends.longer import longer_blocks, longer_rotary_blocks
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight
+from adapterkit.plugins.classes import SIGLIP_TEXT, VISION
 
 
 def _heads(attention: Any) -> tuple[int, int]:
@@ -43,7 +44,7 @@ _DINO_BLOCK = (
 DINOV2 = Family(
     lengthening=longer_blocks,
     beside="encoder",
-    classes=("Dinov2PreTrainedModel", "Dinov2WithRegistersPreTrainedModel"),
+    classes=VISION["dinov2"],
     groups=(
         Group(
             "dinov2|dinov2_with_registers|",
@@ -63,7 +64,7 @@ DINOV2 = Family(
 DINOV3 = Family(
     lengthening=longer_rotary_blocks,
     beside="model",
-    classes=("DINOv3ViTPreTrainedModel",),
+    classes=VISION["dinov3"],
     groups=(
         Group("", "", (Weight("embed.patch", "embeddings.patch_embeddings"), Tokens("tokens", "embeddings"))),
         Group("model.layer.{layer}|layer.{layer}", "{layer}", _DINO_BLOCK),
@@ -73,7 +74,7 @@ DINOV3 = Family(
 # Each sublayer's output is scaled by a parameter of the block (`lambda_1`, `lambda_2`) on its way to the sum, where no
 # module can be wrapped: what an adapter adds is scaled along. Relative positions fix the number of tokens.
 BEIT = Family(
-    classes=("BeitPreTrainedModel",),
+    classes=VISION["beit"],
     groups=(
         Group(
             "beit|",
@@ -96,7 +97,7 @@ BEIT = Family(
 
 # Stochastic depth is used once here, after the windows have been put together again.
 SWIN = Family(
-    classes=("SwinPreTrainedModel",),
+    classes=VISION["swin"],
     groups=(
         Group("swin|", "", (Weight("embed.patch", "embeddings.patch_embeddings.projection"),)),
         Group(
@@ -143,7 +144,7 @@ _IMAGE = (Weight("embed.patch", "patch_embedding"), Weight("embed.pos", "positio
 CLIP_VISION = Family(
     lengthening=longer_blocks,
     beside="encoder",
-    classes=("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPForImageClassification"),
+    classes=VISION["clip"],
     groups=(
         *_clip("vision_model", _IMAGE),
         Group("vision_model|", "", (Tokens("tokens", "pre_layrnorm", True),)),
@@ -154,7 +155,7 @@ CLIP_VISION = Family(
 SIGLIP_VISION = Family(
     lengthening=longer_blocks,
     beside="encoder",
-    classes=("SiglipVisionModel", "SiglipForImageClassification"),
+    classes=VISION["siglip"],
     groups=(
         *_clip("vision_model", (*_IMAGE, Tokens("tokens", "", True))),
         Group("vision_model.head|head", "", (Weight("head.up", "mlp.fc1"), Weight("head.down", "mlp.fc2"))),
@@ -163,7 +164,7 @@ SIGLIP_VISION = Family(
 )
 
 SIGLIP_TEXT = Family(
-    classes=("SiglipTextModel",),
+    classes=SIGLIP_TEXT["siglip_text"],
     groups=(
         *_clip(
             "text_model",

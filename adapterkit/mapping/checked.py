@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.errors import PluginError, near_matches
 from adapterkit.mapping.layouts import first_path
-from adapterkit.points import LAYOUTS, InjectionPoint
+from adapterkit.points import LAYOUTS, AttentionPoint, InjectionPoint
 
 
 def checked_points(found: object, model: nn.Module, component: str) -> list[InjectionPoint]:
@@ -27,10 +28,32 @@ def checked_points(found: object, model: nn.Module, component: str) -> list[Inje
         if problem := _problem(point, component):
             raise PluginError(f"the point {point.role!r} at {point.path!r} {problem}")
         if point.path not in paths:
-            _check_path(model, point)
+            _check_path(model, point.path, f"the point {point.role!r} is at")
             paths.add(point.path)
         points.append(point)
     return points
+
+
+def checked_reach(found: object, model: nn.Module, point: InjectionPoint) -> Reach:
+    """What `Backend.reach` has returned, if it is what it must be.
+
+    Raises:
+        PluginError: It is no Reach, or what it holds is of no use at this point.
+    """
+    if not isinstance(found, Reach):
+        raise PluginError(f"returned {found!r:.80} for {point.id}; expected a Reach")
+    if isinstance(point, AttentionPoint) and not isinstance(found.seam, AttentionSeam):
+        raise PluginError(f"returned Reach(seam={found.seam!r:.80}) for {point.id}; expected an AttentionSeam")
+    for name in ("plain", "lengthening"):
+        value = getattr(found, name)
+        if value is not None and not callable(value):
+            raise PluginError(f"returned Reach({name}={value!r:.80}) for {point.id}; expected a function, or None")
+    attending: object = found.attending
+    if not isinstance(attending, Mapping) or not all(map(callable, attending.values())):
+        raise PluginError(f"returned Reach(attending={attending!r:.80}) for {point.id}; expected path -> function")
+    for path in found.attending:
+        _check_path(model, path, f"what attends to {point.id} is at")
+    return found
 
 
 def check_ids(points: Sequence[InjectionPoint]) -> None:
@@ -63,9 +86,9 @@ def _problem(point: InjectionPoint, component: str) -> str | None:
     return None
 
 
-def _check_path(model: nn.Module, point: InjectionPoint) -> None:
-    if first_path(model, point.path) is not None:
+def _check_path(model: nn.Module, path: str, what: str) -> None:
+    if first_path(model, path) is not None:
         return
-    close = near_matches(point.path, [name for name, _ in model.named_modules() if name])
+    close = near_matches(path, [name for name, _ in model.named_modules() if name])
     hint = f" Closest: {', '.join(close)}" if close else ""
-    raise PluginError(f"the point {point.role!r} is at {point.path!r}, where the model has no module.{hint}")
+    raise PluginError(f"{what} {path!r}, where the model has no module.{hint}")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, PlainForward, Reach
-from adapterkit.errors import AttachError, PluginError, UnsupportedModelError, blaming
-from adapterkit.mapping.checked import check_ids, checked_points
+from adapterkit.backend import Backend, Reach
+from adapterkit.errors import AttachError, UnsupportedModelError, blaming
+from adapterkit.mapping.checked import check_ids, checked_points, checked_reach
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
 from adapterkit.mapping.roles import RoleMap
@@ -62,22 +62,12 @@ class Component:
 
     def reach(self, point: InjectionPoint) -> Reach:
         """How adapters act at a point; errors as for `points`."""
-        if isinstance(point, AttentionPoint):
-            with self.blaming("seam()"):
-                return Reach(seam=_checked_seam(self.backend.seam(self.root, point), point))
-        if isinstance(point, TokensPoint):
-            with self.blaming("lengthening() and attending()"):
-                attending = self.backend.attending(self.root, point)
-                return Reach(lengthening=self.backend.lengthening(self.root, point), attending=attending)
-        return Reach(plain=self._plain_forward(point))
-
-    def _plain_forward(self, point: InjectionPoint) -> PlainForward | None:
-        if not isinstance(point, ParameterPoint) or point.layout.access == "call":
-            return None
-        if point.layout.access == "any":
-            return call_plainly
-        with self.blaming("plain_forward()"):
-            return self.backend.plain_forward(self.root, point)
+        if isinstance(point, ParameterPoint) and point.layout.access == "any":
+            return Reach(plain=call_plainly)
+        if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read:
+            return Reach()
+        with self.blaming("reach()"):
+            return checked_reach(self.backend.reach(self.root, point), self.root, point)
 
 
 @dataclass(frozen=True)
@@ -223,12 +213,6 @@ def _component(name: str | None, root: nn.Module, backend: str | None) -> Compon
     if family == "torch:Module":  # the claim on what no family claims: the class itself tells more
         family = keys[0]
     return Component(name or instance.component, root, instance, spec.name, family, owner(spec))
-
-
-def _checked_seam(seam: object, point: InjectionPoint) -> AttentionSeam:
-    if not isinstance(seam, AttentionSeam):
-        raise PluginError(f"returned {seam!r} for {point.id}; expected an AttentionSeam")
-    return seam
 
 
 def _as_module(model: object) -> nn.Module:

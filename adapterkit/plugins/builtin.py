@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.hookspecs import hookimpl
+from adapterkit.plugins import classes
 from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, TaskSpec
 
 # Library, the extra that brings it, and its families: name, target below adapterkit.backends, classes, summary.
@@ -14,25 +15,20 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
             (
                 "language",
                 "language:LanguageBackend",
-                "LlamaPreTrainedModel MistralPreTrainedModel Qwen2PreTrainedModel Qwen3PreTrainedModel "
-                "GPT2PreTrainedModel BertPreTrainedModel Gemma2PreTrainedModel Gemma3TextModel Gemma3ForCausalLM "
-                "Gemma3TextForSequenceClassification Phi3PreTrainedModel GPTNeoXPreTrainedModel "
-                "OPTPreTrainedModel BloomPreTrainedModel FalconPreTrainedModel MptPreTrainedModel "
-                "RobertaPreTrainedModel DebertaV2PreTrainedModel ModernBertPreTrainedModel",
+                classes.named(classes.LANGUAGE),
                 "Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2, GPT-NeoX, OPT, Bloom, Falcon, MPT, BERT and its kin",
             ),
             (
                 "seq2seq",
                 "seq2seq:Seq2SeqBackend",
-                "T5PreTrainedModel MT5PreTrainedModel UMT5PreTrainedModel BartPreTrainedModel WhisperPreTrainedModel",
+                classes.named(classes.SEQ2SEQ),
                 "T5, mT5, UMT5, BART, Whisper",
             ),
-            ("state_space", "state_space:StateSpaceBackend", "MambaPreTrainedModel", "Mamba"),
+            ("state_space", "state_space:StateSpaceBackend", classes.named(classes.STATE_SPACE), "Mamba"),
             (
                 "experts",
                 "experts:ExpertsBackend",
-                "MixtralPreTrainedModel Qwen3MoePreTrainedModel DeepseekV3PreTrainedModel GptOssPreTrainedModel "
-                "Llama4TextModel Llama4ForCausalLM",
+                classes.named(classes.EXPERTS),
                 "mixtures of experts: Mixtral, Qwen3-MoE, DeepSeek-V3, gpt-oss, Llama 4",
             ),
         ),
@@ -79,12 +75,15 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
             (
                 "vision",
                 "vision_transformers:VisionBackend",
-                "Dinov2PreTrainedModel Dinov2WithRegistersPreTrainedModel DINOv3ViTPreTrainedModel "
-                "BeitPreTrainedModel SwinPreTrainedModel CLIPVisionModel CLIPVisionModelWithProjection "
-                "CLIPForImageClassification SiglipVisionModel SiglipForImageClassification",
+                classes.named(classes.VISION),
                 "DINOv2, DINOv3, BEiT, Swin, and the image encoders of CLIP and SigLIP",
             ),
-            ("siglip_text", "vision_transformers:SiglipTextBackend", "SiglipTextModel", "the text encoder of SigLIP"),
+            (
+                "siglip_text",
+                "vision_transformers:SiglipTextBackend",
+                classes.named(classes.SIGLIP_TEXT),
+                "the text encoder of SigLIP",
+            ),
             ("clip", "multimodal:ClipBackend", "CLIPModel SiglipModel", "both towers of CLIP and SigLIP"),
             (
                 "vision_language",
@@ -193,12 +192,12 @@ def adapterkit_register_backends() -> list[BackendSpec]:
         BackendSpec(
             name,
             f"adapterkit.backends.{target}",
-            models=tuple(f"{library}:{cls}" for cls in classes.split()),
+            models=tuple(f"{library}:{cls}" for cls in names.split()),
             extra=extra,
             summary=summary,
         )
         for library, extra, families in _BACKENDS
-        for name, target, classes, summary in families
+        for name, target, names, summary in families
     ]
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 import adapterkit as ak
-from adapterkit.backend import AttentionSeam, Backend, Lengthening
+from adapterkit.backend import Backend, Reach
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.mapping.everywhere import prompt_layer_points
 from adapterkit.mapping.family import (
@@ -22,7 +22,7 @@ from adapterkit.mapping.family import (
     equal_parts,
     resolve,
 )
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import toys
 
@@ -34,8 +34,8 @@ class _Table(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         return resolve(model, self.groups, component)
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return toys.ToySeam()
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(seam=toys.ToySeam()) if isinstance(point, AttentionPoint) else Reach()
 
 
 class ToyVisionBackend(_Table):
@@ -64,8 +64,8 @@ class ToyVisionBackend(_Table):
         found = super().points(model, component)
         return [*found, *prompt_layer_points(model, found)]
 
-    def lengthening(self, model: nn.Module, point: InjectionPoint) -> Lengthening | None:
-        return longer_blocks if point.role == "prompt.layer" else None
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(lengthening=longer_blocks) if point.role == "prompt.layer" else super().reach(model, point)
 
 
 class ToyDiffusionBackend(_Table):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.backend import AttentionSeam, Backend, extension_of
+from adapterkit.backend import AttentionSeam, Backend, Reach, extension_of
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Tokens, Weight, resolve
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 from adapterkit.specs import BackendSpec
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 8, 2, 2, 11
@@ -128,8 +128,8 @@ class ToyBackend(Backend):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         return resolve(model, self.groups, component)
 
-    def seam(self, model: nn.Module, point: InjectionPoint) -> AttentionSeam:
-        return ToySeam()
+    def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
+        return Reach(seam=ToySeam()) if isinstance(point, AttentionPoint) else Reach()
 
 
 @ak.hookimpl

@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import adapterkit as ak
+from adapterkit.backend import AttentionSeam, Backend, Reach
 from adapterkit.backends.language import LanguageBackend
 from adapterkit.errors import IncompatibleTargetError, UnsupportedModelError
 from adapterkit.points import AttentionLayout, Span
@@ -139,5 +140,8 @@ def test_a_model_of_no_family_is_refused_with_the_families_names() -> None:
 
 def test_only_attention_points_have_a_seam() -> None:
     model = skeleton("Llama", "LlamaModel")
-    with pytest.raises(IncompatibleTargetError, match=r"attn\.q@language\.0"):
-        LanguageBackend().seam(model, ak.points(model, "attn.q")[0])
+    assert LanguageBackend().reach(model, ak.points(model, "attn.q")[0]) == Reach()
+    point = next(point for point in ak.points(model) if point.kind == "attention")
+    assert isinstance(LanguageBackend().reach(model, point).seam, AttentionSeam)
+    with pytest.raises(IncompatibleTargetError, match=r"attn\.kv@language\.0: its reach\(\) gives no seam"):
+        Backend.reach(LanguageBackend(), model, point)

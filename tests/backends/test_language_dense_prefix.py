@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
 import adapterkit as ak
+from adapterkit.backend import AttentionSeam
 from adapterkit.backends.language import LanguageBackend
 from adapterkit.errors import AttachError
 from adapterkit.kernels.spans import read_span
@@ -67,6 +68,13 @@ def test_a_static_cache_longer_than_the_prompt_changes_nothing(name: str) -> Non
 
 
 # Not sdpa with weights: there Falcon itself adds a boolean mask to its scores.
+def seam_of(model: Any, point: InjectionPoint) -> AttentionSeam:
+    """How the family's attention is reached."""
+    seam = LanguageBackend().reach(model, point).seam
+    assert seam is not None
+    return seam
+
+
 @pytest.mark.parametrize(
     ("name", "attention", "weights"),
     [(name, "eager", weights) for name in OWN for weights in (False, True)]
@@ -76,7 +84,7 @@ def test_without_a_prefix_it_is_the_familys_own_attention(name: str, attention: 
     # In float64 a row of nothing but padding comes out of some of their softmaxes as NaN.
     model = build(name, attn_implementation=attention, dtype=torch.float32)
     point = ak.points(model, "attn.kv@layer=1")[0]
-    module, forward = model.get_submodule(point.path), LanguageBackend().seam(model, point).forward
+    module, forward = model.get_submodule(point.path), seam_of(model, point).forward
     assert forward is not None
     mask = torch.ones_like(tokens())
     mask[0, :2] = 0
@@ -108,7 +116,7 @@ def test_without_a_prefix_it_is_the_familys_own_attention(name: str, attention: 
 def test_in_training_it_drops_out_what_the_family_does(name: str, changes: dict[str, Any]) -> None:
     model = build(name, attn_implementation="eager", dtype=torch.float32, **changes).train()
     point = ak.points(model, "attn.kv@layer=1")[0]
-    module, forward = model.get_submodule(point.path), LanguageBackend().seam(model, point).forward
+    module, forward = model.get_submodule(point.path), seam_of(model, point).forward
     assert forward is not None
     checked: list[bool] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM, MixtralConfig, MixtralModel
 
 import adapterkit as ak
+from adapterkit.backend import Reach
+from adapterkit.backends.experts import one_by_one
 from adapterkit.backends.multimodal import VisionLanguageBackend
 from adapterkit.mapping.model import map_model
 from adapterkit.points import InjectionPoint, OutputLayout
+from adapterkit.testing import toys
 from tests.backends import multimodal_models as models
 from tests.backends import vision_checks as checks
 from tests.backends import vision_families as families
@@ -109,6 +113,31 @@ def test_a_tower_of_another_family_is_mapped_as_it_would_be_alone() -> None:
     alone = own(ak.points(families.build("dinov2 gated")))
     inside = own(ak.points(model, "@tower=vision"))
     assert [(p.role, p.site) for p in inside] == [(p.role, f"vision.{p.site}".rstrip(".")) for p in alone]
+
+
+def test_a_tower_of_experts_reads_them_one_by_one() -> None:
+    """What a tower's own backend says of a point holds inside too, with paths from the model around."""
+    model = models.build("llava")
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_local_experts": 2}
+    config = MixtralConfig(vocab_size=16, num_attention_heads=2, num_key_value_heads=1, **sizes)
+    model.model.language_model = MixtralModel(config)
+    expert = next(point for point in ak.points(model) if "expert" in point.tags)
+    assert expert.path.startswith("model.language_model.")
+    assert VisionLanguageBackend().reach(model, expert) == Reach(plain=one_by_one)
+
+
+def test_what_attends_in_a_tower_is_found_from_the_model_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Module()
+    model.language_model = toys.ToyModel()
+    toys.register()
+    told = {"blocks.1.up": lambda module, positions, args, kwargs: (args, kwargs)}
+    seen: list[str] = []
+    monkeypatch.setattr(
+        toys.ToyBackend, "reach", lambda self, model, point: seen.append(point.path) or Reach(attending=told)
+    )
+    point = replace(ak.points(toys.ToyModel(), "tokens")[0], path="language_model.embed", tags={"tower": "language"})
+    assert VisionLanguageBackend().reach(model, point).attending == {"language_model.blocks.1.up": told["blocks.1.up"]}
+    assert seen == ["embed"]
 
 
 @pytest.mark.parametrize("config", [LORA, BOTTLENECK, PREFIX], ids=lambda c: type(c).__name__)

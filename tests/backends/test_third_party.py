@@ -12,7 +12,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit import errors
-from adapterkit.backend import AttentionSeam, Backend
+from adapterkit.backend import AttentionSeam, Backend, Reach
 from adapterkit.mapping.family import (
     Attention,
     Experts,
@@ -70,6 +70,7 @@ def raising(*_: object) -> Any:
     raise KeyError("blocks")
 
 
+SEAM = AttentionSeam()
 POINT = WeightPoint(
     "attn.o", "blocks.0.attn.proj", "0", 8, 8, WeightLayout("linear", bias=True), tags={"component": "toy"}
 )
@@ -110,17 +111,25 @@ def test_it_must_be_a_backend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "answer", "reason"),
+    ("answer", "reason"),
     [
-        ("seam", raising, "seam() raised KeyError"),
-        ("seam", lambda *_: AttentionSeam, "expected an AttentionSeam"),
-        ("seam", lambda *_: None, "returned None for attn.kv@toy.0; expected an AttentionSeam"),
+        (raising, "reach() raised KeyError"),
+        (lambda *_: AttentionSeam(), "for attn.kv@toy.0; expected a Reach"),
+        (lambda *_: None, "returned None for attn.kv@toy.0; expected a Reach"),
+        (lambda *_: Reach(), "returned Reach(seam=None) for attn.kv@toy.0; expected an AttentionSeam"),
+        (lambda *_: Reach(seam=AttentionSeam), "expected an AttentionSeam"),  # type: ignore[arg-type]
+        (lambda *_: Reach(SEAM, plain="forward"), "Reach(plain='forward') for attn.kv@toy.0; expected a function"),  # type: ignore[arg-type]
+        (lambda *_: Reach(SEAM, lengthening=1), "Reach(lengthening=1) for attn.kv@toy.0; expected a function"),  # type: ignore[arg-type]
+        (lambda *_: Reach(SEAM, attending=None), "Reach(attending=None) for attn.kv@toy.0; expected path"),  # type: ignore[arg-type]
+        (lambda *_: Reach(SEAM, attending={"up": 1}), "expected path -> function"),  # type: ignore[dict-item]
+        (
+            lambda *_: Reach(SEAM, attending={"blocks.0.upp": raising}),
+            "what attends to attn.kv@toy.0 is at 'blocks.0.upp', where the model has no module. Closest: blocks.0.up",
+        ),
     ],
 )
-def test_how_points_are_reached_is_checked(
-    method: str, answer: Any, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Strange, method, answer)
+def test_how_points_are_reached_is_checked(answer: Any, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strange, "reach", answer)
     model = toys.ToyModel()
     before = snapshot(model)
     with pytest.raises(errors.PluginError) as caught:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.backend import AttentionSeam, Backend, extension_of
+from adapterkit.backend import AttentionSeam, Backend, Reach, extension_of
 from adapterkit.mapping.family import Entry, Fused, Group, Output, Weight, equal_parts, resolve
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import check_backend, families, models, toys
@@ -37,7 +37,7 @@ def _roles(entry: Entry) -> tuple[str, ...]:
 
 
 def with_seam(seam: type[AttentionSeam]) -> type[Backend]:
-    return type("Broken", (toys.ToyBackend,), {"seam": lambda self, model, point: seam()})
+    return type("Broken", (toys.ToyBackend,), {"reach": lambda self, model, point: Reach(seam=seam())})
 
 
 class Missing(toys.ToyBackend):
