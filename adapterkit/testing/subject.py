@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 from unittest import SkipTest
 
@@ -161,7 +162,7 @@ def subjects(
     families.register()
     found = False
     for example in EXAMPLES:
-        for where, wanted in _placements(config, example.make()):
+        for where, wanted in _placements(_Same(config), example):
             found = True
             yield _subject(example, where, wanted, dtype, seed, fresh, prepare)
     assert found, f"{config!r} can act on none of the tiny models ({', '.join(e.name for e in EXAMPLES)})"
@@ -175,7 +176,7 @@ def subjects_at(role: str, config: ak.AdapterConfig, prepare: Prepare | None = N
     except AdapterKitError:  # a type may say that its targets are fixed
         return
     for example in EXAMPLES:
-        if {point.role for point in _chosen(wanted, list(ak.points(example.make())))} == {role}:
+        if {point.role for point in _chosen(wanted, _points(example))} == {role}:
             yield _subject(example, role, wanted, torch.float64, 0, False, prepare)
 
 
@@ -199,8 +200,33 @@ def _subject(
     return made
 
 
-def _placements(config: ak.AdapterConfig, model: nn.Module) -> Iterator[tuple[str, ak.AdapterConfig]]:
-    points = list(ak.points(model))
+class _Same:
+    """A config as a key: itself, for a type's own equality may be wrong, and its values may have no hash."""
+
+    def __init__(self, config: ak.AdapterConfig) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.config is self.config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+
+@lru_cache(maxsize=32)
+def _placements(same: _Same, example: Example) -> tuple[tuple[str, ak.AdapterConfig], ...]:
+    """Where a type can act on a tiny model: what each of its checks would find out again."""
+    return tuple(_found_placements(same.config, _points(example)))
+
+
+@lru_cache(maxsize=len(EXAMPLES))
+def _points(example: Example) -> tuple[ak.InjectionPoint, ...]:
+    return tuple(ak.points(example.make()))
+
+
+def _found_placements(
+    config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]
+) -> Iterator[tuple[str, ak.AdapterConfig]]:
     own = _chosen(config, points)
     if own and all(_can_act(config, point) for point in own):
         yield config.targets, config
