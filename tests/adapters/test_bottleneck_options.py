@@ -35,6 +35,28 @@ def test_residuals(form: str, residual: str) -> None:
     assert torch.allclose(module(x, SANDWICH), network(module, h) + r, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("options", "neutral"),
+    [
+        ({}, True),
+        ({"init": "mam"}, True),
+        ({"init": "bert"}, False),
+        ({"residual": "sum"}, False),
+        ({"residual": "input"}, False),
+        ({"norm_after": "network"}, False),
+        ({"norm_after": "sum"}, False),
+        ({"gating": True, "norm_before": True, "dropout": 0.5}, True),
+    ],
+)
+def test_it_is_neutral_where_its_start_has_no_effect(options: dict[str, Any], neutral: bool) -> None:
+    config = Bottleneck(width=3, form="parallel", **options)
+    assert config.neutral is neutral
+    block, x = BLOCKS["pre-norm"], stream()
+    module = built(config, randomise=False).eval()
+    if neutral:
+        assert torch.allclose(module(x, block), block.sublayer(x), atol=1e-12)
+
+
 def test_post_add_in_a_pre_norm_block() -> None:
     """AdapterHub had no residual there: its `residual_before_ln="post_add"` ended in an UnboundLocalError."""
     block, x = BLOCKS["pre-norm"], stream()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def test_every_start_has_no_effect_and_leaves_the_base_alone(
     grads = [p.grad.abs().sum() for p in adapters.parameters("a")]  # type: ignore[union-attr]
     both = init in ("pissa", "olora")
     assert all(grad > 0 for grad in grads) if both else sum(float(grad > 0) for grad in grads) == len(grads) / 2
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_the_gaussian_start_has_the_deviation_of_one_over_the_rank(rank: int) -> None:
+    """PEFT's `init_lora_weights="gaussian"`."""
+    adapters = ak.Adapters(nn.Sequential(nn.Linear(4096, 4)))
+    adapters.add("a", ak.LoRA(rank=rank, targets="*", init="gaussian"))
+    [module] = adapters.modules("a").values()
+    a: Any = module.A
+    assert abs(a.std() * rank - 1) < 0.05
+    assert abs(a.mean() * rank) < 0.05
+    assert 0.66 < (a.abs() < 1 / rank).double().mean() < 0.71, "of a normal distribution 68 % lie within one deviation"
 
 
 def test_pissa_starts_from_the_principal_part(model: toys.ToyModel, adapters: ak.Adapters) -> None:

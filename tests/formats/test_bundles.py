@@ -143,3 +143,22 @@ def test_damaged_bundles(adapters: ak.Adapters, tmp_path: Path, fault: str) -> N
     with pytest.raises(errors.CheckpointError):
         adapters.load_all(path)
     assert list(adapters) == before
+
+
+@pytest.mark.parametrize("fault", ["an entry more", "a list of parts", "a number for a part", "a slash in a name"])
+def test_damaged_headers_of_bundles(adapters: ak.Adapters, tmp_path: Path, fault: str) -> None:
+    path = adapters.save(["lora", "kv"], tmp_path / "two.safetensors")
+    tensors, metadata = load_file(path), dict(container.read_metadata(path))
+    header = json.loads(metadata["adapterkit"])
+    message = "must have adapterkit, adapters and file_version"
+    if fault == "an entry more":
+        header["more"] = 1
+    elif fault == "a list of parts":
+        header["adapters"] = list(header["adapters"].values())
+    else:
+        message = "must be an object"
+        header["adapters"].update({"kv": 3} if fault == "a number for a part" else {"k/v": header["adapters"]["kv"]})
+    metadata["adapterkit"] = json.dumps(header)
+    save_file(tensors, path, metadata)
+    with pytest.raises(errors.InvalidHeaderError, match=message):
+        adapters.load_all(path)

@@ -214,6 +214,29 @@ def test_a_temporary_file_that_is_taken_for_a_stale_one_is_made_again(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_that_knows_no_locks_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_atomically(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        write_atomically(tmp_path / "x", b"new")
+    assert not (tmp_path / "x").exists()
+
+
 def test_many_writers_of_one_file(tmp_path: Path) -> None:
     """Every reader meets one writer's whole file."""
     path, problems = tmp_path / "x", []

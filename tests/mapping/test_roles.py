@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel
 
 import adapterkit as ak
 from adapterkit.backends.generic import GenericBackend, write_plugin
+from adapterkit.errors import TargetNotFoundError
 from adapterkit.plugins.manager import PluginManager
 from tests.backends import vision_checks as checks
 from tests.backends import vision_models
@@ -59,6 +60,18 @@ def test_roles_act_and_every_later_handle_knows_them(tmp_path: Path) -> None:
     fresh.load(path, "b")
     fresh.activate("b")
     assert torch.equal(run(twin), y)
+
+
+def test_roles_that_fit_nothing_are_said_when_the_handle_is_made() -> None:
+    with pytest.raises(TargetNotFoundError, match=r"blocks\.\*\.widden"):
+        ak.Adapters(mixed(), roles={"mlp.up": "blocks.*.widden"})
+
+
+def test_roles_given_to_a_later_handle_are_its_own() -> None:
+    model = mixed()
+    ak.Adapters(model, roles=ROLES).add("a", ak.LoRA(rank=2, targets="mlp.up"))
+    assert "other@model.blocks.0.widen" in ak.Adapters(model, roles={"other": "blocks.0.widen"}).points().ids
+    assert "mlp.up@model.blocks.0.widen" in ak.Adapters(model).points().ids
 
 
 def test_roles_override_a_familys_and_reach_what_it_ignores() -> None:

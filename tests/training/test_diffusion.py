@@ -245,6 +245,15 @@ def pipeline_xl(folder: Path) -> Any:
     return made
 
 
+def test_without_prompts_the_first_four_different_captions_are_drawn(base: Path, data: Path, tmp_path: Path):
+    task, _ = prepared(make_run(base, data, tmp_path, prompts=[]))
+    assert sorted(task.prompts()) == sorted(CAPTIONS)
+    task.captions = ["b", "a", "b", "c", "d", "e"]
+    assert task.prompts() == ["b", "a", "c", "d"]
+    given, _ = prepared(make_run(base, data, tmp_path, prompts=["one", "one"]))
+    assert list(given.prompts()) == ["one", "one"]
+
+
 def test_what_cannot_be_trained_is_named(base: Path, data: Path, tmp_path: Path):
     with pytest.raises(ModelNotFoundError, match="there is no such folder"):
         train(make_run(tmp_path / "absent", data, tmp_path / "run"), silent=True)

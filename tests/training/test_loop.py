@@ -64,6 +64,18 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
     assert all(r["seconds"] >= 0 for r in records if "loss" in r)
 
 
+def test_without_an_example_nothing_is_trained_and_no_folder_is_made(tmp_path: Path):
+    run = toy_run(tmp_path / "run")
+
+    class Nothing(run.task):  # type: ignore[name-defined,misc]
+        def prepare(self, setting: Any) -> list[Any]:
+            return []
+
+    with pytest.raises(ConfigError, match="data: toy holds no example to train on"):
+        train(type(run)(run.config, run.adapter, Nothing, run.options), silent=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_lowers_the_loss_and_touches_only_the_adapter(tmp_path: Path):
     run = toy_run(tmp_path / "run", steps=60, scheduler="constant", batch_size=7, learning_rate=3e-2)
     models = []
