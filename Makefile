@@ -1,12 +1,13 @@
-# Targets: demo, test, test-slow, bench, lint, clean, venv.
+# Targets: demo, test, test-slow, bench, lint, types, clean, venv.
 #
 #   PYTHON=python3.12       the interpreter; by default the first one of 3.11, 3.12, 3.10 and python3 that works
 #   TORCH_INDEX=<url>       a package index that holds CPU builds of torch (pytorch.org lists its own)
 #   ALLOW_CUDA=1            install CUDA builds although this machine shows no NVIDIA GPU
+#   WORKERS=2               processes that run tests; by default one a core
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow bench lint clean venv
+.PHONY: demo test test-slow bench lint types clean venv
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -20,15 +21,24 @@ STAMP := $(VENV)/.installed-$(shell cat $(SOURCES) | cksum | cut -d' ' -f1)
 REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,dev]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS)) \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WORKERS ?= logical
+# Tensors of tests are tiny, so a process has one thread. Neighbouring tests share fixtures, so they stay in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SPREAD := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits.demo
 
+# Types and layers are checked beside the tests, and shown after them.
 test: lint
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory types >$(VENV)/types.log 2>&1 & types=$$!; \
+	$(PYTEST) $(SPREAD); tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.log; exit $$((tests | types))
 
+# All of the tests, the fast ones too; those that measure have the machine to themselves.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(PYTEST) $(SPREAD) -m 'slow or not slow' --timeout 1800 --ignore tests/benchmarks
+	$(PYTEST) tests/benchmarks -m 'slow or not slow'
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks -m 'slow or not slow' -s
@@ -36,6 +46,8 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

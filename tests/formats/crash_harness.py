@@ -43,22 +43,30 @@ def version_of(path: Path) -> int:
     return version
 
 
-def save_forever(path: Path, version: int) -> None:
+def save_forever(path: Path, version: int, done: int) -> None:
+    """Writes a byte to the descriptor after each save."""
     while True:
         version += 1
         save(path, version)
+        os.write(done, b".")
 
 
-def kill_one(path: Path, version: int, delay: float) -> None:
+def kill_one(path: Path, version: int, saves: int, delay: float) -> None:
+    """Kills a child so many seconds after so many of its saves, however busy the machine is."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            save_forever(path, version)
+            save_forever(path, version, writer)
         finally:
             os._exit(1)
+    os.close(writer)
+    for _ in range(saves):
+        os.read(reader, 1)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    os.close(reader)
     if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
         raise RuntimeError(f"the child ended by itself: {status}")
 
@@ -70,7 +78,7 @@ def main(folder: Path, kills: int) -> dict[str, int]:
     version = 1
     seen: collections.Counter[str] = collections.Counter()
     for _ in range(kills):
-        kill_one(path, version, chance.uniform(0.002, 0.05))
+        kill_one(path, version, chance.randrange(3), chance.uniform(0, 0.02))
         try:
             now = version_of(path)
         except (AdapterKitError, ValueError):

@@ -91,8 +91,9 @@ def test_places_that_hold_no_file(tmp_path: Path) -> None:
 def closed(tmp_path: Path) -> Path:
     """A folder that may be looked into but not written to."""
     tmp_path.chmod(0o555)
-    for parent in tmp_path.parents[:2]:  # pytest's own, which only their owner may enter
-        parent.chmod(0o755)
+    for parent in tmp_path.parents:  # pytest's own only their owner may enter
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            parent.chmod(0o755)
     return tmp_path
 
 
