@@ -148,7 +148,7 @@ def test_damaged_bundles(adapters: ak.Adapters, tmp_path: Path, fault: str) -> N
 @pytest.mark.parametrize("fault", ["an entry more", "a list of parts", "a number for a part", "a slash in a name"])
 def test_damaged_headers_of_bundles(adapters: ak.Adapters, tmp_path: Path, fault: str) -> None:
     path = adapters.save(["lora", "kv"], tmp_path / "two.safetensors")
-    tensors, metadata = load_file(path), dict(container.read_metadata(path))
+    tensors, metadata = load_file(path), dict(Source.of(path).metadata)
     header = json.loads(metadata["adapterkit"])
     message = "must have adapterkit, adapters and file_version"
     if fault == "an entry more":
