@@ -15,6 +15,9 @@ from adapterkit.points import AttentionPoint, InjectionPoint
 SITE = "_adapterkit_site"
 """Key in an adapted module's `__dict__` under which attachment keeps what acts there."""
 
+CHILD = "adapterkit"
+"""Name of the child module that holds the adapter modules of an adapted module."""
+
 
 class Extension(Protocol):
     """What attachment offers to an attention seam."""

@@ -28,7 +28,8 @@ class Part:
         config: The config's fields as JSON values.
         tensors: Point id -> parameter or buffer name -> tensor, on the CPU. What all points of the part share stands
             under `shared` in the place of an id.
-        settings: Point id -> the config's fields that are others there, as JSON values.
+        settings: Point id -> the config's fields that are others there, as JSON values; see `AdapterConfig.settings`.
+            Where there are any, they name the part's points, as ids; otherwise the config's `targets` do.
         distribution, version: Who provides the type.
     """
 
@@ -50,7 +51,8 @@ class Checkpoint:
     Attributes:
         parts: One for each type in it, at points of their own. They are one adapter: they act, merge and are saved as
             one. Several types at one point are a `Union`.
-        base: Component -> fingerprint of the model it was made for (`family`, `points`, `shapes`), never weights.
+        base: Component -> fingerprint of the model it was made for (`family`, `points`, `roles`, `shapes`; see
+            `MappedModel.fingerprint`), never weights.
         backends: Component -> name of the backend that mapped it.
         metadata: Free text for people and tools, by name.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import nn
@@ -31,6 +31,8 @@ class AdapterConfig:
         exact_gradients: Whether gradients are those of the equation; one may hold a part constant on purpose.
         forms: The forms of layers (`WeightLayout.form`) that it can act on at `weight` points; None for all.
         targets: A selector; see `adapterkit.selectors`.
+        settings: Point id -> what is other there than in the config, field by field; {} for nothing. Where there are
+            any, they name the points, and `targets` is not read. Data, as files have it: selectors are for people.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset()
@@ -38,12 +40,47 @@ class AdapterConfig:
     exact_gradients: ClassVar[bool] = True
     forms: ClassVar[frozenset[str] | None] = None
     targets: str = "all"
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        problems = _type_problems(self) or self.problems()
+        problems = _type_problems(self) or self.problems() or self._settings_problems()
         if problems:
             raise ConfigError(problems, type(self).__name__)
         Selector(self.targets)
+
+    def _settings_problems(self) -> list[str]:
+        """What is wrong with the settings of points; every set of them is made, and so checked, once."""
+        problems: list[str] = []
+        given: Any = self.settings
+        if not isinstance(given, Mapping):
+            return [f"settings must map point ids to fields, not {given!r}"]
+        object.__setattr__(self, "settings", {key: own if own else {} for key, own in given.items()})
+        for key in self.settings:
+            try:
+                self.at(key)
+            except ConfigError as error:
+                problems += [f"settings[{key!r}]: {problem}" for problem in error.problems]
+        return problems
+
+    def at(self: _Config, point: InjectionPoint | str) -> _Config:
+        """The config at a point, or at the point of an id: with the settings that are its own, and none of others."""
+        if not self.settings:
+            return self
+        own = self.settings.get(point if isinstance(point, str) else point.id, {})
+        if not isinstance(own, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - what a file has
+            raise ConfigError([f"must map fields to values, not {own!r}"], type(self).__name__)
+        made: dict[str, _Config] = self.__dict__.setdefault("_made", {})
+        key = repr(sorted(own.items(), key=repr))
+        if key not in made:
+            made[key] = self.overridden(_checked_overrides(type(self), own))
+        return made[key]
+
+    def overridden(self: _Config, values: Mapping[str, Any]) -> _Config:
+        """The config with other values in some fields, for a point of its own.
+
+        Override it where another field would still speak of what these fields say: ranks by selector beside a rank.
+        """
+        return dataclasses.replace(self, **values, settings={})
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one sentence each. Scalars are of the annotated types already."""
@@ -61,12 +98,23 @@ class AdapterConfig:
             IncompatibleTargetError: It matches, but the type cannot act there.
             ConfigError: A setting does not fit the points.
         """
-        chosen = targets.by_selector(self.targets, self.kinds, points, type(self).__name__, label)
-        chosen = targets.narrowed(chosen, self.narrow(chosen), type(self).__name__, self.targets)
-        targets.check_accepted(chosen, self.accepts, type(self).__name__)
+        name = type(self).__name__
+        if self.settings:
+            chosen = targets.by_ids(self.settings, points, label)
+            targets.check_concerned(chosen, [p for p in chosen if self.at(p).narrow([p])], name)
+        else:
+            chosen = targets.by_selector(self.targets, self.kinds, points, name, label)
+            chosen = targets.narrowed(chosen, self.narrow(chosen), name, self.targets)
+        targets.check_accepted(chosen, lambda point: self.at(point).accepts(point), name)
         if problems := self.selection_problems(chosen):
             raise ConfigError(problems, type(self).__name__)
         return chosen
+
+    def means(self, point: InjectionPoint) -> bool:
+        """Whether settings or targets name this point, and the type can act at its kind."""
+        if self.settings:
+            return point.id in self.settings
+        return point.kind in self.kinds and Selector(self.targets).matches(point)
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
         """Those of the selected points that concern the type at all: a bias' training, those with a bias."""
@@ -80,7 +128,8 @@ class AdapterConfig:
         """The module for one point, on the current default device.
 
         Runs once per point under a seeded generator of its own, and under the meta device when a file is loaded:
-        compute sizes from the point and the config alone.
+        compute sizes from the point and the config alone. Where the point has settings of its own, it is called on
+        the config that has them, as is `accepts`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build(point)")
 
@@ -107,6 +156,8 @@ class AdapterConfig:
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         """Runs after every optimizer step in training, without grad; gradients are still there.
 
+        `self.at(id)` has a point's own settings, as in `observed`.
+
         Args:
             modules: Point id -> module.
             step: Number of this step, from 1.
@@ -125,8 +176,11 @@ class AdapterConfig:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values; without `settings` where there are none."""
+        values = dataclasses.asdict(self)
+        if not self.settings:
+            values.pop("settings", None)
+        return values
 
     @classmethod
     def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -152,6 +206,18 @@ def _checked_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     missing = [f"missing key {key!r}" for key in required if key not in values]
     if missing:
         raise ConfigError(missing, cls.__name__)
+    return {name: _thaw(fields[name].type, value) for name, value in values.items()}
+
+
+def _checked_overrides(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for `dataclasses.replace` from JSON values.
+
+    Raises:
+        ConfigError: Unknown keys, or fields that no point can have for itself.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("targets", "settings")}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError([f"no point has {key!r} for itself; known: {', '.join(fields)}" for key in unknown])
     return {name: _thaw(fields[name].type, value) for name, value in values.items()}
 
 

@@ -6,23 +6,34 @@
     linear@stage=up             a preset (attention, linear, all), filtered
     path:blocks.*.attn.qkv      module paths
 
-No regular expressions: a selector may come from a file, and a glob cannot be made to run for ever.
+No regular expressions: a selector may come from a file, and a glob cannot be made to run for ever. Names of one role or
+path are looked up, so that thousands of them cost what one costs; globs are tried one by one, so there may be fewer.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
 
 from adapterkit.errors import SelectorError, TargetNotFoundError, near_matches
 from adapterkit.points import InjectionPoint, Tag
 
-_MAX_LENGTH = 2000
-_MAX_ALTERNATIVES = 200
+Value = TypeVar("Value")
+Default = TypeVar("Default")
+
+_MAX_LENGTH = 1 << 20
+_MAX_WORD = 2000
+_MAX_ALTERNATIVES = 1 << 16
+_MAX_EXPANDED = 1000
+"""Alternatives that the braces of one word stand for."""
+_MAX_GLOBS = 1000
+_SHOWN = 200
 _OPERATORS: dict[str, Callable[[Tag, Tag], bool]] = {
     ">=": operator.ge,  # type: ignore[dict-item]
     "<=": operator.le,  # type: ignore[dict-item]
@@ -39,11 +50,16 @@ _OUTSIDE_PRESETS = ("head", "head.*", "embed.*", "moe.router", "norm", "hidden")
 
 def is_inner(point: InjectionPoint) -> bool:
     """Whether a preset may reach the point: neither head, embedding, router, norm nor hidden state."""
-    return not any(fnmatchcase(point.role, pattern) for pattern in _OUTSIDE_PRESETS)
+    return _is_inner_role(point.role)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_inner_role(role: str) -> bool:
+    return not any(fnmatch.fnmatchcase(role, pattern) for pattern in _OUTSIDE_PRESETS)
 
 
 PRESETS: dict[str, Callable[[InjectionPoint], bool]] = {
-    "attention": lambda p: fnmatchcase(p.role, "attn.*") or fnmatchcase(p.role, "cross.*"),
+    "attention": lambda p: fnmatch.fnmatchcase(p.role, "attn.*") or fnmatch.fnmatchcase(p.role, "cross.*"),
     "linear": lambda p: p.is_linear and is_inner(p),
     "all": is_inner,
 }
@@ -62,9 +78,9 @@ class _Filter:
         if isinstance(actual, int):
             return _OPERATORS[self.symbol](actual, self._number())
         if self.symbol == "=":
-            return fnmatchcase(actual, self.value)
+            return fnmatch.fnmatchcase(actual, self.value)
         if self.symbol == "!=":
-            return not fnmatchcase(actual, self.value)
+            return not fnmatch.fnmatchcase(actual, self.value)
         return _OPERATORS[self.symbol](actual, self.value)
 
     def _number(self) -> int:
@@ -86,9 +102,39 @@ class _Alternative:
         if self.pattern in PRESETS:
             return PRESETS[self.pattern](point)
         if self.pattern.startswith("path:"):
-            pattern = self.pattern[len("path:") :]
-            return fnmatchcase(point.path, pattern) or fnmatchcase(point.full_path, pattern)
-        return fnmatchcase(point.role, self.pattern)
+            return any(map(self._expression.match, (point.path, point.full_path)))
+        return self._expression.match(point.role) is not None
+
+    @functools.cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return re.compile(fnmatch.translate(self.pattern.removeprefix("path:")))
+
+    @property
+    def literal(self) -> str | None:
+        """The one role, or `path:` with the one path, that it can name; None where it can name several."""
+        return None if self.pattern in PRESETS or any(sign in self.pattern for sign in "*?[") else self.pattern
+
+
+class _Lookup:
+    """Many alternatives, of which each point is held against those that can name it."""
+
+    def __init__(self, alternatives: Sequence[_Alternative]) -> None:
+        self._alternatives = alternatives
+        self._globs: list[int] = []
+        self._literal: dict[str, list[int]] = {}
+        for number, alternative in enumerate(alternatives):
+            literal = alternative.literal
+            (self._globs if literal is None else self._literal.setdefault(literal, [])).append(number)
+        if len(self._globs) > _MAX_GLOBS:
+            raise SelectorError(f"{len(self._globs):,} different globs and presets; at most {_MAX_GLOBS:,}")
+        self._has_paths = any(key.startswith("path:") for key in self._literal)
+
+    def matching(self, point: InjectionPoint) -> Iterator[int]:
+        """The numbers of the alternatives that accept a point, in no order."""
+        keys = (point.role, f"path:{point.path}", f"path:{point.full_path}") if self._has_paths else (point.role,)
+        for number in itertools.chain(self._globs, *(self._literal.get(key, ()) for key in keys)):
+            if self._alternatives[number](point):
+                yield number
 
 
 class Selector:
@@ -104,19 +150,13 @@ class Selector:
     def __init__(self, text: str) -> None:
         if not isinstance(text, str) or not text.strip():  # pyright: ignore[reportUnnecessaryIsInstance] - text of users
             raise SelectorError(f"a selector must be a non-empty string, not {text!r}; for example 'attn.q attn.v'")
-        if len(text) > _MAX_LENGTH:
-            raise SelectorError(f"selector of {len(text)} characters; at most {_MAX_LENGTH} are allowed")
         self.text = text
-        words = list(itertools.chain.from_iterable(_expand(word) for word in text.split()))
-        if len(words) > _MAX_ALTERNATIVES:
-            raise SelectorError(
-                f"selector {text[:60]!r} expands to {len(words)} alternatives; at most {_MAX_ALTERNATIVES}"
-            )
-        self.alternatives = tuple(_parse(word) for word in words)
+        self.alternatives = (_cached if len(text) <= _MAX_WORD else _alternatives)(text)
+        self._lookup = _Lookup(self.alternatives)
 
     def matches(self, point: InjectionPoint) -> bool:
         """Whether any alternative accepts the point."""
-        return any(accepts(point) for accepts in self.alternatives)
+        return next(self._lookup.matching(point), None) is not None
 
     def select(self, points: Iterable[InjectionPoint], model: str = "the model") -> list[InjectionPoint]:
         """The matching points, in model order. Every alternative must match something.
@@ -125,15 +165,20 @@ class Selector:
             TargetNotFoundError: An alternative matches nothing; lists the roles that are near.
             SelectorError: A filter compares a numbered tag with something that is no number.
         """
-        points = list(points)
-        for alternative in self.alternatives:
-            if not any(map(alternative, points)):
+        points, used = list(points), set[int]()
+        chosen: list[InjectionPoint] = []
+        for point in points:
+            if matching := set(self._lookup.matching(point)):
+                used |= matching
+                chosen.append(point)
+        for number, alternative in enumerate(self.alternatives):
+            if number not in used:
                 raise TargetNotFoundError(self._nothing(alternative, points, model))
-        return [point for point in points if self.matches(point)]
+        return chosen
 
     def _nothing(self, alternative: _Alternative, points: list[InjectionPoint], model: str) -> str:
         named = [point for point in points if _Alternative(alternative.pattern, ())(point)]
-        head = f"no injection point of {model} matches {self.text!r}"
+        head = f"no injection point of {model} matches {shown(self.text)}"
         if named:
             found = "; ".join(_values_of(item.tag, named) for item in alternative.filters)
             return f"{head}: the role exists, but not with those tags ({found})."
@@ -152,7 +197,56 @@ class Selector:
         )
 
     def __repr__(self) -> str:
-        return f"Selector({self.text!r})"
+        return f"Selector({shown(self.text)})"
+
+
+class Table(Generic[Value]):
+    """Selector -> value. Of several selectors that match a point, the last one's value is the point's.
+
+    Args:
+        values: See above.
+
+    Raises:
+        SelectorError: A selector cannot be parsed.
+    """
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        each = [Selector(text).alternatives for text in values]
+        self._texts, self._values = [*values], [*values.values()]
+        self._owner = [number for number, own in enumerate(each) for _ in own]
+        self._lookup = _Lookup([alternative for own in each for alternative in own])
+
+    def at(self, point: InjectionPoint, otherwise: Default) -> Value | Default:
+        """The value at a point."""
+        last = max((self._owner[number] for number in self._lookup.matching(point)), default=None)
+        return otherwise if last is None else self._values[last]
+
+    def idle(self, points: Iterable[InjectionPoint]) -> list[str]:
+        """The selectors that match none of these points."""
+        used = {self._owner[number] for point in points for number in self._lookup.matching(point)}
+        return [text for number, text in enumerate(self._texts) if number not in used]
+
+
+def shown(text: str) -> str:
+    """A selector as messages show it."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(text: str) -> tuple[_Alternative, ...]:
+    return _alternatives(text)
+
+
+def _alternatives(text: str) -> tuple[_Alternative, ...]:
+    """What a selector's text says, each once."""
+    if len(text) > _MAX_LENGTH:
+        raise SelectorError(f"selector of {len(text):,} characters; at most {_MAX_LENGTH:,} are allowed")
+    words: dict[str, None] = {}
+    for word in dict.fromkeys(text.split()):
+        words |= dict.fromkeys(_expand(word))
+        if len(words) > _MAX_ALTERNATIVES:
+            raise SelectorError(f"selector {shown(text)} expands to more than {_MAX_ALTERNATIVES:,} alternatives")
+    return tuple(_parse(word) for word in words)
 
 
 def _values_of(tag: str, points: Sequence[InjectionPoint]) -> str:
@@ -165,6 +259,10 @@ def _values_of(tag: str, points: Sequence[InjectionPoint]) -> str:
 
 def _expand(word: str) -> list[str]:
     """`attn.{q,v}` -> `attn.q`, `attn.v`; braces may repeat, and may not nest."""
+    if len(word) > _MAX_WORD:
+        raise SelectorError(
+            f"{word[:60]!r}... is a word of {len(word):,} characters; at most {_MAX_WORD:,} are allowed"
+        )
     parts = re.split(r"\{([^{}]*)\}", word)
     if any(brace in part for part in parts for brace in "{}"):
         raise SelectorError(f"unbalanced or nested braces in {word!r}")
@@ -172,8 +270,8 @@ def _expand(word: str) -> list[str]:
     count = 1
     for choice in choices:
         count *= len(choice)
-    if count > _MAX_ALTERNATIVES:
-        raise SelectorError(f"{word[:60]!r} expands to {count} alternatives; at most {_MAX_ALTERNATIVES} are allowed")
+    if count > _MAX_EXPANDED:
+        raise SelectorError(f"{word[:60]!r} expands to {count:,} alternatives; at most {_MAX_EXPANDED:,} are allowed")
     return ["".join(combination) for combination in itertools.product(*choices)]
 
 

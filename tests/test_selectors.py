@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import time
+
 import pytest
 
 from adapterkit.errors import SelectorError, TargetNotFoundError
@@ -15,7 +19,7 @@ from adapterkit.points import (
     WeightLayout,
     WeightPoint,
 )
-from adapterkit.selectors import Selector
+from adapterkit.selectors import Selector, Table
 
 
 def point(role: str, layer: int = 0, form: str = "linear", **tags: str | int) -> InjectionPoint:
@@ -146,3 +150,49 @@ def test_shapes_by_layout() -> None:
     kv = AttentionPoint("attn.kv", "a", "0", 8, 8, AttentionLayout(2, 4))
     assert kv.shape == (8, 8)
     assert OutputPoint("attn", "a", "0", 8, 8, OutputLayout("n")).id == "attn@model.0"
+
+
+def test_thousands_of_alternatives_cost_what_one_costs() -> None:
+    many = [point(f"attn.{name}", layer) for layer in range(100) for name in "abcdefghij"]
+    text = " ".join([f"path:{p.path}" for p in many[::2]] + [f"{p.role}@layer={p.tags['layer']}" for p in many[1::2]])
+    started = time.process_time()
+    assert Selector(text).select(many) == many
+    with pytest.raises(TargetNotFoundError, match=r"path:blocks\.0\.attn\.a.{1,200}\.\.\.'") as caught:
+        Selector(f"{text} path:nowhere").select(many)
+    assert "nowhere" in str(caught.value)
+    assert len(str(caught.value)) < 1500
+    assert time.process_time() - started < 2  # every one against every other would be a million
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a " * (1 << 20), "1,048,576 are allowed"),
+        (" ".join(f"role{i}" for i in range(70_000)), "65,536 alternatives"),
+        (" ".join(f"r{i}*" for i in range(1001)), "1,001 different globs"),
+        ("{a,b}" * 60, "expands to 1,152,921,504,606,846,976"),
+        ("x" * 2001, "2,001 characters"),
+    ],
+    ids=["long", "many", "globs", "braces", "word"],
+)
+def test_what_says_too_much_is_refused_at_once(text: str, words: str) -> None:
+    started = time.process_time()
+    with pytest.raises(SelectorError, match=re.escape(words)):
+        Selector(text)
+    assert time.process_time() - started < 2
+
+
+def test_what_is_said_twice_counts_once() -> None:
+    selector = Selector("attn.q " * 5000 + "attn.{q,v}")
+    assert {p.role for p in selector.select(POINTS)} == {"attn.q", "attn.v"}
+
+
+def test_a_table_gives_the_last_value_that_matches() -> None:
+    table = Table({"attn.*": 1, "attn.q@layer=1": 2, "path:blocks.2.*": 3, "attn.q@layer=7": 4, "head": 5})
+    found = {p.id: table.at(p, None) for p in POINTS}
+    assert found["attn.q@unet.0"] == 1
+    assert found["attn.q@unet.1"] == 2
+    assert found["attn.q@unet.2"] == found["res.conv1@unet.2"] == 3
+    assert found["mlp.up@unet.1"] is None
+    assert table.idle([p for p in POINTS if p.role != "head"]) == ["attn.q@layer=7", "head"]
+    assert pickle.loads(pickle.dumps(table)).at(POINTS[0], None) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from adapterkit.errors import did_you_mean
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.points import InjectionPoint, Kind, WeightPoint
-from adapterkit.selectors import Selector
+from adapterkit.selectors import Table
 
 _MAX_RANK, _MAX_SCALE, _MAX_PLUS = 2**16, 1e4, 1e4
 _OBSERVED_BATCHES = 8
@@ -89,6 +90,11 @@ class LoRA(AdapterConfig):
                 object.__setattr__(self, name, dict(getattr(self, name)))
         super().__post_init__()
 
+    def overridden(self, values: Mapping[str, Any]) -> LoRA:
+        """See `AdapterConfig.overridden`: a point's own rank and alpha stand above those by selector."""
+        many = {"ranks": "rank", "alphas": "alpha"}
+        return super().overridden({**{name: {} for name, one in many.items() if one in values}, **values})
+
     def to_dict(self) -> dict[str, Any]:
         """See `AdapterConfig.to_dict`. Mappings as pairs: their order matters, and an object's keys have none."""
         pairs = {name: [list(pair) for pair in getattr(self, name).items()] for name in ("ranks", "alphas")}
@@ -98,7 +104,8 @@ class LoRA(AdapterConfig):
         for name in ("ranks", "alphas"):
             if not isinstance(getattr(self, name), Mapping):
                 return [f"{name} must map selectors to numbers, not {getattr(self, name)!r}"]
-        ranks = {"rank": self.rank, **{f"ranks[{Selector(key).text!r}]": rank for key, rank in self.ranks.items()}}
+        _ = self._ranks, self._alphas  # a selector that cannot be parsed is an error now
+        ranks = {"rank": self.rank, **{f"ranks[{key!r}]": rank for key, rank in self.ranks.items()}}
         wrong = {key: r for key, r in ranks.items() if type(r) is not int or not 1 <= r <= _MAX_RANK}
         found = [f"{key} must be an int from 1 to {_MAX_RANK}, not {r!r}" for key, r in wrong.items()]
         for name in ("dropout", "rank_dropout", "module_dropout"):
@@ -112,7 +119,7 @@ class LoRA(AdapterConfig):
 
     def _alpha_problems(self, rank: int) -> list[str]:
         alphas: dict[str, Any] = {"alpha": self.alpha}
-        alphas |= {f"alphas[{Selector(key).text!r}]": alpha for key, alpha in self.alphas.items()}
+        alphas |= {f"alphas[{key!r}]": alpha for key, alpha in self.alphas.items()}
         found = []
         for key, alpha in alphas.items():
             if alpha is None and key == "alpha":
@@ -128,9 +135,8 @@ class LoRA(AdapterConfig):
     def selection_problems(self, points: Sequence[InjectionPoint]) -> list[str]:
         """See `AdapterConfig.selection_problems`: a rank that no point receives is a typo."""
         roles, found = ", ".join(sorted({point.role for point in points})), []
-        for name in ("ranks", "alphas"):
-            idle = [key for key in getattr(self, name) if not any(Selector(key).matches(point) for point in points)]
-            if idle:
+        for name, table in (("ranks", self._ranks), ("alphas", self._alphas)):
+            if idle := table.idle(points):
                 shown = ", ".join(map(repr, idle[:5])) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
                 found.append(f"{name}: {shown} match none of the selected points (roles: {roles})")
         return found
@@ -150,14 +156,24 @@ class LoRA(AdapterConfig):
             return "init='eva' needs an input with features, and there is none"
         return super().accepts(point)
 
+    @functools.cached_property
+    def _ranks(self) -> Table[int]:
+        return Table(self.ranks)
+
+    @functools.cached_property
+    def _alphas(self) -> Table[float]:
+        return Table(self.alphas)
+
     def rank_at(self, point: InjectionPoint) -> int:
         """The rank of a point."""
-        return [self.rank, *(r for key, r in self.ranks.items() if Selector(key).matches(point))][-1]
+        own = self.at(point)
+        return own._ranks.at(point, own.rank)
 
     def scale_at(self, point: InjectionPoint) -> float:
         """The factor on the update of a point."""
-        alpha = [self.alpha, *(a for key, a in self.alphas.items() if Selector(key).matches(point))][-1]
-        return 1.0 if alpha is None else alpha / SCALINGS[self.scaling](self.rank_at(point))
+        own = self.at(point)
+        alpha = own._alphas.at(point, own.alpha)
+        return 1.0 if alpha is None else alpha / SCALINGS[own.scaling](own.rank_at(point))
 
     def build(self, point: InjectionPoint) -> AdapterModule:
         return LoRAModule(*self.arguments(point))
@@ -169,12 +185,11 @@ class LoRA(AdapterConfig):
 
     @property
     def observations(self) -> int:
-        return _OBSERVED_BATCHES if self.init == "eva" else 0
+        wanted = self.init == "eva" or any(self.at(key).init == "eva" for key in self.settings)
+        return _OBSERVED_BATCHES if wanted else 0
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:
-        if self.init != "eva":
-            return
-        own = [(key, module) for key, module in modules.items() if isinstance(module, LowRank)]
+        own = [(k, m) for k, m in modules.items() if isinstance(m, LowRank) and self.at(k).init == "eva"]
         for (_, module), start in [(one, one[1].directions(one[0])) for one in own]:  # all are known before any is set
             module.A.copy_(start)
 

@@ -13,7 +13,6 @@ from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, Kind
-from adapterkit.selectors import Selector
 
 
 class UnionModule(AdapterModule):
@@ -167,6 +166,8 @@ class Union(AdapterConfig):
         parts = self.parts if isinstance(self.parts, (tuple, list)) else ()
         if len(parts) < 1 or not all(isinstance(part, AdapterConfig) for part in parts):
             found.append(f"parts must be a tuple of at least one adapter config, not {self.parts!r}")
+        if self.settings:
+            found.append("settings are those of the parts: give them there")
         if self.targets != "all":
             found.append(f"targets must be 'all', which means those of the parts, not {self.targets!r}")
         return found
@@ -184,11 +185,11 @@ class Union(AdapterConfig):
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where any part accepts the point."""
-        reasons = [part.accepts(point) for part in self.parts]
+        reasons = [part.at(point).accepts(point) for part in self.parts]
         return None if None in reasons else "; ".join(reason for reason in reasons if reason)
 
     def build(self, point: InjectionPoint) -> UnionModule:
-        members = {str(i): part.build(point) for i, part in enumerate(self.parts) if _means(part, point)}
+        members = {str(i): part.at(point).build(point) for i, part in enumerate(self.parts) if _means(part, point)}
         gates = {key: _gate(point) for key in members} if self.gating else {}
         _check_members(members, gates, point)
         return UnionModule(members, gates)
@@ -228,7 +229,7 @@ def _initialises(member: AdapterModule) -> bool:
 
 
 def _means(part: AdapterConfig, point: InjectionPoint) -> bool:
-    return point.kind in part.kinds and Selector(part.targets).matches(point) and bool(part.narrow([point]))
+    return part.means(point) and bool(part.narrow([point]))
 
 
 def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.Module], point: InjectionPoint) -> None:

@@ -14,16 +14,13 @@ from typing import Any
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import SITE, Attending, Reach
+from adapterkit.backend import CHILD, SITE, Attending, Reach
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
-
-CHILD = "adapterkit"
-"""Name of the child module that holds the adapter modules of an adapted module."""
 
 
 class _Tap:

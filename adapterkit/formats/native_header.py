@@ -199,11 +199,21 @@ def _checked_part(where: object, header: Mapping[str, Any], prefix: str) -> Part
     if len(strict_json.dumps(header["config"])) > CONFIG_LIMIT:
         raise InvalidHeaderError(f"is longer than {CONFIG_LIMIT:,} bytes", where, "config")
     _check_values(where, "tensors", header["tensors"], dict)
-    _check_values(where, "settings", header["settings"], dict)
+    _check_settings(where, header["settings"], header["tensors"])
     for point, own in header["tensors"].items():
         _check_values(where, f"tensors.{point[:200]}", own, str)
     values = {name: header[name] for name in ("config", "distribution", "settings", "type", "version")}
     return PartHeader(prefix, values, header["tensors"])
+
+
+def _check_settings(where: object, settings: Mapping[str, Any], points: Mapping[str, object]) -> None:
+    _check_values(where, "settings", settings, dict)
+    if strange := [point for point in settings if point not in points]:
+        near = did_you_mean(strange[0][:KEY_LIMIT], points)
+        raise InvalidHeaderError(f"names a point without tensors.{near}", where, f"settings.{strange[0][:200]}")
+    for point, own in settings.items():
+        if len(strict_json.dumps(own)) > CONFIG_LIMIT:
+            raise InvalidHeaderError(f"is longer than {CONFIG_LIMIT:,} bytes", where, f"settings.{point[:200]}")
 
 
 def _object(where: object, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +39,21 @@ class Adapters(Switching, Learning, Exchange):
     # -- in and out -------------------------------------------------------------------------------------------------
 
     def add(
-        self, name: str, config: AdapterConfig, *, seed: int = 0, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        config: AdapterConfig,
+        *,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
     ) -> AdapterReport:
         """Builds an adapter, attaches it, makes it the one that acts and the one that trains, and freezes the base.
 
         Args:
             name: 1 to 64 letters, digits, `_` or `-`.
             config: What to add.
+            settings: Point id -> what is other there than in the config, such as `{"rank": 4}`; {} for nothing. They
+                are the points, and the config's `targets` are not read: for data. `AdapterConfig.settings` is the same.
             seed: Of the initial values. No global random number is consumed.
             dtype: Of the parameters; by default the base's, but at least float32.
 
@@ -61,6 +71,8 @@ class Adapters(Switching, Learning, Exchange):
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
             if problems := building.option_problems(seed, dtype):
                 raise ConfigError(problems, "add()")
+            if settings is not None:
+                config = dataclasses.replace(config, settings=settings)
             built = building.build_new(config, self._mapped, seed, dtype)
             self._check_parts([built])
             state.insert(name, [built])

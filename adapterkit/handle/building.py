@@ -157,7 +157,7 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
         ConfigError: It builds no adapter module.
         IncompatibleTargetError: The module has no equivalent weight, and the model reads the weight.
     """
-    module: Any = config.build(point)
+    module: Any = config.at(point).build(point)
     if not isinstance(module, AdapterModule):
         raise ConfigError(
             [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__

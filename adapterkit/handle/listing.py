@@ -43,7 +43,7 @@ def points(
         found = Points(Selector(selector).select(found, mapped.label))
     if adapter is None:
         return found
-    usable = [point for point in found if point.kind in adapter.kinds and adapter.accepts(point) is None]
+    usable = [point for point in found if point.kind in adapter.kinds and adapter.at(point).accepts(point) is None]
     if not usable:
         raise IncompatibleTargetError(
             f"{type(adapter).__name__} can act at none of the {len(found)} points that {selector!r} selects; "

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ from adapterkit.errors import (
     did_you_mean,
 )
 from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_module, checked_shared, share
-from adapterkit.mapping.model import MappedModel
+from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.points import InjectionPoint
@@ -49,14 +52,15 @@ def build_loaded(
         CheckpointError: Anything does not fit.
     """
     notes: list[str] = []
-    configs = [_config_of(part, source) for part in checkpoint.parts]
+    configs = [(part, _config_of(part, source)) for part in checkpoint.parts]
     _check_base(checkpoint, mapped, strict, source, notes)
-    components = set(checkpoint.base)
-    built: list[Built] = []
-    for part, config in zip(checkpoint.parts, configs, strict=True):
-        chosen = _choose(config, mapped, source)
-        points = _points_of(part, chosen, components, strict, source, notes)
-        built.append(_build_part(part, config, chosen, points, mapped, source, notes))
+    wanted = [_wanted(part, checkpoint.base, _choose(config, mapped, source)) for part, config in configs]
+    points = [_points_of(part, here, strict, source, notes) for (part, _), here in zip(configs, wanted, strict=True)]
+    _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
+    built = [
+        _build_part(part, config, [*here.values()], own, mapped, source, notes)
+        for (part, config), here, own in zip(configs, wanted, points, strict=True)
+    ]
     _check_apart(built, source)
     for note in notes:
         warnings.warn(f"{source}: {note}", stacklevel=4)
@@ -66,13 +70,13 @@ def build_loaded(
 def _build_part(
     part: Part,
     config: AdapterConfig,
-    chosen: list[InjectionPoint],
+    wanted: list[InjectionPoint],
     points: list[InjectionPoint],
     mapped: MappedModel,
     source: object,
     notes: list[str],
 ) -> Built:
-    shared = _load_shared(config, chosen, part.tensors.get(SHARED, {}), mapped, source, notes)
+    shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), mapped, source, notes)
     modules: dict[str, AdapterModule] = {}
     for point in points:
         module = modules[point.id] = _load_one(config, point, part.tensors[point.id], mapped, source, notes)
@@ -106,7 +110,8 @@ def _config_of(checkpoint: Part, source: object) -> AdapterConfig:
     except PluginError as error:
         raise UnknownAdapterTypeError(f"adapter type {checkpoint.type!r} is broken: {error}", source, "type") from error
     try:
-        return cls.from_dict(checkpoint.config)
+        settings = {"settings": checkpoint.settings} if checkpoint.settings else {}
+        return cls.from_dict({**checkpoint.config, **settings})
     except AdapterKitError as error:
         raise InvalidHeaderError(str(error), source, "config") from error
 
@@ -123,42 +128,81 @@ def _whence(checkpoint: Part) -> str:
 
 
 def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, source: object, notes: list[str]) -> None:
-    here = mapped.fingerprint(mapped.points())
+    """Whether what the adapter touches is here as it was there: the models' classes, and how often each role is."""
     for name, made_for in checkpoint.base.items():
-        if name not in here:
+        if name not in mapped.components:
             raise BaseMismatchError(
                 f"made for a component {name!r} ({made_for.get('family')}), "
-                f"and {mapped.label} has only {', '.join(here)}",
+                f"and {mapped.label} has only {', '.join(mapped.components)}",
                 source,
                 "base",
             )
-        differing = {k: (made_for.get(k), v) for k, v in here[name].items() if made_for.get(k) != v}
-        if not differing:
-            continue
-        told = "; ".join(f"{key} {was!r} there, {now!r} here" for key, (was, now) in differing.items())
-        message = f"made for another base ({name}: {told})"
-        if strict:
-            raise BaseMismatchError(f"{message}; strict=False loads what fits all the same", source, "base")
-        notes.append(message)
+        differing = {"family": (made_for.get("family"), mapped.components[name].family)}
+        roles = _roles(made_for)
+        here = collections.Counter(p.role for p in mapped.points() if p.component == name and p.role in roles)
+        differing |= {role: (count, here[role]) for role, count in roles.items()}
+        _mismatch({key: both for key, both in differing.items() if both[0] != both[1]}, name, strict, source, notes)
+
+
+def _check_shapes(
+    base: Mapping[str, Mapping[str, Any]],
+    points: Sequence[InjectionPoint],
+    strict: bool,
+    source: object,
+    notes: list[str],
+) -> None:
+    """Whether the points have the shapes that they had there, where all of them are here."""
+    for name, made_for in base.items():
+        own = [point for point in points if point.component == name]
+        if _roles(made_for) and len(own) == made_for.get("points"):
+            shapes = (made_for.get("shapes"), digest(own))
+            _mismatch({"shapes": shapes} if shapes[0] != shapes[1] else {}, name, strict, source, notes)
+
+
+def _roles(made_for: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The roles that an adapter touches. Files of earlier releases do not tell; of them, its tensors do."""
+    roles = made_for.get("roles")
+    return roles if isinstance(roles, Mapping) else {}
+
+
+def _mismatch(
+    differing: Mapping[str, tuple[object, object]], name: str, strict: bool, source: object, notes: list[str]
+) -> None:
+    if not differing:
+        return
+    told = "; ".join(f"{key} {was!r} there, {now!r} here" for key, (was, now) in differing.items())
+    message = f"made for another base ({name}: {told})"
+    if strict:
+        raise BaseMismatchError(f"{message}; strict=False loads what fits all the same", source, "base")
+    notes.append(message)
 
 
 def _choose(config: AdapterConfig, mapped: MappedModel, source: object) -> list[InjectionPoint]:
     try:
         return config.choose(mapped.points(), mapped.label)
     except AdapterKitError as error:
-        raise BaseMismatchError(str(error), source, "config.targets") from error
+        raise BaseMismatchError(str(error), source, "settings" if config.settings else "config.targets") from error
+
+
+def _wanted(
+    part: Part, base: Mapping[str, Mapping[str, Any]], chosen: Sequence[InjectionPoint]
+) -> dict[str, InjectionPoint]:
+    """Id -> those of the chosen points that the adapter must have tensors for.
+
+    What a selector names besides, in other components or of roles that the adapter did not touch where it was made, the
+    families' tables have learnt since.
+    """
+    if not base:
+        return {point.id: point for point in chosen}
+    known = {(name, role) for name, made_for in base.items() for role in _roles(made_for)}
+    places = (key.partition("@")[::2] for key in part.tensors if key != SHARED)
+    known |= {(place.partition(".")[0], role) for role, place in places}
+    return {point.id: point for point in chosen if (point.component, point.role) in known or not known}
 
 
 def _points_of(
-    checkpoint: Part,
-    chosen: list[InjectionPoint],
-    components: Collection[str],
-    strict: bool,
-    source: object,
-    notes: list[str],
+    checkpoint: Part, wanted: Mapping[str, InjectionPoint], strict: bool, source: object, notes: list[str]
 ) -> list[InjectionPoint]:
-    components = components or {point.component for point in chosen}
-    wanted = {point.id: point for point in chosen if point.component in components}
     missing = [key for key in wanted if key not in checkpoint.tensors]
     extra = [key for key in checkpoint.tensors if key not in wanted and key != SHARED]
     if extra:

@@ -29,7 +29,7 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     components = {point.component for point in attached.points.values()}
     return Checkpoint(
         parts=[_part(part) for part in attached.parts],
-        base={k: v for k, v in mapped.fingerprint(mapped.points()).items() if k in components},
+        base=mapped.fingerprint(attached.points.values()),
         backends={k: c.backend_name for k, c in mapped.components.items() if k in components},
         metadata=dict(attached.metadata),
     )
@@ -65,9 +65,11 @@ def _part(built: Built) -> Part:
             f"{type(built.config).__name__} is not a registered adapter type, so a file could not name it. "
             "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
         )
+    config = built.config.to_dict()
     return Part(
         type=spec.name,
-        config=built.config.to_dict(),
+        settings=config.pop("settings", {}),
+        config=config,
         tensors=_tensors(built),
         distribution=spec.origin.distribution if spec.origin else "",
         version=spec.origin.version if spec.origin else "",

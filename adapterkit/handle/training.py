@@ -53,7 +53,8 @@ class Learning(Access):
         groups: dict[float, dict[int, nn.Parameter]] = {}
         for name in names or list(self._state.adapters):
             attached = self._state.adapters[name]
-            for config, module in ((part.config, one) for part in attached.parts for one in part.modules.values()):
+            each = ((part.config.at(k), one) for part in attached.parts for k, one in part.modules.items())
+            for config, module in each:
                 for key, parameter in module.named_parameters():
                     if parameter.requires_grad:
                         groups.setdefault(config.rate(key), {})[id(parameter)] = parameter

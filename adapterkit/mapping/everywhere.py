@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from adapterkit.backend import SITE
 from adapterkit.mapping.layouts import first_path
+from adapterkit.mapping.structure import named_base_modules
 from adapterkit.points import (
     InjectionPoint,
     NormPoint,
@@ -46,7 +47,7 @@ def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]
         own = points if len(roots) == 1 else [point for point in points if point.component == component]
         around = _tags_around(own)
         taken = {point.path for point in own if isinstance(point, WeightPoint)}
-        for path, module in root.named_modules():
+        for path, module in named_base_modules(root):
             if path not in taken and is_norm(module):
                 tags = {"component": component, **_inherited(path, around)}
                 found.append(_point(path, module, tags))

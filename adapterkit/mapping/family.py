@@ -30,6 +30,7 @@ from adapterkit.mapping.entries import (
 )
 from adapterkit.mapping.expansion import points_of
 from adapterkit.mapping.layouts import first_path, is_class, weight_layout
+from adapterkit.mapping.structure import named_base_modules
 from adapterkit.points import InjectionPoint, Tag
 
 __all__ = [
@@ -114,7 +115,7 @@ def resolve(model: nn.Module, groups: Sequence[Group], component: str) -> list[I
             site = group.site.format(**indices)
             for entry in group.entries:
                 points += points_of(entry, block, prefix, site, tags)
-    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    order = {name: i for i, (name, _) in enumerate(named_base_modules(model, repeated=True))}
     return sorted(points, key=lambda point: order[point.path])
 
 

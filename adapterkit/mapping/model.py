@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from adapterkit.mapping.checked import check_ids, checked_points, checked_reach
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
 from adapterkit.mapping.roles import RoleMap
+from adapterkit.mapping.structure import Picture, named_base_modules
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
 from adapterkit.plugins.matching import class_keys, foreign, peel
-from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points, TokensPoint, WeightPoint
-from adapterkit.selectors import is_inner
+from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points, TokensPoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ class Component:
             return checked_reach(self.backend.reach(self.root, point), self.root, point)
 
 
+class _Known:
+    """The points that were found, with the module trees in which they were. A copy of a model begins without."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Picture, Points, Mapping[str, InjectionPoint]] | None = None
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
+        return _Known, ()
+
+
 @dataclass(frozen=True)
 class MappedModel:
     """Every mapped component of what the user gave."""
@@ -77,13 +88,30 @@ class MappedModel:
     components: Mapping[str, Component]
     label: str
     roles: RoleMap | None = None
+    known: _Known = field(default_factory=_Known, compare=False, repr=False)
 
     def points(self) -> Points:
         """All points, component by component, in model order; a module that is met twice counts once.
 
+        They are found once, and again when the base's modules have changed: see `structure.Picture` for what is seen.
+
         Raises:
             PluginError: A backend does not keep to its contract, or gives two points one id.
         """
+        return self._known()[0]
+
+    def by_id(self) -> Mapping[str, InjectionPoint]:
+        """The same points by their ids."""
+        return self._known()[1]
+
+    def _known(self) -> tuple[Points, Mapping[str, InjectionPoint]]:
+        roots, last = [one.root for one in self.components.values()], self.known.last
+        if last is None or not last[0].shows(roots):
+            picture, points = Picture(roots), Points(self._found())
+            last = self.known.last = (picture, points, {point.id: point for point in points})
+        return last[1:]
+
+    def _found(self) -> list[InjectionPoint]:
         found: list[InjectionPoint] = []
         seen: set[tuple[object, ...]] = set()
         modules: dict[tuple[str, str], nn.Module] = {}  # the experts of a layer are hundreds of points in one module
@@ -96,7 +124,7 @@ class MappedModel:
                 seen.add(place)
                 found.append(point)
         self._check_ids(found)
-        return Points(found)
+        return found
 
     def _all_points(self) -> list[InjectionPoint]:
         each = [one.points() for one in self.components.values()]
@@ -141,16 +169,34 @@ class MappedModel:
                     return parameter.device, parameter.dtype
         return torch.device("cpu"), torch.get_default_dtype()
 
-    def fingerprint(self, points: Points) -> dict[str, dict[str, Any]]:
-        """Component -> family, number of inner points, and a digest of their ids and shapes. No weights, no head."""
-        prints: dict[str, dict[str, Any]] = {}
-        for name, component in self.components.items():
-            inner = [p for p in points if p.component == name and isinstance(p, WeightPoint) and is_inner(p)]
-            # Sorted: releases of a library register a module's children in another order, and compute the same.
-            shapes = json.dumps(sorted([p.id, list(p.shape)] for p in inner))
-            digest = hashlib.sha256(shapes.encode()).hexdigest()[:32]
-            prints[name] = {"family": component.family, "points": len(inner), "shapes": digest}
-        return prints
+    def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:
+        """What of the model an adapter at these points touches. No weights.
+
+        Returns:
+            Component -> `family`, the number of `points`, a digest of their ids and `shapes`, and how often the model
+            has each of their `roles`: a model of more layers is another one, and a role that a later release adds to a
+            family's table does not matter.
+        """
+        own: dict[str, list[InjectionPoint]] = {}
+        for point in points:
+            own.setdefault(point.component, []).append(point)
+        counts = collections.Counter((point.component, point.role) for point in self.points())
+        return {
+            name: {
+                "family": self.components[name].family,
+                "points": len(here),
+                "roles": {role: counts[name, role] for role in sorted({point.role for point in here})},
+                "shapes": digest(here),
+            }
+            for name, here in own.items()
+        }
+
+
+def digest(points: Iterable[InjectionPoint]) -> str:
+    """Of the points' ids and shapes."""
+    # Sorted: releases of a library register a module's children in another order, and compute the same.
+    shapes = json.dumps(sorted([point.id, list(point.shape)] for point in points))
+    return hashlib.sha256(shapes.encode()).hexdigest()[:32]
 
 
 def _slot_in_module(point: InjectionPoint) -> tuple[object, ...]:
@@ -223,6 +269,6 @@ def _as_module(model: object) -> nn.Module:
 
 def _foreign(root: nn.Module) -> str | None:
     """What another library has put around modules of `root`, and how to mend it; None where there is nothing."""
-    first = {type(module): path for path, module in reversed([*root.named_modules()])}
+    first = {type(module): path for path, module in reversed([*named_base_modules(root)])}
     found = [(path, reason) for cls, path in first.items() if (reason := foreign(cls)) is not None]
     return f"at {found[-1][0] or 'its top'} {found[-1][1]}" if found else None

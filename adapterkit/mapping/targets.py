@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, did_you_mean
 from adapterkit.points import InjectionPoint
-from adapterkit.selectors import Selector
+from adapterkit.selectors import Selector, shown
 
 _SHOWN = 5
 
@@ -32,9 +32,24 @@ def by_selector(
         if not others:
             raise
         raise IncompatibleTargetError(
-            f"{acts}, but {targets!r} names {others[0].kind} points such as {others[0].id}; "
+            f"{acts}, but {shown(targets)} names {others[0].kind} points such as {others[0].id}; "
             f"its roles here: {', '.join(sorted({p.role for p in usable}))}"
         ) from None
+
+
+def by_ids(ids: Collection[str], points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
+    """The points with these ids, in model order.
+
+    Raises:
+        TargetNotFoundError: There is no such point.
+    """
+    here = {point.id: point for point in points}
+    if missing := [key for key in ids if key not in here]:
+        raise TargetNotFoundError(
+            f"settings name {len(missing)} points that {label} has not: {some(missing)}."
+            f"{did_you_mean(missing[0], here)} List all with adapterkit.points(model)."
+        )
+    return [point for key, point in here.items() if key in ids]
 
 
 def narrowed(
@@ -47,10 +62,19 @@ def narrowed(
     """
     if not kept:
         raise IncompatibleTargetError(
-            f"none of the {len(chosen)} points that {targets!r} names concerns this {type_name}: "
+            f"none of the {len(chosen)} points that {shown(targets)} names concerns this {type_name}: "
             f"{some([point.id for point in chosen])}"
         )
     return list(kept)
+
+
+def check_concerned(named: Sequence[InjectionPoint], kept: Sequence[InjectionPoint], type_name: str) -> None:
+    """Raises IncompatibleTargetError where a type would leave out points that are named one by one."""
+    held = {point.id for point in kept}
+    if lost := [point.id for point in named if point.id not in held]:
+        raise IncompatibleTargetError(
+            f"{len(lost)} of the {len(named)} points that settings name do not concern this {type_name}: {some(lost)}"
+        )
 
 
 def check_accepted(

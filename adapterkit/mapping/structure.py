@@ -1,0 +1,86 @@
+"""The module tree of a base, whatever adapters are in it, and whether it is still the one that was looked at."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from adapterkit.backend import CHILD, SITE
+
+_SIZES = (int, tuple, str)
+"""Types of the attributes that say what a layer computes: widths, heads, strides, modes."""
+
+
+def named_base_modules(
+    module: nn.Module, *, repeated: bool = False, prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """As torch's `named_modules`, without what adapters have put below.
+
+    Args:
+        module: Where to begin.
+        repeated: Whether a module is given under each of its names.
+        prefix: In front of each path.
+        seen: Ids of the modules that were given already.
+    """
+    seen = set() if seen is None else seen
+    if id(module) in seen and not repeated:
+        return
+    seen.add(id(module))
+    yield prefix, module
+    for name, child in _children(module):
+        yield from named_base_modules(
+            child, repeated=repeated, prefix=f"{prefix}.{name}" if prefix else name, seen=seen
+        )
+
+
+class Picture:
+    """A module tree as it was. It keeps no module alive.
+
+    What it sees: modules that were put in, taken out, replaced or renamed, of another class, with parameters of another
+    name, shape or dtype, with other buffers, and changed numbers, words or tuples in a module's own attributes. What it
+    does not see is what a module keeps in other objects, such as the config of a transformers model.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module]) -> None:
+        self._modules = [(weakref.ref(module), facts) for module, facts in _looked_at(roots)]
+
+    def shows(self, roots: Iterable[nn.Module]) -> bool:
+        """Whether these are the same modules, unchanged."""
+        left = iter(self._modules)
+        for module, facts in _looked_at(roots):
+            reference, known = next(left, (None, None))
+            if reference is None or reference() is not module or known != facts:
+                return False
+        return next(left, None) is None
+
+
+def _looked_at(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, Any]]:
+    stack, seen = [*roots], set[int]()
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        children = _children(module)
+        stack += [child for _, child in children]
+        yield module, _facts(module, children)
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    found = [(name, child) for name, child in module._modules.items() if child is not None]
+    return [item for item in found if item[0] != CHILD] if SITE in module.__dict__ else found
+
+
+def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[Any, ...]:
+    cls = type(module)  # adapting a module gives it another class of the same name
+    return (
+        cls.__module__,
+        cls.__qualname__,
+        [(name, id(child)) for name, child in children],
+        [(name, None if p is None else (p.shape, p.dtype)) for name, p in module._parameters.items()],
+        [*module._buffers],
+        [(name, value) for name, value in module.__dict__.items() if type(value) in _SIZES],
+    )
