@@ -122,10 +122,11 @@ class AdapterModule(nn.Module):
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """Takes start values from the base, once, for a new adapter; files and the meta device skip it.
 
-        Runs without grad, under the point's seeded generator.
+        Runs without grad, under the point's seeded generator; at output and attention points there is nothing to take.
 
         Args:
-            weight, bias: As in `merged`, of the frozen base; copy what is kept.
+            weight, bias: As in `merged`, of the frozen base; copy what is kept. At a norm point [features] each. At a
+                `tokens` point the token embedding [features, rows], each row as it stands in the sequence, and None.
         """
 
     def observe(self, x: Tensor) -> None:

@@ -146,8 +146,13 @@ class AdapterConfig:
         """Number of batches that training shows to a new adapter before the first step; see `Adapters.observing`."""
         return 0
 
-    def rate(self, parameter: str) -> float:
-        """The factor on the learning rate of a parameter, by its name in the module; see `parameter_groups`."""
+    def rate(self, parameter: str, point: InjectionPoint) -> float:
+        """The factor on the learning rate of a parameter; see `Adapters.parameter_groups`.
+
+        Args:
+            parameter: Its name in the module.
+            point: Where that is; for a parameter that all points share, the first of them.
+        """
         return 1.0
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:

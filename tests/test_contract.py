@@ -205,7 +205,7 @@ class Curiosity(ak.AdapterConfig):
     def build(self, point: ak.InjectionPoint) -> Curious:
         return Curious(point)
 
-    def rate(self, parameter: str) -> float:
+    def rate(self, parameter: str, point: ak.InjectionPoint) -> float:
         return 16.0 if parameter == "bias" else 1.0
 
     def observed(self, modules: Mapping[str, ak.AdapterModule]) -> None:

@@ -193,7 +193,7 @@ class LoRA(AdapterConfig):
         for (_, module), start in [(one, one[1].directions(one[0])) for one in own]:  # all are known before any is set
             module.A.copy_(start)
 
-    def rate(self, parameter: str) -> float:
+    def rate(self, parameter: str, point: InjectionPoint) -> float:
         return self.plus if parameter == "B" else 1.0
 
 

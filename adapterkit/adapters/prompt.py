@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,22 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.errors import did_you_mean
+from adapterkit.errors import ConfigError, did_you_mean
 from adapterkit.points import InjectionPoint, Kind, TokensPoint
 
 REPARAMS = ("mlp", "lstm")
+INITS = ("normal", "vocabulary")
 _MAX_LENGTH = _MAX_WIDTH = 2**16
 _MAX_STD = 100.0
 
 
 class PromptModule(AdapterModule):
-    """`prompt` [length, features] is what stands in front."""
+    """`prompt` [length, features] is what stands in front.
+
+    Args:
+        features: Of the sequence.
+        length: Of the prompt.
+        init_std: Of the start values.
+        ids: Tokens whose vectors are the start values, over and over; an empty one takes any, None takes none.
+    """
 
     scalable = False
 
-    def __init__(self, features: int, length: int, init_std: float) -> None:
+    def __init__(self, features: int, length: int, init_std: float, ids: Sequence[int] | None = None) -> None:
         super().__init__()
         self.prompt = nn.Parameter(torch.empty(length, features).normal_(std=init_std))
+        self.ids, self.from_base = ids, ids is not None
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        length, rows = len(self.prompt), weight.shape[1]
+        if found := [i for i in self.ids or () if i >= rows]:
+            raise ConfigError([f"{self.at}: the vocabulary has {rows} tokens, and init_ids names {found[0]}"], "Prompt")
+        ids = torch.tensor(self.ids) if self.ids else torch.randint(rows, (length,))
+        self.prompt.copy_(weight.mT[ids[torch.arange(length) % len(ids)].to(weight.device)])
 
     def lengthen(self, tokens: Tensor) -> Tensor:
         return self.prompt.to(tokens.dtype)
@@ -75,6 +92,8 @@ class Prompt(AdapterConfig):
         reparam: "mlp" or "lstm": a network makes them while training and after; None for none.
         width: Of that network; by default the sequence's.
         init_std: Standard deviation of the start values.
+        init: "normal"; or "vocabulary", vectors of the base's own tokens.
+        init_ids: Those tokens, over and over where they are fewer than `length`; by default any.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
@@ -84,6 +103,8 @@ class Prompt(AdapterConfig):
     reparam: str | None = None
     width: int | None = None
     init_std: float = 0.02
+    init: str = "normal"
+    init_ids: tuple[int, ...] | None = None
 
     def problems(self) -> list[str]:
         found = []
@@ -96,7 +117,20 @@ class Prompt(AdapterConfig):
             found.append(f"width must be None or from 1 to {_MAX_WIDTH}, not {self.width!r}")
         if not 0 < self.init_std <= _MAX_STD:
             found.append(f"init_std must be more than 0 and at most {_MAX_STD:g}, not {self.init_std!r}")
-        return found
+        return found + self._start_problems()
+
+    def _start_problems(self) -> list[str]:
+        if self.init not in INITS:
+            return [f"init must be one of {', '.join(INITS)}, not {self.init!r}.{did_you_mean(self.init, INITS)}"]
+        if self.init == "vocabulary" and self.reparam is not None:
+            return ["init='vocabulary' gives the positions themselves, and with reparam a network makes them"]
+        if self.init_ids is None:
+            return []
+        if not isinstance(self.init_ids, tuple) or not all(type(i) is int and i >= 0 for i in self.init_ids):
+            return [f"init_ids must be a tuple of whole numbers from 0, not {str(self.init_ids)[:80]}"]
+        if not self.init_ids or self.init != "vocabulary":
+            return ["init_ids are at least one token for init='vocabulary'"]
+        return []
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if isinstance(point, TokensPoint) and not point.lengthens:
@@ -106,6 +140,7 @@ class Prompt(AdapterConfig):
     def build(self, point: InjectionPoint) -> AdapterModule:
         features = point.out_features
         if self.reparam is None:
-            return PromptModule(features, self.length, self.init_std)
+            ids = (self.init_ids or ()) if self.init == "vocabulary" else None
+            return PromptModule(features, self.length, self.init_std, ids)
         width = self.width or features
         return ReparametrizedPrompt(features, self.length, width, self.init_std, self.reparam == "lstm")

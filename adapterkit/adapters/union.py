@@ -194,10 +194,10 @@ class Union(AdapterConfig):
         _check_members(members, gates, point)
         return UnionModule(members, gates)
 
-    def rate(self, parameter: str) -> float:
+    def rate(self, parameter: str, point: InjectionPoint) -> float:
         """The part's own."""
         kind, place, name = parameter.split(".", 2)
-        return self.parts[int(place)].rate(name) if kind == "members" else 1.0
+        return self.parts[int(place)].rate(name, point) if kind == "members" else 1.0
 
     def observed(self, modules: Mapping[str, AdapterModule]) -> None:
         for place, part in enumerate(self.parts):

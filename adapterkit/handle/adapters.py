@@ -138,7 +138,7 @@ class Adapters(Switching, Learning, Exchange):
             parameters=sum(p.numel() for p in weights),
             bytes=sum(p.numel() * p.element_size() for p in weights),
             weight=self.active.get(name),
-            trainable=bool(weights) and all(p.requires_grad for p in weights),
+            trainable=any(p.requires_grad for p in weights),
             merged=state.merge is not None and name in state.merge.selection.names,
         )
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
-from adapterkit.kernels.weights import base_weight
+from adapterkit.handle.starting import start_from_base
 from adapterkit.mapping.model import MappedModel
-from adapterkit.points import InjectionPoint, ParameterPoint
+from adapterkit.points import InjectionPoint
 
 SHARED = "shared"
 """What stands in the place of a point's id for the tensors that all points share. No id is so: they hold an `@`."""
@@ -76,7 +76,7 @@ def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torc
             _seed(seed, point.id)
             module = modules[point.id] = build_one(config, point, mapped, dtype)
             share(module, shared)
-            _initialise(module, point, mapped)
+            start_from_base(module, point, mapped)
     return Built(config, points, modules)
 
 
@@ -131,23 +131,6 @@ def build_one(
     with torch.device("meta" if device.type == "meta" else "cpu"):
         module = checked_module(config, point)
     return module.to(device=device, dtype=dtype or master_dtype(base_dtype)).train(mapped.module(point).training)
-
-
-@torch.no_grad()
-def _initialise(module: AdapterModule, point: InjectionPoint, mapped: MappedModel) -> None:
-    if type(module).initialise is AdapterModule.initialise or not module.from_base:
-        return
-    if not isinstance(point, ParameterPoint):
-        return
-    weight, bias = base_weight(mapped.module(point), point)
-    if weight is None or not weight.is_floating_point():
-        raise IncompatibleTargetError(
-            f"{type(module).__name__} takes its start values from the weight at {point.id}, "
-            "and there is no dense floating-point weight there (a quantized layer?)"
-        )
-    if not weight.is_meta:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        module.initialise(weight.to(wide), None if bias is None else bias.to(wide))
 
 
 def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:

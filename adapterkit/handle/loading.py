@@ -239,7 +239,6 @@ def _load_one(
         with torch.random.fork_rng(devices=[]):
             module = build_one(config, point, mapped, None)
         module.load_state_dict(loaded, strict=True, assign=True)
-    module.requires_grad_(False)
     return module.train(mapped.module(point).training)
 
 
@@ -266,7 +265,7 @@ def _load_shared(
             return None
         shared = built
         shared.load_state_dict(loaded, strict=True, assign=True)
-    return shared.requires_grad_(False)
+    return shared
 
 
 def _fitting(

@@ -20,7 +20,7 @@ class AdapterReport:
         parameters: Numbers in all its parameters.
         bytes: Their size.
         weight: The weight with which it acts now, one for each row inside `routed`; None where it does not.
-        trainable: Whether all of it requires grad.
+        trainable: Whether any of it requires grad.
         merged: Whether it is folded into the weights.
     """
 

@@ -33,12 +33,14 @@ class Attached:
         parts: One for each type in it, at points of their own.
         points, modules: Those of all parts, by the points' ids.
         metadata: What its file says beside the tensors.
+        held: Point id -> names of the parameters that the type itself built with `requires_grad=False`.
     """
 
     parts: Sequence[Built]
     points: Mapping[str, InjectionPoint]
     modules: Mapping[str, AdapterModule]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def configs(self) -> list[AdapterConfig]:
@@ -102,7 +104,9 @@ class State:
                 attach.detach(self.mapped.root(point), point, name)
             raise
         self._watch(points)
-        self.adapters[name] = Attached(tuple(parts), {p.id: p for p in points}, modules, dict(metadata or {}))
+        by_id = {point.id: point for point in points}
+        self.adapters[name] = Attached(tuple(parts), by_id, modules, dict(metadata or {}), _held(modules))
+        self.set_trainable([name], value=False)
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 
@@ -159,10 +163,13 @@ class State:
         self.set_trainable(names, value=True)
 
     def set_trainable(self, names: Iterable[str], *, value: bool) -> None:
-        """Sets requires_grad of whole adapters."""
+        """Sets requires_grad of whole adapters, but for what their types hold."""
         for name in set(names):
-            for module in self.adapters[name].modules.values():
-                module.requires_grad_(value)
+            attached = self.adapters[name]
+            for point, module in attached.modules.items():
+                held = attached.held.get(point, frozenset())
+                for key, parameter in module.named_parameters():
+                    parameter.requires_grad_(value and key not in held)
             (self.trained.add if value else self.trained.discard)(name)
 
     def _restore_base(self) -> None:
@@ -175,6 +182,13 @@ class State:
         self.watched.clear()
         for component in self.mapped.components.values():
             component.root.__dict__.pop(STATE, None)
+
+
+def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
+    """Of modules as they were built: point id -> names of the parameters that do not require grad, where there are."""
+    flags = {point: [(name, p.requires_grad) for name, p in one.named_parameters()] for point, one in modules.items()}
+    held = {point: frozenset(name for name, wanted in found if not wanted) for point, found in flags.items()}
+    return {point: names for point, names in held.items() if names}
 
 
 def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str] | None) -> MappedModel:

@@ -13,7 +13,7 @@ from adapterkit.adapter import AdapterModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError
 from adapterkit.handle import choices
 from adapterkit.handle.base import Access
-from adapterkit.handle.building import parameters_of
+from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.state import Attached, State
 from adapterkit.kernels.spans import read_span
 from adapterkit.points import InjectionPoint, ParameterPoint
@@ -50,15 +50,11 @@ class Learning(Access):
             lr: The learning rate that `AdapterConfig.rate` multiplies.
         """
         choices.check_names(names, self._state.adapters)
-        groups: dict[float, dict[int, nn.Parameter]] = {}
-        for name in names or list(self._state.adapters):
-            attached = self._state.adapters[name]
-            each = ((part.config.at(k), one) for part in attached.parts for k, one in part.modules.items())
-            for config, module in each:
-                for key, parameter in module.named_parameters():
-                    if parameter.requires_grad:
-                        groups.setdefault(config.rate(key), {})[id(parameter)] = parameter
-        return [{"params": [*found.values()], "lr": lr * rate} for rate, found in groups.items()]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for part in (part for name in names or list(self._state.adapters) for part in self._state.adapters[name].parts):
+            for _, parameter, rate in trained_parameters(part):
+                groups.setdefault(rate, []).append(parameter)
+        return [{"params": found, "lr": lr * rate} for rate, found in groups.items()]
 
     def penalty(self, *names: str) -> Tensor | float:
         """The sum of what the types of these adapters add to a loss; 0.0 where they add nothing.
@@ -101,6 +97,17 @@ class Learning(Access):
         switch = self._state.switch
         with switch.overridden(switch.current.without(frozenset({name}))), observing(self._state, attached):
             yield
+
+
+def trained_parameters(part: Built) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """`point id/name`, parameter and rate of what trains of an adapter; what its points share once, at the first."""
+    points = {point.id: point for point in part.points}
+    seen: set[int] = set()
+    for key, module in part.modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{key}/{name}", parameter, part.config.at(key).rate(name, points[key])
 
 
 @contextlib.contextmanager

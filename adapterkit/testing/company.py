@@ -55,7 +55,7 @@ class CompanyChecks(Case):
             if not _can_route(subject, routes):
                 continue
             routed = True
-            parameters = list(subject.adapters.parameters(NAME))
+            parameters = subject.trained
             with subject.adapters.routed(routes):
                 found = flat_gradients(subject().square().sum(), parameters)
             expected = torch.zeros_like(found)

@@ -53,7 +53,7 @@ class EffectChecks(Case):
         if not self.config.exact_gradients:
             skip("the type says that its gradients leave something out on purpose")
         for subject in self.subjects():
-            parameters = list(subject.adapters.parameters(NAME))
+            parameters = subject.trained
             generator = torch.Generator().manual_seed(7)
             direction = [subject.move * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
             grads = torch.autograd.grad(scalar(subject()), parameters)
@@ -124,6 +124,8 @@ def _gradients(subject: Subject) -> Iterator[tuple[str, bool]]:
     """Every parameter's name, and whether its gradient is anything but zero."""
     for key, module in subject.adapters.modules(NAME).items():
         for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             assert parameter.grad is not None, f"{subject.label}: {key}/{name} has no gradient"
             assert bool(torch.isfinite(parameter.grad).all()), f"{subject.label}: {key}/{name}: gradient not finite"
             yield name, not parameter.numel() or bool(parameter.grad.abs().max() > 0)

@@ -66,6 +66,21 @@ class StateChecks(Case):
                 assert_same(tensor, state[key], f"{subject.label}: {key}, loaded")
             assert_same(subject.bits(), expected, f"{subject.label}: the output of the loaded adapter")
 
+    def test_the_same_trains_again(self) -> None:
+        """What a type lets train when it is added trains after freezing and training again, and after loading."""
+        for subject in self.subjects():
+            self._require_registered()
+            expected = _trains(subject)
+            subject.adapters.freeze(NAME)
+            assert not any(_trains(subject).values()), f"{subject.label}: something trains after freeze()"
+            checkpoint = subject.adapters.checkpoint(NAME)
+            for way in ("freeze() and train()", "loading"):
+                subject.adapters.train(NAME)
+                changed = [key for key, trains in _trains(subject).items() if trains != expected[key]]
+                assert not changed, f"{subject.label}: {changed[0]} requires grad otherwise after {way}"
+                subject.adapters.remove(NAME)
+                subject.adapters.install(NAME, checkpoint)
+
     def test_an_incomplete_file_is_refused(self) -> None:
         """Without one of its tensors an adapter is refused by a MissingKeysError, and the model stays as it is."""
         for subject in self.subjects():
@@ -181,6 +196,11 @@ def _entry_module(origin: Origin | None) -> str:
 
 def _values(subject: Subject) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().clone() for key, tensor in subject.adapters.state_dict(NAME).items()}
+
+
+def _trains(subject: Subject) -> dict[str, bool]:
+    modules = subject.adapters.modules(NAME).items()
+    return {f"{key}/{name}": p.requires_grad for key, module in modules for name, p in module.named_parameters()}
 
 
 def _memory(model: nn.Module) -> set[int]:

@@ -76,7 +76,12 @@ class Subject:
     def gradients(self, choice: Any = NAME) -> tuple[Tensor, Tensor]:
         """The output, and the gradients of a scalar of it for all parameters of the adapter, in one vector."""
         y = self.run(choice)
-        return y.detach(), flat_gradients(scalar(y), list(self.adapters.parameters(NAME)))
+        return y.detach(), flat_gradients(scalar(y), self.trained)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The adapter's parameters, without those that its type holds."""
+        return [parameter for parameter in self.adapters.parameters(NAME) if parameter.requires_grad]
 
     @property
     def acts_on_weights_alone(self) -> bool:

@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader
 
 from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle.adapters import Adapters
+from adapterkit.handle.building import Built
 from adapterkit.handle.listing import points
+from adapterkit.handle.training import trained_parameters
 from adapterkit.points import Points
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.folder import RunFolder
@@ -171,7 +173,8 @@ class Trainer:
             self.adapters.load(self.snapshot.folder / ADAPTER, name)
             self.adapters.activate(name)
             self.adapters.train(name)
-        self.trained = Trained(self.adapters.modules(name), self.task.extra_modules(), self.run.adapter.rate)
+        mine = trained_parameters(Built(self.run.adapter, chosen, self.adapters.modules(name)))
+        self.trained = Trained(mine, self.task.extra_modules())
         optimizer = torch.optim.AdamW(
             self.trained.groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,18 @@ class Trained:
     """Every parameter that the optimizer changes, under a name that is stable.
 
     Args:
-        modules: The adapter's, by point id.
+        adapter: Name, parameter and factor on the learning rate of what trains of the adapter.
         extra: Further modules, by file name.
-        rate: The factor on the learning rate of an adapter's parameter, by its name in its module.
     """
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], extra: Mapping[str, nn.Module], rate: Callable[[str], float]
-    ) -> None:
+    def __init__(self, adapter: Iterable[tuple[str, nn.Parameter, float]], extra: Mapping[str, nn.Module]) -> None:
         self.extra = dict(extra)
         for module in self.extra.values():
             for _, parameter in _own_parameters(module):
                 parameter.requires_grad_(True)
-        groups: dict[float, dict[int, tuple[str, nn.Parameter]]] = {}  # what points share is in many modules, once here
-        for key, module in modules.items():
-            for name, parameter in module.named_parameters():
-                groups.setdefault(rate(name), {}).setdefault(id(parameter), (f"{key}/{name}", parameter))
+        groups: dict[float, dict[int, tuple[str, nn.Parameter]]] = {}
+        for name, parameter, rate in adapter:
+            groups.setdefault(rate, {})[id(parameter)] = (name, parameter)
         for key, module in self.extra.items():
             for name, parameter in _own_parameters(module):
                 groups.setdefault(1.0, {})[id(parameter)] = (f"{key}.{name}", parameter)

@@ -241,3 +241,11 @@ class FailsInThreads(Good):
         if threading.current_thread() is not threading.main_thread():
             raise ZeroDivisionError("in a thread")
         return super().delta(x)
+
+
+class HeldOnMeta(Good):
+    """Where a file is loaded, modules are built on the meta device."""
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__(point)
+        self.shift.requires_grad_(not self.shift.is_meta)

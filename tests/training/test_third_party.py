@@ -164,7 +164,8 @@ class TestFurtherModules:
         adapters = ak.Adapters(model)
         adapters.add("a", ak.LoRA(rank=2, targets="attn.*"))
         adapters.freeze("a")
-        trained = Trained(adapters.modules("a"), {"block": model.blocks[0]}, lambda name: 2.0)
+        named = enumerate(adapters.parameters("a"))
+        trained = Trained([(str(i), p, 2.0) for i, p in named], {"block": model.blocks[0]})
         own = [*trained.rates[1.0], *trained.rates[2.0]]
         assert len({id(parameter) for parameter in own}) == len(own)
         assert {id(p) for p in trained.rates[2.0]} == {id(p) for p in adapters.parameters("a")}

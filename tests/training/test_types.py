@@ -58,7 +58,7 @@ class Demands(ak.AdapterConfig):
     def shared(self, points: Sequence[ak.InjectionPoint]) -> nn.Module:
         return Row(points[0].out_features)
 
-    def rate(self, parameter: str) -> float:
+    def rate(self, parameter: str, point: ak.InjectionPoint) -> float:
         return {"slow": 1.0, "fast": 8.0, "shared.row": 0.0}[parameter]
 
     def observed(self, modules: Mapping[str, ak.AdapterModule]) -> None:
