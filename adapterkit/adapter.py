@@ -132,6 +132,14 @@ class AdapterModule(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Sees the point's input in every forward inside `Adapters.observing`; see `AdapterConfig.observed`."""
 
+    def observe_gradient(self, x: Tensor, grad: Tensor) -> None:
+        """Sees, in a backward inside `Adapters.observing`, a call's gradient: see `AdapterConfig.observes_gradients`.
+
+        Args:
+            x: The point's input in that call.
+            grad: The gradient of the loss with respect to the point's output there: at a span, that span's features.
+        """
+
     def forget(self) -> None:
         """Drops what was observed, where the block of `Adapters.observing` has raised."""
 

@@ -16,9 +16,14 @@ from adapterkit.points import InjectionPoint, Kind
 from adapterkit.selectors import Selector
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapterkit.adapter import AdapterModule
 
 _Config = TypeVar("_Config", bound="AdapterConfig")
+
+BaseValues = Callable[[str], "tuple[Tensor, Tensor | None]"]
+"""Reads the weight and bias of the frozen base at a point, by its id."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,18 @@ class AdapterConfig:
         """
         return 1.0
 
-    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
-        """Runs once at the end of `Adapters.observing`, without grad: point id -> module, each has observed."""
+    @property
+    def observes_gradients(self) -> bool:
+        """Whether observing needs backwards: `AdapterModule.observe_gradient`. Training then runs them too."""
+        return False
+
+    def observed(self, modules: Mapping[str, AdapterModule], base: BaseValues) -> None:
+        """Runs once at the end of `Adapters.observing`, without grad.
+
+        Args:
+            modules: Point id -> module; each has observed.
+            base: `base(point id)` reads the weight and bias of the frozen base there, as `initialise` is given them.
+        """
 
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         """Runs after every optimizer step in training, without grad; gradients are still there.

@@ -208,7 +208,7 @@ class Curiosity(ak.AdapterConfig):
     def rate(self, parameter: str, point: ak.InjectionPoint) -> float:
         return 16.0 if parameter == "bias" else 1.0
 
-    def observed(self, modules: Mapping[str, ak.AdapterModule]) -> None:
+    def observed(self, modules: Mapping[str, ak.AdapterModule], base: Any) -> None:
         for module in modules.values():
             module.start.data.fill_(float(len(module.seen)))  # type: ignore[union-attr,arg-type,operator]
 

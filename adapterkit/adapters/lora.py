@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
-from adapterkit.adapters.low_rank import FROM_BASE, INITS, LowRank
+from adapterkit.adapters.low_rank import FROM_DATA, INITS, KEPT, LowRank
+from adapterkit.config import BaseValues
 from adapterkit.errors import did_you_mean
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
@@ -54,8 +55,14 @@ class LoRA(AdapterConfig):
         orthogonal  A with orthonormal rows, B zero
         pissa       the weight's principal part (Meng et al. 2024, arXiv:2404.02948)
         olora       the weight's first QR factors (Buyukakyuz 2024, arXiv:2406.01775)
-        eva         A from the principal directions of inputs (Paischer et al. 2024, arXiv:2410.07170), which
-                    `Adapters.observing` or training shows it; until then as default
+        eva         A from the principal directions of inputs (Paischer et al. 2024, arXiv:2410.07170)
+        corda, corda_knowledge
+                    the part of the weight that matters most, or least, to inputs of their covariance (Yang et al. 2024,
+                    arXiv:2406.05223)
+        lora_ga     the gradient's first `2 * rank` directions (Wang et al. 2024, arXiv:2407.05000)
+
+    The last four are shown data in `Adapters.observing`, or by training, and start as default until then; lora_ga needs
+    backwards of the loss there.
 
     Attributes:
         rank: Rank of the update.
@@ -148,12 +155,12 @@ class LoRA(AdapterConfig):
             return f"{type(self).__name__} acts on whole grouped convolutions"
         if point.is_read and (self.dropout or self.rank_dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
-        if self.init in FROM_BASE:
-            rank, (out, *rest) = self.rank_at(point), point.shape
+        if self.init in KEPT:
+            rank, (out, *rest) = self.rank_at(point) * (1 + self.observes_gradients), point.shape
             if rank > (most := min(out, math.prod(rest))):
                 return f"init={self.init!r} takes its rank from the weight, which has {most}, and {rank} is asked for"
-        if self.init == "eva" and (point.form == "embedding" or point.is_read):
-            return "init='eva' needs an input with features, and there is none"
+        if self.init in FROM_DATA and (point.form == "embedding" or point.is_read):
+            return f"init={self.init!r} needs an input with features, and there is none"
         return super().accepts(point)
 
     @functools.cached_property
@@ -185,13 +192,21 @@ class LoRA(AdapterConfig):
 
     @property
     def observations(self) -> int:
-        wanted = self.init == "eva" or any(self.at(key).init == "eva" for key in self.settings)
-        return _OBSERVED_BATCHES if wanted else 0
+        return _OBSERVED_BATCHES if self._inits & {*FROM_DATA} else 0
 
-    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
-        own = [(k, m) for k, m in modules.items() if isinstance(m, LowRank) and self.at(k).init == "eva"]
-        for (_, module), start in [(one, one[1].directions(one[0])) for one in own]:  # all are known before any is set
-            module.A.copy_(start)
+    @property
+    def observes_gradients(self) -> bool:
+        return "lora_ga" in self._inits
+
+    @property
+    def _inits(self) -> set[str]:
+        return {self.init, *(self.at(key).init for key in self.settings)}
+
+    def observed(self, modules: Mapping[str, AdapterModule], base: BaseValues) -> None:
+        own = [(key, one) for key, one in modules.items() if isinstance(one, LowRank) and one.init in FROM_DATA]
+        starts = [module.start_from_data(key, base) for key, module in own]  # all are known before any is set
+        for (_, module), (a, b) in zip(own, starts, strict=True):
+            module.begin(a, b)
 
     def rate(self, parameter: str, point: InjectionPoint) -> float:
         return self.plus if parameter == "B" else 1.0

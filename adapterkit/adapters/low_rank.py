@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
+from adapterkit.adapters.starts import covariance_of, directions, from_covariance, from_gradient
+from adapterkit.config import BaseValues
 from adapterkit.errors import ConfigError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
-from adapterkit.kernels.weights import apply_weight
+from adapterkit.kernels.weights import apply_weight, weight_gradient
 from adapterkit.points import InjectionPoint
 
-INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
 FROM_BASE = ("pissa", "olora")
+FROM_DATA = ("eva", "corda", "corda_knowledge", "lora_ga")
+INITS = ("default", "gaussian", "orthogonal", *FROM_BASE, *FROM_DATA)
+KEPT = (*FROM_BASE, "corda", "corda_knowledge", "lora_ga")
 _OVERSAMPLING = 2
+_MORE = "show more data in observing()"
 
 
 class LowRank(AdapterModule):
     """`update(x) = scale * B(A(x))`: A [rank, in / groups, *kernel] computes as the module does, B [out, rank] mixes.
 
-    Where the factors start from the base's weight (`FROM_BASE`), their start is kept, as the buffers A0 and B0, and the
-    update is `scale * (B A - B0 A0)`: the base itself stays what it is, and the update starts at exactly zero.
+    Where neither factor starts at zero (`KEPT`), their start is kept, as the buffers A0 and B0, and the update is
+    `scale * (B A - B0 A0)`: the base itself stays what it is, and the update starts at exactly zero.
 
     Args:
         point: Where.
@@ -54,10 +59,11 @@ class LowRank(AdapterModule):
         self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
         self._start()
         self.from_base = init in FROM_BASE
-        if self.from_base:
+        if init in KEPT:
             self.register_buffer("A0", torch.zeros(rank, *rest))
             self.register_buffer("B0", torch.zeros(out, rank))
         self._seen: Tensor | None = None
+        self._calls = 0
 
     def _start(self) -> None:
         if self.layout.form == "embedding":
@@ -79,24 +85,45 @@ class LowRank(AdapterModule):
         else:
             q, r = torch.linalg.qr(matrix)
             b, a = q[:, :rank], r[:rank]
-        for factor, start, value in ((self.A, self.A0, a), (self.B, self.B0, b)):
-            factor.copy_(value.view_as(factor))
-            start.copy_(factor)  # type: ignore[union-attr,operator]
+        self.begin(a, b)
+
+    def begin(self, a: Tensor, b: Tensor | None) -> None:
+        """Sets the factors from A, [rank, in / groups * kernel] or as it is, and B; None leaves B."""
+        for name, value in (("A", a), ("B", b)):
+            if value is not None:
+                factor: Tensor = getattr(self, name)
+                factor.copy_(value.view_as(factor))
+                if f"{name}0" in self._buffers:
+                    getattr(self, f"{name}0").copy_(factor)
 
     # -- from data ----------------------------------------------------------------------------------------------------
 
     def observe(self, x: Tensor) -> None:
-        """See `AdapterModule.observe`: keeps the principal directions of the inputs seen so far, scaled."""
-        if self.init != "eva":
+        """Keeps the principal directions of the inputs seen so far, scaled; or the sum of their covariances."""
+        if self.init not in FROM_DATA or self.init == "lora_ga":
             return
         rows = self._rows(x).to(torch.promote_types(x.dtype, torch.float32))
+        if self.init != "eva":
+            self._add(covariance_of(rows))
+            return
         seen = rows if self._seen is None else torch.cat([self._seen, rows])
         _, s, vh = torch.linalg.svd(seen, full_matrices=False)
         kept = _OVERSAMPLING * len(self.A)
         self._seen = s[:kept, None] * vh[:kept]
 
+    def observe_gradient(self, x: Tensor, grad: Tensor) -> None:
+        """Keeps the sum of the weight's gradients, [out, in / groups * kernel]."""
+        if self.init == "lora_ga":
+            wide = torch.promote_types(grad.dtype, torch.float32)
+            shape = (len(self.B), *self.A.shape[1:])
+            self._add(weight_gradient(x.to(wide), grad.to(wide), shape, self.layout).flatten(1))
+
+    def _add(self, term: Tensor) -> None:
+        self._seen = term if self._seen is None else self._seen.add_(term)
+        self._calls += 1
+
     def forget(self) -> None:
-        self._seen = None
+        self._seen, self._calls = None, 0
 
     def _rows(self, x: Tensor) -> Tensor:
         """What each row of A is multiplied with: [n, in / groups * kernel]."""
@@ -107,24 +134,37 @@ class LowRank(AdapterModule):
         patches = apply_weight(x, identity, self.layout).unflatten(1, (self.layout.groups, width))
         return patches.movedim(2, -1).reshape(-1, width)
 
-    def directions(self, key: str) -> Tensor:
-        """What A is to be after observing: the principal directions (EVA, Paischer et al. 2024, arXiv:2410.07170).
+    def start_from_data(self, key: str, base: BaseValues) -> tuple[Tensor, Tensor | None]:
+        """What A and B are to be after observing; B None to leave it.
 
         Raises:
-            ConfigError: Too few were seen, or the adapter has been trained already.
+            ConfigError: Too little was seen, or the adapter has been trained already.
         """
-        seen, self._seen = self._seen, None
-        rank = len(self.A)
-        norms = torch.zeros(0) if seen is None else seen.norm(dim=1)
-        found = int((norms > norms.max() * 1e-6).sum()) if len(norms) else 0
-        problem = ""
-        if seen is None or found < rank:
-            problem = f"{key}: the inputs had {found} directions, and rank is {rank}; show more of them in observing()"
+        seen, calls, rank = self._seen, self._calls, len(self.A)
+        self.forget()
         if bool(self.B.any()):
-            problem = f"{key}: B is not zero: a trained adapter would lose what it has learnt; observe before training"
-        if problem or seen is None:
-            raise ConfigError([problem], "init='eva'")
-        return (seen[:rank] / norms[:rank, None]).view_as(self.A)
+            raise self._refused(
+                f"{key}: B is not zero: a trained adapter would lose what it has learnt; observe before training"
+            )
+        if self.init == "eva":
+            norms = torch.zeros(0) if seen is None else seen.norm(dim=1)
+            if seen is None or (found := directions(norms)) < rank:
+                found = 0 if seen is None else found
+                raise self._refused(f"{key}: the inputs had {found} directions, and rank is {rank}; {_MORE}")
+            return seen[:rank] / norms[:rank, None], None
+        if seen is None:
+            what = "gradients: run backward on the loss" if self.init == "lora_ga" else "inputs: run the model"
+            raise self._refused(f"{key}: it was shown no {what} inside observing()")
+        if self.init == "lora_ga":
+            factors = from_gradient(seen, rank)
+            if isinstance(factors, int):
+                raise self._refused(f"{key}: the gradient has {factors} directions, and 2 x {rank} are needed; {_MORE}")
+            return factors
+        weight, last = base(key)[0].flatten(1), self.init == "corda_knowledge"
+        return from_covariance(weight, (seen / calls).to(weight), rank, self.scale, last=last)
+
+    def _refused(self, told: str) -> ConfigError:
+        return ConfigError([told], f"init={self.init!r}")
 
     # -- the update ---------------------------------------------------------------------------------------------------
 

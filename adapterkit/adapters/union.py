@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
+from adapterkit.config import BaseValues
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, Kind
@@ -87,6 +88,10 @@ class UnionModule(AdapterModule):
         for member in self.members.values():
             member.observe(x)  # type: ignore[operator]
 
+    def observe_gradient(self, x: Tensor, grad: Tensor) -> None:
+        for member in self.members.values():
+            member.observe_gradient(x, grad)  # type: ignore[operator]
+
     def forget(self) -> None:
         for member in self.members.values():
             member.forget()  # type: ignore[operator]
@@ -157,6 +162,11 @@ class Union(AdapterConfig):
         return max((part.observations for part in self.parts), default=0)
 
     @property
+    def observes_gradients(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(part.observes_gradients for part in self.parts)
+
+    @property
     def exact_gradients(self) -> bool:  # type: ignore[override]
         """Whether all parts have them."""
         return all(part.exact_gradients for part in self.parts)
@@ -199,9 +209,9 @@ class Union(AdapterConfig):
         kind, place, name = parameter.split(".", 2)
         return self.parts[int(place)].rate(name, point) if kind == "members" else 1.0
 
-    def observed(self, modules: Mapping[str, AdapterModule]) -> None:
+    def observed(self, modules: Mapping[str, AdapterModule], base: BaseValues) -> None:
         for place, part in enumerate(self.parts):
-            part.observed(_members(modules, place))
+            part.observed(_members(modules, place), base)
 
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         for place, part in enumerate(self.parts):

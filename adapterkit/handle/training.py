@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapterkit.errors import ConfigError, IncompatibleTargetError
 from adapterkit.handle import choices
 from adapterkit.handle.base import Access
 from adapterkit.handle.building import Built, parameters_of
+from adapterkit.handle.starting import Values, base_values
 from adapterkit.handle.state import Attached, State
 from adapterkit.kernels.spans import read_span
 from adapterkit.points import InjectionPoint, ParameterPoint
@@ -85,7 +87,8 @@ class Learning(Access):
     def observing(self, name: str) -> Iterator[None]:
         """Shows an adapter the inputs of its points in every forward inside the block, for types that start from data.
 
-        The adapter itself does not act inside. An example: `with adapters.observing("style"): model(**batch)`.
+        The adapter itself does not act inside. An example: `with adapters.observing("style"): model(**batch)`. Types
+        that start from gradients (`AdapterConfig.observes_gradients`) see those too, of `loss.backward()` in the block.
 
         Raises:
             UnknownNameError: There is no such adapter.
@@ -124,9 +127,11 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
             "is called has an input of its own; narrow its targets"
         )
     with contextlib.ExitStack() as stack:
-        for key, point in attached.points.items():
-            watch = _Watch(attached.modules[key], point)
-            stack.callback(state.mapped.module(point).register_forward_pre_hook(watch, with_kwargs=True).remove)
+        for part, point in ((part, point) for part in attached.parts for point in part.points):
+            watch, module = _Watch(part.modules[point.id], point), state.mapped.module(point)
+            stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
+            if part.config.observes_gradients:
+                stack.callback(module.register_forward_hook(watch.output, with_kwargs=True).remove)
         try:
             yield
         except BaseException:
@@ -135,7 +140,14 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
             raise
     with torch.no_grad():
         for part in attached.parts:
-            part.config.observed(part.modules)
+            part.config.observed(part.modules, functools.partial(_base_values, state, attached))
+
+
+def _base_values(state: State, attached: Attached, key: str) -> Values:
+    values = base_values(attached.type_name, attached.points[key], state.mapped)
+    if values is None:
+        raise IncompatibleTargetError(f"the weight at {key} has no values: it is on the meta device")
+    return values
 
 
 def _is_called(point: InjectionPoint) -> bool:
@@ -144,9 +156,28 @@ def _is_called(point: InjectionPoint) -> bool:
 
 class _Watch:
     def __init__(self, adapter: AdapterModule, point: InjectionPoint) -> None:
-        self._adapter, self._span = adapter, point.in_span
+        self._adapter, self._point = adapter, point
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        self._adapter.observe(x.detach() if self._span is None else read_span(x.detach(), self._span, -1))
+        self._adapter.observe(self._input(args, kwargs))
+
+    def output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+        """A forward hook: the output, on which a backward calls `observe_gradient`."""
+        if not torch.is_grad_enabled():
+            return y
+        if not y.requires_grad:  # the base is frozen; what computes on it must not meet a leaf
+            y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)
+        x = self._input(args, kwargs)
+
+        @torch.no_grad()
+        def see(grad: Tensor) -> None:
+            part = grad if self._point.span is None else read_span(grad, self._point.span, self._point.feature_axis)
+            self._adapter.observe_gradient(x, part)
+
+        y.register_hook(see)
+        return y
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        return x if self._point.in_span is None else read_span(x, self._point.in_span, -1)

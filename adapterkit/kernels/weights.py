@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,6 +81,22 @@ def call_weight(x: Tensor, weight: Tensor, bias: Tensor | None, layout: WeightLa
     if layout.form == "conv":
         return _convolve(x, weight, bias, layout)
     return apply_weight(x, weight, layout) if layout.form == "embedding" else F.linear(x, weight, bias)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, shape: Sequence[int], layout: WeightLayout) -> Tensor:
+    """The gradient of a whole weight [out, in / groups, *kernel] of which a module computed with.
+
+    Args:
+        x: The module's input.
+        grad: The gradient of its output.
+        shape: Of the weight.
+        layout: Of the module; no embedding.
+    """
+    if layout.form != "conv":
+        return grad.reshape(-1, shape[0]).mT @ x.reshape(-1, shape[1])
+    with torch.enable_grad():
+        weight = x.new_zeros(shape).requires_grad_()
+        return torch.autograd.grad(call_weight(x, weight, None, layout), weight, grad)[0]
 
 
 def mix_features(h: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:

@@ -19,11 +19,11 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.checkpoint import ReadOptions, WriteOptions
-from adapterkit.errors import AdapterKitError, ConfigError, MissingKeysError
+from adapterkit.errors import AdapterKitError, ConfigError, IncompatibleTargetError, MissingKeysError
 from adapterkit.formats.source import Source
 from adapterkit.specs import Origin
 from adapterkit.testing.case import Case
-from adapterkit.testing.subject import NAME, Subject, assert_same, expecting, skip
+from adapterkit.testing.subject import NAME, Subject, assert_same, expecting, scalar, skip
 
 _WRONG: dict[str, object] = {"int": "many", "float": "much", "bool": "maybe", "str": 3}
 
@@ -65,6 +65,24 @@ class StateChecks(Case):
             for key, tensor in _values(subject).items():
                 assert_same(tensor, state[key], f"{subject.label}: {key}, loaded")
             assert_same(subject.bits(), expected, f"{subject.label}: the output of the loaded adapter")
+
+    def test_observed_is_the_base(self) -> None:
+        """Inside `observing` the output is the base's, bit for bit, and a backward leaves nothing behind."""
+        observed = False
+        for subject in self.subjects(fresh=True):
+            expected, before = subject.bits(None), _anatomy(subject.model)
+            try:
+                with subject.adapters.observing(NAME):
+                    found = subject()
+                    assert_same(found.detach(), expected, f"{subject.label}: the output that is observed")
+                    if found.requires_grad:
+                        scalar(found).backward()
+                    observed = True
+            except (IncompatibleTargetError, ConfigError):  # nothing to see there, or too little
+                pass
+            assert _anatomy(subject.model) == before, f"{subject.label}: observing left a trace"
+        if not observed:
+            skip("no point of the type has an input that could be seen")
 
     def test_the_same_trains_again(self) -> None:
         """What a type lets train when it is added trains after freezing and training again, and after loading."""

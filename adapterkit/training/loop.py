@@ -168,7 +168,7 @@ class Trainer:
         name = self.config.adapter_name
         if self.snapshot is None:
             self.adapters.add(name, self.run.adapter, seed=self.config.seed)
-            self._observe(name, self.run.adapter.observations)
+            self._observe(name, self.run.adapter.observations, {point.component for point in chosen})
         else:
             self.adapters.load(self.snapshot.folder / ADAPTER, name)
             self.adapters.activate(name)
@@ -185,13 +185,18 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(self.snapshot.values["scaler"])
         self._train_mode({point.component for point in chosen})
 
-    def _observe(self, name: str, batches: int) -> None:
-        """Shows the adapter its inputs in the first batches, where its type starts from data."""
+    def _observe(self, name: str, batches: int, components: set[str]) -> None:
+        """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""
         if not batches:
             return
-        with inference(self.model), self.adapters.observing(name):
+        backward = self.run.adapter.observes_gradients
+        with inference(self.model), torch.set_grad_enabled(backward), self.adapters.observing(name):
+            if backward and self.config.gradient_checkpointing:
+                self._train_mode(components)  # in evaluation models keep their activations
             for batch in itertools.islice(self._batches(), batches):
-                self.task.loss(to_device(batch, self.accelerator.device))
+                loss = self.task.loss(to_device(batch, self.accelerator.device))
+                if backward:
+                    self.accelerator.backward(loss)
         if self.accelerator.num_processes > 1:  # each has seen data of its own, and all must start alike
             for tensor in self.adapters.state_dict(name).values():
                 tensor.copy_(broadcast(tensor))

@@ -249,3 +249,8 @@ class HeldOnMeta(Good):
     def __init__(self, point: ak.InjectionPoint) -> None:
         super().__init__(point)
         self.shift.requires_grad_(not self.shift.is_meta)
+
+
+class ChangesInputs(Good):
+    def observe(self, x: Tensor) -> None:
+        x.mul_(2)

@@ -62,6 +62,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
         {"module": faulty.Unsaved},
         "the output of the loaded adapter: they must be the same",
     ),
+    ("observed_is_the_base", {"module": faulty.ChangesInputs}, "the output that is observed: they must be the same"),
     ("the_same_trains_again", {"module": faulty.HeldOnMeta}, "shift requires grad otherwise after loading"),
     ("an_incomplete_file_is_refused", {"module": faulty.Lenient}, "a file without a tensor of .* was loaded"),
     ("config_round_trip", {"to_dict": lambda config: {"targets": "mlp.up"}}, "came back instead of"),

@@ -61,7 +61,7 @@ class Demands(ak.AdapterConfig):
     def rate(self, parameter: str, point: ak.InjectionPoint) -> float:
         return {"slow": 1.0, "fast": 8.0, "shared.row": 0.0}[parameter]
 
-    def observed(self, modules: Mapping[str, ak.AdapterModule]) -> None:
+    def observed(self, modules: Mapping[str, ak.AdapterModule], base: Any) -> None:
         for module in modules.values():
             module.seen += 100  # type: ignore[operator,assignment]
 
@@ -106,3 +106,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     parts = run(tmp_path / "parts", steps=8)
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[key], tensor) for key, tensor in whole.items() if not key.endswith("steps"))
+
+
+@pytest.mark.parametrize(("init", "micro"), [("lora_ga", 2), ("corda", 1)])
+def test_lora_starts_from_the_data_of_a_run(tmp_path: Path, init: str, micro: int) -> None:
+    given = {"adapter": {"type": "lora", "rank": 2, "targets": "mlp.*", "init": init}, "gradient_accumulation": micro}
+    whole = run(tmp_path / "whole", steps=12, **given)
+    run(tmp_path / "parts", steps=8, **given)
+    parts = run(tmp_path / "parts", steps=12, **given)
+    assert all(torch.equal(parts[key], tensor) for key, tensor in whole.items())
+    for key, start in ((key, tensor) for key, tensor in whole.items() if key.endswith("0") and "/" in key):
+        assert start.abs().max() > 0
+        moved = whole[key.removesuffix("0")]
+        assert not torch.equal(moved, start)
+        assert torch.allclose(moved, start, atol=0.1)
