@@ -25,8 +25,7 @@ class DoRAModule(LowRank):
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """See `AdapterModule.initialise`: the magnitudes are the norms of the weight's rows."""
-        if "A0" in self._buffers:
-            super().initialise(weight, bias)
+        super().initialise(weight, bias)
         self.magnitude.copy_(self.norms(weight))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:

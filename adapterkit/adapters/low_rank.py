@@ -82,9 +82,11 @@ class LowRank(AdapterModule):
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
             root = (s[:rank] / self.scale).sqrt()
             b, a = u[:, :rank] * root, root[:, None] * vh[:rank]
-        else:
+        elif self.init == "olora":
             q, r = torch.linalg.qr(matrix)
             b, a = q[:, :rank], r[:rank]
+        else:
+            return
         self.begin(a, b)
 
     def begin(self, a: Tensor, b: Tensor | None) -> None:

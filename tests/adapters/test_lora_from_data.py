@@ -183,6 +183,16 @@ def test_the_first_step_is_that_of_the_weight(adapters: ak.Adapters, model: toys
     assert close(step / size, columns @ gradient + gradient @ rows)
 
 
+def test_dora_starts_so_too(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    y = model(X)
+    adapters.add("d", ak.DoRA(rank=2, targets="mlp.up", init="lora_ga"))
+    assert not any(module.B.any() for module in adapters.modules("d").values())  # type: ignore[union-attr,operator]
+    with adapters.observing("d"):
+        loss(model).backward()
+    assert all(module.B.any() for module in adapters.modules("d").values())  # type: ignore[union-attr,operator]
+    assert close(model(X), y)
+
+
 def test_what_lora_ga_cannot_start_from(model: toys.ToyModel, adapters: ak.Adapters) -> None:
     adapters.add("a", ak.LoRA(rank=3, targets="mlp.down", init="lora_ga"))
     state = {key: tensor.clone() for key, tensor in adapters.state_dict("a").items()}
