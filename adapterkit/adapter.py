@@ -41,6 +41,8 @@ class AdapterModule(nn.Module):
         at: Id of the point that it was built for, for messages.
         parts: Names of the other adapters that this one combines; see `combine`.
         scalable: Whether it can act with another weight than 1, and beside others at its point.
+        outermost: Whether it acts around what all others at its point make together, in whatever order they are named:
+            it chooses the input that they are given. Where it is not `scalable` it may have company all the same.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
@@ -49,6 +51,7 @@ class AdapterModule(nn.Module):
     at: str = ""
     parts: tuple[str, ...] = ()
     scalable: bool = True
+    outermost: bool = False
     positional: bool = False
     from_base: bool = True
     shared: Any

@@ -12,7 +12,7 @@ from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack
 from adapterkit.engine.bases import Computed
 from adapterkit.engine.folding import merge_weights
-from adapterkit.engine.sums import Acting, Active, effects
+from adapterkit.engine.sums import Acting, Active, combine, effects
 from adapterkit.errors import NotMergeableError, RoutingError
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
@@ -41,6 +41,16 @@ def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting
     if len(present) == once and (len(set(expression.parts)) == 1 or len(set(map(id, present))) == 1):
         return present[0]
     return Summed(present, 1 / len(parts) if isinstance(expression, Average) else 1.0)
+
+
+def outermost_last(active: Active) -> Active:
+    """The same, where adapters that are `outermost` act around all others, whose base they would else not share."""
+    outer = [adapter for adapter, _ in active if getattr(adapter, "outermost", False)]
+    if not outer:
+        return active
+    inner = [one for one in active if not getattr(one[0], "outermost", False)]
+    parts = [Together(inner), *outer] if inner else outer
+    return [(Stacked(parts) if len(parts) > 1 else parts[0], 1.0)]
 
 
 def flattened(active: Active) -> Active:
@@ -75,6 +85,19 @@ class _Several:
     def lengthen(self, tokens: Tensor) -> Tensor:
         """Not asked either."""
         raise NotImplementedError
+
+
+class Together(_Several):
+    """Adapters that act beside one another with their weights, as one; see `combine`."""
+
+    def __init__(self, active: Active) -> None:
+        self.active, self.parts = active, [adapter for adapter, _ in active]
+
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        return combine(x, base, self.active)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raise NotMergeableError("what acts below an outermost adapter has no weight of its own")
 
 
 class Stacked(_Several):

@@ -15,7 +15,7 @@ from adapterkit.adapter import AdapterModule
 from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
 from adapterkit.engine.attention import extend_all
 from adapterkit.engine.bases import Computed, PartBase, ReadBase, SpanBase, SublayerBase, WholeBase
-from adapterkit.engine.expressions import acting_at, flattened
+from adapterkit.engine.expressions import acting_at, flattened, outermost_last
 from adapterkit.engine.folding import check_bias, fold
 from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.read_weights import ReadWeight, StackedWeight
@@ -55,7 +55,7 @@ class Slot(nn.Module):
                 strength = 1.0
             if isinstance(strength, Tensor) or strength != 0:
                 found.append((acting, strength))
-        return found
+        return outermost_last(found)
 
     def extra_repr(self) -> str:
         """The point's id, for `repr(model)`."""

@@ -226,7 +226,8 @@ def _check_alone(weights: Mapping[Expression, Weight], adapters: Mapping[str, At
             for key, module in adapters[name].modules.items():
                 if not module.scalable and _acts(weight, key):
                     _check_whole(name, key, expression)
-                    _check_company(name, adapters[name].points[key], weights, adapters)
+                    if not module.outermost:
+                        _check_company(name, adapters[name].points[key], weights, adapters)
 
 
 def _check_whole(name: str, key: str, expression: Expression) -> None:
@@ -243,6 +244,7 @@ def _check_company(
     routed = any(not isinstance(weight, (int, float, PerPoint)) for weight in weights.values())
     present = [one for expression, weight in weights.items() if _acts(weight, point.id) for one in names_of(expression)]
     here = [one for one in present if point.id in adapters[one].modules]
+    here = [one for one in here if not adapters[one].modules[point.id].outermost]
     if point.lengthens:  # any number of them stand one behind the other, and a row sees its own
         here = [] if routed else [one for one in here if one == name]
     if len(here) > 1:
