@@ -127,7 +127,7 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
             "is called has an input of its own; narrow its targets"
         )
     with contextlib.ExitStack() as stack:
-        for part, point in ((part, point) for part in attached.parts for point in part.points):
+        for part, point in ((one, point) for one in attached.parts for point in one.points):
             watch, module = _Watch(part.modules[point.id], point), state.mapped.module(point)
             stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
             if part.config.observes_gradients:
