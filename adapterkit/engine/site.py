@@ -41,7 +41,7 @@ class Slot(nn.Module):
         access = point.layout.access if isinstance(point, ParameterPoint) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
 
-    def active(self, selection: Selection) -> list[tuple[Acting, Strength]]:
+    def active(self, selection: Selection) -> Active:
         """What acts at this point, with its weights."""
         compiling = torch.compiler.is_compiling()
         mine: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
