@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapterkit.base import Base, Part, Sublayer, WeightBase
+from adapterkit.base import Attention, Base, Part, Sublayer, WeightBase
 from adapterkit.config import AdapterConfig
 from adapterkit.errors import NotMergeableError, PluginError
 from adapterkit.factors import Factors
@@ -22,6 +22,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterModule",
     "AdditiveModule",
+    "Attention",
     "Base",
     "Factors",
     "Part",
@@ -35,7 +36,7 @@ class AdapterModule(nn.Module):
     """What a config builds at one point.
 
     Final classes override `forward`, or `merged` alone, which then is called in every forward; at an attention point
-    `extend`, where sequences get longer `lengthen`.
+    `extend` or `attend`, where sequences get longer `lengthen`.
 
     Attributes:
         at: Id of the point that it was built for, for messages.
@@ -44,6 +45,7 @@ class AdapterModule(nn.Module):
         outermost: Whether it acts around what all others at its point make together, in whatever order they are named:
             it chooses the input that they are given. Where it is not `scalable` it may have company all the same.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
+        extends, attends: Whether it writes `extend`, and `attend`.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
@@ -53,8 +55,15 @@ class AdapterModule(nn.Module):
     scalable: bool = True
     outermost: bool = False
     positional: bool = False
+    extends: bool = False
+    attends: bool = False
     from_base: bool = True
     shared: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.extends = cls.extend is not AdapterModule.extend
+        cls.attends = cls.attend is not AdapterModule.attend
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """This point's output with the adapter.
@@ -84,6 +93,21 @@ class AdapterModule(nn.Module):
                 may have another width: see `AttentionLayout`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:
+        """An attention of its own beside the softmax; called at an `attention` point after the softmax has run.
+
+        Args:
+            query: [batch, heads, queries, head_dim], as the attention uses it: after norms and the rotary embedding.
+            keys, values: The model's own, as in `extend`, without what others put in front. Which of them a query may
+                see is the mask's business, and only the base knows it.
+            base: `base(query)` is the softmax attention's output. Rows and positions that are padding hold anything.
+
+        Returns:
+            What replaces `base(query)`, of its shape. Effects are summed and weighted as everywhere:
+            `base + sum_i w_i (attend_i - base)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention of its own")
 
     def lengthen(self, tokens: Tensor) -> Tensor:
         """More positions for the sequence; called at a `tokens` point whose layout `lengthens`.

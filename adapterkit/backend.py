@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.points import AttentionPoint, InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, WeightPoint
 
 SITE = "_adapterkit_site"
 """Key in an adapted module's `__dict__` under which attachment keeps what acts there."""
@@ -38,6 +38,22 @@ class Extension(Protocol):
         """
         ...
 
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
+    ) -> Tensor:
+        """The attention's output with the active adapters' own attentions beside it.
+
+        Args:
+            query: [batch, heads, queries, head_dim], as the attention has used it.
+            keys, values: What `extend` was given.
+            output: What the attention gave: [batch, heads, queries, value_width].
+            scale: On the logits; None for 1 / sqrt(head_dim).
+
+        Returns:
+            The same object as `output` where nothing is active.
+        """
+        ...
+
 
 def extension_of(module: nn.Module) -> Extension | None:
     """What attachment has put at this attention module, or None."""
@@ -56,6 +72,10 @@ class AttentionSeam(ABC):
     def refusal(self, module: nn.Module) -> str | None:
         """Why this module's attention cannot be extended (an implementation we cannot reach), or None."""
         return None
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        """Why no attention can be put beside this module's, or None; None where it asks `Extension.attend` too."""
+        return f"{type(self).__name__} reaches the keys and values of an attention alone, and not its output"
 
     def install(self, module: nn.Module) -> object:
         """Makes the module ask `extension_of(module)`. Returns what `remove` needs to restore it, picklable."""
@@ -93,6 +113,21 @@ sequence became, with masks that fit it."""
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A layer of the model that makes keys or values.
+
+    Attributes:
+        module: Of `point`.
+        point: Its rows in that module.
+        heads: What its output is split into.
+    """
+
+    module: nn.Module
+    point: WeightPoint
+    heads: int
+
+
+@dataclass(frozen=True)
 class Reach:
     """How adapters act at one point, where its layout alone does not tell.
 
@@ -105,12 +140,15 @@ class Reach:
         attending: Paths of the modules that see what the module at this point adds, where it keeps that in what it
             returns -> how they are called. A decoder that attends to an encoder's output: there the mask is still that
             of the tokens.
+        projections: At an `attention` point, the model's own layers for keys and for values, where they are known;
+            filled in for every family alike.
     """
 
     seam: AttentionSeam | None = None
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
     attending: Mapping[str, Attending] = field(default_factory=dict)
+    projections: tuple[Projection, Projection] | None = None
 
 
 class Backend(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +14,17 @@ class Base(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """The output for this input."""
+        ...
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        """The side inputs of the block around the forward, by name; see `Adapters.context`.
+
+        Each has as many rows as this point's input: [rows, ...], on its device.
+
+        Raises:
+            ContextError: One that is asked for was not given, or has other rows.
+        """
         ...
 
 
@@ -49,6 +61,35 @@ class Sublayer(Base, Protocol):
 
     def norm_out(self, x: Tensor) -> Tensor:
         """The post-norm over the residual sum; the identity in a pre-norm block."""
+        ...
+
+
+class Attention(Base, Protocol):
+    """The base at an `attention` point: `base(query)` is what the softmax attention gave for its query.
+
+    That is [batch, heads, queries, value_width], with whatever other adapters have put in front of the keys.
+    """
+
+    def mix(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`softmax(scale query keys^T) values` with the model's own scale, and no mask: [batch, heads, queries, width].
+
+        Args:
+            query: [batch, heads, queries, head_dim].
+            keys, values: [batch or nothing, heads or kv_heads, length, width]; cast to the query's dtype.
+        """
+        ...
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model's own frozen layers make of tokens: keys and values, before norms and position encodings.
+
+        Only where these layers are known: where the point's layout has a `source`, the width of the tokens.
+
+        Args:
+            tokens: [length, features] or [batch, length, features]: like what the keys and values are made from.
+
+        Returns:
+            [kv_heads, length, head_dim] and [kv_heads, length, value_width], behind the batch, if any.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.mapping import targets
@@ -183,6 +183,18 @@ class AdapterConfig:
             step: Number of this step, from 1.
             steps: Of the whole training.
         """
+
+    def example_context(self, points: Sequence[InjectionPoint], rows: int) -> Mapping[str, Tensor]:
+        """The side inputs that the type reads as `base.context`, by name: an example of each, on the default device.
+
+        The names are those that `Adapters.context` takes; it runs once on the meta device for them. The conformance kit
+        runs with the examples. Empty where the type reads none.
+
+        Args:
+            points: Those of the adapter.
+            rows: First axis of every example: [rows, ...].
+        """
+        return {}
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where the type can act at this point, else the reason why it cannot."""

@@ -102,6 +102,10 @@ class RoutingError(AdapterKitError):
     """Samples of a batch cannot be given adapters of their own here."""
 
 
+class ContextError(AdapterKitError):
+    """A side input that an adapter reads is not given around the forward, or has other rows than the batch."""
+
+
 class NotMergeableError(AdapterKitError):
     """An adapter has no equivalent weight at some of its points."""
 

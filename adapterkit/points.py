@@ -105,11 +105,14 @@ class AttentionLayout:
         kv_heads: Heads of keys and values, which grouped-query attention has fewer of.
         head_dim: Width of one head; not always hidden size / heads.
         value_dim: Width of one head's values, where it is another (latent attention); None where it is `head_dim`.
+        source: Width of the tokens that the keys and the values are made from, each by one layer that is a point too;
+            None where there are no such layers. Found for every family alike.
     """
 
     kv_heads: int
     head_dim: int
     value_dim: int | None = None
+    source: int | None = None
 
     @property
     def value_width(self) -> int:

@@ -77,6 +77,9 @@ class DiffusersAttentionSeam(AttentionSeam):
     def refusal(self, module: nn.Module) -> str | None:
         return None if _mix_of(module) is not None else _refusal(module)
 
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
+
 
 def is_fused(module: nn.Module) -> bool:
     """Whether an attention projects with one layer that `fuse_qkv_projections()` made: a copy of its own three."""
@@ -108,8 +111,7 @@ def _mix_fused(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     """As `AttnProcessor2_0`: [batch, heads, length, head_dim] each."""
     query = query if module.norm_q is None else module.norm_q(query)
     key = key if module.norm_k is None else module.norm_k(key)
-    key, value, mask = _extend(module, query, key, value, mask)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(query.dtype)
+    return _around(module, query, key, value, mask, _fused)
 
 
 def _mix_sana(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -121,13 +123,19 @@ def _mix_sana(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tens
         )
 
     query, key = across_heads(module.norm_q, query), across_heads(module.norm_k, key)
-    key, value, mask = _extend(module, query, key, value, mask)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(query.dtype)
+    return _around(module, query, key, value, mask, _fused)
 
 
 def _mix_explicit(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """As `AttnProcessor`, which folds the heads into the batch and has scale and upcasts of its own."""
-    key, value, mask = _extend(module, query, key, value, mask)
+    return _around(module, query, key, value, mask, _explicit, module.scale)
+
+
+def _fused(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(query.dtype)
+
+
+def _explicit(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads = query.shape[:2]
     if mask is not None:
         mask = mask.float() if module.upcast_attention else mask  # torch adds it to scores of its own dtype only
@@ -136,13 +144,15 @@ def _mix_explicit(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: 
     return weights.unflatten(0, (batch, heads)) @ value
 
 
-def _extend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _around(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, mix: Mix, scale: float | None = None
+) -> Tensor:
+    """An attention over extended keys and values, and the adapters' own beside it."""
     extension = extension_of(module)
     if extension is None:
-        return key, value, mask
-    return extension.extend(key, value, mask, queries=query.shape[2], causal=False)
+        return mix(module, query, key, value, mask)
+    keys, values, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=False)
+    return extension.attend(query, key, value, mix(module, query, keys, values, mask), scale=scale)
 
 
 _MIXES: dict[tuple[str, str], Mix] = {

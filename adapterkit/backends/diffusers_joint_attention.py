@@ -1,7 +1,8 @@
 """The attention seam of diffusers' joint attention: image and text in one softmax, with keys and values extended.
 
 Stable Diffusion 3 and Flux compute the same equation: a softmax over the tokens of both streams, each with projections
-and norms of its own. What is put in front of the keys is seen by the queries of both.
+and norms of its own. What is put in front of the keys is seen by the queries of both, and
+an adapter's own attention is asked for the queries of both.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ class JointAttentionSeam(AttentionSeam):
     def refusal(self, module: nn.Module) -> str | None:
         return _objection(module)
 
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return _objection(module)
+
 
 def _project(
     module: Any, x: Tensor, names: tuple[str, str, str], norms: tuple[str, str]
@@ -124,9 +128,12 @@ def _mix(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     """Values weighted by the softmax over keys: [batch, length, heads * head_dim]."""
     if mask is not None and mask.shape == (key.shape[0], key.shape[2]):
         mask = mask[:, None, None]
-    if (extension := extension_of(module)) is not None:
-        key, value, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=False)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    extension, keys, values = extension_of(module), key, value
+    if extension is not None:
+        keys, values, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=False)
+    mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    if extension is not None:
+        mixed = extension.attend(query, key, value, mixed)
     return mixed.transpose(1, 2).flatten(2).to(query.dtype)
 
 

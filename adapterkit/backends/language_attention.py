@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -43,9 +44,9 @@ def bloom_attention(
         key, value = layer_past.update(key, value, module.layer_idx)
     bias = alibi.unflatten(0, (-1, module.num_heads)).expand(-1, -1, query.shape[2], -1)
     bias = bias * module.beta + _additive(attention_mask, query)
-    extended = _extended(module, query, key, value, bias, own_position=True)
     dropout = module.attention_dropout.p if module.training else 0.0
-    mixed, weights = _mix(query, *extended, module.inv_norm_factor, dropout, output_attentions)
+    call = _Call(module.inv_norm_factor, dropout, output_attentions)
+    mixed, weights = _attended(module, query, key, value, bias, call)
     # The mode that multiplies slice by slice leaves the bias out.
     sliced = module.pretraining_tp > 1 and module.slow_but_exact
     output = F.linear(mixed, module.dense.weight) if sliced else module.dense(mixed)
@@ -78,10 +79,9 @@ def falcon_attention(
         bias = bias + alibi.view(-1, heads, 1, alibi.shape[-1]) * module.inv_norm_factor
     # One prefix per head of keys, as everywhere: the copies among the heads are equal.
     key, value = (part[:, :: part.shape[1] // module.num_kv_heads] for part in (key, value))
-    extended = _extended(module, query, key, value, bias, own_position=True)
     # With rotary embeddings Falcon drops nothing out.
     dropout = module.attention_dropout.p if module.training and alibi is not None else 0.0
-    mixed, weights = _mix(query, *extended, 1 / math.sqrt(width), dropout, output_attentions)
+    mixed, weights = _attended(module, query, key, value, bias, _Call(1 / math.sqrt(width), dropout, output_attentions))
     return module.dense(mixed), weights
 
 
@@ -104,9 +104,8 @@ def mpt_attention(
     bias = _additive(None if attention_mask is None else ~attention_mask, query)
     if position_bias is not None:
         bias = bias + position_bias[:, :, -key.shape[2] :]
-    extended = _extended(module, query, key, value, bias, own_position=True)
     dropout = module.attn_dropout_p if module.training else 0.0
-    mixed, weights = _mix(query, *extended, module.softmax_scale, dropout, weights=True)
+    mixed, weights = _attended(module, query, key, value, bias, _Call(module.softmax_scale, dropout, weights=True))
     return module.out_proj(mixed), weights
 
 
@@ -136,8 +135,9 @@ def deberta_attention(
         if isinstance(relative, Tensor):  # without c2p and p2c it is the number 0
             bias = bias + relative.unflatten(0, (-1, heads))
     scale = 1 / math.sqrt(query.shape[-1] * terms)
-    extended = _extended(module, query, key, value, bias, own_position=False)
-    return _mix(query, *extended, scale, module.dropout.p if module.training else 0.0, output_attentions)
+    dropout = module.dropout.p if module.training else 0.0
+    call = _Call(scale, dropout, output_attentions, own_position=False)
+    return _attended(module, query, key, value, bias, call)
 
 
 class OwnAttentionSeam(AttentionSeam):
@@ -160,6 +160,9 @@ class OwnAttentionSeam(AttentionSeam):
             f"{self.home[0]} with the arguments ({', '.join(ours)}): load the model with attn_implementation='eager', "
             "and if that does not help: pip install -U transformers"
         )
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
 
 
 class BloomAttentionSeam(OwnAttentionSeam):
@@ -199,18 +202,44 @@ def _additive(mask: Tensor | None, query: Tensor) -> Tensor:
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
-def _extended(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, own_position: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and bias with the active prefixes in front.
+@dataclass(frozen=True)
+class _Call:
+    """How an attention is computed: its scale and dropout, whether the softmax is asked for.
+
+    `own_position` is whether the bias falls with the distance, so that a prefix meets a query with the greatest.
+    """
+
+    scale: float
+    dropout: float
+    weights: bool
+    own_position: bool = True
+
+
+def _attended(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, call: _Call
+) -> tuple[Tensor, Tensor | None]:
+    """The attention with the active prefixes in front, and the active adapters' own attentions beside it.
 
     Args:
         module: The attention module.
         query: [batch, heads, queries, head_dim].
         key, value: [batch, kv_heads, length, head_dim].
         bias: Broadcastable to [batch, heads, queries, length].
-        own_position: Whether the bias falls with the distance, so that a prefix meets a query with the greatest.
+        call: How it is computed.
+
+    Returns:
+        [batch, queries, heads * head_dim], and the softmax where it is asked for.
     """
+    mixed, softmax = _mix(query, *_extended(module, query, key, value, bias, call.own_position), call)
+    if (extension := extension_of(module)) is not None:
+        mixed = extension.attend(query, key, value, mixed, scale=call.scale)
+    return mixed.transpose(1, 2).flatten(2), softmax
+
+
+def _extended(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, own_position: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and bias with the active prefixes in front."""
     if (extension := extension_of(module)) is None:
         return key, value, bias
     keys, values, extended = extension.extend(key, value, bias, queries=query.shape[2], causal=False)
@@ -223,15 +252,15 @@ def _extended(
     return keys, values, extended
 
 
-def _mix(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float, weights: bool
-) -> tuple[Tensor, Tensor | None]:
-    """softmax(scale q k^T + bias) v as [batch, queries, heads * head_dim], and the softmax where `weights` asks."""
+def _mix(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, call: _Call) -> tuple[Tensor, Tensor | None]:
+    """softmax(scale q k^T + bias) v as [batch, heads, queries, head_dim], and the softmax where it is asked for."""
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    if not weights:
+    if not call.weights:
         bias = bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
-        return mixed.transpose(1, 2).flatten(2), None
-    scores = (query @ key.mT * scale + bias).to(torch.promote_types(query.dtype, torch.float32))
-    softmax = F.dropout(scores.softmax(dim=-1).to(query.dtype), dropout)
-    return (softmax @ value).transpose(1, 2).flatten(2), softmax
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=call.dropout, scale=call.scale
+        )
+        return mixed, None
+    scores = (query @ key.mT * call.scale + bias).to(torch.promote_types(query.dtype, torch.float32))
+    softmax = F.dropout(scores.softmax(dim=-1).to(query.dtype), call.dropout)
+    return softmax @ value, softmax

@@ -36,11 +36,15 @@ def attend(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: b
     query, key, value = _project(module, x)
     length = key.shape[2]
     mask = None if is_causal or attn_mask is None else attn_mask.expand(*attn_mask.shape[:-1], length)
-    if (extension := extension_of(module)) is not None:
-        key, value, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=is_causal)
+    extension, keys, values = extension_of(module), key, value
+    if extension is not None:
+        keys, values, mask = extension.extend(key, value, mask, queries=query.shape[2], causal=is_causal)
         # An extended mask is explicit; what torch calls causal would count from the prefix.
-        is_causal = is_causal and key.shape[2] == length
-    mixed = _mix(module, query, key, value, mask, is_causal).transpose(1, 2).flatten(2)
+        is_causal = is_causal and keys.shape[2] == length
+    mixed = _mix(module, query, keys, values, mask, is_causal)
+    if extension is not None:
+        mixed = extension.attend(query, key, value, mixed, scale=None if module.fused_attn else module.scale)
+    mixed = mixed.transpose(1, 2).flatten(2)
     if (norm := getattr(module, "norm", None)) is not None:
         mixed = norm(mixed)
     return module.proj_drop(module.proj(mixed if gate is None else mixed * gate))
@@ -60,6 +64,9 @@ class TimmAttentionSeam(AttentionSeam):
             f"the keys and values of {type(module).__name__} cannot be extended; supported is timm's plain Attention "
             f"({_HOMES[0]}), which VisionTransformer has unless it was built with another attn_layer"
         )
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
 
 
 def _project(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """The attention seam of transformers models: keys and values are extended after the rotary embedding and the cache.
 
+Adapters with an attention of their own are asked after the model's attention has run.
+
 Attention modules of transformers look their attention function up by name, `config._attn_implementation`, in the
 `AttentionInterface` registry. The seam gives one module a view of its config that differs in that name alone; the
 function behind the name extends keys and values and calls the function that the real config names. The real config is
@@ -64,7 +66,7 @@ class ConfigView:
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The original attention over keys and values that the active adapters have extended.
+    """The original attention over keys and values that the active adapters have extended, and theirs beside it.
 
     Args:
         module: The attention module, whose config is a `ConfigView`.
@@ -79,6 +81,7 @@ def attend(
     """
     view: ConfigView = module.config  # pyright: ignore[reportAssignmentType]
     extension = extension_of(module)
+    given = key, value
     if extension is not None:
         queries = query.shape[2]
         causal = attention_mask is None and _guesses_causal(module, view, queries, kwargs)
@@ -91,21 +94,42 @@ def attend(
             if kwargs.get("position_bias") is not None:  # T5's, added to the logits: nothing for positions in front
                 kwargs["position_bias"] = F.pad(kwargs["position_bias"], (keys.shape[2] - key.shape[2], 0))
         key = keys
-    return view.original(module)(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling")
+    result = view.original(module)(_shown(module, view), query, key, value, attention_mask, **kwargs)
+    if extension is None:
+        return result
+    output = result[0].transpose(1, 2)
+    attended = extension.attend(query, *given, output, scale=scale)
+    return result if attended is output else (attended.transpose(1, 2).contiguous(), *result[1:])
+
+
+class _Plain:
+    """A module as it is without the view: the functions of other packages ask its config for their own name."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class TransformersAttentionSeam(AttentionSeam):
-    """Reaches every attention module that calls its function through transformers' attention interface."""
+    """Reaches every attention module that calls its function through transformers' attention interface.
+
+    Keys and values can be extended with 'sdpa' and 'eager'; an attention can stand beside any implementation.
+    """
 
     def refusal(self, module: nn.Module) -> str | None:
-        config = _own_config(module)
-        if config is None or _file_of(module) is None:
-            return (
-                f"{type(module).__name__} does not call transformers' attention interface, which some models of older "
-                "releases never do: pip install -U transformers"
-            )
-        implementation = getattr(config, "_attn_implementation", None)
-        return None if implementation in _SUPPORTED else _unsupported(implementation)
+        implementation = getattr(_own_config(module), "_attn_implementation", None)
+        return self.attend_refusal(module) or (None if implementation in _SUPPORTED else _unsupported(implementation))
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        if _own_config(module) is not None and _file_of(module) is not None:
+            return None
+        return (
+            f"{type(module).__name__} does not call transformers' attention interface, which some models of older "
+            "releases never do: pip install -U transformers"
+        )
 
     def install(self, module: nn.Module) -> object:
         """Shows the module a view of its config. Returns the config itself."""
@@ -126,6 +150,11 @@ def _view(config: Any, file: str) -> ConfigView:
 
 def _upcast(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
     return module._upcast_and_reordered_attn(query, key, value, mask)
+
+
+def _shown(module: nn.Module, view: ConfigView) -> Any:
+    """The module as the original function should see it."""
+    return module if view._config._attn_implementation in _SUPPORTED else _Plain(module, view._config)
 
 
 def _own_config(module: nn.Module) -> Any:

@@ -57,6 +57,9 @@ class FusedAttentionSeam(AttentionSeam):
             "timm's attentions say that they can call scaled_dot_product_attention"
         )
 
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
+
 
 class _FusedView:
     """A module as it is, but for `fused_attn`."""
@@ -71,7 +74,7 @@ class _FusedView:
 
 
 class _Extended(TorchFunctionMode):
-    """Inside it, scaled_dot_product_attention gets the extension's keys, values and mask."""
+    """Inside it, scaled_dot_product_attention gets the extension's keys, values and mask, and its own beside."""
 
     def __init__(self, extension: Extension, calls: list[torch.Size]) -> None:
         super().__init__()
@@ -94,7 +97,8 @@ class _Extended(TorchFunctionMode):
         keys, values, mask = self.extension.extend(key, value, mask, queries=query.shape[2], causal=causal)
         # An extended mask is explicit; what torch calls causal would count from the prefix.
         causal = causal and keys is key
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, **options)
+        output = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, **options)
+        return self.extension.attend(query, key, value, output, scale=options.get("scale"))
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -176,6 +176,7 @@ def attach(
         site.plain = reach.plain or site.plain
         site.lengthening = reach.lengthening or site.lengthening
         module.__class__ = adapted_class(site.base, site.read)
+    site.projections = reach.projections or site.projections
     slot._modules[name] = adapter
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.adapter import Base
+from adapterkit.engine.context import Side, no_side
 from adapterkit.errors import AttachError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.weights import call_weight
@@ -18,10 +19,14 @@ ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
 
 
 class Frozen:
-    """The weight and bias of a weight point's base."""
+    """The weight and bias of a weight point's base, and its side inputs: those of the whole."""
 
-    def __init__(self, point: InjectionPoint, read: ReadBase) -> None:
-        self._point, self._read = point, read
+    def __init__(self, whole: Base, point: InjectionPoint, read: ReadBase) -> None:
+        self._whole, self._point, self._read = whole, point, read
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        return self._whole.context
 
     @property
     def weight(self) -> Tensor:
@@ -41,10 +46,16 @@ class Frozen:
 
 
 class Computed:
-    """A base that is computed at most once for the input the model gave, and anew for any other."""
+    """A base that is computed at most once for the input the model gave, and anew for any other.
 
-    def __init__(self, compute: Base, x: Tensor) -> None:
-        self._compute, self._x = compute, x
+    Args:
+        compute: Computes it.
+        x: The input that the model gave.
+        side: The side inputs.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], x: Tensor, side: Side = no_side) -> None:
+        self._compute, self._x, self._side = compute, x, side
         self._y: Tensor | None = None
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -54,6 +65,10 @@ class Computed:
             self._y = self._compute(x)
         return self._y
 
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        return self._side(self._x)
+
     def fill(self, y: Tensor) -> None:
         """Sets what has been computed elsewhere."""
         self._y = y
@@ -61,10 +76,6 @@ class Computed:
 
 class WholeBase(Frozen):
     """The base of a weight point that is the whole module."""
-
-    def __init__(self, whole: Base, point: InjectionPoint, read: ReadBase) -> None:
-        super().__init__(point, read)
-        self._whole = whole
 
     def __call__(self, x: Tensor, /) -> Tensor:
         return self._whole(x)
@@ -83,8 +94,8 @@ class PartBase(Frozen):
     """
 
     def __init__(self, whole: Base, x: Tensor, part: Tensor, span: Span, point: InjectionPoint, read: ReadBase) -> None:
-        super().__init__(point, read)
-        self._whole, self._x, self._part, self._span = whole, x, part, span
+        super().__init__(whole, point, read)
+        self._x, self._part, self._span = x, part, span
 
     def __call__(self, x: Tensor, /) -> Tensor:
         return self._whole(self._x if x is self._part else write_spans(self._x, [(self._span, x)], -1))
@@ -99,8 +110,8 @@ class SpanBase(Frozen):
     """The rows of a base's output that belong to one point."""
 
     def __init__(self, whole: Base, span: Span, dim: int, point: InjectionPoint, read: ReadBase) -> None:
-        super().__init__(point, read)
-        self._whole, self._span, self._dim = whole, span, dim
+        super().__init__(whole, point, read)
+        self._span, self._dim = span, dim
 
     def __call__(self, x: Tensor, /) -> Tensor:
         return read_span(self._whole(x), self._span, self._dim)
@@ -109,13 +120,25 @@ class SpanBase(Frozen):
 class SublayerBase:
     """The base at an output point: a sublayer that has already run, and the norms next to it."""
 
-    def __init__(self, x: Tensor, output: Tensor, norm_in: nn.Module | None, norm_out: nn.Module | None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        output: Tensor,
+        norm_in: nn.Module | None,
+        norm_out: nn.Module | None,
+        side: Side = no_side,
+    ) -> None:
         self._x, self._output, self._norm_in, self._norm_out = x, output, norm_in, norm_out
+        self._side = side
 
     def __call__(self, x: Tensor, /) -> Tensor:
         if x is not self._x:
             raise ValueError("at an output point base(x) can only be asked for the x that forward was given")
         return self._output
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        return self._side(self._x)
 
     # The norms' forwards are called bare: their hooks belong to the model's own call.
     def norm_in(self, x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class _Several:
     """Adapters that act as one."""
 
     scalable = True
+    extends = False
     parts: Sequence[Acting] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -125,6 +126,10 @@ class Nested(Computed):
         self._adapter, self._base = adapter, base
 
     @property
+    def context(self) -> Mapping[str, Tensor]:
+        return self._base.context
+
+    @property
     def weight(self) -> Tensor:
         return self._merged()[0]
 
@@ -144,6 +149,20 @@ class Nested(Computed):
 
     def norm_out(self, x: Tensor) -> Tensor:
         return self._base.norm_out(x)  # type: ignore[attr-defined]
+
+    @property
+    def keys(self) -> Tensor:
+        return self._base.keys  # type: ignore[attr-defined]
+
+    @property
+    def values(self) -> Tensor:
+        return self._base.values  # type: ignore[attr-defined]
+
+    def mix(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return self._base.mix(query, keys, values)  # type: ignore[attr-defined]
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self._base.project(tokens)  # type: ignore[attr-defined]
 
 
 class Summed(_Several):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
+from adapterkit.engine.attending import Attended, Attending, Projections
 from adapterkit.engine.attention import extend_all
 from adapterkit.engine.bases import Computed, PartBase, ReadBase, SpanBase, SublayerBase, WholeBase
+from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import acting_at, flattened, outermost_last
 from adapterkit.engine.folding import check_bias, fold
 from adapterkit.engine.lengthening import gathered, with_behind
@@ -43,8 +45,15 @@ class Slot(nn.Module):
 
     def active(self, selection: Selection) -> Active:
         """What acts at this point, with its weights."""
+        return self._acting(selection, self._modules)  # type: ignore[arg-type]
+
+    def attending(self, selection: Selection) -> Active:
+        """Of that, what has an attention of its own."""
+        modules: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
+        return self._acting(selection, {name: Attending(one) for name, one in modules.items() if one.attends})
+
+    def _acting(self, selection: Selection, mine: Mapping[str, Any]) -> Active:
         compiling = torch.compiler.is_compiling()
-        mine: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
         found: list[tuple[Acting, Strength]] = []
         for expression, weight in selection.tensors if compiling else selection.acting:
             acting = acting_at(expression, mine)
@@ -82,6 +91,7 @@ class Site:
     seam_saved: object = None
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
+    projections: Projections | None = None
 
     def active(self, way: str) -> Found:
         """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
@@ -114,10 +124,27 @@ class Site:
         self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         for _, active in self.active("attention"):
-            flat = flattened(active)
+            flat = [(one, weight) for one, weight in flattened(active) if one.extends]
             keys, values, mask = extend_all(keys, values, mask, flat, queries=queries, causal=causal)
             causal = False
         return keys, values, mask
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
+    ) -> Tensor:
+        selection = self.switch.current
+        if selection.idle:
+            return output
+        for slot in self.slots:
+            active = slot.attending(selection) if "attention" in slot.ways else None
+            if active:
+                side = self._side(slot.point)
+                base = Attended(query, keys, values, output, scale, self.switch, side, self.projections)
+                output = combine(query, base, active)
+        return output
+
+    def _side(self, point: InjectionPoint) -> Side:
+        return lambda x: self.switch.side(x, point.id)
 
     def parameter(self, module: nn.Module, name: str) -> Any:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
@@ -166,14 +193,18 @@ class Site:
 
         def adapted(*args: Any, **kwargs: Any) -> Any:
             x, run = _first_argument(forward, args, kwargs)
-            return _around_weight(module, x, Computed(run, x), found)
+            return _around_weight(module, x, Computed(run, x, self._side(found[0][0].point)), found)
 
         return adapted
 
     def _tokens(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         for slot, active in sorted(self.active("tokens"), key=lambda one: one[0].point.lengthens):
             longer = slot.point.lengthens
-            forward = self._longer(module, forward, slot, flattened(active)) if longer else _changed(forward, active)
+            forward = (
+                self._longer(module, forward, slot, flattened(active))
+                if longer
+                else _changed(forward, active, self._side(slot.point))
+            )
         return forward
 
     def _longer(self, module: nn.Module, forward: Callable[..., Any], slot: Slot, active: Active) -> Callable[..., Any]:
@@ -207,19 +238,20 @@ class Site:
                 )
                 # A mixture of experts may give its tokens in one row, [batch * length, features].
                 shaped = output if slot.point.is_block or output.shape == x.shape else output.view(x.shape)
-                combined = combine(x, SublayerBase(x, shaped, *self.norms[slot.point.id]), active)
+                base = SublayerBase(x, shaped, *self.norms[slot.point.id], self._side(slot.point))
+                combined = combine(x, base, active)
                 output = combined.view(output.shape)
             return (output, *result[1:]) if isinstance(result, tuple) else output
 
         return adapted
 
 
-def _changed(forward: Callable[..., Any], active: Active) -> Callable[..., Any]:
+def _changed(forward: Callable[..., Any], active: Active, side: Side) -> Callable[..., Any]:
     """A module that makes a sequence, with the adapters that change it."""
 
     def adapted(*args: Any, **kwargs: Any) -> Any:
         x, run = _first_argument(forward, args, kwargs)
-        return combine(x, Computed(run, x), active)
+        return combine(x, Computed(run, x, side), active)
 
     return adapted
 

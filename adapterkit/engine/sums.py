@@ -21,9 +21,10 @@ from adapterkit.errors import RoutingError
 
 
 class Acting(Protocol):
-    """An adapter module, or several that act as one. `scalable` is as in `AdapterModule`."""
+    """An adapter module, or several that act as one. `scalable` is as in `AdapterModule`, and `extends`."""
 
     scalable: bool
+    extends: bool
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from adapterkit.engine.context import Context
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import AttachError
 
@@ -24,6 +25,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.selection: Selection | None = None
+        self.context: dict[str, Tensor] = {}
         self.taps: dict[str, Tensor] = {}
         self.lengths: dict[str, tuple[int, int]] = {}
         self.calls: list[None] = []  # a list: torch.compile loses count of a number that is kept here
@@ -55,6 +57,25 @@ class Switch:
             yield
         finally:
             local.selection = before
+
+    @contextlib.contextmanager
+    def given(self, context: Mapping[str, Tensor]) -> Iterator[None]:
+        """This thread has further side inputs inside the block, beside those of the blocks around it."""
+        local = self.local
+        before = local.context
+        local.context = {**before, **context}
+        try:
+            yield
+        finally:
+            local.context = before
+
+    def recalled(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which a thread sees what this one sees now: the selection and the side inputs."""
+        return _recalled(self, self.current, self.local.context)
+
+    def side(self, x: Tensor, at: str) -> Context:
+        """The side inputs as the adapters at a point see them, whose input is x."""
+        return Context(self.local.context, x, at)
 
     def replace(self, selection: Selection) -> None:
         """Puts a selection in the place of what this thread sees."""
@@ -110,3 +131,9 @@ class Switch:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.default, self.folded = state["default"], state["folded"]
         self.local = _Local()
+
+
+@contextlib.contextmanager
+def _recalled(switch: Switch, selection: Selection, context: Mapping[str, Tensor]) -> Iterator[None]:
+    with switch.overridden(selection), switch.given(context):
+        yield

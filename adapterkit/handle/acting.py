@@ -75,6 +75,24 @@ class Switching(Access):
         with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters)):
             yield
 
+    @contextlib.contextmanager
+    def context(self, **tensors: Tensor) -> Iterator[None]:
+        """Gives side inputs to the forwards of this thread inside a `with` block. Blocks nest, and add up.
+
+        Adapters that read one (`AdapterConfig.contexts`) see it as `base.context[name]`: task ids, image tokens, maps.
+
+        Args:
+            tensors: By name, [rows, ...] with one row for each that the model sees, or [1, ...] for all of them.
+
+        Raises:
+            UnknownNameError: No adapter on the model reads a side input of this name.
+            ConfigError: What is given is no tensor with an axis of rows.
+            ContextError: In a forward, an adapter reads one that is not given, or that has other rows than its input.
+        """
+        choices.check_context(tensors, self._state.adapters)
+        with self._state.switch.given(tensors):
+            yield
+
     def at_step(self, step: int) -> None:
         """Tells weights that are functions which step it is, of a denoising or whatever the user counts; 0 until then.
 
@@ -102,12 +120,12 @@ class Switching(Access):
     ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
-        Needed where the forward was inside of `activated` or `routed`, or where something else is activated before the
-        backward. On a GPU it is needed even where the backward is in the same block: it runs in a thread of its own.
+        Needed where the forward was inside of `activated`, `routed` or `context`, or where something else is activated
+        before the backward. On a GPU it is needed even where the backward is in the same block: it runs in a thread of
+        its own.
         `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`
         """
-        switch = self._state.switch
-        return contextlib.nullcontext(), switch.overridden(switch.current)
+        return contextlib.nullcontext(), self._state.switch.recalled()
 
     # -- merging ----------------------------------------------------------------------------------------------------
 

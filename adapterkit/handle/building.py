@@ -16,7 +16,7 @@ from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
 from adapterkit.handle.starting import start_from_base
 from adapterkit.mapping.model import MappedModel
-from adapterkit.points import InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 
 SHARED = "shared"
 """What stands in the place of a point's id for the tensors that all points share. No id is so: they hold an `@`."""
@@ -156,6 +156,8 @@ def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
     """What a point asks for that a type of module does not have."""
     if point.lengthens and cls.lengthen is AdapterModule.lengthen:
         return f"it is asked for positions there, and {cls.__name__} defines no lengthen"
+    if isinstance(point, AttentionPoint) and not (cls.extends or cls.attends):
+        return f"{cls.__name__} defines neither extend nor attend"
     if point.cuts_groups and cls.forward is AdapterModule.forward:
         return f"{cls.__name__} computes with a whole weight, and the point has a part of a grouped convolution"
     if point.is_read and not _has_weight(cls):

@@ -13,7 +13,7 @@ from adapterkit.composition import Composition, Expression, Split, names_of, sha
 from adapterkit.engine.selection import PerPoint, Selection, Weight
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
 from adapterkit.handle.state import Attached
-from adapterkit.points import InjectionPoint, OutputPoint, TokensPoint, WeightPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensPoint, WeightPoint
 from adapterkit.selectors import Selector
 
 WeightFunction = Callable[[InjectionPoint, int], float]
@@ -80,6 +80,20 @@ def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> No
             raise UnknownNameError("adapter", str(name), adapters, "" if adapters else "Nothing is attached.")
 
 
+def check_context(tensors: Mapping[str, object], adapters: Mapping[str, Attached]) -> None:
+    """Raises UnknownNameError or ConfigError for side inputs that no adapter reads, or that have no rows."""
+    for name, value in tensors.items():
+        if not any(name in one.reads for one in adapters.values()):
+            read = {known for one in adapters.values() for known in one.reads}
+            hint = "" if read else "No adapter on the model reads any; a type names its own in `example_context`."
+            raise UnknownNameError("side input", name, read, hint)
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            told = f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+            raise ConfigError(
+                [f"{name} must be a tensor [rows, ...], or [1, ...] for all rows, not {told}"], "context()"
+            )
+
+
 def _checked_names(expression: object, adapters: Mapping[str, Attached]) -> tuple[str, ...]:
     names = names_of(_checked_expression(expression))
     check_names(names, adapters)
@@ -129,12 +143,11 @@ def _check_weight(
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_finite(weight):
         expected = "a finite number, a number for each selector, or a function of (point, step)"
         raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
-    kinds = {point.kind for one in attached for point in one.points.values()} if at is None else {at.kind}
-    if weight < 0 and "attention" in kinds:
+    modules = [(one.points[key], m) for one in attached for key, m in one.modules.items() if at is None or key == at.id]
+    if weight < 0 and any(isinstance(point, AttentionPoint) and module.extends for point, module in modules):
         told = f"{expression!r} multiplies attention{where}, so its weight must not be negative, but it is {weight!r}"
         raise ConfigError([told], "weights")
-    modules = [(key, m) for one in attached for key, m in one.modules.items() if at is None or key == at.id]
-    fixed = [key for key, module in modules if not module.scalable]
+    fixed = [point.id for point, module in modules if not module.scalable]
     if fixed and weight not in (0, 1):
         raise ConfigError(
             [f"{expression!r} acts or does not at {fixed[0]}: its weight must be 1, not {weight!r}"], "weights"

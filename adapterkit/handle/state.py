@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.backend import Reach
+from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.site import Slots
@@ -19,7 +21,7 @@ from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built
 from adapterkit.mapping.model import MappedModel, map_model
-from adapterkit.points import InjectionPoint, ParameterPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 STATE = "_adapterkit_state"
 """Key under which every root component of an adapted model keeps the shared state."""
@@ -34,6 +36,7 @@ class Attached:
         points, modules: Those of all parts, by the points' ids.
         metadata: What its file says beside the tensors.
         held: Point id -> names of the parameters that the type itself built with `requires_grad=False`.
+        reads: Names of the side inputs that it reads.
     """
 
     parts: Sequence[Built]
@@ -41,6 +44,7 @@ class Attached:
     modules: Mapping[str, AdapterModule]
     metadata: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
 
     @property
     def configs(self) -> list[AdapterConfig]:
@@ -88,8 +92,10 @@ class State:
         """
         points = [point for part in parts for point in part.points]
         modules = {key: module for part in parts for key, module in part.modules.items()}
-        reach = {point.id: self.mapped.reach(point) for point in points}
-        problems = [f"{p.full_path}: {reason}" for p in points if (reason := self._refusal(p, reach[p.id]))]
+        reads = _side_inputs(parts)
+        reach = {point.id: self._reach(point, modules[point.id]) for point in points}
+        refused = [(p, self._refusal(p, modules[p.id], reach[p.id])) for p in points]
+        problems = [f"{point.full_path}: {reason}" for point, reason in refused if reason]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise AttachError(f"cannot attach {name!r}: {shown}")
@@ -105,16 +111,23 @@ class State:
             raise
         self._watch(points)
         by_id = {point.id: point for point in points}
-        self.adapters[name] = Attached(tuple(parts), by_id, modules, dict(metadata or {}), _held(modules))
+        held = _held(modules)
+        self.adapters[name] = Attached(tuple(parts), by_id, modules, dict(metadata or {}), held, reads)
         self.set_trainable([name], value=False)
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 
-    def _refusal(self, point: InjectionPoint, reach: Reach) -> str | None:
+    def _reach(self, point: InjectionPoint, adapter: AdapterModule) -> Reach:
+        reach = self.mapped.reach(point)
+        if not isinstance(point, AttentionPoint) or not adapter.attends:
+            return reach
+        return dataclasses.replace(reach, projections=self.mapped.projections(point))
+
+    def _refusal(self, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
         module = self.mapped.module(point)
         if point.lengthens and point.layout.until is None and reach.lengthening is None:
             return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
-        return attach.refusal(module) or (reach.seam.refusal(module) if reach.seam is not None else None)
+        return attach.refusal(module) or (None if reach.seam is None else _unreached(reach.seam, module, adapter))
 
     def _watch(self, points: Iterable[InjectionPoint]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
@@ -189,6 +202,19 @@ def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
     flags = {point: [(name, p.requires_grad) for name, p in one.named_parameters()] for point, one in modules.items()}
     held = {point: frozenset(name for name, wanted in found if not wanted) for point, found in flags.items()}
     return {point: names for point, names in held.items() if names}
+
+
+def _side_inputs(parts: Sequence[Built]) -> frozenset[str]:
+    """The names of what the types read as `base.context`."""
+    with torch.device("meta"):
+        return frozenset(name for part in parts for name in part.config.example_context(part.points, 1))
+
+
+def _unreached(seam: AttentionSeam, module: nn.Module, adapter: AdapterModule) -> str | None:
+    """Why a seam cannot do at a module what the adapter does with an attention."""
+    return (seam.refusal(module) if adapter.extends else None) or (
+        seam.attend_refusal(module) if adapter.attends else None
+    )
 
 
 def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str] | None) -> MappedModel:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.backend import Backend, Reach
+from adapterkit.backend import Backend, Projection, Reach
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
 from adapterkit.mapping.checked import check_ids, checked_points, checked_reach
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
+from adapterkit.mapping.projections import projection_points, with_sources
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.structure import Picture, named_base_modules
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
@@ -124,7 +125,7 @@ class MappedModel:
                 seen.add(place)
                 found.append(point)
         self._check_ids(found)
-        return found
+        return with_sources(found)
 
     def _all_points(self) -> list[InjectionPoint]:
         each = [one.points() for one in self.components.values()]
@@ -160,6 +161,14 @@ class MappedModel:
     def reach(self, point: InjectionPoint) -> Reach:
         """How adapters act at a point; errors as for `points`."""
         return self.components[point.component].reach(point)
+
+    def projections(self, point: AttentionPoint) -> tuple[Projection, Projection] | None:
+        """The layers that make the keys and the values of an attention point; None where they are not known."""
+        found = projection_points(point, self.by_id())
+        if found is None:
+            return None
+        keys, values = (Projection(self.module(one), one, point.layout.kv_heads) for one in found)
+        return keys, values
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""

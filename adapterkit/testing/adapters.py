@@ -8,10 +8,11 @@ from adapterkit.testing.company import CompanyChecks
 from adapterkit.testing.effects import EffectChecks
 from adapterkit.testing.places import PlaceChecks
 from adapterkit.testing.reports import CheckReport, run_checks
+from adapterkit.testing.sides import SideChecks
 from adapterkit.testing.states import StateChecks
 
 
-class AdapterConformance(EffectChecks, CompanyChecks, StateChecks, PlaceChecks):
+class AdapterConformance(EffectChecks, CompanyChecks, SideChecks, StateChecks, PlaceChecks):
     """Every check of an adapter type. Derive from it and say what it is about.
 
         class TestGate(AdapterConformance):

@@ -136,12 +136,20 @@ def _add_another(subject: Subject) -> None:
     """Adds a second adapter of the type: at the same points, of other settings where the config has numbers."""
     adapters = subject.adapters
     for config in _variants(subject.config):
+        if _shapes(config, subject) != _shapes(subject.config, subject):
+            continue  # one block gives side inputs to both
         try:
             adapters.add(_OTHER, config, seed=1)
         except AdapterKitError:  # not every number can be changed alone
             continue
         break
     move(adapters, _OTHER, subject, seed=1)
+
+
+def _shapes(config: ak.AdapterConfig, subject: Subject) -> dict[str, torch.Size]:
+    points = [point for point in subject.adapters.points() if point.id in subject.adapters.modules(NAME)]
+    with torch.device("meta"):
+        return {name: value.shape for name, value in config.example_context(points, 1).items()}
 
 
 def _variants(config: ak.AdapterConfig) -> Iterator[ak.AdapterConfig]:

@@ -87,7 +87,8 @@ class PlaceChecks(Case):
             if torch.cuda.is_available():
                 args, kwargs = subject.example.inputs(3, torch.float32)
                 subject.model.cuda()
-                moved = subject.model(*(a.cuda() for a in args), **{k: v.cuda() for k, v in kwargs.items()})
+                with subject.given(3):
+                    moved = subject.model(*(a.cuda() for a in args), **{k: v.cuda() for k, v in kwargs.items()})
                 assert_close(moved.cpu().double(), expected, 1e-3, f"{subject.label}: moved to the GPU")
 
     def test_built_on_meta_and_loaded(self) -> None:
@@ -171,8 +172,8 @@ class PlaceChecks(Case):
             scalable = all(module.scalable for module in subject.adapters.modules(NAME).values())
             choices: list[Any] = [{NAME: 0.5}, NAME] if scalable else [NAME]
             for choice in choices:
-                with torch.no_grad():
-                    subject.adapters.activate(choice)
+                subject.adapters.activate(choice)
+                with torch.no_grad(), subject.given(3):
                     assert_close(compiled(*args, **kwargs), subject(), TIGHT, f"{subject.label}: compiled, {choice}")
         torch.compiler.reset()
 

@@ -64,13 +64,14 @@ class Subject:
     def __call__(self, batch: int = 3) -> Tensor:
         """The output with whatever is active."""
         args, kwargs = self.example.inputs(batch, self.dtype)
-        return self.model(*args, **kwargs)
+        with self.given(batch):
+            return self.model(*args, **kwargs)
 
     def row(self, index: int, choice: Any, batch: int = 3) -> Tensor:
         """The output for one row of the batch alone."""
         args, kwargs = self.example.inputs(batch, self.dtype)
         one = slice(index, index + 1)
-        with self.adapters.activated(choice):
+        with self.adapters.activated(choice), self.given(batch, one):
             return self.model(*(a[one] for a in args), **{key: value[one] for key, value in kwargs.items()})
 
     def gradients(self, choice: Any = NAME) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,20 @@ class Subject:
     def trained(self) -> list[nn.Parameter]:
         """The adapter's parameters, without those that its type holds."""
         return [parameter for parameter in self.adapters.parameters(NAME) if parameter.requires_grad]
+
+    def given(self, batch: int, rows: slice = slice(None)) -> contextlib.AbstractContextManager[None]:
+        """A block with the side inputs that the adapter reads, always the same for a batch, or some rows of them."""
+        if NAME not in self.adapters:
+            return contextlib.nullcontext()
+        return self.adapters.context(**{name: value[rows] for name, value in self.side_inputs(batch).items()})
+
+    def side_inputs(self, batch: int, seed: int = 4) -> dict[str, Tensor]:
+        """The config's example of what it reads; floating-point tensors in the model's dtype."""
+        mine = self.adapters.modules(NAME)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found = self.config.example_context([p for p in self.adapters.points() if p.id in mine], batch)
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found.items()}
 
     @property
     def acts_on_weights_alone(self) -> bool:

@@ -32,10 +32,12 @@ class ToyAttention(nn.Module):
         """[batch, n, width] to the same, and None as attention modules do."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mask = None
-        if (extension := extension_of(self)) is not None:
-            k, v, mask = extension.extend(k, v, mask, queries=n, causal=self.causal)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+        extension, mask, keys, values = extension_of(self), None, k, v
+        if extension is not None:
+            keys, values, mask = extension.extend(k, v, mask, queries=n, causal=self.causal)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=self.causal and mask is None)
+        if extension is not None:
+            y = extension.attend(q, k, v, y)
         return self.proj(y.transpose(1, 2).reshape(b, n, d)), None
 
 
@@ -96,6 +98,9 @@ def heads_of(module: Any) -> tuple[int, int]:
 
 class ToySeam(AttentionSeam):
     """ToyAttention asks for its extension itself."""
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return None
 
 
 class ToyBackend(Backend):

@@ -1,0 +1,59 @@
+"""Side inputs of a block, as the adapter at one point sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import Tensor
+
+from adapterkit.errors import ContextError, did_you_mean
+
+Side = Callable[[Tensor], Mapping[str, Tensor]]
+"""The side inputs for a point's input x."""
+
+
+class Context(Mapping[str, Tensor]):
+    """Side inputs by name, with the rows of one point's input.
+
+    Args:
+        given: What the block gives: [rows, ...], or [1, ...] for all rows.
+        x: The point's input, whose first axis are the rows.
+        at: The point's id, for messages.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor], x: Tensor, at: str) -> None:
+        self._given, self._x, self._at = given, x, at
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._given:
+            raise ContextError(
+                f"the adapter at {self._at} reads the side input {name!r}, which no block around this forward gives: "
+                f"run it inside `with adapters.context({name}=...):`.{did_you_mean(name, self._given)}"
+            )
+        value, rows = self._given[name], self._x.shape[0] if self._x.ndim else 1
+        if value.shape[0] == rows:
+            return value.to(self._x.device)
+        if value.shape[0] != 1:
+            raise ContextError(
+                f"the side input {name!r} has {value.shape[0]} rows, and the input at {self._at} has {rows}: "
+                f"{tuple(self._x.shape)}. Give one row for each that the model sees (a pipeline with guidance doubles "
+                "the batch), or one for all, [1, ...]; where tokens or windows are rows, only one for all fits"
+            )
+        return value.to(self._x.device).expand(rows, *value.shape[1:])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given
+
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:  # type: ignore[override]
+        return self[name] if name in self._given else default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+
+def no_side(x: Tensor) -> Mapping[str, Tensor]:
+    """What a base has that no block can reach."""
+    return Context({}, x, "a weight that is read")
