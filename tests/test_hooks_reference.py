@@ -31,7 +31,7 @@ adapterkit package Class True False None lora type entrypoint plugin module attr
 _
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
-sample loop mine load save __len__ __getitem__ ConfigError block positions
+sample loop mine load save with ContextError __len__ __getitem__ ConfigError block positions
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 
@@ -48,7 +48,7 @@ EXPECTED = {
     "specs": {"AdapterSpec", "BackendSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
     "module": members(adapter.AdapterModule) | members(adapter.AdditiveModule),
     "config": members(adapter.AdapterConfig),
-    "base": {"norm_in", "norm_out"} | members(adapter.WeightBase),
+    "base": {"norm_in", "norm_out"} | members(adapter.WeightBase) | members(adapter.Attention) | members(adapter.Base),
     "point": {f.name for f in dataclasses.fields(points.InjectionPoint)} | members(points.InjectionPoint),
     "points": {cls.__name__ for cls in points.LAYOUTS} | {"ParameterPoint", "parameters"},
     "layouts": {
@@ -59,7 +59,7 @@ EXPECTED = {
     "kinds": set(points.KINDS),
     "backend": members(backend.Backend) | {"Backend", "Lengthening"},
     "reach": {f.name for f in dataclasses.fields(backend.Reach)},
-    "seam": members(backend.AttentionSeam) | {"AttentionSeam", "extension_of", "extend"},
+    "seam": members(backend.AttentionSeam) | members(backend.Extension) | {"AttentionSeam", "extension_of"},
     "entries": {cls.__name__ for cls in entries.Entry.__args__} | {"Group", "resolve"},
     "format": {
         name

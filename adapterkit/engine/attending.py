@@ -77,7 +77,7 @@ class Attending:
     parts: tuple[str, ...] = ()
 
     def __init__(self, module: AdapterModule) -> None:
-        self.module, self.scalable = module, module.scalable
+        self.module, self.scalable, self.outermost = module, module.scalable, module.outermost
 
     def parameters(self) -> Iterator[nn.Parameter]:
         yield from self.module.parameters()

@@ -147,7 +147,7 @@ def _add_another(subject: Subject) -> None:
 
 
 def _shapes(config: ak.AdapterConfig, subject: Subject) -> dict[str, torch.Size]:
-    points = [point for point in subject.adapters.points() if point.id in subject.adapters.modules(NAME)]
+    points = subject.config.choose(subject.adapters.points(), subject.label)
     with torch.device("meta"):
         return {name: value.shape for name, value in config.example_context(points, 1).items()}
 

@@ -41,6 +41,7 @@ class Subject:
         example: Makes inputs.
         dtype: Of the model.
         move: Standard deviation of what its parameters were moved by.
+        made: Examples of side inputs, by number of rows and seed.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Subject:
     example: Example
     dtype: torch.dtype
     move: float = 0.0
+    made: dict[tuple[int, int], dict[str, Tensor]] = dataclasses.field(default_factory=dict)
 
     def run(self, choice: Any = NAME, batch: int = 3) -> Tensor:
         """The output with this choice active."""
@@ -86,17 +88,19 @@ class Subject:
 
     def given(self, batch: int, rows: slice = slice(None)) -> contextlib.AbstractContextManager[None]:
         """A block with the side inputs that the adapter reads, always the same for a batch, or some rows of them."""
-        if NAME not in self.adapters:
+        if not any(type(self.adapters.config(name)) is type(self.config) for name in self.adapters):
             return contextlib.nullcontext()
         return self.adapters.context(**{name: value[rows] for name, value in self.side_inputs(batch).items()})
 
     def side_inputs(self, batch: int, seed: int = 4) -> dict[str, Tensor]:
         """The config's example of what it reads; floating-point tensors in the model's dtype."""
-        mine = self.adapters.modules(NAME)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            found = self.config.example_context([p for p in self.adapters.points() if p.id in mine], batch)
-        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found.items()}
+        if (batch, seed) not in self.made:  # threads that run what was run before draw no random numbers
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                points = _chosen(self.config, self.adapters.points())
+                self.made[batch, seed] = dict(self.config.example_context(points, batch))
+        found = self.made[batch, seed].items()
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found}
 
     @property
     def acts_on_weights_alone(self) -> bool:

@@ -18,6 +18,7 @@ OTHERS = """
 from adapterkit.testing import AdapterConformance
 from adapterkit_gate.careful import Careful
 from adapterkit_gate.low_rank import LowRank
+from adapterkit_gate.recall import Recall
 from adapterkit_gate.scaled import Scaled
 
 
@@ -29,6 +30,10 @@ class TestCareful(AdapterConformance):
     config = Careful()
 
 
+class TestRecall(AdapterConformance):
+    config = Recall()
+
+
 class TestScaled(AdapterConformance):
     config = Scaled()
 """
@@ -37,7 +42,7 @@ class TestScaled(AdapterConformance):
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     blocks = dict(BLOCK.findall((ROOT / "plugins/README.md").read_text()))
-    modules = ("__init__", "gate", "low_rank", "scaled", "careful", "model", "backend", "format", "hooks")
+    modules = ("__init__", "gate", "low_rank", "scaled", "careful", "recall", "model", "backend", "format", "hooks")
     tests = ("gate", "backend", "format")
     assert set(blocks) == {
         "pyproject.toml", "try_gate.py", *(f"adapterkit_gate/{name}.py" for name in modules),

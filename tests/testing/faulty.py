@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
-from tests.testing.shift import Good
+from tests.testing.shift import Attends, Good, Sided
 
 _COUNTER = itertools.count()
 
@@ -254,3 +254,44 @@ class HeldOnMeta(Good):
 class ChangesInputs(Good):
     def observe(self, x: Tensor) -> None:
         x.mul_(2)
+
+
+class NeverReads(Sided):
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        return self.shifted(x, base, torch.ones(len(x)))
+
+
+class KeepsTheFirst(Sided):
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        self.kept = base.context["side"] if self.kept is None else self.kept
+        return self.shifted(x, base, self.kept)
+
+
+class MixesSides(Sided):
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        return self.shifted(x, base, base.context["side"] - base.context["side"].mean())
+
+
+class WritesSides(Sided):
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        return self.shifted(x, base, base.context["side"].mul_(1))
+
+
+class MoreEachTime(Sided):
+    calls = 0
+
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        self.calls += 1
+        return self.shifted(x, base, base.context["side"] * self.calls)
+
+
+class AttendsToOtherRows(Attends):
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Any) -> Tensor:
+        return super().attend(query, keys, values, base) + 0.1 * self.shift.sum() * values.mean()
+
+
+class AttendsInOneShape(Attends):
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Any) -> Tensor:
+        return super().attend(query, keys, values, base)[:, :, :4]

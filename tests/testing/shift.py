@@ -26,6 +26,37 @@ class Good(ak.AdditiveModule):
         return weight, shift if bias is None else bias + shift
 
 
+class Sided(ak.AdapterModule):
+    """Adds a learnt number to every feature, as much of it as the row's side input says."""
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(point.out_features))
+
+    def forward(self, x: Tensor, base: Any) -> Tensor:
+        return self.shifted(x, base, base.context["side"])
+
+    def shifted(self, x: Tensor, base: Any, side: Tensor) -> Tensor:
+        y = base(x)
+        return y + self.shift.to(y.dtype) * side.to(y.dtype).view(-1, *[1] * (y.ndim - 1))
+
+
+def side(config: Any, points: Any, rows: int) -> dict[str, Tensor]:
+    return {"side": torch.randn(rows)}
+
+
+class Attends(ak.AdapterModule):
+    """Adds a learnt number to every head of an attention."""
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(point.layout.kv_heads))
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Any) -> Tensor:
+        y = base(query)
+        return y + self.shift.to(y.dtype)[:, None, None]
+
+
 @dataclass(frozen=True)
 class Shift(ak.AdapterConfig):
     kinds = frozenset({"weight"})

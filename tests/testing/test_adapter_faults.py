@@ -22,6 +22,10 @@ def _choose_anything(config: Any, points: Sequence[ak.InjectionPoint], label: st
     return [point for point in points if config.accepts(point) is None]
 
 
+SIDED: dict[str, Any] = {"example_context": shift.side}
+ATTENDING: dict[str, Any] = {"kinds": frozenset({"attention"}), "targets": "attn.kv"}
+
+
 FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("zero_effect", {"module": faulty.EffectAtStart}, "a new adapter's output: they differ by"),
     ("effect", {"module": faulty.NoEffect}, "changed the output by 0 only"),
@@ -84,6 +88,17 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("shared_modules", {"module": faulty.EveryOtherCall}, "one of two calls"),
     ("compiled", {"module": faulty.GraphBreak}, "graph_break"),
     ("checkpointed", {"module": faulty.ForgetsState}, "a gradient with reentrant checkpointing: they differ by"),
+    ("side_inputs_are_read", {"module": faulty.NeverReads, **SIDED}, "changed the output by 0 only"),
+    ("side_inputs_are_read", {"module": faulty.KeepsTheFirst, **SIDED}, "changed the output by 0 only"),
+    ("side_inputs_are_by_row", {"module": faulty.MixesSides, **SIDED}, "row 0: they differ by"),
+    ("side_inputs_for_all_rows", {"module": faulty.WritesSides, **SIDED}, "single memory location"),
+    (
+        "side_inputs_of_a_recomputed_forward",
+        {"module": faulty.MoreEachTime, **SIDED},
+        "recomputed outside of the block: they differ by",
+    ),
+    ("routed_equals_one_by_one", {"module": faulty.AttendsToOtherRows, **ATTENDING}, "row 0, mine: they differ by"),
+    ("effect", {"module": faulty.AttendsInOneShape, **ATTENDING}, r"AttendsInOneShape\.attend at attn\.kv"),
     ("threads", {"module": faulty.KeepsInput}, "KeepsInput.delta at .* gave|beside other threads"),
     ("threads", {"module": faulty.FailsInThreads}, "in a thread"),
 ]
@@ -130,6 +145,17 @@ def test_every_check_has_a_fault() -> None:
 @pytest.mark.parametrize("check", sorted({check for check, _, _ in FAULTS}))
 def test_a_right_type_passes_each_of_them(check: str) -> None:
     only(check, Shift())()
+
+
+@pytest.mark.parametrize("check", sorted({check for check, _, _ in FAULTS}))
+@pytest.mark.parametrize("members", [{"module": shift.Sided, **SIDED}, {"module": shift.Attends, **ATTENDING}])
+def test_right_types_that_read_or_attend_pass_each_of_them(
+    check: str, members: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = broken(**members, amount=1)
+    monkeypatch.setattr(sys.modules[shift.__name__], "Broken", type(config), raising=False)
+    if check not in ("spec", "wrong_values_are_errors", "merged_equals_unmerged"):
+        only(check, config)()
 
 
 HEAVY = f"""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
+import adapterkit_conditioning
 import pytest
 import torch
 from adapterkit_conditioning.llama_adapter import LlamaAdapter
@@ -13,6 +15,18 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.testing import AdapterConformance
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    """The package's types have names, installed or not."""
+    manager = ak.get_plugin_manager()
+    if manager.spec_of(LlamaAdapter) is not None:
+        yield
+        return
+    manager.register(adapterkit_conditioning, name="conditioning_tests")
+    yield
+    manager.unregister(name="conditioning_tests")
 
 
 class TestLlamaAdapter(AdapterConformance):
