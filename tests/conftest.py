@@ -15,11 +15,26 @@ from adapterkit.plugins.manager import PluginManager  # noqa: E402
 torch.set_num_threads(1)
 
 
+# Of the kit's slowest check these stand for all types in `make test`; `make test-slow` has the rest.
+COMPILED = {
+    "TestLoRA": "weights, their spans, and weights that are read",
+    "TestPrefix": "attention",
+    "TestBottleneck": "outputs",
+    "TestPrompt": "tokens",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+    for item in items:
+        if item.name == "test_compiled" and _class_of(item) not in COMPILED:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def _class_of(item: pytest.Item) -> str:
+    return getattr(getattr(item, "cls", None), "__name__", "")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,11 @@
-"""Every built-in type runs the kit, in each of its ways of computing."""
+"""Every built-in type runs the kit, in each of its ways of computing: the further ones of a type with the slow tests.
+
+Their equations are tested beside this file, one by one.
+"""
 
 from __future__ import annotations
+
+import pytest
 
 import adapterkit as ak
 from adapterkit.testing import AdapterConformance
@@ -11,6 +16,7 @@ class TestLoRA(AdapterConformance):
     config = ak.LoRA(rank=2, alpha=3)
 
 
+@pytest.mark.slow
 class TestPiSSA(AdapterConformance):
     config = ak.LoRA(rank=2, alpha=3, init="pissa", scaling="rank_stabilized")
 
@@ -27,6 +33,7 @@ class TestPrefix(AdapterConformance):
     config = ak.Prefix(length=2)
 
 
+@pytest.mark.slow
 class TestReparametrizedPrefix(AdapterConformance):
     config = ak.Prefix(length=2, reparam=3)
 
@@ -35,10 +42,12 @@ class TestBottleneck(AdapterConformance):
     config = ak.Bottleneck(width=3, activation="gelu", scaling="learned")
 
 
+@pytest.mark.slow
 class TestParallelBottleneck(AdapterConformance):
     config = ak.Bottleneck(width=3, activation="silu", form="parallel_norm")
 
 
+@pytest.mark.slow
 class TestAdapterPlus(AdapterConformance):
     config = ak.Bottleneck.adapter_plus(width=3, norm_before=True)
 
@@ -59,6 +68,7 @@ class TestLoReFT(AdapterConformance):
     config = ak.ReFT(rank=2, prefix=2, suffix=1, tied=False)
 
 
+@pytest.mark.slow
 class TestDiReFT(AdapterConformance):
     config = ak.ReFT(rank=2, form="direft")
 
@@ -71,6 +81,7 @@ class TestTrainable(AdapterConformance):
     config = ak.Trainable("attn.* mlp.* norm")
 
 
+@pytest.mark.slow
 class TestBiases(AdapterConformance):
     config = ak.Trainable("attn.* mlp.* norm", part="bias")
 
@@ -87,10 +98,12 @@ class TestUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2, targets="attn.q"), ak.Prefix(length=2), ak.Bottleneck(width=2, targets="mlp")))
 
 
+@pytest.mark.slow
 class TestUnionOfShared(AdapterConformance):
     config = ak.Union((ak.Compacter(n=2, width=4, targets="mlp"), ak.Invertible()))
 
 
+@pytest.mark.slow
 class TestGatedUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2), ak.LoRA(rank=1, targets="attn.q")), gating=True)
 

@@ -35,6 +35,7 @@ class TestAtSelfAttention(AdapterConformance):
     config = IPAdapter(targets="attn.kv")
 
 
+@pytest.mark.slow
 class TestOfAnotherWidth(AdapterConformance):
     config = IPAdapter(targets="attn.kv", width=5, context="face")
 

@@ -39,6 +39,7 @@ class TestBOFT(AdapterConformance):
     config = BOFT(block=2)
 
 
+@pytest.mark.slow
 class TestInputOFT(AdapterConformance):
     config = OFT(block=2, side="input", rescale=True)
 
