@@ -1,4 +1,4 @@
-"""The six hooks of a plug-in.
+"""The seven hooks of a plug-in.
 
 A plug-in is a light module, named by an entry point of the group `adapterkit`:
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, TaskSpec
+from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, TaskSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +38,11 @@ def adapterkit_register_adapters() -> Iterable[AdapterSpec]:  # pyright: ignore[
 @hookspec
 def adapterkit_register_backends() -> Iterable[BackendSpec]:  # pyright: ignore[reportReturnType]
     """Model families, such as `BackendSpec("vit", "my_package:ViT", models=("timm:VisionTransformer",), extra="…")`."""
+
+
+@hookspec
+def adapterkit_register_layers() -> Iterable[LayerSpec]:  # pyright: ignore[reportReturnType]
+    """How layers keep weights, such as `LayerSpec("int8", "my_package:Int8", classes=("my_library:Int8Linear",))`."""
 
 
 @hookspec

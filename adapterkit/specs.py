@@ -21,7 +21,7 @@ POINT_KINDS = frozenset({"weight", "norm", "output", "attention", "tokens"})
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _DASHED_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_MODEL = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+_CLASS = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +159,31 @@ class BackendSpec(Spec):
 
     def problems(self) -> Iterator[str]:
         yield from Spec.problems(self)
-        if isinstance(self.models, str):
-            yield f"models must be a non-empty sequence of 'package:Class'; for one write ({self.models!r},)"
-        elif not self.models:
-            yield "models must be a non-empty sequence of 'package:Class', not ()"
-        for model in [self.models] if isinstance(self.models, str) else self.models:
-            if not _MODEL.fullmatch(str(model)):
-                package, _, cls = str(model).partition(":")
-                top = f"{package.partition('.')[0]}:{cls}"
-                hint = f"; write {top!r}, whatever module the class is in" if _MODEL.fullmatch(top) else ""
-                yield f"models holds {model!r}, which is not of the form 'package:Class'{hint}"
+        yield from _class_problems("models", self.models)
+
+    @property
+    def extra_name(self) -> str:
+        return self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec(Spec):
+    """How a class of layers keeps its weight. `classes` are theirs, or their tensors', as `"package:Class"`."""
+
+    kind: ClassVar[str] = "layer"
+
+    classes: tuple[str, ...]
+    extra: str = ""
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, str):
+            object.__setattr__(self, "classes", tuple(self.classes))
+        Spec.__post_init__(self)
+
+    def problems(self) -> Iterator[str]:
+        yield from Spec.problems(self)
+        yield from _class_problems("classes", self.classes)
 
     @property
     def extra_name(self) -> str:
@@ -205,3 +220,17 @@ class CommandSpec(Spec):
 
     def prepare(self) -> None:
         """Nothing: a command imports what it needs when it runs, and its module stays light."""
+
+
+def _class_problems(name: str, given: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with classes as `"package:Class"`."""
+    if isinstance(given, str):
+        yield f"{name} must be a non-empty sequence of 'package:Class'; for one write ({given!r},)"
+    elif not given:
+        yield f"{name} must be a non-empty sequence of 'package:Class', not ()"
+    for one in [given] if isinstance(given, str) else given:
+        if not _CLASS.fullmatch(str(one)):
+            package, _, cls = str(one).partition(":")
+            top = f"{package.partition('.')[0]}:{cls}"
+            hint = f"; write {top!r}, whatever module the class is in" if _CLASS.fullmatch(top) else ""
+            yield f"{name} holds {one!r}, which is not of the form 'package:Class'{hint}"

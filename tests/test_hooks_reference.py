@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterkit import adapter, backend, checkpoint, hookspecs, specs, testing
+from adapterkit import adapter, backend, checkpoint, hookspecs, layer, specs, testing
 from adapterkit.adapters import lora
 from adapterkit.formats import source
 from adapterkit.kernels import weights
@@ -45,7 +45,7 @@ def members(cls: type) -> set[str]:
 POINT = points.WeightPoint("attn.q", "q", "", 3, 2, points.WeightLayout("linear"))
 EXPECTED = {
     "hooks": {name for name in vars(hookspecs) if name.startswith("adapterkit_")},
-    "specs": {"AdapterSpec", "BackendSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
+    "specs": {"AdapterSpec", "BackendSpec", "LayerSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
     "module": members(adapter.AdapterModule) | members(adapter.AdditiveModule),
     "config": members(adapter.AdapterConfig),
     "base": {"norm_in", "norm_out"} | members(adapter.WeightBase) | members(adapter.Attention) | members(adapter.Base),
@@ -58,6 +58,7 @@ EXPECTED = {
     },
     "kinds": set(points.KINDS),
     "backend": members(backend.Backend) | {"Backend", "Lengthening"},
+    "handler": members(layer.LayerHandler) | {"LayerHandler"},
     "reach": {f.name for f in dataclasses.fields(backend.Reach)},
     "seam": members(backend.AttentionSeam) | members(backend.Extension) | {"AttentionSeam", "extension_of"},
     "entries": {cls.__name__ for cls in entries.Entry.__args__} | {"Group", "resolve"},
@@ -100,7 +101,7 @@ def test_spec_fields_are_those_that_are_told() -> None:
 
 def test_nothing_is_told_that_is_not_there() -> None:
     known = {name for names in EXPECTED.values() for name in names}
-    modules = (adapter, backend, builtin, checkpoint, entries, family, points, specs, testing, weights)
+    modules = (adapter, backend, builtin, checkpoint, layer, entries, family, points, specs, testing, weights)
     modules += (order, run, task, source)
     known |= {name for module in modules for name in vars(module)} | {*task.RunConfig.model_fields}
     known |= {name for module in modules for name in module.__name__.split(".")}

@@ -10,7 +10,7 @@ import pytest
 
 from adapterkit.errors import ConfigError, MissingDependencyError, PluginLoadError
 from adapterkit.points import KINDS
-from adapterkit.specs import POINT_KINDS, AdapterSpec, BackendSpec, CommandSpec, FormatSpec, Origin, TaskSpec
+from adapterkit.specs import POINT_KINDS, AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, Origin, TaskSpec
 
 ORIGIN = Origin("zoo", "adapterkit-zoo", "1.2")
 
@@ -53,6 +53,14 @@ def test_kinds_must_be_kinds() -> None:
 def test_models_must_be_a_non_empty_sequence(models: object) -> None:
     with pytest.raises(ConfigError, match="non-empty sequence"):
         BackendSpec("x", "a:b", models=models)
+
+
+@pytest.mark.parametrize("classes", [(), "lib:Int8Linear", ("lib.layers:Int8Linear",), ("Int8Linear",)])
+def test_classes_of_layers_are_checked_like_those_of_models(classes: object) -> None:
+    with pytest.raises(ConfigError, match=r"invalid LayerSpec 'x': classes (must be|holds)"):
+        LayerSpec("x", "a:b", classes=classes)
+    spec = LayerSpec("x", "a:b", classes=["lib:Int8Linear"], extra="int8")
+    assert (spec.classes, spec.extra_name, spec.kind) == (("lib:Int8Linear",), "int8", "layer")
 
 
 @pytest.mark.parametrize("models", ["torch.nn:Module", ("torch.nn:Module",)])

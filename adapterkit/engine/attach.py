@@ -20,6 +20,7 @@ from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
+from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
 
 
@@ -61,7 +62,7 @@ class _Whole:
 
 
 class _Attends:
-    """A forward pre-hook of a module that is given a longer sequence; see `Backend.attending`."""
+    """A forward pre-hook of a module that is given a longer sequence; see `Reach.attending`."""
 
     def __init__(self, slot: Slot, switch: Switch, attending: Attending) -> None:
         self.slot, self.switch, self.attending = slot, switch, attending
@@ -165,7 +166,7 @@ def attach(
         site.slots.train(module.training)
         module.__dict__[SITE] = site
         module._modules[CHILD] = site.slots
-        site.base = type(module)
+        site.base, site.handler = type(module), handler_of(module)
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):
@@ -200,7 +201,7 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         if layout.whole is not None:
             whole = root.get_submodule(layout.whole)
             site.hooks[point.id].append(whole.register_forward_hook(_Whole(slot, site.switch)))
-        for path, attending in (reach.attending or {}).items():
+        for path, attending in reach.attending.items():
             attends = _Attends(slot, site.switch, attending)
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
     if reach.seam is not None:

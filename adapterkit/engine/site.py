@@ -25,7 +25,8 @@ from adapterkit.engine.selection import Selection, Strength, strength_at
 from adapterkit.engine.sums import Acting, Active, combine, effects
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.weights import base_weight, canonical
+from adapterkit.kernels.weights import base_weight, canonical, stored_weight
+from adapterkit.layer import LayerHandler
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 Found = list[tuple["Slot", Active]]
@@ -92,6 +93,7 @@ class Site:
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
     projections: Projections | None = None
+    handler: LayerHandler | None = None
 
     def active(self, way: str) -> Found:
         """The slots at which something acts now, of one way of acting: a kind, or "read" for weights that are read."""
@@ -158,7 +160,7 @@ class Site:
         if not isinstance(point, ParameterPoint):
             return own
         layout = point.layout
-        weight, bias = module._parameters[layout.parameter], module._parameters.get(layout.bias_parameter)
+        weight, bias = stored_weight(module, layout)
         parts = [(slot.point, active) for slot, active in found]
         if layout.index is not None:
             return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)

@@ -1,7 +1,8 @@
 """Folding adapters into the weights, and giving back the very bits.
 
 A merge puts new parameters in the place of the old ones and keeps the old: unmerging is bitwise, and a weight that is
-tied to another module's stays as it is there.
+tied to another module's stays as it is there. A layer whose weight is no such parameter (see `adapterkit.layer`)
+becomes a plain one for as long.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, Strength, strength_at
 from adapterkit.engine.sums import Acting
-from adapterkit.errors import NotMergeableError
+from adapterkit.errors import NotMergeableError, PluginError, blaming
+from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
-from adapterkit.kernels.weights import canonical
+from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 
@@ -47,11 +49,15 @@ def merge(state: State, selection: Selection) -> None:
     targets = _targets(state, selection)
     with torch.no_grad():
         computed = [(target, *_merged(target)) for target in targets]
-    originals: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+        plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
+    originals: list[Original] = []
     for target, weight, bias in computed:
-        names = (target.layout.parameter, target.layout.bias_parameter)
-        pairs = zip(names, (weight, bias), strict=True)
-        originals += [_swap(target.module, name, new) for name, new in pairs if new is not None]
+        instead = plain[id(target)]
+        if instead is not None:
+            originals.append(replace_layer(target.module, instead))
+            continue
+        pairs = zip((target.layout.parameter, target.layout.bias_parameter), (weight, bias), strict=True)
+        originals += [replace_parameter(target.module, name, new) for name, new in pairs if new is not None]
     state.merge = Merge(selection, originals)
     state.switch.folded = True
 
@@ -60,11 +66,8 @@ def unmerge(state: State) -> None:
     """Puts the original parameters back, on the device and in the dtype that the model has now."""
     if state.merge is None:
         return
-    for module, name, original in reversed(state.merge.originals):
-        present = module._parameters[name]
-        if original is not None and present is not None and _moved(original, present):
-            original.data = original.data.to(present.device, present.dtype)
-        module._parameters[name] = original
+    for original in reversed(state.merge.originals):
+        original.restore()
     state.switch.folded = False
     state.merge = None
 
@@ -101,7 +104,10 @@ def _acting(state: State, selection: Selection) -> Iterator[tuple[Expression, In
 def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     """New weight and bias in the module's layout and dtype; None where unchanged."""
     layout = target.layout
-    old, old_bias = (target.module._parameters.get(name) for name in (layout.parameter, layout.bias_parameter))
+    old, old_bias = stored_weight(target.module, layout)
+    handler = layer_handler(target.module)
+    if handler is None and layout.parameter not in target.module._parameters:
+        old = None  # a parametrized weight: what is put there would be lost
     if old is None or not old.is_floating_point():
         raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
     if old.is_meta and "forward" in target.module.__dict__:
@@ -126,10 +132,24 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
     changed = new_weight.to(old.dtype).contiguous(memory_format=_memory_format(old))
     if new_bias is bias or new_bias is None:
         return changed, None
-    if layout.bias_parameter not in target.module._parameters:
+    if handler is None and layout.bias_parameter not in target.module._parameters:
         kind = type(target.module).__name__
         raise NotMergeableError(f"{target.keys}: {kind} cannot take the bias that merging needs")
     return changed, new_bias.to(old.dtype)
+
+
+def _plain(target: _Target, weight: Tensor | None, bias: Tensor | None) -> nn.Module | None:
+    """A plain layer with the merged weight, where the target's own layer cannot hold one."""
+    handler = layer_handler(target.module)
+    if handler is None or weight is None:
+        return None
+    own = target.module._parameters.get(target.layout.bias_parameter)
+    bias = own.detach().clone() if bias is None and own is not None else bias
+    with blaming(f"layer handler {type(handler).__name__}", "dense()", handler.plugin):
+        made: object = handler.dense(target.module, target.layout, weight, bias)
+        if not isinstance(made, nn.Module) or made is target.module:
+            raise PluginError(f"returned {made!r:.80} at {target.keys}; expected another module")
+        return made
 
 
 def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -155,14 +175,3 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
-
-
-def _swap(module: nn.Module, name: str, new: Tensor) -> tuple[nn.Module, str, nn.Parameter | None]:
-    old = module._parameters[name]
-    wanted = old.requires_grad if old is not None else False
-    module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
-    return module, name, old
-
-
-def _moved(original: Tensor, present: Tensor) -> bool:
-    return original.device != present.device or original.dtype != present.dtype

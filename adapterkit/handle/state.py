@@ -20,6 +20,7 @@ from adapterkit.engine.site import Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built
+from adapterkit.handle.stand_ins import Original
 from adapterkit.mapping.model import MappedModel, map_model
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
@@ -62,7 +63,7 @@ class Merge:
     """Weights that stand in for adapters, and the parameters that they replace."""
 
     selection: Selection
-    originals: list[tuple[nn.Module, str, nn.Parameter | None]]
+    originals: list[Original]
 
 
 @dataclass

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapterkit.backend import SITE
+from adapterkit.errors import PluginError, blaming
 from adapterkit.kernels.spans import read_span
+from adapterkit.layer import LayerHandler
+from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 _TRANSPOSED = ("linear_t", "embedding")
@@ -28,8 +32,43 @@ def base_weight(module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None
     if not isinstance(point, ParameterPoint):
         raise TypeError(f"{point.id} is no weight point")
     layout = point.layout
-    weight, bias = (_held(module, name) for name in (layout.parameter, layout.bias_parameter))
+    weight, bias = (None if tensor is None else tensor.detach() for tensor in stored_weight(module, layout))
     return point_weight(weight, bias, point, layout)
+
+
+def stored_weight(module: nn.Module, layout: WeightLayout) -> tuple[Tensor | None, Tensor | None]:
+    """A layer's weight and bias, dense, as its layout has them: with grad where the layer keeps them as parameters.
+
+    The one place that reads a base's weight: how a layer keeps it is asked of its handler, see `adapterkit.layer`.
+
+    Returns:
+        Each is None where the layer has none of that name.
+
+    Raises:
+        PluginError: The handler gives no dense weight.
+    """
+    bias, handler = _held(module, layout.bias_parameter), layer_handler(module)
+    if handler is None:
+        return _held(module, layout.parameter), bias
+    if torch.compiler.is_compiling():
+        return handler.weight(module, layout), bias
+    with blaming(f"layer handler {type(handler).__name__}", "weight()", handler.plugin):
+        return _checked(handler.weight(module, layout)), bias
+
+
+def layer_handler(module: nn.Module) -> LayerHandler | None:
+    """What tells how a layer keeps its weight; None for one that keeps it as a parameter."""
+    site = module.__dict__.get(SITE)
+    if site is not None and site.handler is not None:
+        return site.handler
+    return None if torch.compiler.is_compiling() else handler_of(module)  # a trace cannot ask plug-ins
+
+
+def _checked(weight: object) -> Tensor:
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1:
+        return weight
+    told = f"a tensor of {weight.dtype}" if isinstance(weight, Tensor) else repr(weight)[:80]
+    raise PluginError(f"returned {told}; expected a tensor of floating-point numbers of 16 bits or more")
 
 
 def point_weight(
@@ -52,7 +91,7 @@ def point_weight(
 def _held(module: nn.Module, name: str) -> Tensor | None:
     # A weight that is parametrized (weight norm) is no parameter of this name, but an attribute.
     held = module._parameters[name] if name in module._parameters else getattr(module, name, None)
-    return held.detach() if isinstance(held, Tensor) else None
+    return held if isinstance(held, Tensor) else None
 
 
 def apply_weight(x: Tensor, weight: Tensor, layout: WeightLayout) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from adapterkit.backend import SITE
 from adapterkit.mapping.layouts import weight_layout
+from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import WeightLayout
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
@@ -27,7 +28,7 @@ def layer_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     would compute something else, whereas one in the weight that it reads is what merging makes of it.
     """
     found = weight_layout(module)
-    if found is None or not isinstance(module, _PLAIN) or not _is_dense(module):
+    if found is None or not isinstance(module, _PLAIN) or handler_of(module) is not None or not _is_dense(module):
         return found
     layout, inputs, outputs = found
     return replace(layout, access="read" if _has_own_forward(module) else "any"), inputs, outputs

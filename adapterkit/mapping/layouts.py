@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from adapterkit.errors import blaming
+from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import WeightLayout
 
 
 def weight_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     """Layout, in_features and out_features of a module that holds an adaptable weight; None for any other."""
+    handler = handler_of(module)
+    if handler is None:
+        return _own_layout(module)
+    with blaming(f"layer handler {type(handler).__name__}", "layout()", handler.plugin):
+        return handler.layout(module) or _own_layout(module)
+
+
+def _own_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     if isinstance(module, nn.Linear):
         return WeightLayout("linear", bias=module.bias is not None), module.in_features, module.out_features
     if isinstance(module, nn.Embedding):

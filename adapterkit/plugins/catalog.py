@@ -1,4 +1,4 @@
-"""The tables of specs that the plug-in manager fills: which adapter, backend, format, task or command has a name."""
+"""The tables of specs that the plug-in manager fills: what has a name, of each kind."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import TypeVar, cast
 
 from adapterkit.errors import PluginConflictError, UnknownNameError
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, Origin, Spec, TaskSpec
+from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, Origin, Spec, TaskSpec
 
-SPEC_CLASSES: tuple[type[Spec], ...] = (AdapterSpec, BackendSpec, FormatSpec, TaskSpec, CommandSpec)
+SPEC_CLASSES: tuple[type[Spec], ...] = (AdapterSpec, BackendSpec, LayerSpec, FormatSpec, TaskSpec, CommandSpec)
 
 _S = TypeVar("_S", bound=Spec)
 
@@ -37,6 +37,10 @@ class Catalog:
         """Every backend by name."""
         return self._named(BackendSpec)
 
+    def layers(self) -> Mapping[str, LayerSpec]:
+        """Every layer handler by name."""
+        return self._named(LayerSpec)
+
     def formats(self) -> Mapping[str, FormatSpec]:
         """Every file format by name."""
         return self._named(FormatSpec)
@@ -57,6 +61,10 @@ class Catalog:
         """The backend of this name, or of this `plugin:name`."""
         return self._find(BackendSpec, name)
 
+    def layer(self, name: str) -> LayerSpec:
+        """The layer handler of this name, or of this `plugin:name`."""
+        return self._find(LayerSpec, name)
+
     def format(self, name: str) -> FormatSpec:
         """The file format of this name, or of this `plugin:name`."""
         return self._find(FormatSpec, name)
@@ -73,7 +81,7 @@ class Catalog:
         """The distribution that provides something, and its version.
 
         Args:
-            kind: "adapter", "backend", "format", "task" or "command".
+            kind: "adapter", "backend", "layer", "format", "task" or "command".
             name: Its name.
         """
         classes = {cls.kind: cls for cls in self._specs}

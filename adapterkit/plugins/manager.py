@@ -33,7 +33,7 @@ from adapterkit.errors import (
 from adapterkit.plugins.catalog import Catalog
 from adapterkit.plugins.discovery import Candidate, candidates, check_compatible, is_allowed
 from adapterkit.plugins.matching import match, peel
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, Origin, Spec, TaskSpec
+from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, Origin, Spec, TaskSpec
 
 STRICT = "ADAPTERKIT_STRICT_PLUGINS"
 TRACE = "ADAPTERKIT_TRACE_PLUGINS"
@@ -43,6 +43,7 @@ Status = Literal["active", "failed", "conflict", "incompatible", "blocked"]
 _REGISTERS: dict[str, type[Spec]] = {
     "adapterkit_register_adapters": AdapterSpec,
     "adapterkit_register_backends": BackendSpec,
+    "adapterkit_register_layers": LayerSpec,
     "adapterkit_register_formats": FormatSpec,
     "adapterkit_register_tasks": TaskSpec,
     "adapterkit_register_commands": CommandSpec,
