@@ -43,8 +43,8 @@ _DTYPES: dict[str, Any] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype is not None}
 
 _PICKLE = (
-    "a pickle, which can run code when it is opened; adapterkit never opens one. Convert it where you trust it: "
-    "torch.load(..., weights_only=True), then safetensors.torch.save_file"
+    "a pickle, which can run code when it is opened. With allow_pickle=True a pickle of tensors is read, by torch's "
+    "weights_only; or convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
 )
 _FOREIGN = (
     (b"PK\x03\x04", f"a zip archive; torch.save makes these around {_PICKLE}"),
@@ -115,11 +115,22 @@ def _read_tensor(path: Path, file: BinaryIO, name: str, entry: Entry) -> Tensor:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes the file atomically. Equal arguments give equal bytes, those of the safetensors library where it has any.
+    """Writes the file atomically; see `pieces`.
+
+    Raises:
+        UnsupportedFileError: See `pieces`.
+        NotRegularFileError, CheckpointError: See `write_atomically`.
+    """
+    write_atomically(path, *pieces(path, tensors, metadata))
+
+
+def pieces(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The bytes of a file, one piece after another; the tensors are not copied. `path` is named in errors.
+
+    Equal arguments give equal bytes: those of the safetensors library, whose order of metadata is by chance.
 
     Raises:
         UnsupportedFileError: There is more than would be read back, or a dtype that the layout does not know.
-        NotRegularFileError, CheckpointError: See `write_atomically`.
     """
     dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     if strange := [name for name, tensor in dense.items() if tensor.dtype not in _NAMES]:
@@ -130,7 +141,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     if header > _header_limit(size) or len(order) > _tensor_limit(size) or len(text) + size > SIZE_LIMIT:
         message = f"{size:,} bytes in {len(order):,} tensors, and {header:,} of header, would not be read back"
         raise UnsupportedFileError(message, path)
-    write_atomically(path, text, *(memoryview(_bytes(dense[name])) for name in order))
+    return [text, *(memoryview(_bytes(dense[name])) for name in order)]
 
 
 def _header_text(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, int]:

@@ -2,18 +2,22 @@
 
 `write_atomically` writes a temporary file beside the target, forces it to the disk and renames it over the target, so
 that a reader, a crash or a full disk meets either the old file or the new one. Its writer holds a lock on the
-temporary file, which ends with the process: the next save removes what a killed one left behind.
+temporary file, which ends with the process: the next save removes what a killed one left behind. `write_folder` does
+the same with a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,8 +82,83 @@ def write_atomically(path: Path, *data: bytes | memoryview) -> None:
             temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"cannot be written: {reason}", path) from error
+        raise _unwritable(path, error) from error
+
+
+def write_folder(path: Path, contents: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+    """Replaces the folder's files of these names, all or none; its other plain files stay as they are.
+
+    The new folder is made beside the old one and put in its place: in one step where the system can exchange two names
+    (Linux), otherwise in two, between which a crash leaves no folder there, and both beside it.
+
+    Args:
+        path: The folder; made where there is none.
+        contents: Name of a file in it -> its bytes, one piece after another.
+
+    Raises:
+        NotRegularFileError: The path is no folder, or holds what is no plain file: it is no adapter's alone.
+        CheckpointError: The folder above does not exist, or the operating system refuses.
+    """
+    _check_folder(path, contents)
+    try:
+        _remove_stale(path)
+        with _temporary(path, folder=True) as (temporary, _):
+            for name, data in contents.items():
+                write_atomically(temporary / name, *data)
+            _carry_others(path, temporary, contents)
+            _put_in_place(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return CheckpointError(f"cannot be written: {reason}", path)
+
+
+def _check_folder(path: Path, names: Iterable[str]) -> None:
+    if wrong := [name for name in names if not name or Path(name).name != name or name.startswith(".")]:
+        raise CheckpointError(f"a file cannot be called {wrong[0]!r}", path)
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise NotRegularFileError("is no folder, and the format writes one; give another name", path)
+        if not path.parent.is_dir():
+            raise CheckpointError(f"the folder {path.parent} does not exist; make it with mkdir -p", path)
+        held = [(entry.name, entry.lstat().st_mode) for entry in path.iterdir()] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be written: {error}", path) from error
+    if strange := [(name, _kind(mode)) for name, mode in held if not stat.S_ISREG(mode)]:
+        raise NotRegularFileError(f"holds {strange[0][0]!r}, {strange[0][1]}; give a folder of its own", path)
+
+
+def _carry_others(path: Path, temporary: Path, written: Container[str]) -> None:
+    """The target's other files: links to the same bytes, where the file system has them."""
+    for other in path.iterdir() if path.exists() else ():
+        if other.name in written:
+            continue
+        try:
+            (temporary / other.name).hardlink_to(other)
+        except OSError:
+            shutil.copy2(other, temporary / other.name)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Afterwards `new` is the old folder, or nothing."""
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        aside = new.with_name(f"{_start(path)}{secrets.token_hex(8)}.tmp")
+        path.rename(aside)
+        new.rename(path)
+        aside.rename(new)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the system has exchanged the two names in one step."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _link_target(path: Path) -> Path:
@@ -134,26 +213,34 @@ def _start(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
-    """A new, locked file in the target's folder; removed if the body fails."""
-    temporary, descriptor = _create(path)
+def _temporary(path: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]]:
+    """A new, locked file or folder beside the target; what is there under its name at the end is removed."""
+    temporary, descriptor = _create(path, folder)
     while not os.fstat(descriptor).st_nlink:  # another save took it for a stale one before it was locked
         os.close(descriptor)
-        temporary, descriptor = _create(path)
+        temporary, descriptor = _create(path, folder)
     try:
         yield temporary, descriptor
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     finally:
+        _discard(temporary)
         os.close(descriptor)
 
 
-def _create(path: Path) -> tuple[Path, int]:
+def _create(path: Path, folder: bool) -> tuple[Path, int]:
     temporary = path.parent / f"{_start(path)}{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, _CREATE, 0o666)
+    if folder:
+        temporary.mkdir()
+    descriptor = os.open(temporary, _READ if folder else _CREATE, 0o666)
     _lock(descriptor)
     return temporary, descriptor
+
+
+def _discard(temporary: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def _lock(descriptor: int, wait: bool = True) -> bool:
@@ -172,7 +259,7 @@ def _lock(descriptor: int, wait: bool = True) -> bool:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes this target's temporary files that no living process holds."""
+    """Removes this target's temporary files and folders that no living process holds."""
     name = re.compile(re.escape(_start(path)) + r"[0-9a-f]{16}\.tmp")
     with os.scandir(path.parent) as entries:
         stale = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
@@ -181,7 +268,7 @@ def _remove_stale(path: Path) -> None:
             descriptor = os.open(temporary, _READ)
             try:
                 if _lock(descriptor, wait=False):
-                    temporary.unlink()
+                    _discard(temporary)
             finally:
                 os.close(descriptor)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapterkit.checkpoint import ReadReport
+from adapterkit.mapping.targets import some
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,15 @@ class LoadReport:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        wrote = f", written by {self.read.tool} {self.read.version}".rstrip() if self.read.tool else ""
-        origin = f"\n  from {self.read.format}{wrote}" if self.read.format else ""
-        notes = "".join(f"\n  {note}" for note in self.notes)
-        return f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points{origin}{notes}"
+        head = f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points"
+        return "\n  ".join([head, *self._origin(), *self.notes])
+
+    def _origin(self) -> Iterator[str]:
+        read = self.read
+        if read.format:
+            yield f"from {read.format}" + (f", written by {read.tool} {read.version}".rstrip() if read.tool else "")
+        if read.base:
+            yield f"made for {read.base}"
+        for keys, what in ((read.unmatched, "that belong to no point here"), (read.left_over, "that are unknown")):
+            if keys:
+                yield f"left out {len(keys):,} keys {what}: {some(keys)}"

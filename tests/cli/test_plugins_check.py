@@ -55,7 +55,7 @@ def check(*args: str) -> Result:
 def test_a_format_and_a_backend() -> None:
     result = check("native")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1].startswith("NativeFormat: 9 passed")
+    assert result.stdout.splitlines()[-1].startswith("NativeFormat: 13 passed")
     assert "its own tests give it models" in check("unet").stdout
 
 
