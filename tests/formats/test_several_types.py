@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ class Told(ak.LoRA):
     def after_step(self, modules: Mapping[str, ak.AdapterModule], step: int, steps: int) -> None:
         self.told["step"] = list(modules)
 
-    def observed(self, modules: Mapping[str, ak.AdapterModule]) -> None:
+    def observed(self, modules: Mapping[str, ak.AdapterModule], base: Any) -> None:
         self.told["observed"] = list(modules)
 
 
