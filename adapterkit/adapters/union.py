@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdapterConfig, AdapterModule, Base
+from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
 from adapterkit.config import BaseValues
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
 from adapterkit.plugins import get_plugin_manager
@@ -30,6 +30,8 @@ class UnionModule(AdapterModule):
         self.from_base = any(_initialises(member) for member in members.values())
         self.scalable = all(member.scalable for member in members.values())
         self.positional = any(member.positional for member in members.values())
+        self.extends = any(member.extends for member in members.values())
+        self.attends = any(member.attends for member in members.values())
 
     def bind(self, shared: nn.Module) -> None:
         """See `AdapterModule.bind`: every member gets its own part's."""
@@ -51,11 +53,23 @@ class UnionModule(AdapterModule):
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `AdapterModule.extend`. A gate scales what is put in front."""
         for key, member in self.members.items():
+            if not member.extends:
+                continue
             before = keys.shape[-2]
             keys, values = member.extend(keys, values)  # type: ignore[operator]
             if self.gates:
                 keys, values = (self._gated(key, t, t.shape[-2] - before) for t in (keys, values))
         return keys, values
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:
+        """See `AdapterModule.attend`. A gate scales a part's effect."""
+        y = base(query)
+        total = y
+        for key, member in self.members.items():
+            if member.attends:
+                effect = member.attend(query, keys, values, base) - y  # type: ignore[operator]
+                total = total + (self.gates[key](y) * effect if self.gates else effect)
+        return total
 
     def lengthen(self, tokens: Tensor) -> Tensor:
         """See `AdapterModule.lengthen`. A gate scales a part's positions."""
@@ -192,6 +206,13 @@ class Union(AdapterConfig):
         each = {i: part.shared([p for p in points if _means(part, p)]) for i, part in enumerate(self.parts)}
         modules = {str(i): module for i, module in each.items() if module is not None}
         return nn.ModuleDict(modules) if modules else None
+
+    def example_context(self, points: Sequence[InjectionPoint], rows: int) -> Mapping[str, Tensor]:
+        """What any part reads, each at its own points."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            found |= part.example_context([point for point in points if _means(part, point)], rows)
+        return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
         """None where any part accepts the point."""
