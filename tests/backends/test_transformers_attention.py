@@ -41,6 +41,9 @@ class Recorder:
             return keys, values, mask
         return torch.cat([keys[:, :, :1], keys], 2), torch.cat([values[:, :, :1], values], 2), mask
 
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, **asked: Any) -> Tensor:
+        return output
+
 
 def installed(attention: str = "sdpa", extends: bool = True) -> tuple[Any, Recorder]:
     """An attention module with the seam in it and a recorder behind."""
@@ -134,7 +137,7 @@ def test_whoever_makes_the_mask_is_the_only_one_to_say_causal(monkeypatch: pytes
     module, _ = installed(extends=extends)
     called: dict[str, Any] = {}
     monkeypatch.setitem(
-        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (None,)
+        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (args[1].mT,)
     )
     attend(module, 5, 7, is_causal=True, scaling=1.0)
     assert called == {"is_causal": not extends, "scaling": 1.0}
@@ -161,7 +164,7 @@ def test_a_bias_on_positions_is_widened_by_nothing_for_those_in_front(
     module, _ = installed(extends=extends)
     called: dict[str, Any] = {}
     monkeypatch.setitem(
-        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (None,)
+        AttentionInterface._global_mapping, "sdpa", lambda *args, **options: called.update(options) or (args[1].mT,)
     )
     bias = torch.randn(1, 4, 5, 7)
     attend(module, 5, 7, position_bias=bias)
