@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapterkit.abilities import Abilities, by_default
 from adapterkit.base import Attention, Base, Part, Sublayer, WeightBase
 from adapterkit.config import AdapterConfig
 from adapterkit.errors import NotMergeableError, PluginError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
+from adapterkit.kernels.sums import check_shape, checked_merged, place_of
 
 __all__ = [
     "AdapterConfig",
@@ -45,26 +47,25 @@ class AdapterModule(nn.Module):
         outermost: Whether it acts around what all others at its point make together, in whatever order they are named:
             it chooses the input that they are given. Where it is not `scalable` it may have company all the same.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
-        extends, attends: Whether it writes `extend`, and `attend`.
+        abilities: What the type can do, from what it defines.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
 
+    abilities: ClassVar[Abilities] = Abilities()
     at: str = ""
     parts: tuple[str, ...] = ()
     scalable: bool = True
     outermost: bool = False
     positional: bool = False
-    extends: bool = False
-    attends: bool = False
     from_base: bool = True
     shared: Any
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.extends = cls.extend is not AdapterModule.extend
-        cls.attends = cls.attend is not AdapterModule.attend
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.abilities = Abilities.of(cls)
 
+    @by_default
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """This point's output with the adapter.
 
@@ -76,15 +77,16 @@ class AdapterModule(nn.Module):
         Returns:
             What replaces `base(x)`: at a span, that span's features only.
         """
-        own, layer = type(self), getattr(base, "layer", None)
-        if own.merged is AdapterModule.merged or layer is None:
-            why = "names no parts to combine" if own.combine is not AdapterModule.combine else "defines no forward"
-            raise NotImplementedError(f"{own.__name__}{_place(self)} {why}")
+        layer = getattr(base, "layer", None)
+        if not self.abilities.merge or layer is None:
+            why = "names no parts to combine" if self.abilities.combine else "defines no forward"
+            raise NotImplementedError(f"{type(self).__name__}{place_of(self)} {why}")
         weight, bias = base.weight, base.bias  # type: ignore[attr-defined]
         wide = torch.promote_types(weight.dtype, torch.float32)
         merged, merged_bias = checked_merged(self, weight.to(wide), None if bias is None else bias.to(wide))
         return layer(x, merged.to(weight.dtype), None if merged_bias is None else merged_bias.to(weight.dtype))
 
+    @by_default
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with more positions put in FRONT; called at an `attention` point.
 
@@ -94,6 +96,7 @@ class AdapterModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
 
+    @by_default
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:
         """An attention of its own beside the softmax; called at an `attention` point after the softmax has run.
 
@@ -109,6 +112,7 @@ class AdapterModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention of its own")
 
+    @by_default
     def lengthen(self, tokens: Tensor) -> Tensor:
         """More positions for the sequence; called at a `tokens` point whose layout `lengthens`.
 
@@ -120,6 +124,7 @@ class AdapterModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not make sequences longer")
 
+    @by_default
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight and bias that do the same without the adapter.
 
@@ -133,6 +138,7 @@ class AdapterModule(nn.Module):
         """
         raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
 
+    @by_default
     def combine(self, x: Tensor, base: Base, parts: Sequence[Part]) -> Tensor:
         """The point's output where this adapter combines others; called instead of `forward` where `parts` are named.
 
@@ -146,6 +152,7 @@ class AdapterModule(nn.Module):
         """Receives what `AdapterConfig.shared` built, as `self.shared`."""
         self.shared = shared
 
+    @by_default
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """Takes start values from the base, once, for a new adapter; files and the meta device skip it.
 
@@ -183,19 +190,9 @@ class AdditiveModule(AdapterModule):
     """An adapter whose effect is a sum: `forward(x, base) = base(x) + delta(x)`, and `W + delta_weight()`.
 
     Where `factors` is written, both follow from it. Where only `delta_weight` is, every forward computes with the sum.
-
-    Attributes:
-        low_rank: Whether `factors`, where there are some, say all that the type does: no subclass overrides the rest.
     """
 
-    low_rank: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = _depth(cls, "factors")
-        rest = ("delta", "added", "forward", "__call__", "delta_weight", "merged")
-        cls.low_rank = cls.__mro__[own] is not AdditiveModule and all(own <= _depth(cls, name) for name in rest)
-
+    @by_default
     def factors(self) -> Factors | None:
         """The update as two thin factors, for whatever can use them: sums, routes, merges, resizing, kernels.
 
@@ -205,19 +202,15 @@ class AdditiveModule(AdapterModule):
         """
         return None
 
+    @by_default
     def delta(self, x: Tensor) -> Tensor:
         """What is added to the point's output. It is cast to the output's dtype; casting `x` up would waste memory."""
         factors = self.factors()
         if factors is None:
-            raise NotImplementedError(f"{type(self).__name__}{_place(self)} defines neither delta nor delta_weight")
+            raise NotImplementedError(f"{type(self).__name__}{place_of(self)} defines neither delta nor delta_weight")
         return low_rank.update(x, factors)
 
-    @property
-    def has_delta(self) -> bool:
-        """Whether the type writes `delta`, or `factors`."""
-        own = type(self)
-        return own.delta is not AdditiveModule.delta or own.factors is not AdditiveModule.factors
-
+    @by_default
     def delta_weight(self) -> Tensor:
         """What is added to the weight: [out, in / groups, *kernel]."""
         factors = self.factors()
@@ -225,9 +218,10 @@ class AdditiveModule(AdapterModule):
             raise NotMergeableError(f"{type(self).__name__} has no equivalent weight")
         return low_rank.dense(factors)
 
+    @by_default
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """`base(x) + delta(x)`, in the base's dtype."""
-        if not self.has_delta:
+        if self.abilities.merge and not self.abilities.delta:
             return super().forward(x, base)
         y = base(x)
         return y + self.added(x, y)
@@ -237,39 +231,16 @@ class AdditiveModule(AdapterModule):
         delta = self.delta(x)
         if delta.shape != y.shape:
             raise PluginError(
-                f"{type(self).__name__}.delta{_place(self)} gave {tuple(delta.shape)}, and the base {tuple(y.shape)}"
+                f"{type(self).__name__}.delta{place_of(self)} gave {tuple(delta.shape)}, and the base {tuple(y.shape)}"
             )
-        return delta.to(y.dtype)
+        return delta if delta.dtype == y.dtype else delta.to(y.dtype)
 
+    @by_default
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + delta_weight()`; the bias is untouched."""
-        factors = self.factors() if self.low_rank else None
+        factors = self.factors() if self.abilities.low_rank else None
         if factors is not None and factors.shape == weight.shape:
             return low_rank.added(weight, factors), bias
         delta = self.delta_weight()
-        _check_shape(self, "delta_weight", delta, weight)
+        check_shape(self, "delta_weight", delta, weight)
         return weight + delta.to(weight.dtype), bias
-
-
-def checked_merged(module: AdapterModule, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`module.merged(weight, bias)`; PluginError where the shape is another, and was not meant to be."""
-    merged, merged_bias = module.merged(weight, bias)
-    _check_shape(module, "merged", merged, weight)
-    return merged, merged_bias
-
-
-def _check_shape(module: AdapterModule, method: str, made: Tensor, weight: Tensor) -> None:
-    if module.scalable and made.shape != weight.shape:
-        raise PluginError(
-            f"{type(module).__name__}.{method}{_place(module)} gave {tuple(made.shape)}, and the weight is "
-            f"{tuple(weight.shape)}"
-        )
-
-
-def _depth(cls: type, name: str) -> int:
-    """How many classes come before the one that defines this attribute."""
-    return next(i for i, one in enumerate(cls.__mro__) if name in vars(one))
-
-
-def _place(module: AdapterModule) -> str:
-    return f" at {module.at}" if module.at else ""

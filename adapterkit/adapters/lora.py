@@ -33,8 +33,7 @@ class LoRAModule(LowRank, AdditiveModule):
     def factors(self) -> Factors | None:
         return None if self.dropping else self.product()
 
-    def delta(self, x: Tensor) -> Tensor:
-        return self.update(x)
+    delta = LowRank.update  # type: ignore[assignment]
 
     def delta_weight(self) -> Tensor:
         return low_rank.dense(self.product())

@@ -57,6 +57,8 @@ class LowRank(AdapterModule):
         self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
+        self._drops = bool(dropout or rank_dropout or module_dropout)
+        self._update = low_rank.update_of(self.layout)
         self._start()
         self.from_base = init in FROM_BASE
         if init in KEPT:
@@ -173,22 +175,29 @@ class LowRank(AdapterModule):
     @property
     def dropping(self) -> bool:
         """Whether a part of the update is dropped now."""
-        return self.training and bool(self.rank_dropout or self.module_dropout or isinstance(self.dropout, nn.Dropout))
+        return self.training and self._drops
 
     def product(self) -> Factors:
         """The update, dropout aside, with the factors' starts in it."""
-        if "A0" not in self._buffers:
-            return Factors(self.A, self.B, self.layout, self.scale)
+        return Factors(*self._pair(), self.layout, self.scale)
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        if not self.from_base or "A0" not in self._buffers:
+            return self.A, self.B
         # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
         a0, b0 = cast("Tensor", self.A0), cast("Tensor", self.B0)
-        a, b = torch.cat([self.A, self.A - a0]), torch.cat([self.B - b0, b0], dim=1)
-        return Factors(a, b, self.layout, self.scale)
+        return torch.cat([self.A, self.A - a0]), torch.cat([self.B - b0, b0], dim=1)
 
     def update(self, x: Tensor) -> Tensor:
         """What is added."""
+        if self.training and self._drops:
+            return self._dropped(x)
+        a, b = self._pair() if self.from_base else (self.A, self.B)
+        return self._update(x, a, b, self.scale)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """What is added where training drops a part of it."""
         product, layout = self.product(), self.layout
-        if not self.dropping:
-            return low_rank.update(x, product)
         if layout.form == "embedding":
             h = self.dropout(low_rank.reduced(x, product.A, layout))
         else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
 from adapterkit.config import BaseValues
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
+from adapterkit.kernels.sums import Active, combine, effect, merge_weights
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, Kind
 
@@ -41,14 +42,16 @@ class UnionModule(AdapterModule):
                 member.bind(shared.get_submodule(key))
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
-        if len(self.members) == 1 and not self.gates:
-            return next(iter(self.members.values()))(x, base)
+        if not self.gates:
+            return combine(x, base, self._side_by_side())
         y = base(x)
         total = y
         for key, member in self.members.items():
-            effect = member(x, base) - y
-            total = total + (self.gates[key](y) * effect if self.gates else effect)
+            total = total + self.gates[key](y) * effect(member, x, y, base)  # type: ignore[arg-type]
         return total
+
+    def _side_by_side(self) -> Active:
+        return [(member, 1.0) for member in self.members.values()]  # type: ignore[misc]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `AdapterModule.extend`. A gate scales what is put in front."""
@@ -84,14 +87,7 @@ class UnionModule(AdapterModule):
         """See `AdapterModule.merged`. Gates have no equivalent weight."""
         if self.gates:
             return super().merged(weight, bias)
-        total, total_bias = weight, bias
-        for member in self.members.values():
-            merged, merged_bias = member.merged(weight, bias)  # type: ignore[operator]
-            total = total + (merged - weight)
-            if merged_bias is not bias and merged_bias is not None:
-                change = merged_bias if bias is None else merged_bias - bias
-                total_bias = change if total_bias is None else total_bias + change
-        return total, total_bias
+        return merge_weights(weight, bias, self._side_by_side())
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         for member in self.members.values():
@@ -256,7 +252,7 @@ class Union(AdapterConfig):
 
 
 def _initialises(member: AdapterModule) -> bool:
-    return member.from_base and type(member).initialise is not AdapterModule.initialise
+    return member.from_base and member.abilities.initialise
 
 
 def _means(part: AdapterConfig, point: InjectionPoint) -> bool:

@@ -17,7 +17,8 @@ from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD, SITE, Attending, Reach
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.lengthening import gathered
-from adapterkit.engine.site import Site, Slot
+from adapterkit.engine.site import Site
+from adapterkit.engine.slots import Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
 from adapterkit.plugins.handlers import handler_of
@@ -27,50 +28,50 @@ from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, Param
 class _Tap:
     """A forward pre-hook that keeps the residual stream for one output point. A class, so that it can be pickled."""
 
-    def __init__(self, slot: Slot, switch: Switch) -> None:
-        self.slot, self.switch = slot, switch
+    def __init__(self, site: Site, key: str) -> None:
+        self.site, self.key = site, key
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.slot.active(self.switch.current):
-            self.switch.tap(self.slot.point.id, args[0] if args else next(iter(kwargs.values())))
+        if self.site.active(self.key):
+            self.site.switch.tap(self.key, args[0] if args else next(iter(kwargs.values())))
 
 
 class _End:
     """A forward pre-hook of the module before which a longer sequence ends; see `TokensLayout.until`."""
 
-    def __init__(self, slot: Slot, switch: Switch) -> None:
-        self.slot, self.switch = slot, switch
+    def __init__(self, site: Site, key: str) -> None:
+        self.site, self.key = site, key
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.slot.active(self.switch.current):
+        if not self.site.active(self.key):
             return None
-        length, added = self.switch.lengths(self.slot.point.id)
+        length, added = self.site.switch.lengths(self.key)
         return (cut(args[0], slice(0, length - added), length), *args[1:])
 
 
 class _Whole:
     """A forward hook of the model that returns what happens inside; see `TokensLayout.whole`."""
 
-    def __init__(self, slot: Slot, switch: Switch) -> None:
-        self.slot, self.switch = slot, switch
+    def __init__(self, site: Site, key: str) -> None:
+        self.site, self.key = site, key
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-        if not self.slot.active(self.switch.current):
+        if not self.site.active(self.key):
             return None
-        length, added = self.switch.lengths(self.slot.point.id)
+        length, added = self.site.switch.lengths(self.key)
         return cut(result, slice(0, length - added), length)
 
 
 class _Attends:
     """A forward pre-hook of a module that is given a longer sequence; see `Reach.attending`."""
 
-    def __init__(self, slot: Slot, switch: Switch, attending: Attending) -> None:
-        self.slot, self.switch, self.attending = slot, switch, attending
+    def __init__(self, site: Site, key: str, attending: Attending) -> None:
+        self.site, self.key, self.attending = site, key, attending
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        active = flattened(self.slot.active(self.switch.current))
+        active = flattened(self.site.active(self.key))
         if not active:
             return None
         return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
@@ -179,6 +180,7 @@ def attach(
         module.__class__ = adapted_class(site.base, site.read)
     site.projections = reach.projections or site.projections
     slot._modules[name] = adapter
+    site.changed()
 
 
 def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: Reach) -> None:
@@ -191,18 +193,18 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         if layout.whole:
             return
         residual = root.get_submodule(layout.residual)
-        site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(slot, site.switch), with_kwargs=True)]
+        site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(site, point.id), with_kwargs=True)]
     if isinstance(point, TokensPoint):
         layout = point.layout
         site.hooks[point.id] = []
         if layout.until is not None:
             end = root.get_submodule(layout.until)
-            site.hooks[point.id].append(end.register_forward_pre_hook(_End(slot, site.switch)))
+            site.hooks[point.id].append(end.register_forward_pre_hook(_End(site, point.id)))
         if layout.whole is not None:
             whole = root.get_submodule(layout.whole)
-            site.hooks[point.id].append(whole.register_forward_hook(_Whole(slot, site.switch)))
+            site.hooks[point.id].append(whole.register_forward_hook(_Whole(site, point.id)))
         for path, attending in reach.attending.items():
-            attends = _Attends(slot, site.switch, attending)
+            attends = _Attends(site, point.id, attending)
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
     if reach.seam is not None:
         site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
@@ -219,6 +221,7 @@ def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     if slot is None:
         return
     slot._modules.pop(name, None)
+    site.changed()
     if slot._modules:
         return
     del site.slots._modules[key]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
 from adapterkit.backend import Projection
 from adapterkit.engine.context import Side
@@ -73,7 +75,7 @@ class Attended:
 class Attending:
     """An adapter that attends, as one that acts."""
 
-    extends = False
+    abilities: ClassVar[Abilities] = Abilities()
     parts: tuple[str, ...] = ()
 
     def __init__(self, module: AdapterModule) -> None:

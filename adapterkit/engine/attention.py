@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from adapterkit.engine.selection import Strength
-from adapterkit.engine.sums import Active, check_rows, is_one
+from adapterkit.kernels.sums import Active, Strength, check_rows, is_one
 
 
 def extend_all(

@@ -52,11 +52,13 @@ class Computed:
         compute: Computes it.
         x: The input that the model gave.
         side: The side inputs.
+        y: What it gave for x, where that is known.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], x: Tensor, side: Side = no_side) -> None:
-        self._compute, self._x, self._side = compute, x, side
-        self._y: Tensor | None = None
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], x: Tensor, side: Side = no_side, y: Tensor | None = None
+    ) -> None:
+        self._compute, self._x, self._side, self._y = compute, x, side, y
 
     def __call__(self, x: Tensor, /) -> Tensor:
         if x is not self._x:
@@ -69,16 +71,16 @@ class Computed:
     def context(self) -> Mapping[str, Tensor]:
         return self._side(self._x)
 
-    def fill(self, y: Tensor) -> None:
-        """Sets what has been computed elsewhere."""
-        self._y = y
 
-
-class WholeBase(Frozen):
+class WholeBase(Computed, Frozen):
     """The base of a weight point that is the whole module."""
 
-    def __call__(self, x: Tensor, /) -> Tensor:
-        return self._whole(x)
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], x: Tensor, side: Side, point: InjectionPoint, read: ReadBase
+    ) -> None:
+        # Not by the two classes' own: this is made in every call.
+        self._compute, self._x, self._side, self._y = compute, x, side, None
+        self._point, self._read = point, read
 
 
 class PartBase(Frozen):

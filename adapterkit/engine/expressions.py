@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack
 from adapterkit.engine.bases import Computed
-from adapterkit.engine.folding import merge_weights
-from adapterkit.engine.sums import Acting, Active, combine, effects
 from adapterkit.errors import NotMergeableError, RoutingError
+from adapterkit.kernels.sums import Acting, Active, combine, effects, merge_weights
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
 
@@ -70,8 +71,8 @@ def _flat(active: Active) -> Iterator[tuple[Acting, float | Tensor]]:
 class _Several:
     """Adapters that act as one."""
 
+    abilities: ClassVar[Abilities] = Abilities()
     scalable = True
-    extends = False
     parts: Sequence[Acting] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -172,7 +173,8 @@ class Summed(_Several):
         self.parts, self.weight = parts, weight
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
-        return base(x) + effects(x, base, self._weighted())
+        y = base(x)
+        return y + effects(x, y, base, self._weighted())
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return merge_weights(weight, bias, self._weighted())

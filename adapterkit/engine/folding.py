@@ -9,39 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapterkit.adapter import AdapterModule, checked_merged
-from adapterkit.engine.selection import Strength
-from adapterkit.engine.sums import Acting, Active, is_one
-from adapterkit.errors import IncompatibleTargetError, RoutingError
+from adapterkit.errors import IncompatibleTargetError
 from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.kernels.sums import Active, add_bias, merge_weights
 from adapterkit.points import InjectionPoint, Span
 
 Part = tuple[InjectionPoint, Active]
-
-
-def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias that equal `combine` for every x.
-
-    Args:
-        weight, bias: As in `AdapterModule.merged`.
-        active: Adapters and weights.
-    """
-    if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
-        raise RoutingError("samples cannot be routed where one weight serves the whole batch")
-    if len(active) == 1 and is_one(active[0][1]):
-        return _merged(active[0][0], weight, bias)
-    total, total_bias = weight, bias
-    for adapter, scale in active:
-        merged, merged_bias = _merged(adapter, weight, bias)
-        total = total + scale * (merged - weight)
-        total_bias = _add_bias(total_bias, bias, merged_bias, scale)
-    return total, total_bias
-
-
-def _merged(adapter: Acting, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if isinstance(adapter, AdapterModule):
-        return checked_merged(adapter, weight, bias)
-    return adapter.merged(weight, bias)
 
 
 def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +29,7 @@ def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Te
         if point.in_span is not None:
             merged, merged_bias = merge_weights(read_span(weight, point.in_span, 1), bias, active)
             columns.append((point.in_span, merged))
-            total_bias = _add_bias(total_bias, bias, merged_bias, 1.0)
+            total_bias = add_bias(total_bias, bias, merged_bias, 1.0)
         elif point.span is not None:
             own_bias = None if bias is None else read_span(bias, point.span, 0)
             merged, merged_bias = merge_weights(read_span(weight, point.span, 0), own_bias, active)
@@ -76,10 +49,3 @@ def check_bias(bias: Tensor | None, folded: Tensor | None, parts: Sequence[Part]
             f"an adapter at {parts[0][0].id} adds a bias, and the model reads a weight there but no bias, so that it "
             "would be lost; narrow its targets"
         )
-
-
-def _add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: Strength) -> Tensor | None:
-    if merged is None or merged is bias:
-        return total
-    change = merged if bias is None else merged - bias
-    return scale * change if total is None else total + scale * change

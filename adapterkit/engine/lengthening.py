@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from adapterkit.backend import Positions
-from adapterkit.engine.selection import Strength
-from adapterkit.engine.sums import Acting, Active, check_rows
 from adapterkit.errors import AttachError
+from adapterkit.kernels.sums import Acting, Active, Strength, check_rows
 
 
 def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

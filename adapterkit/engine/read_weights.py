@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from adapterkit.engine.bases import Computed, ReadBase, SpanBase, WholeBase
+from adapterkit.engine.context import no_side
 from adapterkit.engine.folding import Part, check_bias, fold
-from adapterkit.engine.sums import combine
 from adapterkit.kernels.spans import write_spans
+from adapterkit.kernels.sums import combine
 from adapterkit.kernels.weights import canonical, point_weight
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
@@ -99,8 +100,7 @@ class StackedWeight:
 
     def _expert(self, index: int, x: Tensor, y: Tensor) -> Tensor:
         parts = self._parts.get(index, ())
-        base = Computed(lambda other: other @ self._parameter[index], x)
-        base.fill(y)
+        base = Computed(lambda other: other @ self._parameter[index], x, y=y)
         spans = [
             (point.span, combine(x, SpanBase(base, point.span, -1, point, self._reader(point)), active))
             for point, active in parts
@@ -108,7 +108,9 @@ class StackedWeight:
         ]
         if spans:
             return write_spans(y, spans, -1)
-        return combine(x, WholeBase(base, parts[0][0], self._reader(parts[0][0])), parts[0][1]) if parts else y
+        return (
+            combine(x, WholeBase(base, x, no_side, parts[0][0], self._reader(parts[0][0])), parts[0][1]) if parts else y
+        )
 
     def _reader(self, point: InjectionPoint) -> ReadBase:
         bias = None if self._other is None else self._other.detach()

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from adapterkit.composition import Expression, names_of
+from adapterkit.kernels.sums import Strength
 from adapterkit.points import InjectionPoint
-
-Strength = float | Tensor
-"""How strongly an adapter acts at a point: a number, or a tensor with one for each row of the batch, [rows] float32.
-
-While torch.compile traces, a number is a tensor of no axes, so that another number needs no other program.
-"""
 
 
 def _scalar(weight: float) -> Tensor:
@@ -57,7 +52,7 @@ class Selection:
         asked: What the user said; by default the weights themselves.
     """
 
-    __slots__ = ("acting", "asked", "idle", "tensors", "weights")
+    __slots__ = ("__weakref__", "acting", "asked", "idle", "tensors", "weights")
 
     def __init__(
         self, weights: Mapping[Expression, Weight] | None = None, asked: Mapping[Expression, Any] | None = None
@@ -102,7 +97,7 @@ def strength_at(weight: Weight, point: InjectionPoint) -> Strength:
     """What a weight is at one point."""
     if not isinstance(weight, PerPoint):
         return weight
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         found = weight.tensor(point.id)
         return 0.0 if found is None else found
     return weight.get(point.id, 0.0)

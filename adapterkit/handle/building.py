@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
+from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
 from adapterkit.handle.starting import start_from_base
 from adapterkit.mapping.model import MappedModel
@@ -154,25 +154,18 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
 
 def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
     """What a point asks for that a type of module does not have."""
-    if point.lengthens and cls.lengthen is AdapterModule.lengthen:
+    if point.lengthens and not cls.abilities.lengthen:
         return f"it is asked for positions there, and {cls.__name__} defines no lengthen"
-    if isinstance(point, AttentionPoint) and not (cls.extends or cls.attends):
+    if isinstance(point, AttentionPoint) and not (cls.abilities.extend or cls.abilities.attend):
         return f"{cls.__name__} defines neither extend nor attend"
-    if point.cuts_groups and cls.forward is AdapterModule.forward:
+    if point.cuts_groups and not (cls.abilities.forward or cls.abilities.delta):
         return f"{cls.__name__} computes with a whole weight, and the point has a part of a grouped convolution"
-    if point.is_read and not _has_weight(cls):
+    if point.is_read and not cls.abilities.merge:
         return (
             f"the model reads the weight there instead of calling a module, and {cls.__name__} has no equivalent "
             "weight (it defines neither merged nor delta_weight)"
         )
     return None
-
-
-def _has_weight(cls: type[AdapterModule]) -> bool:
-    """Whether a type says what weight equals it."""
-    if cls.merged is AdditiveModule.merged and issubclass(cls, AdditiveModule):
-        return cls.delta_weight is not AdditiveModule.delta_weight or cls.factors is not AdditiveModule.factors
-    return cls.merged is not AdapterModule.merged
 
 
 def master_dtype(base: torch.dtype) -> torch.dtype:

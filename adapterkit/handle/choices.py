@@ -13,7 +13,7 @@ from adapterkit.composition import Composition, Expression, Split, names_of, sha
 from adapterkit.engine.selection import PerPoint, Selection, Weight
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
 from adapterkit.handle.state import Attached
-from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensPoint, WeightPoint
+from adapterkit.points import AttentionPoint, InjectionPoint
 from adapterkit.selectors import Selector
 
 WeightFunction = Callable[[InjectionPoint, int], float]
@@ -143,15 +143,30 @@ def _check_weight(
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_finite(weight):
         expected = "a finite number, a number for each selector, or a function of (point, step)"
         raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
-    modules = [(one.points[key], m) for one in attached for key, m in one.modules.items() if at is None or key == at.id]
-    if weight < 0 and any(isinstance(point, AttentionPoint) and module.extends for point, module in modules):
+    multiplies = any(_multiplies(one, at) for one in attached)
+    if weight < 0 and multiplies:
         told = f"{expression!r} multiplies attention{where}, so its weight must not be negative, but it is {weight!r}"
         raise ConfigError([told], "weights")
-    fixed = [point.id for point, module in modules if not module.scalable]
+    fixed = [key for one in attached for key in _fixed(one, at)[:1]]
     if fixed and weight not in (0, 1):
         raise ConfigError(
             [f"{expression!r} acts or does not at {fixed[0]}: its weight must be 1, not {weight!r}"], "weights"
         )
+
+
+def _multiplies(one: Attached, at: InjectionPoint | None) -> bool:
+    """Whether an adapter's weight multiplies attention: anywhere, or at one point."""
+    if at is None:
+        return one.facts.extends
+    return isinstance(at, AttentionPoint) and at.id in one.modules and one.modules[at.id].abilities.extend
+
+
+def _fixed(one: Attached, at: InjectionPoint | None) -> Sequence[str]:
+    """Where an adapter acts or does not: of all its points, or of one."""
+    if at is None:
+        return one.facts.fixed
+    module = one.modules.get(at.id)
+    return () if module is None or module.scalable else (at.id,)
 
 
 def _is_finite(weight: float) -> bool:
@@ -194,22 +209,8 @@ def check_together(weights: Mapping[Expression, Weight], adapters: Mapping[str, 
 
 def check_routable(name: str, adapter: Attached) -> None:
     """Raises RoutingError where the rows of a batch cannot have this adapter each for itself."""
-    if reason := _no_rows(adapter):
+    if reason := adapter.facts.no_rows:
         raise RoutingError(f"{name!r} cannot be routed: {reason}")
-
-
-def _no_rows(adapter: Attached) -> str | None:
-    read = [point for point in adapter.points.values() if point.is_read]
-    if read:
-        return f"the model reads the weight at {read[0].id} once for the whole batch"
-    unmasked = [point for point in adapter.points.values() if point.lengthens and not point.layout.masked]
-    if unmasked:
-        return f"at {unmasked[0].id} there is no mask by which other rows would not see its positions"
-    points = adapter.points
-    fixed = [
-        key for key, one in adapter.modules.items() if not one.scalable and not isinstance(points[key], TokensPoint)
-    ]
-    return f"at {fixed[0]} it replaces the base, which other rows would need" if fixed else None
 
 
 def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> None:
@@ -220,27 +221,23 @@ def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> N
     if not isinstance(expression, Split):
         return
     for name in expression.names:
-        for point in adapters[name].points.values():
-            if reason := _no_tokens(point):
-                raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
-
-
-def _no_tokens(point: InjectionPoint) -> str | None:
-    if not isinstance(point, (WeightPoint, OutputPoint)):
-        return f"at {point.id} it acts on the whole sequence"
-    if point.is_read or (isinstance(point, WeightPoint) and point.layout.kernel):
-        return f"there is no axis of tokens at {point.id}"
-    return None
+        if reason := adapters[name].facts.no_tokens:
+            raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
 
 
 def _check_alone(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:
+    several = sum(len(names_of(expression)) for expression in weights) > 1
     for expression, weight in weights.items():
         for name in names_of(expression):
-            for key, module in adapters[name].modules.items():
-                if not module.scalable and _acts(weight, key):
-                    _check_whole(name, key, expression)
-                    if not module.outermost:
-                        _check_company(name, adapters[name].points[key], weights, adapters)
+            fixed = adapters[name].facts.fixed
+            if isinstance(weight, PerPoint):
+                fixed = [key for key in fixed if _acts(weight, key)]
+            if not fixed or not _acts(weight, fixed[0]):
+                continue
+            _check_whole(name, fixed[0], expression)
+            for key in fixed if several else ():
+                if not adapters[name].modules[key].outermost:
+                    _check_company(name, adapters[name].points[key], weights, adapters)
 
 
 def _check_whole(name: str, key: str, expression: Expression) -> None:
@@ -267,11 +264,11 @@ def _check_company(
 
 def _check_positions(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:
     names = [name for expression in weights for name in names_of(expression)]
-    longer = [name for name in names if any(point.lengthens for point in adapters[name].points.values())]
+    longer = [name for name in names if adapters[name].facts.lengthens]
     if not longer:
         return
     counting = [repr(one) for one in weights if any(_is_split(name, one) for name in names_of(one))]
-    counting += [repr(name) for name in names if any(one.positional for one in adapters[name].modules.values())]
+    counting += [repr(name) for name in names if adapters[name].facts.positional]
     if counting:
         raise RoutingError(
             f"{counting[0]} counts the positions of the sequence, and {longer[0]!r} adds some to it: they would not be "

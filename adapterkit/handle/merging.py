@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from adapterkit.composition import Expression, names_of
 from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
-from adapterkit.engine.selection import Selection, Strength, strength_at
-from adapterkit.engine.sums import Acting
+from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, blaming
 from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
+from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 

@@ -26,7 +26,7 @@ def start_from_base(module: AdapterModule, point: InjectionPoint, mapped: Mapped
     Raises:
         IncompatibleTargetError: It does, and there are none.
     """
-    if type(module).initialise is AdapterModule.initialise or not module.from_base:
+    if not module.abilities.initialise or not module.from_base:
         return
     values = base_values(type(module).__name__, point, mapped)
     if values is not None:

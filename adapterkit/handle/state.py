@@ -16,10 +16,11 @@ from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.site import Slots
+from adapterkit.engine.slots import Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built
+from adapterkit.handle.facts import Facts
 from adapterkit.handle.stand_ins import Original
 from adapterkit.mapping.model import MappedModel, map_model
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
@@ -35,6 +36,7 @@ class Attached:
     Attributes:
         parts: One for each type in it, at points of their own.
         points, modules: Those of all parts, by the points' ids.
+        facts: What they tell together.
         metadata: What its file says beside the tensors.
         held: Point id -> names of the parameters that the type itself built with `requires_grad=False`.
         reads: Names of the side inputs that it reads.
@@ -43,6 +45,7 @@ class Attached:
     parts: Sequence[Built]
     points: Mapping[str, InjectionPoint]
     modules: Mapping[str, AdapterModule]
+    facts: Facts
     metadata: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
@@ -112,15 +115,15 @@ class State:
             raise
         self._watch(points)
         by_id = {point.id: point for point in points}
-        held = _held(modules)
-        self.adapters[name] = Attached(tuple(parts), by_id, modules, dict(metadata or {}), held, reads)
+        facts, held = Facts.of(by_id, modules), _held(modules)
+        self.adapters[name] = Attached(tuple(parts), by_id, modules, facts, dict(metadata or {}), held, reads)
         self.set_trainable([name], value=False)
         for component in self.mapped.components.values():
             component.root.__dict__[STATE] = self
 
     def _reach(self, point: InjectionPoint, adapter: AdapterModule) -> Reach:
         reach = self.mapped.reach(point)
-        if not isinstance(point, AttentionPoint) or not adapter.attends:
+        if not isinstance(point, AttentionPoint) or not adapter.abilities.attend:
             return reach
         return dataclasses.replace(reach, projections=self.mapped.projections(point))
 
@@ -213,8 +216,8 @@ def _side_inputs(parts: Sequence[Built]) -> frozenset[str]:
 
 def _unreached(seam: AttentionSeam, module: nn.Module, adapter: AdapterModule) -> str | None:
     """Why a seam cannot do at a module what the adapter does with an attention."""
-    return (seam.refusal(module) if adapter.extends else None) or (
-        seam.attend_refusal(module) if adapter.attends else None
+    return (seam.refusal(module) if adapter.abilities.extend else None) or (
+        seam.attend_refusal(module) if adapter.abilities.attend else None
     )
 
 

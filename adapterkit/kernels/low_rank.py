@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapterkit.factors import Factors
@@ -26,10 +28,28 @@ def expanded(h: Tensor, b: Tensor, layout: WeightLayout, scale: float) -> Tensor
     return y if scale == 1.0 else y * scale
 
 
+Update = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""`(x, A, B, scale)` -> `scale * B(A(x))`, in the dtype of x; of A at an embedding."""
+
+
+def update_of(layout: WeightLayout) -> Update:
+    """What computes an update in this layout. Chosen once, and not in every call; it can be pickled."""
+    return _linear if layout.form in ("linear", "linear_t") else functools.partial(_other, layout)
+
+
 def update(x: Tensor, factors: Factors) -> Tensor:
     """`scale * B(A(x))`, in the dtype of x; of A at an embedding."""
-    h = reduced(x, factors.A, factors.layout)
-    return expanded(h, factors.B, factors.layout, factors.scale)
+    return update_of(factors.layout)(x, factors.A, factors.B, factors.scale)
+
+
+def _linear(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    h = F.linear(x, a if a.dtype == x.dtype else a.to(x.dtype))
+    y = F.linear(h, b if b.dtype == h.dtype else b.to(h.dtype))
+    return y if scale == 1.0 else y * scale
+
+
+def _other(layout: WeightLayout, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return expanded(reduced(x, a, layout), b, layout, scale)
 
 
 def dense(factors: Factors) -> Tensor:

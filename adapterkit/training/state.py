@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapterkit.engine.site import Slots
+from adapterkit.engine.slots import Slots
 from adapterkit.errors import CheckpointError, CorruptFileError, MissingKeysError
 from adapterkit.training.snapshots import Snapshot, copies
 

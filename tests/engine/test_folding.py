@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.engine.folding import fold, merge_weights
-from adapterkit.engine.sums import Active
+from adapterkit.engine.folding import fold
+from adapterkit.kernels.sums import Active, merge_weights
 from adapterkit.testing import toys
 from tests.engine import test_read_weights
 

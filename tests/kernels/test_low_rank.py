@@ -65,11 +65,11 @@ def test_factors_alone_are_a_type(form: str) -> None:
 
 
 def test_low_rank_is_what_no_subclass_bends() -> None:
-    assert Thin.low_rank
-    assert not Bent.low_rank
-    assert not ak.AdditiveModule.low_rank
+    assert Thin.abilities.low_rank
+    assert not Bent.abilities.low_rank
+    assert not ak.AdditiveModule.abilities.low_rank
     layout = WeightLayout("linear")
-    assert Thin(layout, (4, 6)).has_delta
+    assert Thin.abilities.adds
     with pytest.raises(errors.PluginError, match=r"gave \(4, 6\), and the weight is \(5, 6\)"):
         Thin(layout, (4, 6)).merged(torch.zeros(5, 6), None)
 
@@ -103,4 +103,4 @@ def test_no_factors_while_training_drops(config: ak.LoRA) -> None:
     factors = module.eval().factors()
     assert factors is not None
     assert math.prod(factors.shape) == 24
-    assert type(module).low_rank
+    assert module.abilities.low_rank

@@ -1,0 +1,265 @@
+"""What one adapted module does under one selection: everything that depends on these two alone, computed once.
+
+A plan holds no tensor: it is right whatever the model's and the adapters' parameters become.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from adapterkit.backend import Lengthening
+from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, WholeBase
+from adapterkit.engine.context import Side
+from adapterkit.engine.expressions import flattened
+from adapterkit.engine.folding import Part
+from adapterkit.engine.lengthening import gathered, with_behind
+from adapterkit.engine.selection import Selection
+from adapterkit.engine.slots import Found
+from adapterkit.engine.switch import Switch
+from adapterkit.kernels.spans import read_span, write_spans
+from adapterkit.kernels.sums import Active, Combine, combine, effects, together
+from adapterkit.kernels.weights import base_weight
+from adapterkit.points import InjectionPoint, Span
+
+if TYPE_CHECKING:
+    from adapterkit.engine.site import Site
+
+Forward = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Around = Callable[[nn.Module, Forward, Args, Kwargs], Any]
+"""`(module, forward, args, kwargs)`: a call of the module's forward with adapters around it."""
+
+_ORDER = ("weight", "tokens", "output")  # the first is innermost
+
+
+class Plan:
+    """What acts at a site under a selection, and how a call of its module goes around it.
+
+    Attributes:
+        active: Point id -> what acts there; nothing else is in it.
+        read: Name of a parameter that the model reads -> the points in it at which something acts.
+        attention: What extends keys and values, in order.
+        attending: What attends beside the softmax, in order, with the side inputs of its point.
+        call: The module's forward with all that acts around it; None where it is its own forward and nothing else.
+    """
+
+    def __init__(self, site: Site, selection: Selection) -> None:
+        every = [(slot, slot.active(selection)) for slot in site.slots]
+        found: Found = [(slot, active) for slot, active in every if active]
+        self.active = {slot.point.id: active for slot, active in found}
+        self.read = _read([one for one in found if "read" in one[0].ways])
+        attention = [one for one in found if "attention" in one[0].ways]
+        flat = [[one for one in flattened(active) if one[0].abilities.extend] for _, active in attention]
+        self.attention = [active for active in flat if active]
+        beside = [(slot, slot.attending(selection)) for slot, _ in attention]
+        self.attending = [(_side(site.switch, slot.point), active) for slot, active in beside if active]
+        arounds = [
+            around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
+        ]
+        self.call = _nested(arounds, _instead(site, self))
+
+
+def _read(found: Found) -> dict[str, list[Part]]:
+    parts: dict[str, list[Part]] = {}
+    for slot, active in found:
+        for name in slot.parameters_read:
+            parts.setdefault(name, []).append((slot.point, active))
+    return parts
+
+
+def _instead(site: Site, plan: Plan) -> Callable[..., Any] | None:
+    """What runs in the place of the module's own forward."""
+    if plan.read and site.plain is not None:
+        return site.plain
+    return site.seam.forward if (plan.attention or plan.attending) and site.seam is not None else None
+
+
+def _nested(arounds: list[Around], instead: Forward | None) -> Around | None:
+    """The last of them around all others."""
+    if not arounds:
+        return None if instead is None else functools.partial(_replaced, instead)
+    call = arounds[0] if instead is None else functools.partial(_around_replaced, arounds[0], instead)
+    for around in arounds[1:]:
+        call = functools.partial(_around_another, around, call)
+    return call
+
+
+def _replaced(
+    instead: Forward,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    return instead(module, *args, **kwargs)
+
+
+def _around_replaced(
+    around: Around,
+    instead: Forward,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    return around(module, functools.partial(instead, module), args, kwargs)
+
+
+def _around_another(
+    outer: Around,
+    inner: Around,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    return outer(module, lambda *args, **kwargs: inner(module, forward, args, kwargs), args, kwargs)
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _side(switch: Switch, point: InjectionPoint) -> Side:
+    return lambda x: switch.side(x, point.id)
+
+
+def _around_weights(site: Site, found: Found) -> list[Around]:
+    if not found:
+        return []
+    point = found[0][0].point
+    side = _side(site.switch, point)
+    if point.in_span is not None:
+        return [functools.partial(_around_columns, found, side)]
+    if point.span is not None:
+        return [functools.partial(_around_rows, found, side)]
+    return [functools.partial(_around_whole, point, side, together(found[0][1]))]
+
+
+def _around_whole(
+    point: InjectionPoint,
+    side: Side,
+    act: Combine,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Tensor:
+    x, run = (args[0], forward) if len(args) == 1 and not kwargs else first_argument(forward, args, kwargs)
+    return act(x, WholeBase(run, x, side, point, functools.partial(base_weight, module, point)))
+
+
+def _around_rows(found: Found, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs) -> Tensor:
+    """Points that are rows of a fused projection."""
+    x, run = first_argument(forward, args, kwargs)
+    whole, dim = Computed(run, x, side), found[0][0].point.feature_axis
+    parts: list[tuple[Span, Tensor]] = []
+    for slot, active in found:
+        point = slot.point
+        if point.span is not None:
+            base = SpanBase(whole, point.span, dim, point, functools.partial(base_weight, module, point))
+            parts.append((point.span, combine(x, base, active)))
+    return write_spans(whole(x), parts, dim)
+
+
+def _around_columns(
+    found: Found, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+) -> Tensor:
+    """Points that see a part of the input each."""
+    x, run = first_argument(forward, args, kwargs)
+    whole = Computed(run, x, side)
+    out = whole(x)
+    for slot, active in found:
+        point = slot.point
+        if point.in_span is not None:
+            part = read_span(x, point.in_span, -1)
+            base = PartBase(whole, x, part, point.in_span, point, functools.partial(base_weight, module, point))
+            out = out + effects(part, base(part), base, active)
+    return out
+
+
+# -- sequences --------------------------------------------------------------------------------------------------------
+
+
+def _around_tokens(site: Site, found: Found) -> list[Around]:
+    arounds: list[Around] = []
+    for slot, active in sorted(found, key=lambda one: one[0].point.lengthens):
+        if slot.point.lengthens:
+            longer = functools.partial(_positions, site.switch, slot.point.id, flattened(active))
+            arounds.append(functools.partial(_longer, site.lengthening, longer))
+        else:
+            arounds.append(functools.partial(_changed, active, _side(site.switch, slot.point)))
+    return arounds
+
+
+def _changed(active: Active, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs) -> Any:
+    """A module that makes a sequence, with the adapters that change it."""
+    x, run = first_argument(forward, args, kwargs)
+    return combine(x, Computed(run, x, side), active)
+
+
+def _longer(
+    lengthening: Lengthening | None,
+    positions: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    if lengthening is None:
+        return with_behind(forward, positions, args, kwargs)
+    return lengthening(module, forward, positions, args, kwargs)
+
+
+def _positions(switch: Switch, key: str, active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    added, visible = gathered(active, tokens)
+    count = added.shape[1]
+    switch.lengthened(key, tokens.shape[1] + count, count)
+    return added, visible
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def _around_outputs(site: Site, found: Found) -> list[Around]:
+    if not found:
+        return []
+    norms = {slot.point.id: site.norms[slot.point.id] for slot, _ in found}
+    return [functools.partial(_around_output, site.switch, norms, found)]
+
+
+def _around_output(
+    switch: Switch,
+    norms: Mapping[str, tuple[nn.Module | None, nn.Module | None]],
+    found: Found,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    result = forward(*args, **kwargs)
+    # Attention modules return (output, weights, ...): the sublayer's output is the first.
+    output = result[0] if isinstance(result, tuple) else result
+    for slot, active in found:
+        # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
+        x = first_argument(forward, args, kwargs)[0] if slot.point.is_block else switch.take(slot.point.id)
+        # A mixture of experts may give its tokens in one row, [batch * length, features].
+        shaped = output if slot.point.is_block or output.shape == x.shape else output.view(x.shape)
+        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot.point)), active)
+        output = combined.view(output.shape)
+    return (output, *result[1:]) if isinstance(result, tuple) else output
+
+
+_AROUND = {"weight": _around_weights, "tokens": _around_tokens, "output": _around_outputs}
+
+
+def first_argument(forward: Forward, args: Args, kwargs: Kwargs) -> tuple[Any, Callable[[Any], Any]]:
+    """The module's input, and the forward as a function of it alone."""
+    if args:
+        return args[0], lambda x: forward(x, *args[1:], **kwargs)
+    name = next(iter(kwargs))
+    return kwargs[name], lambda x: forward(**{**kwargs, name: x})

@@ -1,0 +1,68 @@
+"""The adapters of one point, by name: the modules that attaching registers below an adapted module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.engine.attending import Attending
+from adapterkit.engine.expressions import acting_at, outermost_last
+from adapterkit.engine.selection import Selection, strength_at
+from adapterkit.kernels.sums import Acting, Active, Strength
+from adapterkit.points import InjectionPoint, ParameterPoint
+
+
+class Slot(nn.Module):
+    """The adapters of one point, by name. Registered below the adapted module.
+
+    Names are written into `_modules` directly: `add_module` refuses those that are attributes of nn.Module ("train").
+    """
+
+    def __init__(self, point: InjectionPoint) -> None:
+        super().__init__()
+        self.point = point
+        access = point.layout.access if isinstance(point, ParameterPoint) else "call"
+        self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
+        self.parameters_read = point.parameters if isinstance(point, ParameterPoint) and "read" in self.ways else ()
+
+    def active(self, selection: Selection) -> Active:
+        """What acts at this point, with its weights."""
+        return self._acting(selection, self._modules)  # type: ignore[arg-type]
+
+    def attending(self, selection: Selection) -> Active:
+        """Of that, what has an attention of its own."""
+        modules: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
+        return self._acting(selection, {name: Attending(one) for name, one in modules.items() if one.abilities.attend})
+
+    def _acting(self, selection: Selection, mine: Mapping[str, Any]) -> Active:
+        compiling = torch.compiler.is_dynamo_compiling()
+        found: list[tuple[Acting, Strength]] = []
+        for expression, weight in selection.tensors if compiling else selection.acting:
+            acting = acting_at(expression, mine)
+            if acting is None:
+                continue
+            strength = strength_at(weight, self.point)
+            if compiling and not acting.scalable and not (isinstance(strength, Tensor) and strength.ndim):
+                strength = 1.0
+            if isinstance(strength, Tensor) or strength != 0:
+                found.append((acting, strength))
+        return outermost_last(found)
+
+    def extra_repr(self) -> str:
+        """The point's id, for `repr(model)`."""
+        return self.point.id
+
+
+class Slots(nn.Module):
+    """The slots of one adapted module, by role."""
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(list(self._modules.values()))  # type: ignore[arg-type]
+
+
+Found = list[tuple[Slot, Active]]
+"""Slots at which something acts, with what does."""

@@ -1,0 +1,189 @@
+"""How several adapters act together: a weighted sum of their effects around the frozen base.
+
+    y = base(x) + sum_i w_i * (adapter_i(x, base) - base(x))
+    W' = W + sum_i w_i * (merged_i(W) - W),  and the bias likewise
+
+One adapter of weight 1 is simply called, so that a type is free to do anything with its base. A weight may also be one
+number for each row of the batch: that is how every sample gets adapters of its own. What stands for an adapter here may
+be several that act as one; see `adapterkit.engine.expressions`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.abilities import Abilities
+from adapterkit.base import Base
+from adapterkit.errors import PluginError, RoutingError
+
+Strength = float | Tensor
+"""How strongly an adapter acts at a point: a number, or a tensor with one for each row of the batch, [rows] float32.
+
+While torch.compile traces, a number is a tensor of no axes, so that another number needs no other program.
+"""
+
+
+class Acting(Protocol):
+    """An adapter module, or several that act as one. `scalable` and `abilities` are as in `AdapterModule`."""
+
+    abilities: ClassVar[Abilities]
+    scalable: bool
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+        ...
+
+    def __call__(self, x: Tensor, base: Base, /) -> Tensor: ...
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AdapterModule.extend`."""
+        ...
+
+    def lengthen(self, tokens: Tensor) -> Tensor:
+        """As `AdapterModule.lengthen`."""
+        ...
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `AdapterModule.merged`."""
+        ...
+
+
+Active = Sequence[tuple[Acting, Strength]]
+Combine = Callable[[Tensor, Base], Tensor]
+"""`(x, base)`: what `AdapterModule.forward` is for one adapter."""
+
+
+# -- of outputs -------------------------------------------------------------------------------------------------------
+
+
+def combine(x: Tensor, base: Base, active: Active) -> Tensor:
+    """The output of a point with these adapters. `base` must be cheap to ask twice for `x`."""
+    return together(active)(x, base)
+
+
+def together(active: Active) -> Combine:
+    """`combine` for these adapters, without what it would ask in every call."""
+    if len(active) != 1 or not is_one(active[0][1]):
+        return functools.partial(_summed, active)
+    adapter = active[0][0]
+    return functools.partial(_alone, adapter) if adapter.abilities.adds else adapter
+
+
+def _summed(active: Active, x: Tensor, base: Base) -> Tensor:
+    y = base(x)
+    return y + effects(x, y, base, active)
+
+
+def _alone(adapter: Any, x: Tensor, base: Base) -> Tensor:
+    if not _adds(adapter):
+        return adapter(x, base)
+    y = base(x)
+    return y + adapter.added(x, y)
+
+
+def effects(x: Tensor, y: Tensor, base: Base, active: Active) -> Tensor:
+    """What these adapters add to `y`, which is `base(x)`."""
+    total: Tensor | None = None
+    for adapter, weight in active:
+        scaled = _scaled(effect(adapter, x, y, base), weight)
+        total = scaled if total is None else total + scaled
+    return torch.zeros_like(y) if total is None else total
+
+
+def effect(adapter: Acting, x: Tensor, y: Tensor, base: Base) -> Tensor:
+    """What one adapter adds to `y`, which is `base(x)`."""
+    return adapter.added(x, y) if _adds(adapter) else adapter(x, base) - y  # type: ignore[attr-defined]
+
+
+def _adds(adapter: Any) -> bool:
+    """Whether an adapter need not be called to know its effect.
+
+    A hook, and a forward on the instance (which fetches offloaded parameters), run where it is called.
+    """
+    if not adapter.abilities.adds or "forward" in adapter.__dict__:
+        return False
+    return not (
+        adapter._forward_hooks or adapter._forward_pre_hooks or adapter._backward_hooks or adapter._backward_pre_hooks
+    )
+
+
+def is_one(weight: Strength) -> bool:
+    """Whether an adapter of this weight, alone, is simply called."""
+    return not isinstance(weight, Tensor) and weight == 1.0
+
+
+def _scaled(effect: Tensor, weight: Strength) -> Tensor:
+    if not isinstance(weight, Tensor):
+        return effect if weight == 1.0 else weight * effect
+    if not weight.ndim:
+        return weight * effect
+    check_rows(effect, weight)
+    rows = weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:]))
+    return rows * effect.masked_fill(rows == 0, 0)  # what overflows in one row must not reach another: 0 * inf is NaN
+
+
+def check_rows(tensor: Tensor, weight: Tensor) -> None:
+    """Raises RoutingError where the rows that were routed are not those of this tensor."""
+    if tensor.shape[0] != len(weight):
+        raise RoutingError(
+            f"{len(weight)} samples were routed, but a tensor {tuple(tensor.shape)} has {tensor.shape[0]} rows. "
+            "Name one adapter for each row that the model sees (a diffusion pipeline with guidance doubles the batch), "
+            "and route none that acts where there is no row per sample (position embeddings, windows, experts)"
+        )
+
+
+# -- of weights -------------------------------------------------------------------------------------------------------
+
+
+def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias that equal `combine` for every x; the very `bias` where it does not change.
+
+    Args:
+        weight, bias: As in `AdapterModule.merged`.
+        active: Adapters and weights.
+    """
+    if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
+        raise RoutingError("samples cannot be routed where one weight serves the whole batch")
+    if len(active) == 1 and is_one(active[0][1]):
+        return checked_merged(active[0][0], weight, bias)
+    total, total_bias = weight, bias
+    for adapter, scale in active:
+        merged, merged_bias = checked_merged(adapter, weight, bias)
+        total = total + scale * (merged - weight)
+        total_bias = add_bias(total_bias, bias, merged_bias, scale)
+    return total, total_bias
+
+
+def add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, scale: Strength) -> Tensor | None:
+    """`total` and `scale` times what `merged` has more than `bias`; None is zero."""
+    if merged is None or merged is bias:
+        return total
+    change = merged if bias is None else merged - bias
+    return scale * change if total is None else total + scale * change
+
+
+def checked_merged(module: Acting, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`module.merged(weight, bias)`; PluginError where the shape is another, and was not meant to be."""
+    merged, merged_bias = module.merged(weight, bias)
+    check_shape(module, "merged", merged, weight)
+    return merged, merged_bias
+
+
+def check_shape(module: Acting, method: str, made: Tensor, weight: Tensor) -> None:
+    """Raises PluginError where a weight was made in another shape, and the type does not say that it replaces it."""
+    if module.scalable and made.shape != weight.shape:
+        raise PluginError(
+            f"{type(module).__name__}.{method}{place_of(module)} gave {tuple(made.shape)}, and the weight is "
+            f"{tuple(weight.shape)}"
+        )
+
+
+def place_of(module: object) -> str:
+    """Where a module was built for, for messages."""
+    place = getattr(module, "at", "")
+    return f" at {place}" if place else ""
