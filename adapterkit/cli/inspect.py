@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(file: Path, as_json: bool) -> None:
-    """Describe an adapter FILE: type, configuration, parameters by role, base, and who wrote it."""
+@click.option("--allow-pickle", is_flag=True, help="Open a pickle of tensors, with torch's weights_only.")
+def command(file: Path, as_json: bool, allow_pickle: bool) -> None:
+    """Describe an adapter FILE or folder: type, configuration, parameters by role, base, and who wrote it."""
     from adapterkit.cli.messages import plain_warnings
 
     click.get_current_context().with_resource(plain_warnings())
-    report, checkpoints = read_adapters(file)
+    report, checkpoints = read_adapters(file, allow_pickle=allow_pickle)
     described = {name: _describe(checkpoint, report, file) for name, checkpoint in checkpoints.items()}
     if as_json:
         click.echo(json.dumps(described.get("", described), indent=2))
@@ -42,7 +43,7 @@ def read_adapter(file: Path) -> Checkpoint:
     return only(read_adapters(file)[1], file)
 
 
-def read_adapters(file: Path) -> tuple[ReadReport, dict[str, Checkpoint]]:
+def read_adapters(file: Path, *, allow_pickle: bool = False) -> tuple[ReadReport, dict[str, Checkpoint]]:
     """What the format of a file or folder says of it, and the adapters by name; "" where there is one without a name.
 
     Raises:
@@ -52,9 +53,9 @@ def read_adapters(file: Path) -> tuple[ReadReport, dict[str, Checkpoint]]:
     from adapterkit.formats.source import Source
     from adapterkit.points import Points
 
-    source = Source.of(file)
+    source = Source.of(file, allow_pickle=allow_pickle)
     reader = find_format(source)
-    found, report = reader.read(source, Points([]), reader.reading(strict=False))
+    found, report = reader.read(source, Points([]), reader.reading(strict=False, allow_pickle=allow_pickle))
     return report, found
 
 
@@ -72,6 +73,7 @@ def _describe(checkpoint: Checkpoint, report: ReadReport, file: Path) -> dict[st
         "made for": report.base,
         "backends": dict(checkpoint.backends),
         "metadata": dict(checkpoint.metadata),
+        "points with settings": sum(len(part.settings) for part in checkpoint.parts),
         "points": len({key for part in checkpoint.parts for key in part.tensors}),
         "parameters": sum(t.numel() for t in tensors),
         "dtypes": sorted({_dtype(t) for t in tensors}),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import adapterkit as ak
@@ -40,6 +41,34 @@ def test_json_says_everything(file: Path):
         {"component": "toy", "role": "attn.q", "points": 2, "shapes": "A 4x8, B 8x4", "parameters": 128},
         {"component": "toy", "role": "mlp.down", "points": 2, "shapes": "A 2x16, B 8x2", "parameters": 96},
     ]
+
+
+def test_a_file_of_several_types(tmp_path: Path):
+    toys.register()
+    adapters = ak.Adapters(toys.ToyModel())
+    for name, config in (("a", ak.LoRA(rank=2, targets="attn.q")), ("b", ak.Bottleneck(width=2))):
+        adapters.add(name, config)
+    one, other = (adapters.checkpoint(name) for name in ("a", "b"))
+    adapters.install("both", one.replace(parts=[one.part, other.part], metadata={"trigger": "ink"}))
+    path = adapters.save("both", tmp_path / "both")
+    found = json.loads(call(path, "--json").stdout)
+    assert (found["type"], found["metadata"]) == ("lora + bottleneck", {"trigger": "ink"})
+    assert {name: config["targets"] for name, config in found["config"].items()} == {
+        "lora": "attn.q",
+        "bottleneck": "mlp",
+    }
+    assert {row["role"] for row in found["roles"]} == {"attn.q", "mlp"}
+    assert found["written by"] == f"adapterkit {ak.__version__}"
+    assert "lora + bottleneck" in call(path).stdout
+
+
+def test_a_folder_and_a_pickle_are_asked_about_as_load_does(tmp_path: Path):
+    result = call(tmp_path)
+    assert result.exit_code == 1
+    assert "is a folder" in result.stderr
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.bin")
+    assert "can run code" in call(tmp_path / "x.bin").stderr
+    assert "of no format that is installed" in call(tmp_path / "x.bin", "--allow-pickle").stderr
 
 
 def test_the_table_names_type_config_and_roles(file: Path):
