@@ -156,6 +156,7 @@ class ReadReport:
         tool, version: What wrote it, where that is known.
         base: The base that it is for, and how that is known, where it is.
         format: The format's name; adapterkit fills it in.
+        finite: Whether `read` has refused NaN and infinity itself; otherwise every value is looked at afterwards.
     """
 
     matched: Sequence[str] = ()
@@ -166,6 +167,7 @@ class ReadReport:
     version: str = ""
     base: str = ""
     format: str = ""
+    finite: bool = False
 
 
 @dataclass(frozen=True)

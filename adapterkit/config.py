@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -137,6 +137,14 @@ class AdapterConfig:
         the config that has them, as is `accepts`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build(point)")
+
+    def alike(self, point: InjectionPoint) -> Hashable | None:
+        """What `build` makes its module from: where it is equal, so are the modules, but for their random values.
+
+        Loading a file then builds one of them and copies it, which is many times quicker; None for no such thing. What
+        a class says here holds for its own `build`, and for no other that a subclass writes.
+        """
+        return None
 
     def shared(self, points: Sequence[InjectionPoint]) -> nn.Module | None:
         """One module that those of all points use together, as their `shared`; None for none.

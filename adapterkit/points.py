@@ -6,6 +6,7 @@ that does the work, and a layout that says what an adapter must know to act ther
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, overload
@@ -69,12 +70,12 @@ class InjectionPoint:
     in_span: Span | None = field(default=None, kw_only=True)
     tags: Mapping[str, Tag] = field(default_factory=dict[str, Tag], hash=False)
 
-    @property
+    @functools.cached_property
     def component(self) -> str:
         """The model this point lies in: `language`, `vision`, `unet`, `text_encoder`, ..."""
         return str(self.tags.get("component", "model"))
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """`role@component.site`: unique in a model, and what checkpoints are keyed by."""
         return f"{self.role}@{self.component}" + (f".{self.site}" if self.site else "")

@@ -218,6 +218,8 @@ class Table(Generic[Value]):
 
     def at(self, point: InjectionPoint, otherwise: Default) -> Value | Default:
         """The value at a point."""
+        if not self._texts:
+            return otherwise
         last = max((self._owner[number] for number in self._lookup.matching(point)), default=None)
         return otherwise if last is None else self._values[last]
 

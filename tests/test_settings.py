@@ -184,7 +184,7 @@ class Scaled(ak.AdapterConfig):
     def build(self, point: InjectionPoint) -> ak.AdapterModule:
         return ScaledModule(self)
 
-    def rate(self, parameter: str) -> float:
+    def rate(self, parameter: str, point: InjectionPoint) -> float:
         return self.speed
 
     def after_step(self, modules: Mapping[str, ak.AdapterModule], step: int, steps: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -183,6 +183,9 @@ class LoRA(AdapterConfig):
 
     def build(self, point: InjectionPoint) -> AdapterModule:
         return LoRAModule(*self.arguments(point))
+
+    def alike(self, point: InjectionPoint) -> tuple[Hashable, ...]:
+        return (type(point), point.shape, point.layout, point.span, point.in_span, *self.arguments(point)[1:])
 
     def arguments(self, point: InjectionPoint) -> tuple[InjectionPoint, int, float, float, float, float, str]:
         """Those of `LowRank`."""

@@ -34,6 +34,7 @@ from adapterkit.errors import (
 from adapterkit.formats import container, native_header
 from adapterkit.formats.native_header import ENTRY, KEY_LIMIT, AdapterHeader, Header, Index
 from adapterkit.formats.source import Source
+from adapterkit.kernels.finite import not_finite
 from adapterkit.points import Points
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class NativeFormat(Format):
         for key, checksum in checksums.items():
             _check_tensor(where, key, tensors[key], checksum)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
-        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release)
+        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release, finite=True)
 
     def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
         """Writes them atomically. NaN and infinity are written, so that no work is lost, but not read back.
@@ -159,7 +160,7 @@ def _check_dtype(where: object, key: str, dtype: torch.dtype) -> None:
 
 
 def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> None:
-    if bad := tensor.numel() - int(torch.isfinite(tensor).sum()):
+    if bad := not_finite(tensor):
         message = f"holds {bad:,} NaN or infinite values of {tensor.numel():,}"
         raise NonFiniteError(f"{message}: the training diverged, or the file is damaged", where, key)
     if _checksum(tensor) != checksum:
@@ -168,5 +169,5 @@ def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> Non
 
 def _checksum(tensor: Tensor) -> str:
     """The first 128 bits of the bytes' SHA-256, in hex. Dtype and shape are for the model and the config to check."""
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).hexdigest()[:32]

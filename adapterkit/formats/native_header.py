@@ -212,7 +212,7 @@ def _check_settings(where: object, settings: Mapping[str, Any], points: Mapping[
         near = did_you_mean(strange[0][:KEY_LIMIT], points)
         raise InvalidHeaderError(f"names a point without tensors.{near}", where, f"settings.{strange[0][:200]}")
     for point, own in settings.items():
-        if len(strict_json.dumps(own)) > CONFIG_LIMIT:
+        if len(repr(own)) > CONFIG_LIMIT:
             raise InvalidHeaderError(f"is longer than {CONFIG_LIMIT:,} bytes", where, f"settings.{point[:200]}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
@@ -77,10 +78,15 @@ def _int(text: str) -> int:
     return int(text)
 
 
-def _check_depth(value: Any, left: int) -> None:
-    if not isinstance(value, (dict, list)):
-        return
-    if left == 0:
+def _check_depth(value: Any, most: int) -> None:
+    level = _nested([value])
+    for _ in range(most):
+        if not level:
+            return
+        level = _nested(item for outer in level for item in (outer.values() if type(outer) is dict else outer))
+    if level:
         raise StrictJSONError(f"nested deeper than {MAX_DEPTH}")
-    for item in value.values() if isinstance(value, dict) else value:
-        _check_depth(item, left - 1)
+
+
+def _nested(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if type(value) is dict or type(value) is list]

@@ -185,10 +185,12 @@ def count_parameters(config: AdapterConfig, points: Sequence[InjectionPoint]) ->
 
 def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
     """Every parameter of these modules, one that several share once."""
-    seen: set[int] = set()
-    for module in modules:
-        for parameter in module.parameters():
-            if id(parameter) not in seen:
+    seen, stack = set[int](), [*modules][::-1]
+    while stack:  # as Module.parameters() has it, in a fraction of its time
+        module = stack.pop()
+        stack += [child for child in reversed(module._modules.values()) if child is not None]
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield parameter
 

@@ -71,7 +71,9 @@ class Exchange(Access):
         state = self._state
         with state.lock:
             building.check_name(name, state.adapters)
-            built, notes = loading.build_loaded(checkpoint, self._mapped, strict=strict, source=source)
+            built, notes = loading.build_loaded(
+                checkpoint, self._mapped, strict=strict, source=source, finite=report is not None and report.finite
+            )
             self._check_parts(built)
             state.insert(name, built, checkpoint.metadata)
         return LoadReport(

@@ -6,6 +6,7 @@ import collections
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,15 +28,27 @@ from adapterkit.errors import (
     UnknownAdapterTypeError,
     did_you_mean,
 )
-from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_module, checked_shared, share
+from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_shared, share
+from adapterkit.handle.skeletons import Skeleton, Skeletons
+from adapterkit.kernels.finite import not_finite
 from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
-from adapterkit.points import InjectionPoint
+from adapterkit.points import InjectionPoint, Points
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where tensors are put, what they are named after in errors, and whether they are known to be finite."""
+
+    mapped: MappedModel
+    source: object
+    notes: list[str]
+    finite: bool
 
 
 def build_loaded(
-    checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object
+    checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object, finite: bool = False
 ) -> tuple[list[Built], list[str]]:
     """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
 
@@ -44,6 +57,7 @@ def build_loaded(
         mapped: The model it is for.
         strict: Whether everything must match. Otherwise what does not is left out.
         source: Named in errors.
+        finite: Whether who has read the tensors has refused NaN and infinity already.
 
     Returns:
         The modules of each type, and a sentence for everything that was left out or looked past.
@@ -53,13 +67,15 @@ def build_loaded(
     """
     notes: list[str] = []
     configs = [(part, _config_of(part, source)) for part in checkpoint.parts]
-    _check_base(checkpoint, mapped, strict, source, notes)
-    wanted = [_wanted(part, checkpoint.base, _choose(config, mapped, source)) for part, config in configs]
-    points = [_points_of(part, here, strict, source, notes) for (part, _), here in zip(configs, wanted, strict=True)]
+    here = mapped.points()
+    _check_base(checkpoint, mapped, here, strict, source, notes)
+    wanted = [_wanted(part, checkpoint.base, _choose(config, here, mapped.label, source)) for part, config in configs]
+    points = [_points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
     _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
+    target = _Target(mapped, source, notes, finite)
     built = [
-        _build_part(part, config, [*here.values()], own, mapped, source, notes)
-        for (part, config), here, own in zip(configs, wanted, points, strict=True)
+        _build_part(part, config, [*asked.values()], own, target)
+        for (part, config), asked, own in zip(configs, wanted, points, strict=True)
     ]
     _check_apart(built, source)
     for note in notes:
@@ -72,16 +88,16 @@ def _build_part(
     config: AdapterConfig,
     wanted: list[InjectionPoint],
     points: list[InjectionPoint],
-    mapped: MappedModel,
-    source: object,
-    notes: list[str],
+    target: _Target,
 ) -> Built:
-    shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), mapped, source, notes)
+    shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
+    skeletons = Skeletons(config)
     for point in points:
-        module = modules[point.id] = _load_one(config, point, part.tensors[point.id], mapped, source, notes)
-        share(module, shared)
-        module.train(module.training)
+        module = modules[point.id] = _load_one(skeletons, point, part.tensors[point.id], target)
+        if shared is not None:
+            share(module, shared)
+            module.train(module.training)
     return Built(config, points, modules)
 
 
@@ -127,7 +143,9 @@ def _whence(checkpoint: Part) -> str:
     )
 
 
-def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, source: object, notes: list[str]) -> None:
+def _check_base(
+    checkpoint: Checkpoint, mapped: MappedModel, here: Points, strict: bool, source: object, notes: list[str]
+) -> None:
     """Whether what the adapter touches is here as it was there: the models' classes, and how often each role is."""
     for name, made_for in checkpoint.base.items():
         if name not in mapped.components:
@@ -139,8 +157,8 @@ def _check_base(checkpoint: Checkpoint, mapped: MappedModel, strict: bool, sourc
             )
         differing = {"family": (made_for.get("family"), mapped.components[name].family)}
         roles = _roles(made_for)
-        here = collections.Counter(p.role for p in mapped.points() if p.component == name and p.role in roles)
-        differing |= {role: (count, here[role]) for role, count in roles.items()}
+        found = collections.Counter(p.role for p in here if p.component == name and p.role in roles)
+        differing |= {role: (count, found[role]) for role, count in roles.items()}
         _mismatch({key: both for key, both in differing.items() if both[0] != both[1]}, name, strict, source, notes)
 
 
@@ -177,9 +195,9 @@ def _mismatch(
     notes.append(message)
 
 
-def _choose(config: AdapterConfig, mapped: MappedModel, source: object) -> list[InjectionPoint]:
+def _choose(config: AdapterConfig, here: Points, label: str, source: object) -> list[InjectionPoint]:
     try:
-        return config.choose(mapped.points(), mapped.label)
+        return config.choose(here, label)
     except AdapterKitError as error:
         raise BaseMismatchError(str(error), source, "settings" if config.settings else "config.targets") from error
 
@@ -220,47 +238,42 @@ def _points_of(
 
 
 def _load_one(
-    config: AdapterConfig,
-    point: InjectionPoint,
-    tensors: Mapping[str, Tensor],
-    mapped: MappedModel,
-    source: object,
-    notes: list[str],
+    skeletons: Skeletons, point: InjectionPoint, tensors: Mapping[str, Tensor], target: _Target
 ) -> AdapterModule:
+    around = target.mapped.module(point)
     try:
-        with torch.device("meta"):
-            module = checked_module(config, point)
+        module, skeleton = skeletons.at(point, around.training)
     except IncompatibleTargetError as error:
-        raise BaseMismatchError(str(error), source, point.id) from error
-    loaded = _fitting(module, point.id, tensors, mapped.placement(point), source, notes)
-    module.load_state_dict(loaded, strict=True, assign=True)
-    if any(tensor.is_meta for tensor in module.buffers()):
+        raise BaseMismatchError(str(error), target.source, point.id) from error
+    loaded = _fitting(skeleton, point.id, tensors, target.mapped.placement(point), target)
+    if skeleton.lacks:
         # Buffers that are not saved must be computed: build for real and copy.
         with torch.random.fork_rng(devices=[]):
-            module = build_one(config, point, mapped, None)
+            module = build_one(skeletons.config, point, target.mapped, None)
         module.load_state_dict(loaded, strict=True, assign=True)
-    return module.train(mapped.module(point).training)
+    else:
+        skeleton.fill(module, loaded)
+    return module
 
 
 def _load_shared(
     config: AdapterConfig,
     points: list[InjectionPoint],
     tensors: Mapping[str, Tensor],
-    mapped: MappedModel,
-    source: object,
-    notes: list[str],
+    target: _Target,
 ) -> nn.Module | None:
     with torch.device("meta"):
         shared = checked_shared(config, points)
-    if shared is None:
+    skeleton = None if shared is None else Skeleton(shared)
+    if shared is None or skeleton is None:
         if tensors:
-            raise UnexpectedKeysError("nothing receives it", source, f"{SHARED}/{next(iter(tensors))}")
+            raise UnexpectedKeysError("nothing receives it", target.source, f"{SHARED}/{next(iter(tensors))}")
         return None
-    loaded = _fitting(shared, SHARED, tensors, mapped.placement(points[0]), source, notes)
+    loaded = _fitting(skeleton, SHARED, tensors, target.mapped.placement(points[0]), target)
     shared.load_state_dict(loaded, strict=True, assign=True)
-    if any(tensor.is_meta for tensor in shared.buffers()):
+    if skeleton.lacks:
         with torch.random.fork_rng(devices=[]):
-            built = build_shared(config, points, mapped, None)
+            built = build_shared(config, points, target.mapped, None)
         if built is None:
             return None
         shared = built
@@ -269,15 +282,14 @@ def _load_shared(
 
 
 def _fitting(
-    module: nn.Module,
+    skeleton: Skeleton,
     key: str,
     tensors: Mapping[str, Tensor],
     placement: tuple[torch.device, torch.dtype],
-    source: object,
-    notes: list[str],
+    target: _Target,
 ) -> dict[str, Tensor]:
     """The tensors, if they are just those that the module asks for, in place."""
-    expected = module.state_dict()
+    expected, source = skeleton.expected, target.source
     if lacking := [name for name in expected if name not in tensors]:
         raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
     if left := [name for name in tensors if name not in expected]:
@@ -285,21 +297,23 @@ def _fitting(
         raise UnexpectedKeysError(f"nothing receives it; the config asks for {asked}", source, f"{key}/{left[0]}")
     loaded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        _check_tensor(tensor, expected[name], source, f"{key}/{name}")
-        loaded[name] = _placed(tensor, *placement, notes)
+        _check_tensor(tensor, expected[name], target, f"{key}/{name}")
+        loaded[name] = _placed(tensor, *placement, target.notes)
     return loaded
 
 
-def _check_tensor(tensor: Tensor, expected: Tensor, source: object, key: str) -> None:
+def _check_tensor(tensor: Tensor, expected: Tensor, target: _Target, key: str) -> None:
+    source = target.source
     if tensor.shape != expected.shape:
         hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
         raise ShapeMismatchError(
-            f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}", source, key
+            f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}",
+            source,
+            key,
         )
     if tensor.is_floating_point() != expected.is_floating_point():
         raise DtypeMismatchError(f"dtype {tensor.dtype} cannot hold what should be {expected.dtype}", source, key)
-    if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+    if not target.finite and (bad := not_finite(tensor)):
         raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
 
 

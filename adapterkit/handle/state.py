@@ -19,7 +19,7 @@ from adapterkit.engine.selection import Selection
 from adapterkit.engine.slots import Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
-from adapterkit.handle.building import Built
+from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.facts import Facts
 from adapterkit.handle.stand_ins import Original
 from adapterkit.mapping.model import MappedModel, map_model
@@ -184,9 +184,10 @@ class State:
         for name in set(names):
             attached = self.adapters[name]
             for point, module in attached.modules.items():
-                held = attached.held.get(point, frozenset())
-                for key, parameter in module.named_parameters():
-                    parameter.requires_grad_(value and key not in held)
+                for parameter in parameters_of([module]):
+                    parameter.requires_grad_(value)
+                for key in attached.held.get(point, ()):
+                    module.get_parameter(key).requires_grad_(False)
             (self.trained.add if value else self.trained.discard)(name)
 
     def _restore_base(self) -> None:
@@ -203,9 +204,11 @@ class State:
 
 def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
     """Of modules as they were built: point id -> names of the parameters that do not require grad, where there are."""
-    flags = {point: [(name, p.requires_grad) for name, p in one.named_parameters()] for point, one in modules.items()}
-    held = {point: frozenset(name for name, wanted in found if not wanted) for point, found in flags.items()}
-    return {point: names for point, names in held.items() if names}
+    holding = {key: one for key, one in modules.items() if not all(p.requires_grad for p in parameters_of([one]))}
+    return {
+        key: frozenset(name for name, parameter in one.named_parameters() if not parameter.requires_grad)
+        for key, one in holding.items()
+    }
 
 
 def _side_inputs(parts: Sequence[Built]) -> frozenset[str]:

@@ -172,10 +172,11 @@ class MappedModel:
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the weights around a point."""
-        for module in (self.module(point), self.root(point)):
-            for parameter in module.parameters():
-                if parameter.is_floating_point():
-                    return parameter.device, parameter.dtype
+        module = self.module(point)
+        own = (parameter for parameter in module._parameters.values() if parameter is not None)  # the usual case
+        for parameter in itertools.chain(own, module.parameters(), self.root(point).parameters()):
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
         return torch.device("cpu"), torch.get_default_dtype()
 
     def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:
