@@ -24,6 +24,7 @@ class Abilities:
         delta: It says what it adds to the output, as a function of x alone, by `delta` or by `factors`.
         adds: Its whole effect is that delta.
         low_rank: `factors`, where there are some, say all that it does: no subclass overrides the rest.
+        several: It is adapters that act as one, and tells their effect as such: no type of a module.
         merge: It says what weight equals it.
         combine: It combines other adapters.
         extend: It acts on keys and values.
@@ -36,6 +37,7 @@ class Abilities:
     delta: bool = False
     adds: bool = False
     low_rank: bool = False
+    several: bool = False
     merge: bool = False
     combine: bool = False
     extend: bool = False

@@ -19,7 +19,13 @@ ReadBase = Callable[[], tuple[Tensor | None, Tensor | None]]
 
 
 class Frozen:
-    """The weight and bias of a weight point's base, and its side inputs: those of the whole."""
+    """The weight and bias of a weight point's base, and its side inputs: those of the whole.
+
+    Attributes:
+        by_rows: Whether it may be asked for some rows of the batch alone.
+    """
+
+    by_rows: bool = False
 
     def __init__(self, whole: Base, point: InjectionPoint, read: ReadBase) -> None:
         self._whole, self._point, self._read = whole, point, read
@@ -76,11 +82,18 @@ class WholeBase(Computed, Frozen):
     """The base of a weight point that is the whole module."""
 
     def __init__(
-        self, compute: Callable[[Tensor], Tensor], x: Tensor, side: Side, point: InjectionPoint, read: ReadBase
+        self,
+        compute: Callable[[Tensor], Tensor],
+        x: Tensor,
+        side: Side,
+        point: InjectionPoint,
+        read: ReadBase,
+        *,
+        by_rows: bool = False,
     ) -> None:
         # Not by the two classes' own: this is made in every call.
         self._compute, self._x, self._side, self._y = compute, x, side, None
-        self._point, self._read = point, read
+        self._point, self._read, self.by_rows = point, read, by_rows
 
 
 class PartBase(Frozen):

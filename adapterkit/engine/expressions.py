@@ -61,19 +61,26 @@ def flattened(active: Active) -> Active:
 
 def _flat(active: Active) -> Iterator[tuple[Acting, float | Tensor]]:
     for adapter, weight in active:
-        if isinstance(adapter, (Stacked, Summed)):
-            inner = 1.0 if isinstance(adapter, Stacked) else adapter.weight
-            yield from ((part, weight * scale) for part, scale in _flat([(part, inner) for part in adapter.parts]))
+        if isinstance(adapter, Several) and adapter.inner is not None:
+            yield from ((part, weight * scale) for part, scale in _flat(adapter.inner))
         else:
             yield adapter, weight
 
 
-class _Several:
+class Several:
     """Adapters that act as one."""
 
     abilities: ClassVar[Abilities] = Abilities()
     scalable = True
     parts: Sequence[Acting] = ()
+
+    @property
+    def inner(self) -> Active | None:
+        """The parts with their weights, for what is asked of one after the other: keys, values, positions.
+
+        None where it is asked itself.
+        """
+        return None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the parts."""
@@ -89,7 +96,7 @@ class _Several:
         raise NotImplementedError
 
 
-class Together(_Several):
+class Together(Several):
     """Adapters that act beside one another with their weights, as one; see `combine`."""
 
     def __init__(self, active: Active) -> None:
@@ -102,11 +109,15 @@ class Together(_Several):
         raise NotMergeableError("what acts below an outermost adapter has no weight of its own")
 
 
-class Stacked(_Several):
+class Stacked(Several):
     """See `adapterkit.composition.Stack`."""
 
     def __init__(self, parts: Sequence[Acting]) -> None:
         self.parts = parts
+
+    @property
+    def inner(self) -> Active:
+        return [(part, 1.0) for part in self.parts]
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
         for part in self.parts[:-1]:
@@ -166,24 +177,31 @@ class Nested(Computed):
         return self._base.project(tokens)  # type: ignore[attr-defined]
 
 
-class Summed(_Several):
+class Summed(Several):
     """Side by side on one base: the sum of their effects, each times `weight`."""
+
+    abilities: ClassVar[Abilities] = Abilities(several=True)
 
     def __init__(self, parts: Sequence[Acting], weight: float) -> None:
         self.parts, self.weight = parts, weight
 
-    def __call__(self, x: Tensor, base: Base) -> Tensor:
-        y = base(x)
-        return y + effects(x, y, base, self._weighted())
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return merge_weights(weight, bias, self._weighted())
-
-    def _weighted(self) -> Active:
+    @property
+    def inner(self) -> Active:
         return [(part, self.weight) for part in self.parts]
 
+    def __call__(self, x: Tensor, base: Base) -> Tensor:
+        y = base(x)
+        return y + self.effect(x, y, base)
 
-class Spread(_Several):
+    def effect(self, x: Tensor, y: Tensor, base: Base) -> Tensor:
+        """What they add to `y`, which is `base(x)`."""
+        return effects(x, y, base, self.inner)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return merge_weights(weight, bias, self.inner)
+
+
+class Spread(Several):
     """See `adapterkit.composition.Split`."""
 
     def __init__(self, parts: Sequence[tuple[Acting, tuple[int, int | None]]]) -> None:
@@ -217,7 +235,7 @@ def _check_spans(bounds: Sequence[tuple[int, int | None]], length: int) -> None:
             raise RoutingError(f"the spans {[*bounds]} of Split overlap in a sequence of {length} tokens")
 
 
-class Combined(_Several):
+class Combined(Several):
     """An adapter that combines others; see `AdapterModule.combine`."""
 
     def __init__(self, module: AdapterModule, modules: Mapping[str, AdapterModule]) -> None:
@@ -237,7 +255,7 @@ class Combined(_Several):
         return self.module.merged(weight, bias)
 
 
-class Nothing(_Several):
+class Nothing(Several):
     """A part that is not at this point: it has no effect."""
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:

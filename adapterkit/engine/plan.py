@@ -150,7 +150,8 @@ def _around_whole(
     kwargs: Kwargs,
 ) -> Tensor:
     x, run = (args[0], forward) if len(args) == 1 and not kwargs else first_argument(forward, args, kwargs)
-    return act(x, WholeBase(run, x, side, point, functools.partial(base_weight, module, point)))
+    read = functools.partial(base_weight, module, point)
+    return act(x, WholeBase(run, x, side, point, read, by_rows=run is forward))
 
 
 def _around_rows(found: Found, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapterkit.composition import Expression, names_of
+from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Strength
 from adapterkit.points import InjectionPoint
 
@@ -50,18 +51,34 @@ class Selection:
     Args:
         weights: Expression -> weight.
         asked: What the user said; by default the weights themselves.
+        routes: The rows of each of the expressions, in their order, where the rows of a batch differ in what acts.
     """
 
-    __slots__ = ("__weakref__", "acting", "asked", "idle", "tensors", "weights")
+    __slots__ = ("__weakref__", "acting", "asked", "idle", "routes", "tensors", "weights")
 
     def __init__(
-        self, weights: Mapping[Expression, Weight] | None = None, asked: Mapping[Expression, Any] | None = None
+        self,
+        weights: Mapping[Expression, Weight] | None = None,
+        asked: Mapping[Expression, Any] | None = None,
+        routes: Routes | None = None,
     ) -> None:
+        self.routes = routes
         self.weights: dict[Expression, Weight] = dict(weights or {})
         self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
         self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
         self.idle = not self.acting
         self.tensors = tuple((e, _scalar(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
+
+    @classmethod
+    def of_rows(cls, table: Sequence[Expression], ids: Sequence[int]) -> Selection:
+        """An expression of its own for each row of a batch.
+
+        Args:
+            table: The expressions.
+            ids: For each row its place in the table; the table's length for the base.
+        """
+        routes = Routes(ids, len(table))
+        return cls(dict(zip(table, routes.shares, strict=True)), routes=routes)
 
     @property
     def names(self) -> frozenset[str]:
@@ -71,6 +88,8 @@ class Selection:
     def without(self, names: frozenset[str]) -> Selection:
         """The same selection, without the expressions that name one of these."""
         kept = [expression for expression in self.weights if names.isdisjoint(names_of(expression))]
+        if self.routes is not None:
+            return Selection.of_rows(kept, self.routes.kept([e in kept for e in self.weights]))
         return Selection({e: self.weights[e] for e in kept}, {e: self.asked[e] for e in kept})
 
     def __bool__(self) -> bool:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterModule
 from adapterkit.engine.attending import Attending
 from adapterkit.engine.expressions import acting_at, outermost_last
+from adapterkit.engine.routed import Routed
 from adapterkit.engine.selection import Selection, strength_at
+from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Acting, Active, Strength
-from adapterkit.points import InjectionPoint, ParameterPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 
 class Slot(nn.Module):
@@ -31,7 +33,10 @@ class Slot(nn.Module):
 
     def active(self, selection: Selection) -> Active:
         """What acts at this point, with its weights."""
-        return self._acting(selection, self._modules)  # type: ignore[arg-type]
+        modules: dict[str, AdapterModule] = self._modules  # type: ignore[assignment]
+        if selection.routes is None or torch.compiler.is_dynamo_compiling() or isinstance(self.point, AttentionPoint):
+            return self._acting(selection, modules)
+        return self._routed(selection, selection.routes, modules)
 
     def attending(self, selection: Selection) -> Active:
         """Of that, what has an attention of its own."""
@@ -51,6 +56,13 @@ class Slot(nn.Module):
             if isinstance(strength, Tensor) or strength != 0:
                 found.append((acting, strength))
         return outermost_last(found)
+
+    @staticmethod
+    def _routed(selection: Selection, routes: Routes, mine: Mapping[str, AdapterModule]) -> Active:
+        """What acts for each row. A trace never asks: it computes all rows with each, wherever theirs are."""
+        found = [(place, acting_at(expression, mine)) for place, expression in enumerate(selection.weights)]
+        placed = {place: acting for place, acting in found if acting is not None}
+        return [(Routed(placed, routes), 1.0)] if placed else []
 
     def extra_repr(self) -> str:
         """The point's id, for `repr(model)`."""

@@ -62,15 +62,15 @@ def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attach
     if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
         raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
     named = [route for route in routes if route is not None]
-    for route in named:
-        for name in _checked_names(route, adapters):
-            check_routable(name, adapters[name])
+    for name in dict.fromkeys(name for route in named for name in _checked_names(route, adapters)):
+        check_routable(name, adapters[name])
     # In the order in which they were attached: another order of the rows needs no other program of torch.compile.
     order = {name: i for i, name in enumerate(adapters)}
     expressions = sorted(dict.fromkeys(named), key=lambda one: ([order[name] for name in names_of(one)], repr(one)))
-    weights = {one: torch.tensor([float(route == one) for route in routes], dtype=torch.float64) for one in expressions}
-    check_together(weights, adapters)
-    return Selection(weights)
+    places = {one: place for place, one in enumerate(expressions)}
+    selection = Selection.of_rows(expressions, [len(places) if one is None else places[one] for one in routes])
+    check_together(selection.weights, adapters)
+    return selection
 
 
 def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:

@@ -66,9 +66,38 @@ def added(weight: Tensor, factors: Factors, strength: float = 1.0) -> Tensor:
     return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=scale).view(weight.shape)
 
 
-def joined(several: Sequence[tuple[Factors, float]]) -> Factors:
-    """One update that is the weighted sum of several of one layout: their ranks side by side."""
-    first = several[0][0]
-    a = torch.cat([factors.A for factors, _ in several])
-    b = torch.cat([factors.B * (weight * factors.scale) for factors, weight in several], dim=1)
-    return Factors(a, b, first.layout)
+# -- a batch whose rows have factors of their own ---------------------------------------------------------------------
+
+_LAUNCH = {"cpu": 40_000}
+_LAUNCH_ELSEWHERE = 5_000_000
+"""Numbers that are copied in the time that it takes to start one more operation: measured on a CPU (see the benchmark
+"routes"), reckoned for a GPU (5 us at 2 TB/s)."""
+
+
+def is_mixable(x: Tensor, several: Sequence[Factors], rows: int) -> bool:
+    """Whether `mixed` is how to compute with these: it can be, and is cheaper than one after the other.
+
+    One after the other costs two operations for each of them; mixed, a copy of its factors for each row.
+    """
+    first = several[0]
+    same = all(one.A.shape == first.A.shape and one.B.shape == first.B.shape for one in several)
+    if not same or first.A.ndim != 2 or first.layout.form == "embedding" or x.shape[-1] != first.A.shape[1]:
+        return False
+    copied = rows * (first.A.numel() + first.B.numel())
+    return copied <= 2 * len(several) * _LAUNCH.get(x.device.type, _LAUNCH_ELSEWHERE)
+
+
+def mixed(x: Tensor, several: Sequence[Factors], owners: Sequence[int]) -> Tensor:
+    """`scale * B(A(x))` for each row with its own factors, of equal shapes, in three operations for all.
+
+    Args:
+        x: [rows, ..., in].
+        several: Factors of linear layers.
+        owners: For each row, which of them are its own.
+    """
+    a, b = (torch.stack([several[owner].A for owner in owners]), torch.stack([several[owner].B for owner in owners]))
+    h = torch.bmm(x.reshape(len(owners), -1, x.shape[-1]), a.to(x.dtype).mT)
+    scales = [several[owner].scale for owner in owners]
+    if any(scale != 1.0 for scale in scales):
+        h = h * torch.tensor(scales, dtype=h.dtype).to(h.device).view(-1, 1, 1)
+    return torch.bmm(h, b.to(h.dtype).mT).view(*x.shape[:-1], b.shape[1])

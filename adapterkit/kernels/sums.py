@@ -11,7 +11,7 @@ be several that act as one; see `adapterkit.engine.expressions`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -80,7 +80,7 @@ def _summed(active: Active, x: Tensor, base: Base) -> Tensor:
 
 
 def _alone(adapter: Any, x: Tensor, base: Base) -> Tensor:
-    if not _adds(adapter):
+    if not is_added(adapter):
         return adapter(x, base)
     y = base(x)
     return y + adapter.added(x, y)
@@ -97,10 +97,12 @@ def effects(x: Tensor, y: Tensor, base: Base, active: Active) -> Tensor:
 
 def effect(adapter: Acting, x: Tensor, y: Tensor, base: Base) -> Tensor:
     """What one adapter adds to `y`, which is `base(x)`."""
-    return adapter.added(x, y) if _adds(adapter) else adapter(x, base) - y  # type: ignore[attr-defined]
+    if is_added(adapter):
+        return adapter.added(x, y)  # type: ignore[attr-defined]
+    return adapter.effect(x, y, base) if adapter.abilities.several else adapter(x, base) - y  # type: ignore[attr-defined]
 
 
-def _adds(adapter: Any) -> bool:
+def is_added(adapter: Any) -> bool:
     """Whether an adapter need not be called to know its effect.
 
     A hook, and a forward on the instance (which fetches offloaded parameters), run where it is called.
@@ -127,7 +129,7 @@ def _scaled(effect: Tensor, weight: Strength) -> Tensor:
     return rows * effect.masked_fill(rows == 0, 0)  # what overflows in one row must not reach another: 0 * inf is NaN
 
 
-def check_rows(tensor: Tensor, weight: Tensor) -> None:
+def check_rows(tensor: Tensor, weight: Sized) -> None:
     """Raises RoutingError where the rows that were routed are not those of this tensor."""
     if tensor.shape[0] != len(weight):
         raise RoutingError(

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from adapterkit.adapter import AdditiveModule, Factors
 from adapterkit.errors import NotMergeableError
+from adapterkit.kernels import low_rank
 from adapterkit.testing.case import Case
 from adapterkit.testing.subject import LOOSE, NAME, TIGHT, Subject, assert_close, assert_same, scalar, skip
 
@@ -96,6 +98,27 @@ class EffectChecks(Case):
                 assert_same(tensor, before[key], f"{subject.label}: {key} after merging and unmerging")
             assert_same(subject(), expected, f"{subject.label}: the output after merging and unmerging")
 
+    def test_factors_are_the_update(self) -> None:
+        """`factors()`, where there are some, give `delta_weight()` and `delta(x)`, within 1e-10."""
+        given = 0
+        for subject in self.subjects():
+            subject.model.eval()
+            for key, module in subject.adapters.modules(NAME).items():
+                factors = module.factors() if isinstance(module, AdditiveModule) else None
+                if factors is None or not isinstance(module, AdditiveModule):
+                    continue
+                given += 1
+                label = f"{subject.label}: {key}"
+                x = _input(factors)
+                assert_close(low_rank.update(x, factors), module.delta(x), TIGHT, f"{label}: its factors and delta")
+                try:
+                    weight = module.delta_weight()
+                except NotMergeableError:
+                    continue
+                assert_close(low_rank.dense(factors), weight, TIGHT, f"{label}: its factors and delta_weight")
+        if not given:
+            skip("the type gives no factors")
+
     def test_evaluation_is_deterministic(self) -> None:
         """In evaluation mode the same input gives the same bits twice, whatever random numbers were drawn between."""
         for subject in self.subjects():
@@ -129,6 +152,16 @@ def _gradients(subject: Subject) -> Iterator[tuple[str, bool]]:
             assert parameter.grad is not None, f"{subject.label}: {key}/{name} has no gradient"
             assert bool(torch.isfinite(parameter.grad).all()), f"{subject.label}: {key}/{name}: gradient not finite"
             yield name, not parameter.numel() or bool(parameter.grad.abs().max() > 0)
+
+
+def _input(factors: Factors) -> Tensor:
+    """Something that a layer with such an update can take."""
+    generator, layout = torch.Generator().manual_seed(3), factors.layout
+    width = factors.A.shape[1] * layout.groups
+    if layout.form == "embedding":
+        return torch.randint(width, (2, 3), generator=generator)
+    shape = (2, width, *(2 * size + 1 for size in layout.kernel)) if layout.form == "conv" else (2, 3, width)
+    return torch.randn(shape, generator=generator, dtype=factors.A.dtype)
 
 
 @torch.no_grad()

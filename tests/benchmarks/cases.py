@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from tests.benchmarks import rivals
+from tests.benchmarks import rivals, routes
 from tests.benchmarks.measure import Side, Timing, measure
 
 Case = Callable[[int], Mapping[str, Timing]]
@@ -175,4 +175,7 @@ CASES: Mapping[str, Case] = {
     "load": loading,
     "merge": merging,
     "import": importing,
+    "route 8": routes.eight,
+    "route 32": routes.thirty_two,
+    "route in a pool": routes.pools,
 }

@@ -74,15 +74,6 @@ def test_low_rank_is_what_no_subclass_bends() -> None:
         Thin(layout, (4, 6)).merged(torch.zeros(5, 6), None)
 
 
-def test_several_are_one_of_their_ranks_together() -> None:
-    layout = WeightLayout("linear")
-    one, other = (Thin(layout, (4, 6)).double() for _ in range(2))
-    x = torch.randn(2, 6).double()
-    both = low_rank.joined([(one.factors(), 0.5), (other.factors(), -2.0)])
-    assert both.rank == 6
-    torch.testing.assert_close(low_rank.update(x, both), 0.5 * one.delta(x) - 2 * other.delta(x))
-
-
 def test_a_merge_scales_and_rounds_once() -> None:
     factors = ak.Factors(torch.randn(2, 6).bfloat16(), torch.randn(4, 2).bfloat16(), WeightLayout("linear"), 0.5)
     weight = torch.randn(4, 6)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.points import WeightLayout
 from tests.testing.shift import Attends, Good, Sided
 
 _COUNTER = itertools.count()
@@ -70,14 +71,24 @@ class MixesGradients(Good):
 
 
 class FirstComeFirstServed(Good):
-    """Two adapters at one point: the one that is called second with an input gives nothing."""
+    """Two adapters at one point: the one that is called after the other gives nothing."""
 
-    seen: dict[str, Tensor] = {}
+    last: dict[str, int] = {}
 
     def delta(self, x: Tensor) -> Tensor:
-        again = self.seen.get(self.at) is x
-        self.seen[self.at] = x
-        return super().delta(x) * (0 if again else 1)
+        before = self.last.get(self.at, id(self))
+        self.last[self.at] = id(self)
+        return super().delta(x) * (before == id(self))
+
+
+class WrongFactors(Good):
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__(point)
+        self.width = point.in_features
+
+    def factors(self) -> ak.Factors:
+        out = len(self.shift)
+        return ak.Factors(self.shift.new_ones(1, self.width), self.shift.new_ones(out, 1), WeightLayout("linear"))
 
 
 class NotASum(Good):
