@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adapterkit.backend import CHILD, SITE
 
@@ -80,7 +81,7 @@ def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[An
         cls.__module__,
         cls.__qualname__,
         [(name, id(child)) for name, child in children],
-        [(name, None if p is None else (p.shape, p.dtype)) for name, p in module._parameters.items()],
-        [*module._buffers],
+        [(name, None if p is None or is_lazy(p) else (p.shape, p.dtype)) for name, p in module._parameters.items()],
+        [*module._buffers.keys()],  # a scripted module's have no iterator
         [(name, value) for name, value in module.__dict__.items() if type(value) in _SIZES],
     )
