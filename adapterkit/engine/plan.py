@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapterkit.backend import Lengthening
 from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, WholeBase
+from adapterkit.engine.blocks import BlockBase
 from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
@@ -230,7 +231,19 @@ def _around_outputs(site: Site, found: Found) -> list[Around]:
     if not found:
         return []
     norms = {slot.point.id: site.norms[slot.point.id] for slot, _ in found}
+    if found[0][0].point.is_block:
+        return [functools.partial(_around_block, site, found[0][0].point, found[0][1])]
     return [functools.partial(_around_output, site.switch, norms, found)]
+
+
+def _around_block(
+    site: Site, point: InjectionPoint, active: Active, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+) -> Any:
+    # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
+    x = first_argument(forward, args, kwargs)[0]
+    run = functools.partial(forward, *args, **kwargs)
+    base = BlockBase(x, run, *site.norms[point.id], _side(site.switch, point))
+    return base.returned(combine(x, base, active), site.entries, point.id)
 
 
 def _around_output(
@@ -246,10 +259,9 @@ def _around_output(
     # Attention modules return (output, weights, ...): the sublayer's output is the first.
     output = result[0] if isinstance(result, tuple) else result
     for slot, active in found:
-        # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
-        x = first_argument(forward, args, kwargs)[0] if slot.point.is_block else switch.take(slot.point.id)
+        x = switch.take(slot.point.id)
         # A mixture of experts may give its tokens in one row, [batch * length, features].
-        shaped = output if slot.point.is_block or output.shape == x.shape else output.view(x.shape)
+        shaped = output if output.shape == x.shape else output.view(x.shape)
         combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot.point)), active)
         output = combined.view(output.shape)
     return (output, *result[1:]) if isinstance(result, tuple) else output

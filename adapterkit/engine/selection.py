@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.composition import Expression, names_of
+from adapterkit.kernels.gates import Gates
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Strength
 from adapterkit.points import InjectionPoint
@@ -18,18 +19,18 @@ def _scalar(weight: float) -> Tensor:
     return torch.tensor(weight, dtype=torch.float64)
 
 
-class PerPoint(Mapping[str, float]):
-    """A weight for every point: id -> number. A point that is not in it has weight 0."""
+class PerPoint(Mapping[str, Any]):
+    """A weight for every point: id -> number, or what was computed. A point that is not in it has weight 0."""
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self._weights = {key: float(weight) for key, weight in weights.items() if weight != 0}
-        self._tensors = {key: _scalar(weight) for key, weight in self._weights.items()}
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        self._weights = {key: w if isinstance(w, Gates) else float(w) for key, w in weights.items() if w != 0}
+        self._tensors = {key: w if isinstance(w, Gates) else _scalar(w) for key, w in self._weights.items()}
 
-    def tensor(self, key: str) -> Tensor | None:
-        """The weight at a point as a tensor of no axes, or None where it is 0."""
+    def tensor(self, key: str) -> Any:
+        """The weight at a point, a number as a tensor of no axes, or None where it is 0."""
         return self._tensors.get(key)
 
-    def __getitem__(self, key: str) -> float:
+    def __getitem__(self, key: str) -> Any:
         return self._weights[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -39,7 +40,7 @@ class PerPoint(Mapping[str, float]):
         return len(self._weights)
 
 
-Weight = float | Tensor | PerPoint
+Weight = float | Tensor | Gates | PerPoint
 
 
 class Selection:
@@ -48,13 +49,15 @@ class Selection:
     A weight of 0 does not act, and is not among `acting`. `tensors` is the same for a trace of torch.compile,
     which must not look at the numbers in `acting`: it would guard them.
 
+    Where `computed`, weights are `Gates`, which hold a graph.
+
     Args:
         weights: Expression -> weight.
         asked: What the user said; by default the weights themselves.
         routes: The rows of each of the expressions, in their order, where the rows of a batch differ in what acts.
     """
 
-    __slots__ = ("__weakref__", "acting", "asked", "idle", "routes", "tensors", "weights")
+    __slots__ = ("__weakref__", "acting", "asked", "computed", "idle", "routes", "tensors", "weights")
 
     def __init__(
         self,
@@ -67,6 +70,8 @@ class Selection:
         self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
         self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
         self.idle = not self.acting
+        each = [w for one in self.weights.values() for w in (one.values() if isinstance(one, PerPoint) else [one])]
+        self.computed = any(isinstance(weight, Gates) for weight in each)
         self.tensors = tuple((e, _scalar(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
 
     @classmethod
@@ -103,7 +108,7 @@ class Selection:
     @property
     def routed(self) -> bool:
         """Whether the rows of a batch differ in what acts."""
-        return any(isinstance(weight, Tensor) for weight in self.weights.values())
+        return self.computed or any(isinstance(weight, Tensor) for weight in self.weights.values())
 
     def __iter__(self) -> Iterator[Expression]:
         return iter(self.weights)
@@ -115,7 +120,7 @@ class Selection:
 def strength_at(weight: Weight, point: InjectionPoint) -> Strength:
     """What a weight is at one point."""
     if not isinstance(weight, PerPoint):
-        return weight
+        return weight  # type: ignore[return-value]
     if torch.compiler.is_dynamo_compiling():
         found = weight.tensor(point.id)
         return 0.0 if found is None else found

@@ -40,6 +40,7 @@ class Site:
     seam_saved: object = None
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
+    entries: dict[str, int] = field(default_factory=dict)
     projections: Projections | None = None
     handler: LayerHandler | None = None
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
@@ -54,7 +55,8 @@ class Site:
         return None if selection.idle else self._planned(selection)
 
     def _planned(self, selection: Selection) -> Plan:
-        if torch.compiler.is_dynamo_compiling():  # a trace must not look at what was kept: it would guard it
+        # A trace must not look at what was kept: it would guard it. What was computed is not kept: it has a graph.
+        if torch.compiler.is_dynamo_compiling() or selection.computed:
             return Plan(self, selection)
         plans = self.plans
         plan = plans.get(selection)

@@ -32,7 +32,8 @@ class Switching(Access):
 
         In the place of a name may stand an expression: `Stack`, `Parallel`, `Average`, `Split`. In the place of a
         weight may stand one for each selector, the first that matches, `{"*@stage=down": 0.3, "*": 0.8}` (0 where none
-        does); or a function of the point and the step, `lambda point, step: ...` (see `at_step`).
+        does); or a function of the point and the step, `lambda point, step: ...` (see `at_step`). A number may also be
+        a tensor [rows] or [rows, tokens], where adapters act at weights and outputs; it may carry gradients.
 
         Raises:
             UnknownNameError: No such adapter.

@@ -12,16 +12,19 @@ import torch
 from adapterkit.composition import Composition, Expression, Split, names_of, share_of
 from adapterkit.engine.selection import PerPoint, Selection, Weight
 from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
+from adapterkit.handle.facts import tokenless
 from adapterkit.handle.state import Attached
-from adapterkit.points import AttentionPoint, InjectionPoint
+from adapterkit.kernels.gates import Gates
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, WeightPoint
 from adapterkit.selectors import Selector
 
-WeightFunction = Callable[[InjectionPoint, int], float]
+WeightFunction = Callable[[InjectionPoint, int], float | torch.Tensor]
 """The weight at a point and a step; see `Adapters.at_step`."""
 
 
-Asked = float | Mapping[str, float] | WeightFunction
-"""A weight as a user says it: a number, a number for each selector (the first that matches), or a function."""
+Asked = float | torch.Tensor | Mapping[str, float | torch.Tensor] | WeightFunction
+"""A weight as a user says it: a number, a tensor [rows] or [rows, tokens] that may carry gradients, one of these for
+each selector (the first that matches), or a function that gives one."""
 
 
 Choice = Expression | Sequence[Expression] | Mapping[Expression, Asked] | None
@@ -108,17 +111,45 @@ def _checked_expression(given: object) -> Expression:
 
 def _weight(expression: Expression, asked: object, attached: Sequence[Attached], step: int) -> Weight:
     """The weight of an expression, for each point where it is not one for all."""
-    if not callable(asked) and not isinstance(asked, Mapping):
-        _check_weight(expression, asked, attached, None)
-        return float(asked)  # type: ignore[arg-type]
     points = {key: point for one in attached for key, point in one.points.items()}
+    if isinstance(asked, torch.Tensor):
+        return _gates(expression, asked, attached, [*points.values()])
     if callable(asked):
         found: dict[str, Any] = {key: asked(point, step) for key, point in points.items()}
-    else:
+    elif isinstance(asked, Mapping):
         found = _by_selector(expression, asked, points)
+    else:
+        _check_weight(expression, asked, attached, None)
+        return float(asked)  # type: ignore[arg-type]
     for key, weight in found.items():
-        _check_weight(expression, weight, attached, points[key])
+        if isinstance(weight, torch.Tensor):
+            found[key] = _gates(expression, weight, attached, [points[key]])
+        else:
+            _check_weight(expression, weight, attached, points[key])
     return PerPoint(found)
+
+
+def _gates(
+    expression: Expression, values: torch.Tensor, attached: Sequence[Attached], points: Sequence[InjectionPoint]
+) -> Gates:
+    """Weights that were computed, checked to have a place at these points."""
+    if not values.is_floating_point() or values.ndim not in (1, 2):
+        told = f"a weight must be a floating-point tensor [rows] or [rows, tokens], not {tuple(values.shape)}"
+        raise ConfigError([f"{expression!r}: {told} of {values.dtype}"], "weights")
+    for point in points:
+        if reason := _ungated(point, values.ndim > 1) or _undivided(point, attached):
+            raise RoutingError(f"{expression!r} cannot be weighted for each row: {reason}")
+    return Gates(values)
+
+
+def _ungated(point: InjectionPoint, by_token: bool) -> str | None:
+    if isinstance(point, (WeightPoint, OutputPoint)) and not point.is_read:
+        return tokenless(point) if by_token else None
+    return f"at {point.id} there is no output of its own to be multiplied"
+
+
+def _undivided(point: InjectionPoint, attached: Sequence[Attached]) -> str | None:
+    return f"it acts or does not at {point.id}" if any(_fixed(one, point) for one in attached) else None
 
 
 def _by_selector(

@@ -45,7 +45,7 @@ class Facts:
             positional=any(module.positional for module in modules.values()),
             fixed=fixed,
             no_rows=_no_rows(points, fixed),
-            no_tokens=next((reason for point in points.values() if (reason := _no_tokens(point))), None),
+            no_tokens=next((reason for point in points.values() if (reason := tokenless(point))), None),
         )
 
 
@@ -60,7 +60,8 @@ def _no_rows(points: Mapping[str, InjectionPoint], fixed: tuple[str, ...]) -> st
     return f"at {replaced[0]} it replaces the base, which other rows would need" if replaced else None
 
 
-def _no_tokens(point: InjectionPoint) -> str | None:
+def tokenless(point: InjectionPoint) -> str | None:
+    """Why a point has no axis of tokens, or None."""
     if not isinstance(point, (WeightPoint, OutputPoint)):
         return f"at {point.id} it acts on the whole sequence"
     if point.is_read or (isinstance(point, WeightPoint) and point.layout.kernel):

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from adapterkit.abilities import Abilities
 from adapterkit.base import Base
 from adapterkit.errors import PluginError, RoutingError
+from adapterkit.kernels.gates import Gates
 
 Strength = float | Tensor
 """How strongly an adapter acts at a point: a number, or a tensor with one for each row of the batch, [rows] float32.
+Where outputs alone are multiplied it may be `Gates` too.
 
 While torch.compile traces, a number is a tensor of no axes, so that another number needs no other program.
 """
@@ -120,6 +122,8 @@ def is_one(weight: Strength) -> bool:
 
 
 def _scaled(effect: Tensor, weight: Strength) -> Tensor:
+    if isinstance(weight, Gates):
+        return weight.scaled(effect)
     if not isinstance(weight, Tensor):
         return effect if weight == 1.0 else weight * effect
     if not weight.ndim:
@@ -149,7 +153,7 @@ def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[
         weight, bias: As in `AdapterModule.merged`.
         active: Adapters and weights.
     """
-    if any(isinstance(scale, Tensor) and scale.ndim for _, scale in active):
+    if any(isinstance(scale, Gates) or (isinstance(scale, Tensor) and scale.ndim) for _, scale in active):
         raise RoutingError("samples cannot be routed where one weight serves the whole batch")
     if len(active) == 1 and is_one(active[0][1]):
         return checked_merged(active[0][0], weight, bias)
