@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from adapterkit.engine.bases import Computed, ReadBase, SpanBase, WholeBase
 from adapterkit.engine.context import no_side
 from adapterkit.engine.folding import Part, check_bias, fold
+from adapterkit.errors import AttachError
 from adapterkit.kernels.spans import write_spans
 from adapterkit.kernels.sums import combine
 from adapterkit.kernels.weights import canonical, point_weight
@@ -117,63 +119,57 @@ class StackedWeight:
         return lambda: point_weight(self._parameter.detach(), bias, point, _layout(point))
 
 
-_UNCHANGED = frozenset(
-    (
-        "device",
-        "dim",
-        "dtype",
-        "element_size",
-        "is_floating_point",
-        "is_meta",
-        "ndim",
-        "numel",
-        "requires_grad",
-        "shape",
-        "size",
-    )
+_OF_THE_PARAMETER = frozenset(
+    getattr(Tensor, name).__get__
+    for name in ("device", "dtype", "is_meta", "itemsize", "layout", "ndim", "requires_grad", "shape")
+) | frozenset(
+    getattr(Tensor, name)
+    for name in ("__len__", "dim", "element_size", "is_floating_point", "ndimension", "nelement", "numel", "size")
 )
+"""What adapters do not change."""
 
 
-def _operator(name: str) -> Callable[..., Any]:
-    return lambda weight, *others: getattr(weight._fold(), name)(*others)
+class ReadWeight(Tensor):
+    """A parameter that was read, perhaps only for its dtype: adapters are folded in where it is computed with, once.
 
-
-class ReadWeight:
-    """A parameter that was read, perhaps only for its dtype: adapters are folded in when it is computed with.
-
-    Args:
-        parameter: What was read.
-        fold: Makes it with the adapters in it.
+    A tensor to whoever asks, of the parameter's shape, dtype and device, but with no storage of its own: every function
+    of torch gets the folded one in its place.
     """
 
-    def __init__(self, parameter: Tensor, fold: Callable[[], Tensor]) -> None:
-        self._parameter, self._fold = parameter, fold
+    _parameter: Tensor
+    _fold: Callable[[], Tensor]
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._parameter if name in _UNCHANGED else self._fold(), name)
+    @staticmethod
+    def of(parameter: Tensor, fold: Callable[[], Tensor]) -> ReadWeight:
+        """A stand-in.
 
-    # Python looks operators up in the class alone.
-    __add__ = _operator("__add__")
-    __radd__ = _operator("__radd__")
-    __sub__ = _operator("__sub__")
-    __rsub__ = _operator("__rsub__")
-    __mul__ = _operator("__mul__")
-    __rmul__ = _operator("__rmul__")
-    __truediv__ = _operator("__truediv__")
-    __matmul__ = _operator("__matmul__")
-    __rmatmul__ = _operator("__rmatmul__")
-    __neg__ = _operator("__neg__")
-    __getitem__ = _operator("__getitem__")
-    __len__ = _operator("__len__")
-    __iter__ = _operator("__iter__")
+        Args:
+            parameter: What was read.
+            fold: Makes it with the adapters in it.
+        """
+        made: ReadWeight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            ReadWeight, parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )
+        made._parameter, made._fold = parameter, functools.cache(fold)
+        return made
 
     @classmethod
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return function(*_tensors(args), **{key: _tensors(value) for key, value in (kwargs or {}).items()})
+        with torch._C.DisableTorchFunctionSubclass():  # what is looked up on the stand-ins themselves
+            if function in _OF_THE_PARAMETER:
+                return function(args[0]._parameter, *args[1:], **(kwargs or {}))
+            made = _tensors(args)
+            named = {key: _tensors(value) for key, value in (kwargs or {}).items()}
+            if function is Tensor.__deepcopy__:  # a copy has no graph, as the parameter's has none
+                made = (made[0].detach(), *made[1:])
+        return function(*made, **named)
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Callable[..., Any], *_: Any, **__: Any) -> Any:
+        """Below autograd there is nothing to compute with."""
+        raise AttachError(f"{function} was given a weight with adapters in it by a way that torch does not show")
 
 
 def _tensors(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,13 +126,14 @@ class Site:
         weight, bias = stored_weight(module, layout)
         if layout.index is not None:
             return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
+        folded = functools.partial(_folded, weight, bias, parts, layout, is_bias=name != layout.parameter)
         if layout.access == "any":
             offloaded = any(p.is_meta for _, active in parts for adapter, _ in active for p in adapter.parameters())
             if not self.switch.inside or offloaded:  # the user, or an offload hook, looks at the base's weight
                 return own
             if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
-                return ReadWeight(own, lambda: _folded(weight, bias, parts, layout, is_bias=name != layout.parameter))
-        return _folded(weight, bias, parts, layout, is_bias=name != layout.parameter)
+                return ReadWeight.of(own, folded)
+        return folded()
 
     @staticmethod
     def _stacked(

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from tests.benchmarks import rivals, routes
+from tests.benchmarks import calls, rivals, routes
 from tests.benchmarks.measure import Side, Timing, measure
 
 Case = Callable[[int], Mapping[str, Timing]]
@@ -172,6 +172,9 @@ CASES: Mapping[str, Case] = {
     "LoRA step": train_step,
     "add": adding,
     "switch": switching,
+    "switch, many points": calls.switching_points,
+    "decode": calls.decoding,
+    "idle": calls.idling,
     "load": loading,
     "merge": merging,
     "import": importing,

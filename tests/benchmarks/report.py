@@ -63,6 +63,9 @@ def _cells(name: str, rows: Mapping[str, Mapping[str, float]]) -> tuple[str, ...
     row = rows[name]
     quartiles = f"{_milliseconds(row['quartile_1'])} to {_milliseconds(row['quartile_3'])}"
     relations = [f"{row['median'] / rows[other]['median']:.2f} x {other}" for other in _compared(name, rows)]
+    if name == "adapterkit" and {"floor", "peft"} <= rows.keys():
+        ours, theirs = (rows[one]["median"] - rows["floor"]["median"] for one in (name, "peft"))
+        relations.append(f"{ours / theirs:.2f} x what peft adds to the floor")
     return name, _milliseconds(row["median"]), quartiles, _milliseconds(row["cpu_median"]), ", ".join(relations)
 
 

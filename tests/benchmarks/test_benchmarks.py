@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("peft")
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.cases import CASES
 from tests.benchmarks.measure import Side, measure
 
 
@@ -34,5 +35,5 @@ def test_only_run_is_timed() -> None:
 def test_benchmarks(tmp_path: Path) -> None:
     main(["--output", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["seconds"]) == {"LoRA step", "add", "switch", "load", "merge", "import"}
+    assert set(results["seconds"]) == set(CASES)
     assert all(row["median"] > 0 for rows in results["seconds"].values() for row in rows.values())
