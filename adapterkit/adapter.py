@@ -7,7 +7,7 @@ builds at each injection point. Merging, saving, mixing, switching and reporting
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class AdapterModule(nn.Module):
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
 
-    abilities: ClassVar[Abilities] = Abilities()
+    abilities: Abilities = Abilities()
     at: str = ""
     parts: tuple[str, ...] = ()
     scalable: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
 from adapterkit.config import BaseValues
 from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
@@ -31,8 +33,11 @@ class UnionModule(AdapterModule):
         self.from_base = any(_initialises(member) for member in members.values())
         self.scalable = all(member.scalable for member in members.values())
         self.positional = any(member.positional for member in members.values())
-        self.extends = any(member.extends for member in members.values())
-        self.attends = any(member.attends for member in members.values())
+        self.abilities = dataclasses.replace(
+            self.abilities,
+            extend=any(member.abilities.extend for member in members.values()),
+            attend=any(member.abilities.attend for member in members.values()),
+        )
 
     def bind(self, shared: nn.Module) -> None:
         """See `AdapterModule.bind`: every member gets its own part's."""
@@ -56,7 +61,7 @@ class UnionModule(AdapterModule):
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `AdapterModule.extend`. A gate scales what is put in front."""
         for key, member in self.members.items():
-            if not member.extends:
+            if not _can(member).extend:
                 continue
             before = keys.shape[-2]
             keys, values = member.extend(keys, values)  # type: ignore[operator]
@@ -69,9 +74,9 @@ class UnionModule(AdapterModule):
         y = base(query)
         total = y
         for key, member in self.members.items():
-            if member.attends:
-                effect = member.attend(query, keys, values, base) - y  # type: ignore[operator]
-                total = total + (self.gates[key](y) * effect if self.gates else effect)
+            if _can(member).attend:
+                added = member.attend(query, keys, values, base) - y  # type: ignore[operator]
+                total = total + (self.gates[key](y) * added if self.gates else added)
         return total
 
     def lengthen(self, tokens: Tensor) -> Tensor:
@@ -249,6 +254,10 @@ class Union(AdapterConfig):
         if not isinstance(listed, (list, tuple)):
             raise ConfigError([f"parts must be a list of types with their configs, not {listed!r}"], "Union")
         return super().from_dict({**values, "parts": tuple(_part(entry) for entry in listed)})
+
+
+def _can(member: nn.Module) -> Abilities:
+    return member.abilities  # type: ignore[return-value]
 
 
 def _initialises(member: AdapterModule) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ class Attended:
 class Attending:
     """An adapter that attends, as one that acts."""
 
-    abilities: ClassVar[Abilities] = Abilities()
+    abilities: Abilities = Abilities()
     parts: tuple[str, ...] = ()
 
     def __init__(self, module: AdapterModule) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,7 @@ def _flat(active: Active) -> Iterator[tuple[Acting, float | Tensor]]:
 class Several:
     """Adapters that act as one."""
 
-    abilities: ClassVar[Abilities] = Abilities()
+    abilities: Abilities = Abilities()
     scalable = True
     parts: Sequence[Acting] = ()
 
@@ -180,7 +179,7 @@ class Nested(Computed):
 class Summed(Several):
     """Side by side on one base: the sum of their effects, each times `weight`."""
 
-    abilities: ClassVar[Abilities] = Abilities(several=True)
+    abilities: Abilities = Abilities(several=True)
 
     def __init__(self, parts: Sequence[Acting], weight: float) -> None:
         self.parts, self.weight = parts, weight

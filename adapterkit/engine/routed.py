@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class Routed(Several):
         routes: The rows.
     """
 
-    abilities: ClassVar[Abilities] = Abilities(several=True)
+    abilities: Abilities = Abilities(several=True)
 
     def __init__(self, parts: Mapping[int, Acting], routes: Routes) -> None:
         self.parts = [*parts.values()]

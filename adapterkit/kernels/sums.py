@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ While torch.compile traces, a number is a tensor of no axes, so that another num
 class Acting(Protocol):
     """An adapter module, or several that act as one. `scalable` and `abilities` are as in `AdapterModule`."""
 
-    abilities: ClassVar[Abilities]
+    abilities: Abilities
     scalable: bool
 
     def parameters(self) -> Iterator[nn.Parameter]:
