@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -26,8 +27,10 @@ Install = Callable[..., Path]
 def installer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """A function that installs one fake distribution; each gets a module `zoo_<name>` and a folder of its own.
 
-    What is really installed is hidden as long as `monkeypatch` lasts.
+    What is really installed, and what the environment says of plug-ins, is hidden as long as `monkeypatch` lasts.
     """
+    for variable in [name for name in os.environ if name.startswith("ADAPTERKIT_")]:
+        monkeypatch.delenv(variable)
     homes: list[str] = []
     real = metadata.distributions
     monkeypatch.setattr(metadata, "distributions", lambda: real(path=homes))
