@@ -61,7 +61,8 @@ class LowRank(AdapterModule):
         self._update = low_rank.update_of(self.layout)
         self._start()
         self.from_base = init in FROM_BASE
-        if init in KEPT:
+        self._kept = init in KEPT
+        if self._kept:
             self.register_buffer("A0", torch.zeros(rank, *rest))
             self.register_buffer("B0", torch.zeros(out, rank))
         self._seen: Tensor | None = None
@@ -182,7 +183,7 @@ class LowRank(AdapterModule):
         return Factors(*self._pair(), self.layout, self.scale)
 
     def _pair(self) -> tuple[Tensor, Tensor]:
-        if not self.from_base or "A0" not in self._buffers:
+        if not self._kept:
             return self.A, self.B
         # B A - B0 A0 = (B - B0) A + B0 (A - A0): exactly zero while neither has moved.
         a0, b0 = cast("Tensor", self.A0), cast("Tensor", self.B0)
@@ -192,7 +193,7 @@ class LowRank(AdapterModule):
         """What is added."""
         if self.training and self._drops:
             return self._dropped(x)
-        a, b = self._pair() if self.from_base else (self.A, self.B)
+        a, b = self._pair() if self._kept else (self.A, self.B)
         return self._update(x, a, b, self.scale)
 
     def _dropped(self, x: Tensor) -> Tensor:
