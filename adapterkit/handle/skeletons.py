@@ -87,7 +87,7 @@ class Skeletons:
         if skeleton is None:
             with torch.device("meta"):
                 skeleton = Skeleton(checked_module(self.config, point).train(training))
-            if key is None:
+            if key is None or any(map(_holds_itself, skeleton.module.modules())):
                 return skeleton.module, skeleton  # type: ignore[return-value]
             self._made[key] = skeleton
         module: Any = skeleton.twin()
@@ -101,6 +101,11 @@ def _says_alike(cls: type[AdapterConfig]) -> bool:
     ancestry = cls.__mro__
     alike, build = (next(i for i, c in enumerate(ancestry) if name in vars(c)) for name in ("alike", "build"))
     return alike <= build
+
+
+def _holds_itself(module: nn.Module) -> bool:
+    """Whether an attribute is a method of a module, which a copy would share."""
+    return any(isinstance(getattr(value, "__self__", None), nn.Module) for value in module.__dict__.values())
 
 
 def _is_plain(module: nn.Module) -> bool:

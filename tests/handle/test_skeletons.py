@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,35 @@ def test_what_is_loaded_is_as_what_is_built(adapters: ak.Adapters, tmp_path: Pat
         assert repr(loaded) == repr(built)
         assert loaded.training is built.training
         own = ("_parameters", "_modules", "_buffers")
-        mine, theirs = ({k: v for k, v in one.__dict__.items() if k not in own} for one in (loaded, built))
+        each = ({k: v for k, v in one.__dict__.items() if k not in own} for one in (loaded, built))
+        mine, theirs = ({k: comparable(v) for k, v in attributes.items()} for attributes in each)
         assert mine == theirs
         copy.deepcopy(loaded)
     assert not any(parameter.requires_grad for parameter in adapters.parameters("b"))
+
+
+def comparable(value: Any) -> Any:
+    return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else value
+
+
+@dataclass(frozen=True)
+class Bound(ak.LoRA):
+    """Its modules keep a method of their own, which a copy must not take over."""
+
+    def build(self, point: InjectionPoint) -> ak.AdapterModule:
+        module: Any = super().build(point)
+        module.show = module.extra_repr
+        return module
+
+    def alike(self, point: InjectionPoint) -> tuple[Hashable, ...]:
+        return super().alike(point)
+
+
+def test_modules_that_keep_their_own_methods_are_built_each(adapters: ak.Adapters) -> None:
+    points = {point.id: point for point in adapters.points("attn.*")}
+    skeletons = Skeletons(Bound(rank=1))
+    modules: list[Any] = [skeletons.at(points[f"attn.q@toy.{layer}"], False)[0] for layer in range(2)]
+    assert [module.show.__self__ is module for module in modules] == [True, True]
 
 
 @dataclass(frozen=True)
