@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from tests.benchmarks import calls, rivals, routes
+from tests.benchmarks import calls, rivals, routes, settings
 from tests.benchmarks.measure import Side, Timing, measure
 
 Case = Callable[[int], Mapping[str, Timing]]
@@ -176,6 +176,8 @@ CASES: Mapping[str, Case] = {
     "decode": calls.decoding,
     "idle": calls.idling,
     "load": loading,
+    "load many": settings.loading_many,
+    "add settings": settings.adding_settings,
     "merge": merging,
     "import": importing,
     "route 8": routes.eight,
