@@ -111,16 +111,16 @@ def _checked_expression(given: object) -> Expression:
 
 def _weight(expression: Expression, asked: object, attached: Sequence[Attached], step: int) -> Weight:
     """The weight of an expression, for each point where it is not one for all."""
+    if not isinstance(asked, (Mapping, torch.Tensor)) and not callable(asked):  # a plain weight walks no points
+        _check_weight(expression, asked, attached, None)
+        return float(asked)  # type: ignore[arg-type]
     points = {key: point for one in attached for key, point in one.points.items()}
     if isinstance(asked, torch.Tensor):
         return _gates(expression, asked, attached, [*points.values()])
     if callable(asked):
         found: dict[str, Any] = {key: asked(point, step) for key, point in points.items()}
-    elif isinstance(asked, Mapping):
-        found = _by_selector(expression, asked, points)
     else:
-        _check_weight(expression, asked, attached, None)
-        return float(asked)  # type: ignore[arg-type]
+        found = _by_selector(expression, asked, points)  # type: ignore[arg-type]
     for key, weight in found.items():
         if isinstance(weight, torch.Tensor):
             found[key] = _gates(expression, weight, attached, [points[key]])

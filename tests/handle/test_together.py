@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -203,3 +204,36 @@ def test_what_is_removed_in_a_block_acts_no_more(model: toys.ToyModel, adapters:
         adapters.remove("lora")
         assert torch.equal(model(X), expected)
     assert torch.equal(model(X), expected)
+
+
+# -- what a switch looks at -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["lora", ["lora", "classes"], {"lora": 0.5, "other": -1}, ak.Stack("other", "lora")])
+def test_a_switch_walks_no_points(model: toys.ToyModel, adapters: ak.Adapters, choice: object) -> None:
+    """A walk over 10,000 points takes milliseconds: what they tell together is told when an adapter is attached."""
+    walks: list[str] = []
+
+    class Watched(dict[str, object]):
+        def values(self) -> object:  # type: ignore[override]
+            walks.append("values")
+            return super().values()
+
+        def items(self) -> object:  # type: ignore[override]
+            walks.append("items")
+            return super().items()
+
+        def __iter__(self) -> object:  # type: ignore[override]
+            walks.append("iter")
+            return super().__iter__()
+
+    for one in adapters._state.adapters.values():
+        object.__setattr__(one, "points", Watched(one.points))
+        object.__setattr__(one, "modules", Watched(one.modules))
+    walks.clear()
+    told = contextlib.nullcontext() if choice != ["lora", "classes"] else pytest.raises(errors.ConfigError)
+    with told:
+        adapters.activate(choice)  # type: ignore[arg-type]
+    with adapters.routed(["lora", None, "other"]), adapters.activated("other"), adapters.disabled():
+        pass
+    assert walks == []
