@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 ensure_torchvision_ops()
@@ -24,9 +26,33 @@ COMPILED = {
 }
 
 
+# Families by types, by ways of computing: what the kit checks of a type, on every family's own models. Of each product
+# every fourth stands for it, the rest are slow.
+PRODUCTS = {
+    "test_diffusers_attention",
+    "test_diffusion_families_adapters",
+    "test_experts",
+    "test_language_adapters",
+    "test_language_dense_adapters",
+    "test_language_dense_prefix",
+    "test_language_prefix",
+    "test_seq2seq_adapters",
+    "test_timm_attention",
+    "test_vision_adapters",
+    "test_vision_families_attention",
+}
+_SHARE = 4
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: Counter[str] = Counter()
     for item in items:
+        if item.path.stem in PRODUCTS:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % _SHARE:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
         if item.name == "test_compiled" and _class_of(item) not in COMPILED:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
