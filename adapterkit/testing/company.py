@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import adapterkit as ak
-from adapterkit.adapter import AdditiveModule
+from adapterkit.adapter import AdapterModule, AdditiveModule
 from adapterkit.errors import AdapterKitError, ConfigError, RoutingError
 from adapterkit.testing.case import Case
 from adapterkit.testing.subject import (
@@ -73,6 +74,7 @@ class CompanyChecks(Case):
             if not all(isinstance(module, AdditiveModule) for module in modules.values()):
                 continue
             summed += 1
+            _check_forwards(subject, modules)
             _copy(subject.adapters, "copy", subject.config)
             together = subject.run({NAME: 0.5, "copy": 0.5})
             assert_close(together, subject.run(), TIGHT, f"{subject.label}: half of it and half of a copy")
@@ -118,6 +120,24 @@ def _can_route(subject: Subject, routes: Sequence[str | None]) -> bool:
             return True
     except RoutingError:
         return False
+
+
+def _check_forwards(subject: Subject, modules: Mapping[str, AdapterModule]) -> None:
+    """Raises AssertionError where a type's own forward is not the sum of the base's output and its delta."""
+
+    def check(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        x, base = args
+        expected = base(x) + module.delta(x)
+        assert_close(output, expected, TIGHT, f"{subject.label}: {module.at}: its forward and base(x) + delta(x)")
+
+    subject.model.eval()
+    own = [one for one in modules.values() if one.abilities.forward and one.abilities.delta]
+    handles = [module.register_forward_hook(check) for module in own]
+    try:
+        subject.run()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _check_rows(subject: Subject, routes: Sequence[str | None]) -> bool:

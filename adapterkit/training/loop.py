@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle.adapters import Adapters
@@ -30,8 +29,8 @@ from adapterkit.handle.training import trained_parameters
 from adapterkit.points import Points
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.folder import RunFolder
-from adapterkit.training.interrupt import Interrupt, ignore_in_worker
-from adapterkit.training.order import Order, derive_seed
+from adapterkit.training.interrupt import Interrupt
+from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
 from adapterkit.training.progress import Progress, make_progress
 from adapterkit.training.rates import learning_rate
@@ -219,15 +218,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        loader = DataLoader(
-            self.data,  # type: ignore[arg-type]
-            batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=self.task.collate,
-            num_workers=self.config.num_workers,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # so that no global random number is consumed
-        )
-        return self.task.batches(iter(loader))
+        return self.task.batches(iter(ordered(self.data, order, self.task.collate, self.config.num_workers)))
 
     def _steps(self, progress: Progress, interrupt: Interrupt) -> None:
         self.batches = self._batches()

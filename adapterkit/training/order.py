@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+from adapterkit.training.interrupt import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,15 @@ class Order:
 def permutation(size: int, seed: int) -> list[int]:
     """The numbers below `size` in an order that the seed decides."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def ordered(data: Any, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> DataLoader[Any]:
+    """Reads a data set in an order, in that many processes; in this one where there are none."""
+    return DataLoader(
+        data,
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_in_worker,
+        generator=torch.Generator(),  # so that no global random number is consumed
+    )

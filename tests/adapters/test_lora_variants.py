@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_eva_says_when_it_has_seen_too_little(model: toys.ToyModel, adapters: ak
 def test_scales(adapters: ak.Adapters) -> None:
     config = ak.LoRA(rank=4, alpha=8, targets="attn.* mlp.*", ranks={"mlp.*": 16}, alphas={"attn.v": 2, "*@layer=1": 6})
     adapters.add("a", config)
-    stable = ak.LoRA(**{**config.__dict__, "scaling": "rank_stabilized"})
+    stable = dataclasses.replace(config, scaling="rank_stabilized")
     adapters.add("s", stable)
     expected = {"attn.q@toy.0": (8, 4), "attn.v@toy.0": (2, 4), "mlp.up@toy.0": (8, 16), "mlp.up@toy.1": (6, 16)}
     for key, (alpha, rank) in expected.items():

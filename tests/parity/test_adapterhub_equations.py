@@ -7,6 +7,7 @@ norm behind it). In a pre-norm block there is no norm, only the sum.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,6 @@ def test_cross_attention_does_not_replace_self_attention() -> None:
 def test_hidden_widths_are_adapterhubs() -> None:
     """int(hidden / reduction), at least 1: for a width of 768, that of BERT."""
     point = next(p for p in ak.points(build("Bert")) if p.role == "mlp")
-    wide = type(point)(**{**point.__dict__, "in_features": 768, "out_features": 768})
+    wide = dataclasses.replace(point, in_features=768, out_features=768)
     widths = {ak.Bottleneck.pfeiffer(): 48, ak.Bottleneck.parallel(): 384, ak.Compacter(): 24}
     assert {config: config.width_at(wide) for config in widths} == widths

@@ -46,7 +46,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("two_are_routed_together", {"module": faulty.FirstComeFirstServed}, r"row \d, \w+: they differ by"),
     ("factors_are_the_update", {"module": faulty.WrongFactors}, "its factors and delta: they differ by"),
-    ("additive_is_a_sum", {"module": faulty.NotASum}, "half of it and half of a copy"),
+    ("additive_is_a_sum", {"module": faulty.NotASum}, r"its forward and base\(x\) \+ delta\(x\)"),
     ("an_average_with_itself_is_itself", {"module": faulty.ForgetsState}, r"Average\(a, a\): they differ by"),
     ("the_order_of_adding_does_not_matter", {"build": faulty.build_last}, "the output, added after another"),
     ("the_order_of_adding_does_not_matter", {"module": faulty.NumberedStart}, "shift, added after another"),
