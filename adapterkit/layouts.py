@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Form = Literal["linear", "linear_t", "conv", "embedding", "norm"]
@@ -103,7 +103,7 @@ class AttentionLayout:
     kv_heads: int
     head_dim: int
     value_dim: int | None = None
-    source: int | None = None
+    source: int | None = field(default=None, compare=False)  # told by the model, not by a family
 
     @property
     def value_width(self) -> int:
