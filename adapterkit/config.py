@@ -193,7 +193,7 @@ class AdapterConfig:
         """
 
     def example_context(self, points: Sequence[InjectionPoint], rows: int) -> Mapping[str, Tensor]:
-        """The side inputs that the type reads as `base.context`, by name: an example of each, on the default device.
+        """The side inputs that the type reads as `base.context`, by name: a random one of each, on the default device.
 
         The names are those that `Adapters.context` takes; it runs once on the meta device for them. The conformance kit
         runs with the examples. Empty where the type reads none.

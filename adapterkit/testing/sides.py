@@ -20,7 +20,10 @@ class SideChecks(Case):
     def test_side_inputs_are_read(self) -> None:
         """Other side inputs give another output, in the forward after as well: what is named is read, and not kept."""
         for subject in self._reading():
-            first, other = (_run(subject, subject.side_inputs(_ROWS, seed)) for seed in (4, 5))
+            inputs = [subject.side_inputs(_ROWS, seed) for seed in (4, 5)]
+            same = [name for name, value in inputs[0].items() if torch.equal(value, inputs[1][name])]
+            assert not same, f"{subject.label}: example_context gives {same[0]!r} without chance; draw it at random"
+            first, other = (_run(subject, given) for given in inputs)
             change = float((first - other).abs().max())
             assert change > 1e-8, f"{subject.label}: other side inputs changed the output by {change:.3g} only"
             again = _run(subject, subject.side_inputs(_ROWS))
