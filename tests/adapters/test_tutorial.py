@@ -91,6 +91,7 @@ def test_the_example_runs(package: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(500)
+@pytest.mark.slow
 def test_everything_conforms(package: Path, environment: dict[str, str]) -> None:
     arguments = ["-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib", "tests"]
     done = _python(arguments, package, environment)

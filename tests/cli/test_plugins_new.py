@@ -41,7 +41,7 @@ def environment(package: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "adapter")) for k in KINDS])
 def test_a_new_package_passes_its_tests(tmp_path: Path, kind: str) -> None:
     assert new(f"tried_{kind}", "--kind", kind, "--into", str(tmp_path)).exit_code == 0
     package = tmp_path / f"adapterkit-tried-{kind}"

@@ -41,6 +41,7 @@ def run(checks: type[Case], config: ak.AdapterConfig) -> CheckReport:
     return run_checks("Broken", type("Checks", (checks,), {"config": config})())
 
 
+@pytest.mark.slow
 def test_a_right_type_passes() -> None:
     report = check_adapter(Shift())
     assert report, str(report)

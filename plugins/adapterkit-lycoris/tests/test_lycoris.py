@@ -19,6 +19,7 @@ from adapterkit import errors
 from adapterkit.testing import AdapterConformance
 
 
+@pytest.mark.slow
 class TestLoHa(AdapterConformance):
     config = LoHa(rank=2, alpha=3, tucker=True)
 
@@ -27,6 +28,7 @@ class TestLoKr(AdapterConformance):
     config = LoKr(rank=1, alpha=2, decompose_both=True, tucker=True)
 
 
+@pytest.mark.slow
 class TestTucker(AdapterConformance):
     config = Tucker(rank=2)
 
@@ -35,6 +37,7 @@ class TestOFT(AdapterConformance):
     config = OFT(rescale=True, constraint=0.5)
 
 
+@pytest.mark.slow
 class TestBOFT(AdapterConformance):
     config = BOFT(block=2)
 
@@ -44,6 +47,7 @@ class TestInputOFT(AdapterConformance):
     config = OFT(block=2, side="input", rescale=True)
 
 
+@pytest.mark.slow
 class TestFullDiff(AdapterConformance):
     config = FullDiff()
 

@@ -19,6 +19,7 @@ class TestSaved(AdapterConformance):
     config = VeRA(rank=4)
 
 
+@pytest.mark.slow
 class TestDrawnAgain(AdapterConformance):
     config = VeRA(rank=4, save_projection=False, projection_seed=3)
 
