@@ -11,6 +11,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.testing import toys
 
 
 def layers() -> nn.Module:
@@ -35,6 +36,19 @@ def test_an_adapter_acts_under_offload_hooks_at_every_weight(weight: float, tmp_
     with pytest.raises(errors.StateError, match="offloaded"):
         adapters.save("a", tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_sublayer_whose_layers_are_offloaded_takes_no_adapter() -> None:
+    """Its own forward is the class's: the hooks are on the layers inside."""
+    toys.register()
+    model = toys.ToyModel().eval()
+    for name in ("up", "down"):
+        cpu_offload(model.blocks[0].get_submodule(name), execution_device=torch.device("cpu"))
+    assert "forward" not in model.blocks[0].mlp.__dict__
+    adapters = ak.Adapters(model)
+    with pytest.raises(errors.AttachError, match="before such hooks"):
+        adapters.add("a", ak.Bottleneck(width=2, targets="mlp"))
+    assert not len(adapters)
 
 
 def test_an_offloaded_model_takes_no_adapter() -> None:
