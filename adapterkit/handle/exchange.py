@@ -19,6 +19,7 @@ from adapterkit.handle.base import Access
 from adapterkit.handle.reports import LoadReport
 from adapterkit.handle.state import State
 from adapterkit.mapping import targets
+from adapterkit.points import Points
 
 
 class Exchange(Access):
@@ -50,13 +51,10 @@ class Exchange(Access):
         """
         source = Source.of(source, allow_pickle=allow_pickle)
         name = building.check_name(source.name if name is None else name, self._state.adapters)
-        found, report = self._read(source, format, strict=strict, allow_pickle=allow_pickle, **options)
+        points = self._mapped.points()
+        found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         checkpoint = registry.only(found, source.where)
-        return self.install(name, checkpoint, strict=strict, source=source.where, report=report)
-
-    def _read(self, source: Source, format: str | None, **options: Any) -> tuple[dict[str, Checkpoint], ReadReport]:
-        reader = registry.find_format(source, format)
-        return reader.read(source, self._mapped.points(), reader.reading(**options))
+        return self._install(name, checkpoint, points, strict, source.where, report)
 
     def install(
         self,
@@ -68,12 +66,22 @@ class Exchange(Access):
         report: ReadReport | None = None,
     ) -> LoadReport:
         """Attaches an adapter that is already in memory; what `load` does after reading. Errors name `source`."""
+        return self._install(name, checkpoint, self._mapped.points(), strict, source, report)
+
+    def _install(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        points: Points,
+        strict: bool,
+        source: object,
+        report: ReadReport | None,
+    ) -> LoadReport:
         state = self._state
         with state.lock:
             building.check_name(name, state.adapters)
-            built, notes = loading.build_loaded(
-                checkpoint, self._mapped, strict=strict, source=source, finite=report is not None and report.finite
-            )
+            finite = report is not None and report.finite
+            built, notes = loading.build_loaded(checkpoint, self._mapped, points, strict, source, finite=finite)
             self._check_parts(built)
             state.insert(name, built, checkpoint.metadata)
         return LoadReport(
@@ -100,7 +108,8 @@ class Exchange(Access):
         One without a name gets the file's. Arguments and errors as for `load`.
         """
         source, state = Source.of(source, allow_pickle=allow_pickle), self._state
-        found, report = self._read(source, format, strict=strict, allow_pickle=allow_pickle, **options)
+        points = self._mapped.points()
+        found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         named = {name or source.name: checkpoint for name, checkpoint in found.items()}
         with state.lock:
             for name in named:
@@ -108,7 +117,7 @@ class Exchange(Access):
             reports: dict[str, LoadReport] = {}
             try:
                 for name, checkpoint in named.items():
-                    reports[name] = self.install(name, checkpoint, strict=strict, source=source.where, report=report)
+                    reports[name] = self._install(name, checkpoint, points, strict, source.where, report)
             except BaseException:
                 for name in reversed(reports):
                     self.remove(name)
@@ -219,3 +228,10 @@ class Exchange(Access):
         """The adapters that combine this one."""
         every = self._state.adapters.items()
         return [user for user, one in every if any(name in module.parts for module in one.modules.values())]
+
+
+def _read(
+    source: Source, format: str | None, points: Points, **options: Any
+) -> tuple[dict[str, Checkpoint], ReadReport]:
+    reader = registry.find_format(source, format)
+    return reader.read(source, points, reader.reading(**options))

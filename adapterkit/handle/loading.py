@@ -48,13 +48,14 @@ class _Target:
 
 
 def build_loaded(
-    checkpoint: Checkpoint, mapped: MappedModel, *, strict: bool, source: object, finite: bool = False
+    checkpoint: Checkpoint, mapped: MappedModel, here: Points, strict: bool, source: object, *, finite: bool = False
 ) -> tuple[list[Built], list[str]]:
     """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
 
     Args:
         checkpoint: What a format has read.
         mapped: The model it is for.
+        here: The model's points.
         strict: Whether everything must match. Otherwise what does not is left out.
         source: Named in errors.
         finite: Whether who has read the tensors has refused NaN and infinity already.
@@ -67,7 +68,6 @@ def build_loaded(
     """
     notes: list[str] = []
     configs = [(part, _config_of(part, source)) for part in checkpoint.parts]
-    here = mapped.points()
     _check_base(checkpoint, mapped, here, strict, source, notes)
     wanted = [_wanted(part, checkpoint.base, _choose(config, here, mapped.label, source)) for part, config in configs]
     points = [_points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
