@@ -35,6 +35,7 @@ class AdapterConfig:
         neutral: Whether a new adapter has no effect.
         exact_gradients: Whether gradients are those of the equation; one may hold a part constant on purpose.
         forms: The forms of layers (`WeightLayout.form`) that it can act on at `weight` points; None for all.
+        common: Fields that `shared` reads, which no point can have for itself.
         targets: A selector; see `adapterkit.selectors`.
         settings: Point id -> what is other there than in the config, field by field; {} for nothing. Where there are
             any, they name the points, and `targets` is not read. Data, as files have it: selectors are for people.
@@ -44,6 +45,7 @@ class AdapterConfig:
     neutral: ClassVar[bool] = True
     exact_gradients: ClassVar[bool] = True
     forms: ClassVar[frozenset[str] | None] = None
+    common: ClassVar[frozenset[str]] = frozenset()
     targets: str = "all"
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False, kw_only=True)
 
@@ -59,6 +61,8 @@ class AdapterConfig:
         given: Any = self.settings
         if not isinstance(given, Mapping):
             return [f"settings must map point ids to fields, not {given!r}"]
+        if strange := [key for key in given if not isinstance(key, str)]:
+            return [f"settings must map point ids such as 'attn.q@language.0' to fields, not {strange[0]!r}"]
         object.__setattr__(self, "settings", {key: own if own else {} for key, own in given.items()})
         for key in self.settings:
             try:
@@ -249,13 +253,13 @@ def _checked_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _thaw(fields[name].type, value) for name, value in values.items()}
 
 
-def _checked_overrides(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_overrides(cls: type[AdapterConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for `dataclasses.replace` from JSON values.
 
     Raises:
         ConfigError: Unknown keys, or fields that no point can have for itself.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("targets", "settings")}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in {"targets", "settings", *cls.common}}
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError([f"no point has {key!r} for itself; known: {', '.join(fields)}" for key in unknown])
     return {name: _thaw(fields[name].type, value) for name, value in values.items()}

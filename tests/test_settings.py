@@ -242,3 +242,16 @@ def test_eva_at_some_points_alone(adapters: ak.Adapters) -> None:
         model(toys.ids())
     assert not torch.equal(modules[Q].A, before[Q])
     assert torch.equal(modules[V].A, before[V])
+
+
+def test_what_all_points_share_is_no_point_s_own() -> None:
+    """A point with another n than the rule of all would fail in every forward."""
+    with pytest.raises(ConfigError, match="no point has 'n' for itself"):
+        ak.Compacter(settings={"mlp@toy.0": {"n": 2}})
+    with pytest.raises(ConfigError, match="no point has 'reduction' for itself"):
+        ak.Invertible(settings={"tokens@toy": {"reduction": 4}})
+
+
+def test_settings_are_by_point_id() -> None:
+    with pytest.raises(ConfigError, match=r"must map point ids such as 'attn.q@language.0' to fields, not 5"):
+        ak.LoRA(settings={5: {}})  # type: ignore[dict-item]

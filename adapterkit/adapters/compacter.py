@@ -100,6 +100,7 @@ class Compacter(SublayerNet):
     """
 
     inits: ClassVar[tuple[str, ...]] = tuple(_starts(1.0))
+    common: ClassVar[frozenset[str]] = frozenset({"n", "init_range"})
     targets: str = "attn mlp"
     form: str = "houlsby"
     reduction: float = 32

@@ -115,6 +115,7 @@ class Invertible(AdapterConfig):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens", "weight"})
+    common: ClassVar[frozenset[str]] = frozenset({"coupling", "reduction", "activation"})
     targets: str = "tokens head"
     coupling: str = "additive"
     reduction: float = 2

@@ -51,6 +51,8 @@ class Source:
             return given
         if isinstance(given, Mapping):
             return MemorySource(given, metadata or {})
+        if not isinstance(given, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - what users give
+            raise ConfigError([f"expected a file, a folder or tensors by name, not {given!r:.80}"], "load()")
         path = Path(given)
         return FolderSource(path, allow_pickle) if _is_folder(path) else FileSource(path, allow_pickle)
 

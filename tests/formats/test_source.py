@@ -167,3 +167,9 @@ def test_what_is_written_is_what_the_library_writes(tmp_path: Path) -> None:
     container.write(one, TENSORS, {"a": "2", "b": "1"})
     assert one.read_bytes() == text
     assert json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"] == {"a": "2", "b": "1"}
+
+
+@pytest.mark.parametrize("given", [5, None])
+def test_what_is_no_place_and_no_tensors_is_told(given: object) -> None:
+    with pytest.raises(ConfigError, match=rf"expected a file, a folder or tensors by name, not {given}"):
+        Source.of(given)  # type: ignore[arg-type]

@@ -94,6 +94,7 @@ class VeRA(ak.AdapterConfig):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    common: ClassVar[frozenset[str]] = frozenset({"rank", "projection_seed", "save_projection"})
     targets: str = "attention"
     rank: int = 256
     d_initial: float = 0.1
