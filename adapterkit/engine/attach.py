@@ -21,6 +21,7 @@ from adapterkit.engine.site import Site
 from adapterkit.engine.slots import Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
+from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
 
@@ -134,14 +135,6 @@ def site_of(module: nn.Module) -> Site | None:
     return module.__dict__.get(SITE)
 
 
-def _module(root: nn.Module, path: str) -> nn.Module:
-    """As `root.get_submodule(path)`, in a sixth of its time."""
-    module: Any = root
-    for name in path.split(".") if path else ():
-        module = module._modules[name]
-    return module
-
-
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be adapted in place, or None."""
     if hasattr(next(module.parameters(), None), "device_mesh"):  # a DTensor
@@ -168,7 +161,7 @@ def attach(
     reach: Reach,
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
-    module = _module(root, point.path)
+    module = module_at(root, point.path)
     site = site_of(module)
     if site is None:
         site = Site(switch)
@@ -220,7 +213,7 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
 
 def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     """Takes one adapter away from one point; the last one restores the module."""
-    module = _module(root, point.path)
+    module = module_at(root, point.path)
     site = site_of(module)
     if site is None:
         return

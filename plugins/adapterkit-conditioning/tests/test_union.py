@@ -45,7 +45,7 @@ def test_a_union_is_its_parts_side_by_side(gating: bool) -> None:
         for key, module in adapters.modules(str(place)).items():
             for parameter in module.parameters():
                 nn.init.normal_(parameter)
-            adapters.modules("union")[key].members[str(place)].load_state_dict(module.state_dict())  # type: ignore
+            adapters.modules("union")[key].get_submodule(f"members.{place}").load_state_dict(module.state_dict())
     image = torch.randn(3, 4, toys.WIDTH).double()
     with adapters.context(image=image):
         with adapters.activated("union"):
