@@ -31,6 +31,44 @@ if TYPE_CHECKING:
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
+    from adapterkit.errors import (
+        AdapterKitError,
+        AmbiguousBackendError,
+        AmbiguousFormatError,
+        AttachError,
+        BaseMismatchError,
+        BrokenFormatError,
+        CheckpointError,
+        ConfigError,
+        ContextError,
+        CorruptFileError,
+        DataError,
+        DtypeMismatchError,
+        IncompatibleTargetError,
+        InvalidHeaderError,
+        InvalidNameError,
+        MissingDependencyError,
+        MissingKeysError,
+        ModelNotFoundError,
+        NonFiniteError,
+        NotMergeableError,
+        NotRegularFileError,
+        PluginConflictError,
+        PluginError,
+        PluginIncompatibleError,
+        PluginLoadError,
+        RoutingError,
+        SelectorError,
+        ShapeMismatchError,
+        StateError,
+        TargetNotFoundError,
+        TrainingError,
+        UnexpectedKeysError,
+        UnknownAdapterTypeError,
+        UnknownNameError,
+        UnsupportedFileError,
+        UnsupportedModelError,
+    )
     from adapterkit.factors import Factors
     from adapterkit.handle.adapters import Adapters
     from adapterkit.handle.listing import points
@@ -43,26 +81,62 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaLoRA",
     "AdapterConfig",
+    "AdapterKitError",
     "AdapterModule",
     "Adapters",
     "AdditiveModule",
+    "AmbiguousBackendError",
+    "AmbiguousFormatError",
+    "AttachError",
     "Average",
+    "BaseMismatchError",
     "Bottleneck",
+    "BrokenFormatError",
+    "CheckpointError",
     "Compacter",
+    "ConfigError",
+    "ContextError",
+    "CorruptFileError",
+    "DataError",
     "DoRA",
+    "DtypeMismatchError",
     "Factors",
     "Fuse",
+    "IncompatibleTargetError",
     "InjectionPoint",
+    "InvalidHeaderError",
+    "InvalidNameError",
     "Invertible",
     "LoRA",
+    "MissingDependencyError",
+    "MissingKeysError",
+    "ModelNotFoundError",
+    "NonFiniteError",
+    "NotMergeableError",
+    "NotRegularFileError",
     "Parallel",
+    "PluginConflictError",
+    "PluginError",
+    "PluginIncompatibleError",
+    "PluginLoadError",
     "Prefix",
     "Prompt",
     "ReFT",
+    "RoutingError",
+    "SelectorError",
+    "ShapeMismatchError",
     "Split",
     "Stack",
+    "StateError",
+    "TargetNotFoundError",
     "Trainable",
+    "TrainingError",
+    "UnexpectedKeysError",
     "Union",
+    "UnknownAdapterTypeError",
+    "UnknownNameError",
+    "UnsupportedFileError",
+    "UnsupportedModelError",
     "__version__",
     "errors",
     "get_plugin_manager",
@@ -98,21 +172,24 @@ _HOMES = {
     "hookimpl": "adapterkit.hookspecs",
     "points": "adapterkit.handle.listing",
 }
-_TORCH_FREE = frozenset(
-    {"Average", "Factors", "InjectionPoint", "Parallel", "Split", "Stack", "get_plugin_manager", "hookimpl"}
-)
+_ERRORS = "adapterkit.errors"  # the home of every other public name
+_TORCH_FREE = frozenset({_ERRORS, "adapterkit.plugins", "adapterkit.hookspecs", "adapterkit.points"}) | {
+    "adapterkit.composition",
+    "adapterkit.factors",
+}
 _SUBMODULES = frozenset({"errors", "specs"})
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name not in _TORCH_FREE:
+    home = _HOMES.get(name, _ERRORS)
+    if home not in _TORCH_FREE:
         # Whoever asks for these is about to import a model's library, which may import torchvision.
         importlib.import_module(f"{__name__}.torchvision_ops").ensure_torchvision_ops()
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(home), name)
     setattr(sys.modules[__name__], name, value)
     return value
 

@@ -5,11 +5,37 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+
+_LONGEST = 200  # characters of a name that near matches are looked for
+_SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value as a message shows it: on one line, without control characters, and short, whatever it is."""
+    try:
+        text = repr(value)
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ):  # an int of too many digits, a list in itself, a class of the user's
+        text = f"a {type(value).__name__}"
+    text = text if text.isprintable() else printable(text)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def printable(text: str) -> str:
+    """Text that a stranger may have written, with what would steer a terminal as escapes; lines and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The names in `known` that `name` was probably meant to be, best first."""
-    return difflib.get_close_matches(name, sorted(set(known)), n=limit, cutoff=0.5)
+    return difflib.get_close_matches(name[:_LONGEST], sorted(set(known)), n=limit, cutoff=0.5)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -22,11 +48,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return ""
 
 
-_SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
-
-
 class AdapterKitError(Exception):
-    """Base of everything that adapterkit raises on purpose."""
+    """Base of everything that adapterkit raises on purpose. Printed, it steers no terminal, whatever a file says."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(AdapterKitError):
@@ -59,7 +85,7 @@ class UnknownNameError(AdapterKitError):
     def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.what, self.name, self.known = what, name, sorted(set(known))
         suffix = f" {hint}" if hint else ""
-        super().__init__(f"unknown {what} {name!r}.{did_you_mean(name, self.known)}{suffix}")
+        super().__init__(f"unknown {what} {shown(name)}.{did_you_mean(name, self.known)}{suffix}")
 
 
 class InvalidNameError(AdapterKitError):
@@ -180,6 +206,25 @@ class PluginError(AdapterKitError):
     def __init__(self, message: str, plugin: str = "") -> None:
         self.plugin = plugin
         super().__init__(f"plug-in {plugin!r}: {message}" if plugin else message)
+
+
+class DataError(AdapterKitError):
+    """The training data cannot be used. `files` are those at fault."""
+
+    def __init__(self, message: str, files: Sequence[Path] = ()) -> None:
+        self.files = list(files)
+        shown = "".join(f"\n  {file}" for file in self.files[:_SHOWN_PROBLEMS])
+        more = len(self.files) - _SHOWN_PROBLEMS
+        tail = f"\n  and {more} more" if more > 0 else ""
+        super().__init__(f"{message}{':' if self.files else ''}{shown}{tail}")
+
+
+class ModelNotFoundError(AdapterKitError):
+    """There is no model at that place, or it cannot be read."""
+
+
+class TrainingError(AdapterKitError):
+    """Training cannot go on, such as when the loss is no longer a number."""
 
 
 class BrokenFormatError(CheckpointError, PluginError):

@@ -32,17 +32,19 @@ SIZE_LIMIT = 4 << 30
 """Bytes; larger files are refused before anything is read."""
 
 # Absent on Windows. NONBLOCK keeps the opening of a pipe from waiting for its other end.
-_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FOLLOW = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_READ = _FOLLOW | getattr(os, "O_NOFOLLOW", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextlib.contextmanager
-def open_plain(path: Path, limit: int = SIZE_LIMIT) -> Iterator[tuple[BinaryIO, int]]:
+def open_plain(path: Path, limit: int = SIZE_LIMIT, *, follow: bool = False) -> Iterator[tuple[BinaryIO, int]]:
     """The opened file and its size in bytes.
 
     A symbolic link is followed only inside its own folder, or from a download cache's `snapshots` to the `blobs`
-    folder of the same repository: a folder of adapters cannot hand out files from elsewhere.
+    folder of the same repository: a folder of adapters cannot hand out files from elsewhere. `follow` is for what the
+    user has named himself.
 
     Raises:
         NotRegularFileError: A folder, pipe, device, socket, or a link that leads elsewhere.
@@ -50,7 +52,7 @@ def open_plain(path: Path, limit: int = SIZE_LIMIT) -> Iterator[tuple[BinaryIO, 
         CheckpointError: Missing or unreadable.
     """
     try:
-        descriptor = os.open(_link_target(path), _READ)
+        descriptor = os.open(path, _FOLLOW) if follow else os.open(_link_target(path), _READ)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a ring of links before Python 3.13
         raise _unreadable(path, error) from error
     try:

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapterkit.errors import ConfigError, did_you_mean
+from adapterkit.errors import CheckpointError, ConfigError, did_you_mean, shown
+from adapterkit.formats.files import open_plain
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.training import yaml_values
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_MOST_BYTES = 1 << 20
 _RECORDED = ("adapterkit", "torch", "accelerate", "transformers", "diffusers", "timm", "safetensors", "numpy")
 
 
@@ -102,10 +104,13 @@ def read_values(path: Path | None, overrides: Sequence[str], problems: list[str]
 
 def _read_file(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        values = yaml_values.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"cannot read {path}: {error.strerror}"], str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with open_plain(path, _MOST_BYTES, follow=True) as (file, _):
+            values = yaml_values.parse(file.read().decode("utf-8"))
+    except CheckpointError as error:
+        raise ConfigError([f"cannot read {error}"], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"is no UTF-8 text: {error}; save it as UTF-8"], str(path)) from error
+    except yaml.YAMLError as error:
         raise ConfigError([" ".join(str(error).split())], str(path)) from error
     if isinstance(values, dict):
         return values
@@ -118,18 +123,20 @@ def _override(values: dict[str, Any], text: str, problems: list[str]) -> None:
     dotted, equals, raw = text.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        problems.append(f"the override {text!r} is not of the form key=value or section.key=value")
+        problems.append(f"the override {shown(text)} is not of the form key=value or section.key=value")
         return
     try:
         value = yaml_values.parse(raw)
     except yaml.YAMLError:
-        problems.append(f"{dotted}: the value {raw!r} of the override is no YAML; quote it")
+        problems.append(f"{dotted}: the value {shown(raw)} of the override is no YAML; quote it")
         return
     section = values
     for depth, key in enumerate(keys[:-1]):
         inner = section.setdefault(key, {})
         if not isinstance(inner, dict):
-            problems.append(f"{dotted}: {'.'.join(keys[: depth + 1])!r} is {inner!r}, not a section that holds keys")
+            problems.append(
+                f"{dotted}: {'.'.join(keys[: depth + 1])!r} is {shown(inner)}, not a section that holds keys"
+            )
             return
         section = inner
     section[keys[-1]] = value
@@ -149,11 +156,11 @@ def check_section(
 def _sentence(model: type[BaseModel], item: dict[str, Any], prefix: str) -> str:
     path = prefix + ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {path!r}.{did_you_mean(str(item['loc'][-1]), model.model_fields)}"
+        return f"unknown key {shown(path)}.{did_you_mean(str(item['loc'][-1]), model.model_fields)}"
     if item["type"] == "missing":
         return f"{path}: this key is required"
     message = item["msg"][:1].lower() + item["msg"][1:]
-    return f"{path}: {message}, not {item['input']!r}"
+    return f"{path}: {message}, not {shown(item['input'])}"
 
 
 def resolved(config: RunConfig, adapter: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

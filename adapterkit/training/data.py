@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -10,25 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CAPTIONS = (".txt", ".caption")
-_SHOWN = 10
 _Result = TypeVar("_Result")
-
-
-class DataError(AdapterKitError):
-    """The training data cannot be used. `files` are those at fault."""
-
-    def __init__(self, message: str, files: Sequence[Path] = ()) -> None:
-        self.files = list(files)
-        shown = "".join(f"\n  {file}" for file in self.files[:_SHOWN])
-        more = f"\n  and {len(self.files) - _SHOWN} more" if len(self.files) > _SHOWN else ""
-        super().__init__(f"{message}{':' if self.files else ''}{shown}{more}")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section
-from adapterkit.training.data import DataError, cover, gather, image_files, open_image
+from adapterkit.training.data import cover, gather, image_files, open_image
 from adapterkit.training.loading import checkpoint_transformers, load_image_classifier
 from adapterkit.training.order import Draw, derive_seed, permutation
 from adapterkit.training.task import Setting, Task

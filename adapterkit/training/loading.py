@@ -13,16 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.errors import AdapterKitError, MissingDependencyError, UnsupportedModelError
+from adapterkit.errors import AdapterKitError, MissingDependencyError, ModelNotFoundError, UnsupportedModelError
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 TIMM = "timm:"
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-class ModelNotFoundError(AdapterKitError):
-    """There is no model at that place, or it cannot be read."""
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
-from adapterkit.errors import AdapterKitError, ConfigError
+from adapterkit.errors import ConfigError, TrainingError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.handle.building import Built
 from adapterkit.handle.listing import points
@@ -38,10 +38,6 @@ from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot
 from adapterkit.training.state import Trained, save_modules
 from adapterkit.training.task import Dataset, Setting
-
-
-class TrainingError(AdapterKitError):
-    """Training cannot go on, such as when the loss is no longer a number."""
 
 
 @dataclass(frozen=True)

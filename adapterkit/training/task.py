@@ -18,10 +18,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig, Section, Seed
-from adapterkit.training.data import DataError
 from adapterkit.training.order import Draw, derive_seed
 
 __all__ = [

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.data import DataError
 from adapterkit.training.loading import checkpoint_transformers, load_causal_lm
 from adapterkit.training.order import Draw
 from adapterkit.training.task import Setting, Task

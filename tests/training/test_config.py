@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,10 +112,90 @@ def test_a_name_that_no_adapter_may_have(tmp_path: Path):
         ("- a\n- b\n", "must hold keys and values"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("\x00", "special characters are not allowed"),
+        ("steps:\t1\n\tseed: 2", "found character '\\t' that cannot start any token"),
+        ("seed: " + "9" * 5000, "is no int"),
+        ("options: !!map x", "'x' is no map"),
+        ("options: !!seq x", "expected a sequence node"),
+        ("options: !!str [x]", "expected a scalar node"),
+        ("steps: !!int abc", "'abc' is no int"),
+        ("steps: !!bool abc", "'abc' is no bool"),
+        ("steps: !!timestamp 2024-13-45", "could not determine a constructor"),
+        ("options: !!binary aGVsbG8=", "could not determine a constructor"),
+        ("options: " + "[" * 5000, "nested deeper than 32"),
+        ("options: " + "[" * 40 + "]" * 40, "nested deeper than 32"),
+        ("options: &a [*a]", "nested deeper than 32"),
+        ("a: &a {<<: *a}", "nested deeper than 32"),
+        ("--- a\n--- b", "expected a single document"),
+        ("", "must hold keys and values"),
+        ("a: *b", "undefined alias"),
+        ("? [a, b]\n: 1", "the key ['a', 'b'] is not text"),
     ],
 )
 def test_files_that_are_no_run(tmp_path: Path, text: str, expected: str):
     assert expected in " ".join(problems(written(tmp_path, text)))
+
+
+def laughing(start: str, each: str, last: str) -> str:
+    """Nine lines of which each names the one before ten times."""
+    lines = [start, *(f"x{i}: &x{i} {each % ', '.join([f'*x{i - 1}'] * 10)}" for i in range(1, 9))]
+    return "\n".join([*lines, last])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughing("x0: &x0 [a, a]", "[%s]", "steps: *x8"),
+        laughing("x0: &x0 {a: b}", "{<<: [%s]}", "options: {<<: *x8}"),
+    ],
+)
+def test_aliases_of_aliases_are_refused_before_they_are_made(tmp_path: Path, text: str):
+    began = time.process_time()
+    assert "aliases make" in problems(written(tmp_path, text))[0]
+    assert time.process_time() - began < 1
+
+
+def test_anchors_and_merged_sections_are_read(tmp_path: Path):
+    assert yaml_values.parse("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": {"x": 1, "y": 2},
+    }
+
+
+@pytest.mark.parametrize("value", ["0o17", "010", "1e5", "0x_", "1_0", "<<", "no", "~", "2024-01-02", "a\x1b[2J"])
+def test_text_comes_back_as_text(value: str):
+    assert yaml_values.parse(yaml_values.dump({"a": value})) == {"a": value}
+
+
+def test_values_in_problems_are_short_and_steer_no_terminal(tmp_path: Path):
+    found = problems(
+        written(tmp_path, BASE + f'steps: "\\e[2J{"x" * 9000}"\nseed: {"9" * 4000}\n'), "batch_size=\x1b[2J"
+    )
+    assert all(len(problem) < 400 for problem in found)
+    assert all(problem.isprintable() for problem in found)
+
+
+@pytest.mark.parametrize("make", ["folder", "pipe", "dead link", "large", "utf-16", "NUL in its name"])
+def test_places_that_hold_no_run(tmp_path: Path, make: str):
+    path = tmp_path / ("a\0b" if make.startswith("NUL") else "run.yaml")
+    if make == "folder":
+        path.mkdir()
+    elif make == "pipe":
+        os.mkfifo(path)
+    elif make == "dead link":
+        path.symlink_to(tmp_path / "none")
+    elif make == "large":
+        path.write_text("# " + "x" * (1 << 20), encoding="utf-8")
+    elif make == "utf-16":
+        path.write_text(BASE, encoding="utf-16")
+    with pytest.raises(ConfigError, match="run"):
+        load_run(path)
+
+
+def test_a_run_file_may_be_a_link(tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/run.yaml").symlink_to(written(tmp_path, BASE))
+    assert load_run(tmp_path / "here/run.yaml").config.task == "toy-task"
 
 
 def test_a_file_that_is_absent_or_binary(tmp_path: Path):
@@ -127,6 +209,7 @@ def test_a_file_that_is_absent_or_binary(tmp_path: Path):
     [
         ("no", "no"), ("off", "off"), ("true", True), ("False", False), ("1e-4", 1e-4), ("5E3", 5000.0),
         ("1", 1), ("1.5", 1.5), ("", None), ("~", None), ("[1, a]", [1, "a"]), ("1_000", 1000), (".inf", math.inf),
+        ("010", 10), ("0x1F", 31), ("1:30", "1:30"), ("2024-01-02", "2024-01-02"),
         ("e-4", "e-4"), ("'1'", "1"), ("1e", "1e"), ("-2.5e+3", -2500.0), ("2026-01-01x", "2026-01-01x"),
     ],
 )  # fmt: skip

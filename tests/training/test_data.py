@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adapterkit.training.data import DataError, captioned_images, cover, gather, open_image
+from adapterkit.errors import DataError
+from adapterkit.training.data import captioned_images, cover, gather, open_image
 from adapterkit.training.grid import write_grid
 
 

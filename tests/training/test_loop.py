@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, StateError, TrainingError
 from adapterkit.testing import toys
 from adapterkit.training.folder import RunFolder, read_metrics
-from adapterkit.training.loop import Trainer, TrainingError, train
+from adapterkit.training.loop import Trainer, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
 from tests.training.toy_task import EXAMPLES, Sequences, toy_run

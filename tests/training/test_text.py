@@ -17,8 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adapterkit as ak
 from adapterkit.cli.main import main
-from adapterkit.errors import ConfigError
-from adapterkit.training.data import DataError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
