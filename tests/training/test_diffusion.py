@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import adapterkit as ak
-from adapterkit.errors import ConfigError, DataError, ModelNotFoundError, UnsupportedModelError
+from adapterkit.errors import ConfigError, UnsupportedModelError
+from adapterkit.training.data import DataError
 from adapterkit.training.diffusion import DiffusionTask, Images
+from adapterkit.training.loading import ModelNotFoundError
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import ViTForImageClassification
 
-from adapterkit.errors import ConfigError, DataError, ModelNotFoundError
+from adapterkit.errors import ConfigError
+from adapterkit.training.data import DataError
 from adapterkit.training.images import head_of, pixels_of
-from adapterkit.training.loading import load_image_classifier
+from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
 from tests.backends.vision_models import vit_config
