@@ -196,6 +196,10 @@ class BaseMismatchError(CheckpointError):
     """The adapter was made for another base model."""
 
 
+class AdapterMismatchError(CheckpointError):
+    """The adapter in the file is of another type, or of another config, than the one that its values are for."""
+
+
 class UnknownAdapterTypeError(CheckpointError):
     """The file's adapter type is not installed; names the distribution to install."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from adapterkit.formats import registry
 from adapterkit.formats.source import Readable, Source
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
+from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
 from adapterkit.handle.state import State
 from adapterkit.mapping import targets
@@ -56,6 +58,46 @@ class Exchange(Access):
         checkpoint = registry.only(found, source.where)
         return self._install(name, checkpoint, points, strict, source.where, report)
 
+    def load_into(
+        self,
+        name: str,
+        source: Readable,
+        *,
+        format: str | None = None,
+        strict: bool = True,
+        allow_pickle: bool = False,
+        **options: Any,
+    ) -> LoadReport:
+        """Reads values into an adapter that is there. Its parameters stay the same objects: an optimizer keeps them.
+
+        What acts and what trains stays as it is. Of a file of several adapters it reads the one of this name.
+
+        Args:
+            name: The adapter.
+            source: As for `load`.
+            format: As for `load`.
+            strict: Whether points and configs (but for `targets`) must be equal. Otherwise points that the file lacks
+                keep their values, and whatever differs is a warning.
+            allow_pickle: As for `load`.
+            options: As for `load`.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+            AdapterMismatchError: What is read is an adapter of another type, or of another config.
+            CheckpointError: It is damaged, for another base, or has other points or shapes. Nothing is changed.
+            StateError: The adapter is merged, or has no values here.
+        """
+        source, state = Source.of(source, allow_pickle=allow_pickle), self._state
+        attached, points = self._attached(name), self._mapped.points()
+        found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
+        checkpoint = found[name] if name in found else registry.only(found, source.where)
+        with state.lock:
+            if state.merge is not None and name in state.merge.selection.names:
+                raise StateError(f"{name!r} is merged into the weights, which would not follow; unmerge() first")
+            notes = refill(attached, checkpoint, self._mapped, points, strict, source.where, finite=report.finite)
+            state.adapters[name] = dataclasses.replace(attached, metadata=dict(checkpoint.metadata))
+        return self._loaded(name, checkpoint, notes, report)
+
     def install(
         self,
         name: str,
@@ -84,11 +126,15 @@ class Exchange(Access):
             built, notes = loading.build_loaded(checkpoint, self._mapped, points, strict, source, finite=finite)
             self._check_parts(built)
             state.insert(name, built, checkpoint.metadata)
+        return self._loaded(name, checkpoint, notes, report)
+
+    def _loaded(self, name: str, checkpoint: Checkpoint, notes: Sequence[str], report: ReadReport | None) -> LoadReport:
+        attached = self._attached(name)
         return LoadReport(
             name=name,
             type=" + ".join(part.type for part in checkpoint.parts),
-            points=list(state.adapters[name].points),
-            parameters=sum(p.numel() for p in building.parameters_of(state.adapters[name].modules.values())),
+            points=list(attached.points),
+            parameters=sum(p.numel() for p in building.parameters_of(attached.modules.values())),
             notes=[*(report.notes if report else ()), *notes],
             metadata=self.metadata(name),
             read=report or ReadReport(),

@@ -38,7 +38,7 @@ from adapterkit.points import InjectionPoint, Points
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """Where tensors are put, what they are named after in errors, and whether they are known to be finite."""
 
     mapped: MappedModel
@@ -67,12 +67,12 @@ def build_loaded(
         CheckpointError: Anything does not fit.
     """
     notes: list[str] = []
-    configs = [(part, _config_of(part, source)) for part in checkpoint.parts]
-    _check_base(checkpoint, mapped, here, strict, source, notes)
+    configs = [(part, config_of(part, source)) for part in checkpoint.parts]
+    check_base(checkpoint, mapped, here, strict, source, notes)
     wanted = [_wanted(part, checkpoint.base, _choose(config, here, mapped.label, source)) for part, config in configs]
-    points = [_points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
+    points = [points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
     _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
-    target = _Target(mapped, source, notes, finite)
+    target = Target(mapped, source, notes, finite)
     built = [
         _build_part(part, config, [*asked.values()], own, target)
         for (part, config), asked, own in zip(configs, wanted, points, strict=True)
@@ -88,7 +88,7 @@ def _build_part(
     config: AdapterConfig,
     wanted: list[InjectionPoint],
     points: list[InjectionPoint],
-    target: _Target,
+    target: Target,
 ) -> Built:
     shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
@@ -114,7 +114,7 @@ def _check_apart(built: Sequence[Built], source: object) -> None:
             first[key] = kind
 
 
-def _config_of(checkpoint: Part, source: object) -> AdapterConfig:
+def config_of(checkpoint: Part, source: object) -> AdapterConfig:
     manager = get_plugin_manager()
     spec = manager.adapters().get(checkpoint.type)
     if spec is None:
@@ -143,7 +143,7 @@ def _whence(checkpoint: Part) -> str:
     )
 
 
-def _check_base(
+def check_base(
     checkpoint: Checkpoint, mapped: MappedModel, here: Points, strict: bool, source: object, notes: list[str]
 ) -> None:
     """Whether what the adapter touches is here as it was there: the models' classes, and how often each role is."""
@@ -218,14 +218,14 @@ def _wanted(
     return {point.id: point for point in chosen if (point.component, point.role) in known or not known}
 
 
-def _points_of(
+def points_of(
     checkpoint: Part, wanted: Mapping[str, InjectionPoint], strict: bool, source: object, notes: list[str]
 ) -> list[InjectionPoint]:
     missing = [key for key in wanted if key not in checkpoint.tensors]
     extra = [key for key in checkpoint.tensors if key not in wanted and key != SHARED]
     if extra:
         hint = did_you_mean(extra[0], wanted)
-        message = f"{len(extra)} of its points are not among those that the config selects: {some(extra)}.{hint}"
+        message = f"{len(extra)} of its points are not among those of the adapter: {some(extra)}.{hint}"
         if strict:
             raise UnexpectedKeysError(message, source, extra[0])
         notes.append(f"left out: {message}")
@@ -238,14 +238,14 @@ def _points_of(
 
 
 def _load_one(
-    skeletons: Skeletons, point: InjectionPoint, tensors: Mapping[str, Tensor], target: _Target
+    skeletons: Skeletons, point: InjectionPoint, tensors: Mapping[str, Tensor], target: Target
 ) -> AdapterModule:
     around = target.mapped.module(point)
     try:
         module, skeleton = skeletons.at(point, around.training)
     except IncompatibleTargetError as error:
         raise BaseMismatchError(str(error), target.source, point.id) from error
-    loaded = _fitting(skeleton, point.id, tensors, target.mapped.placement(point), target)
+    loaded = fitting(skeleton.expected, point.id, tensors, target.mapped.placement(point), target)
     if skeleton.lacks:
         # Buffers that are not saved must be computed: build for real and copy.
         with torch.random.fork_rng(devices=[]):
@@ -260,7 +260,7 @@ def _load_shared(
     config: AdapterConfig,
     points: list[InjectionPoint],
     tensors: Mapping[str, Tensor],
-    target: _Target,
+    target: Target,
 ) -> nn.Module | None:
     with torch.device("meta"):
         shared = checked_shared(config, points)
@@ -269,7 +269,7 @@ def _load_shared(
         if tensors:
             raise UnexpectedKeysError("nothing receives it", target.source, f"{SHARED}/{next(iter(tensors))}")
         return None
-    loaded = _fitting(skeleton, SHARED, tensors, target.mapped.placement(points[0]), target)
+    loaded = fitting(skeleton.expected, SHARED, tensors, target.mapped.placement(points[0]), target)
     shared.load_state_dict(loaded, strict=True, assign=True)
     if skeleton.lacks:
         with torch.random.fork_rng(devices=[]):
@@ -281,15 +281,15 @@ def _load_shared(
     return shared
 
 
-def _fitting(
-    skeleton: Skeleton,
+def fitting(
+    expected: Mapping[str, Tensor],
     key: str,
     tensors: Mapping[str, Tensor],
     placement: tuple[torch.device, torch.dtype],
-    target: _Target,
+    target: Target,
 ) -> dict[str, Tensor]:
     """The tensors, if they are just those that the module asks for, in place."""
-    expected, source = skeleton.expected, target.source
+    source = target.source
     if lacking := [name for name in expected if name not in tensors]:
         raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
     if left := [name for name in tensors if name not in expected]:
@@ -302,7 +302,7 @@ def _fitting(
     return loaded
 
 
-def _check_tensor(tensor: Tensor, expected: Tensor, target: _Target, key: str) -> None:
+def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) -> None:
     source = target.source
     if tensor.shape != expected.shape:
         hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
