@@ -115,6 +115,12 @@ def _check_apart(built: Sequence[Built], source: object) -> None:
 
 
 def config_of(checkpoint: Part, source: object) -> AdapterConfig:
+    """The config of a part of a checkpoint.
+
+    Raises:
+        UnknownAdapterTypeError: The type is not installed, or broken.
+        InvalidHeaderError: The config is none of the type's.
+    """
     manager = get_plugin_manager()
     spec = manager.adapters().get(checkpoint.type)
     if spec is None:
@@ -221,6 +227,11 @@ def _wanted(
 def points_of(
     checkpoint: Part, wanted: Mapping[str, InjectionPoint], strict: bool, source: object, notes: list[str]
 ) -> list[InjectionPoint]:
+    """Those of the wanted points that a checkpoint has tensors for.
+
+    Raises:
+        UnexpectedKeysError, MissingKeysError: It has more than those, or (all) fewer.
+    """
     missing = [key for key in wanted if key not in checkpoint.tensors]
     extra = [key for key in checkpoint.tensors if key not in wanted and key != SHARED]
     if extra:
