@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError
+from adapterkit.errors import AdapterKitError, ConfigError, shown
 from adapterkit.mapping import targets
 from adapterkit.points import InjectionPoint, Kind
 from adapterkit.selectors import Selector
+from adapterkit.specs import POINT_KINDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ class AdapterConfig:
     """What to add. Subclasses are frozen dataclasses whose fields are JSON values.
 
     Attributes:
-        kinds: The kinds of points that the type can act at.
+        kinds: The kinds of points that the type can act at; every type has to say some.
         neutral: Whether a new adapter has no effect.
         exact_gradients: Whether gradients are those of the equation; one may hold a part constant on purpose.
         forms: The forms of layers (`WeightLayout.form`) that it can act on at `weight` points; None for all.
@@ -50,19 +52,31 @@ class AdapterConfig:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        problems = _type_problems(self) or self.problems() or self._settings_problems()
+        try:
+            problems = (
+                _type_problems(self) or self.problems() or self._settings_problems() or _kind_problems(self.kinds)
+            )
+        except AdapterKitError:
+            raise
+        except Exception as error:  # a type's own checks are of values that it expects, and a file may hold any
+            told = f"the values cannot be checked: {type(error).__name__}: {shown(str(error))}"
+            raise ConfigError([told], type(self).__name__) from error
         if problems:
             raise ConfigError(problems, type(self).__name__)
-        Selector(self.targets)
+        _ = self._selector  # one that cannot be parsed is an error now
+
+    @functools.cached_property
+    def _selector(self) -> Selector:
+        return Selector(self.targets)
 
     def _settings_problems(self) -> list[str]:
         """What is wrong with the settings of points; every set of them is made, and so checked, once."""
         problems: list[str] = []
         given: Any = self.settings
         if not isinstance(given, Mapping):
-            return [f"settings must map point ids to fields, not {given!r}"]
+            return [f"settings must map point ids to fields, not {shown(given)}"]
         if strange := [key for key in given if not isinstance(key, str)]:
-            return [f"settings must map point ids such as 'attn.q@language.0' to fields, not {strange[0]!r}"]
+            return [f"settings must map point ids such as 'attn.q@language.0' to fields, not {shown(strange[0])}"]
         object.__setattr__(self, "settings", {key: own if own else {} for key, own in given.items()})
         for key in self.settings:
             try:
@@ -77,7 +91,7 @@ class AdapterConfig:
             return self
         own = self.settings.get(point if isinstance(point, str) else point.id, {})
         if not isinstance(own, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - what a file has
-            raise ConfigError([f"must map fields to values, not {own!r}"], type(self).__name__)
+            raise ConfigError([f"must map fields to values, not {shown(own)}"], type(self).__name__)
         made: dict[str, _Config] = self.__dict__.setdefault("_made", {})
         key = repr(sorted(own.items(), key=repr))
         if key not in made:
@@ -123,7 +137,7 @@ class AdapterConfig:
         """Whether settings or targets name this point, and the type can act at its kind."""
         if self.settings:
             return point.id in self.settings
-        return point.kind in self.kinds and Selector(self.targets).matches(point)
+        return point.kind in self.kinds and self._selector.matches(point)
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
         """Those of the selected points that concern the type at all: a bias' training, those with a bias."""
@@ -270,24 +284,47 @@ def _thaw(annotation: object, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) and str(annotation).startswith("tuple") else value
 
 
+def is_number(value: object) -> bool:
+    """Whether this is a finite number, which a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _kind_problems(kinds: Any) -> list[str]:
+    """What is wrong with the kinds that a class says: a class attribute, so the same for all of its configs."""
+    example = ', such as kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})'
+    if isinstance(kinds, Set) and kinds and kinds <= POINT_KINDS:
+        return []
+    given = f"not {shown(sorted(map(str, kinds)) if isinstance(kinds, Set) else kinds)}" if kinds else "and has none"
+    known = ", ".join(sorted(POINT_KINDS))
+    return [f"the class must say at which kinds of points it acts (of {known}), {given}: set `kinds`{example}"]
+
+
+def _every(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, tuple) and all(map(check, values))
+
+
 _SCALARS: dict[str, Callable[[Any], bool]] = {
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max,
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and -(1 << 63) <= v < 1 << 63,
+    "float": is_number,
     "bool": lambda v: isinstance(v, bool),
     "str": lambda v: isinstance(v, str),
     "None": lambda v: v is None,
 }
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **_SCALARS,
+    **{f"tuple[{name}, ...]": _every(check) for name, check in _SCALARS.items()},
+}
 
 
 def _type_problems(config: Any) -> list[str]:
-    """Fields whose value does not fit a scalar annotation; other annotations are the type's own business."""
+    """Fields whose value does not fit an annotation of plain values; others are the type's own business."""
     problems = []
     for item in dataclasses.fields(config):
         annotation = item.type.__name__ if isinstance(item.type, type) else str(item.type)
         options = [part.strip() for part in annotation.split("|")]
-        if not all(option in _SCALARS for option in options):
+        if not all(option in _KINDS for option in options):
             continue
         value = getattr(config, item.name)
-        if not any(_SCALARS[option](value) for option in options):
-            problems.append(f"{item.name} must be {' or '.join(options)}, not {value!r}")
+        if not any(_KINDS[option](value) for option in options):
+            problems.append(f"{item.name} must be {' or '.join(options)}, not {shown(value)}")
     return problems

@@ -8,21 +8,19 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 _LONGEST = 200  # characters of a name that near matches are looked for
+_LONGEST_PROBLEM = 1000
 _SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
 
 
 def shown(value: object, most: int = 200) -> str:
     """A value as a message shows it: on one line, without control characters, and short, whatever it is."""
+    if isinstance(value, str):
+        return printable(repr(value if len(value) <= most else f"{value[:most]}..."))
     try:
-        text = repr(value)
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ):  # an int of too many digits, a list in itself, a class of the user's
-        text = f"a {type(value).__name__}"
-    text = text if text.isprintable() else printable(text)
+        text = printable(repr(value))
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # such as of an integer that is too long to be read
+        bits = f" of {value.bit_length():,} bits" if isinstance(value, int) else ""
+        text = f"a value of type {type(value).__name__}{bits}"
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -69,7 +67,8 @@ class ConfigError(AdapterKitError):
         head = f"invalid {where}" if where else "invalid configuration"
         more = len(self.problems) - _SHOWN_PROBLEMS
         tail = f"; and {more} more" if more > 0 else ""
-        super().__init__(f"{head}: " + "; ".join(self.problems[:_SHOWN_PROBLEMS]) + tail)
+        shortened = [p if len(p) <= _LONGEST_PROBLEM else f"{p[:_LONGEST_PROBLEM]}..." for p in self.problems]
+        super().__init__(f"{head}: " + "; ".join(shortened[:_SHOWN_PROBLEMS]) + tail)
 
 
 class UnknownNameError(AdapterKitError):

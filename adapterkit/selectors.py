@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from adapterkit.errors import SelectorError, TargetNotFoundError, near_matches
+from adapterkit.errors import SelectorError, TargetNotFoundError, near_matches, shown
 from adapterkit.points import InjectionPoint, Tag
 
 Value = TypeVar("Value")
@@ -32,8 +32,9 @@ _MAX_WORD = 2000
 _MAX_ALTERNATIVES = 1 << 16
 _MAX_EXPANDED = 1000
 """Alternatives that the braces of one word stand for."""
+_MAX_BRACES = 1 << 13
+"""Alternatives that braces add to those that are written: of a selector, or of all in a table."""
 _MAX_GLOBS = 1000
-_SHOWN = 200
 _OPERATORS: dict[str, Callable[[Tag, Tag], bool]] = {
     ">=": operator.ge,  # type: ignore[dict-item]
     "<=": operator.le,  # type: ignore[dict-item]
@@ -149,7 +150,9 @@ class Selector:
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str) or not text.strip():  # pyright: ignore[reportUnnecessaryIsInstance] - text of users
-            raise SelectorError(f"a selector must be a non-empty string, not {text!r}; for example 'attn.q attn.v'")
+            raise SelectorError(
+                f"a selector must be a non-empty string, not {shown(text)}; for example 'attn.q attn.v'"
+            )
         self.text = text
         self.alternatives = (_cached if len(text) <= _MAX_WORD else _alternatives)(text)
         self._lookup = _Lookup(self.alternatives)
@@ -211,7 +214,12 @@ class Table(Generic[Value]):
     """
 
     def __init__(self, values: Mapping[str, Value]) -> None:
-        each = [Selector(text).alternatives for text in values]
+        each: list[tuple[_Alternative, ...]] = []
+        braces = 0
+        for text in values:
+            each.append(Selector(text).alternatives)
+            braces += len(each[-1]) - len({*text.split()})
+            _check_braces(braces, text)
         self._texts, self._values = [*values], [*values.values()]
         self._owner = [number for number, own in enumerate(each) for _ in own]
         self._lookup = _Lookup([alternative for own in each for alternative in own])
@@ -229,11 +237,6 @@ class Table(Generic[Value]):
         return [text for number, text in enumerate(self._texts) if number not in used]
 
 
-def shown(text: str) -> str:
-    """A selector as messages show it."""
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
-
-
 @functools.lru_cache(maxsize=256)
 def _cached(text: str) -> tuple[_Alternative, ...]:
     return _alternatives(text)
@@ -244,11 +247,20 @@ def _alternatives(text: str) -> tuple[_Alternative, ...]:
     if len(text) > _MAX_LENGTH:
         raise SelectorError(f"selector of {len(text):,} characters; at most {_MAX_LENGTH:,} are allowed")
     words: dict[str, None] = {}
+    braces = 0
     for word in dict.fromkeys(text.split()):
-        words |= dict.fromkeys(_expand(word))
+        expanded = _expand(word)
+        words |= dict.fromkeys(expanded)
+        braces += len(expanded) - 1
+        _check_braces(braces, text)
         if len(words) > _MAX_ALTERNATIVES:
             raise SelectorError(f"selector {shown(text)} expands to more than {_MAX_ALTERNATIVES:,} alternatives")
     return tuple(_parse(word) for word in words)
+
+
+def _check_braces(count: int, text: str) -> None:
+    if count > _MAX_BRACES:
+        raise SelectorError(f"with {shown(text)}, braces stand for more than {_MAX_BRACES:,} alternatives")
 
 
 def _values_of(tag: str, points: Sequence[InjectionPoint]) -> str:
@@ -267,7 +279,7 @@ def _expand(word: str) -> list[str]:
         )
     parts = re.split(r"\{([^{}]*)\}", word)
     if any(brace in part for part in parts for brace in "{}"):
-        raise SelectorError(f"unbalanced or nested braces in {word!r}")
+        raise SelectorError(f"unbalanced or nested braces in {shown(word)}")
     choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
     count = 1
     for choice in choices:
@@ -278,15 +290,19 @@ def _expand(word: str) -> list[str]:
 
 
 def _parse(word: str) -> _Alternative:
-    pattern, _, tail = word.partition("@")
+    pattern, sign, tail = word.partition("@")
+    return _Alternative(pattern or "*", _filters(tail) if sign else ())
+
+
+@functools.lru_cache(maxsize=256)
+def _filters(tail: str) -> tuple[_Filter, ...]:
+    """What follows the `@` of a word."""
     filters: list[_Filter] = []
-    for text in tail.split(",") if tail else []:
+    for text in tail.split(","):
         match = _FILTER.fullmatch(text)
         if match is None:
             raise SelectorError(
-                f"cannot read the tag filter {text!r} in {word!r}; write for example @layer>=8 or @stage=up"
+                f"cannot read the tag filter {shown(text)} in {shown(f'@{tail}')}; write such as @layer>=8 or @stage=up"
             )
         filters.append(_Filter(*match.groups()))
-    if "@" in word and not tail:
-        raise SelectorError(f"{word!r} ends in '@'; a tag filter such as 'layer>=8' must follow")
-    return _Alternative(pattern or "*", tuple(filters))
+    return tuple(filters)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.adapters.low_rank import FROM_DATA, INITS, KEPT, LowRank
-from adapterkit.config import BaseValues
-from adapterkit.errors import did_you_mean
+from adapterkit.config import BaseValues, is_number
+from adapterkit.errors import did_you_mean, shown
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.points import InjectionPoint, Kind, WeightPoint
@@ -109,11 +109,11 @@ class LoRA(AdapterConfig):
     def problems(self) -> list[str]:
         for name in ("ranks", "alphas"):
             if not isinstance(getattr(self, name), Mapping):
-                return [f"{name} must map selectors to numbers, not {getattr(self, name)!r}"]
+                return [f"{name} must map selectors to numbers, not {shown(getattr(self, name))}"]
         _ = self._ranks, self._alphas  # a selector that cannot be parsed is an error now
-        ranks = {"rank": self.rank, **{f"ranks[{key!r}]": rank for key, rank in self.ranks.items()}}
+        ranks = {"rank": self.rank, **{f"ranks[{shown(key)}]": rank for key, rank in self.ranks.items()}}
         wrong = {key: r for key, r in ranks.items() if type(r) is not int or not 1 <= r <= _MAX_RANK}
-        found = [f"{key} must be an int from 1 to {_MAX_RANK}, not {r!r}" for key, r in wrong.items()]
+        found = [f"{key} must be an int from 1 to {_MAX_RANK}, not {shown(r)}" for key, r in wrong.items()]
         for name in ("dropout", "rank_dropout", "module_dropout"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -125,13 +125,13 @@ class LoRA(AdapterConfig):
 
     def _alpha_problems(self, rank: int) -> list[str]:
         alphas: dict[str, Any] = {"alpha": self.alpha}
-        alphas |= {f"alphas[{key!r}]": alpha for key, alpha in self.alphas.items()}
+        alphas |= {f"alphas[{shown(key)}]": alpha for key, alpha in self.alphas.items()}
         found = []
         for key, alpha in alphas.items():
             if alpha is None and key == "alpha":
                 continue
-            if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-                found.append(f"{key} must be a number, not {alpha!r}")
+            if not is_number(alpha):
+                found.append(f"{key} must be a number, not {shown(alpha)}")
             elif abs(alpha) > _MAX_SCALE * rank:
                 found.append(f"{key} / rank must be within {_MAX_SCALE:g}, not {alpha!r} / {rank}")
             elif self.init == "pissa" and alpha <= 0:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
 from adapterkit.config import BaseValues
-from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError, shown
 from adapterkit.kernels.sums import Active, combine, effect, merge_weights
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, Kind
+
+_MAX_PARTS = 32
 
 
 class UnionModule(AdapterModule):
@@ -189,12 +191,12 @@ class Union(AdapterConfig):
     def problems(self) -> list[str]:
         found = []
         parts = self.parts if isinstance(self.parts, (tuple, list)) else ()
-        if len(parts) < 1 or not all(isinstance(part, AdapterConfig) for part in parts):
-            found.append(f"parts must be a tuple of at least one adapter config, not {self.parts!r}")
+        if not 1 <= len(parts) <= _MAX_PARTS or not all(isinstance(part, AdapterConfig) for part in parts):
+            found.append(f"parts must be a tuple of 1 to {_MAX_PARTS} adapter configs, not {shown(self.parts)}")
         if self.settings:
             found.append("settings are those of the parts: give them there")
         if self.targets != "all":
-            found.append(f"targets must be 'all', which means those of the parts, not {self.targets!r}")
+            found.append(f"targets must be 'all', which means those of the parts, not {shown(self.targets)}")
         return found
 
     def choose(self, points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
@@ -252,7 +254,7 @@ class Union(AdapterConfig):
     def from_dict(cls, values: Mapping[str, Any]) -> Union:
         listed = values.get("parts")
         if not isinstance(listed, (list, tuple)):
-            raise ConfigError([f"parts must be a list of types with their configs, not {listed!r}"], "Union")
+            raise ConfigError([f"parts must be a list of types with their configs, not {shown(listed)}"], "Union")
         return super().from_dict({**values, "parts": tuple(_part(entry) for entry in listed)})
 
 
@@ -301,5 +303,5 @@ def _part(entry: object) -> AdapterConfig:
     if isinstance(entry, AdapterConfig):
         return entry
     if not isinstance(entry, Mapping) or set(entry) != {"type", "config"} or not isinstance(entry["config"], Mapping):
-        raise ConfigError([f"a part must have a type and a config, not {str(entry)[:80]}"], "Union")
+        raise ConfigError([f"a part must have a type and a config, not {shown(entry)}"], "Union")
     return get_plugin_manager().adapter(str(entry["type"])).load().from_dict(entry["config"])

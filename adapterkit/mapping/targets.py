@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, did_you_mean
+from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, did_you_mean, shown
 from adapterkit.points import InjectionPoint
-from adapterkit.selectors import Selector, shown
+from adapterkit.selectors import Selector
 
 _SHOWN = 5
 
