@@ -59,7 +59,7 @@ def test_every_field_of_every_type_takes_a_value_or_says_no(odd: str):
 @pytest.mark.parametrize("key", ["alphas", "ranks"])
 def test_a_number_by_selector_is_named_with_its_selector(key: str):
     with pytest.raises(ak.ConfigError, match=rf"{key}\['attn.q'\] must be"):
-        ak.LoRA(**{key: {"attn.q": 10**400}})
+        ak.LoRA.from_dict({key: {"attn.q": 10**400}})
 
 
 def test_an_integer_of_thousands_of_digits_is_named_by_its_size():
