@@ -192,9 +192,8 @@ class Union(AdapterConfig):
         found = []
         parts = self.parts if isinstance(self.parts, (tuple, list)) else ()
         if not 1 <= len(parts) <= _MAX_PARTS or not all(isinstance(part, AdapterConfig) for part in parts):
-            found.append(
-                f"parts must be a tuple of at least one adapter config (and {_MAX_PARTS} at most), not {shown(self.parts)}"
-            )
+            told = f"at least one adapter config (and {_MAX_PARTS} at most)"
+            found.append(f"parts must be a tuple of {told}, not {shown(self.parts)}")
         if self.settings:
             found.append("settings are those of the parts: give them there")
         if self.targets != "all":
