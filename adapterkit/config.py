@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
@@ -284,7 +284,7 @@ def _thaw(annotation: object, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) and str(annotation).startswith("tuple") else value
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether this is a finite number, which a float can hold."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
