@@ -108,7 +108,7 @@ def test_what_overflows_in_other_rows_reaches_none() -> None:
         parts[2].B.fill_(float("nan"))
     found = Routed(parts, Routes([0, 1, 2, 3], 3))(x, whole_base(layer, x))
     torch.testing.assert_close(found[0], layer(x[0]) + x[0] @ parts[0].A.mT @ parts[0].B.mT)
-    assert torch.equal(found[3], layer(x[3]))
+    assert torch.equal(found[3], layer(x)[3])  # of one call: kernels of one row and of several may round apart
     found[0].sum().backward()
     for parameter in (*parts[0].parameters(), *layer.parameters()):
         assert parameter.grad is not None
