@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from adapterkit.errors import IncompatibleTargetError
+from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, WeightPoint
 
 SITE = "_adapterkit_site"
@@ -142,6 +143,7 @@ class Reach:
             of the tokens.
         projections: At an `attention` point, the model's own layers for keys and for values, where they are known;
             filled in for every family alike.
+        repeats: What `Backend.repeats` says of the point; filled in too.
     """
 
     seam: AttentionSeam | None = None
@@ -149,6 +151,7 @@ class Reach:
     lengthening: Lengthening | None = None
     attending: Mapping[str, Attending] = field(default_factory=dict)
     projections: tuple[Projection, Projection] | None = None
+    repeats: Repeats | None = None
 
 
 class Backend(ABC):
@@ -169,6 +172,15 @@ class Backend(ABC):
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """Every point of `model`, in model order, tagged with `component`. Reads the module tree only."""
+
+    def repeats(self, point: InjectionPoint) -> Repeats | None:
+        """How the rows at a point become more than the samples that a user thinks of, so that routes can follow.
+
+        Returns:
+            "each" where generation makes several rows of every sample, one after the other (beams, several results);
+            "whole" where a pipeline repeats the whole batch, for guidance; None where rows are samples, or not known.
+        """
+        return None
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         """How adapters act at a point. Asked at `attention` and `tokens` points, and at weights that the model reads.

@@ -7,6 +7,9 @@ from typing import Literal
 
 Form = Literal["linear", "linear_t", "conv", "embedding", "norm"]
 Access = Literal["call", "read", "any"]
+Repeats = Literal["each", "whole"]
+"""How one sample becomes several rows of a batch: each of them several times, one after the other, as beams; or the
+whole batch several times, one copy behind the other, as with guidance."""
 
 
 @dataclass(frozen=True)

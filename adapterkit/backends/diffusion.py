@@ -18,6 +18,7 @@ from torch import nn
 from adapterkit.backend import AttentionSeam, Backend, Reach
 from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
 from adapterkit.errors import IncompatibleTargetError
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
 from adapterkit.points import AttentionPoint, InjectionPoint, Tag
 
@@ -135,6 +136,9 @@ class DiffusersBackend(Backend):
                 f"call the {type(model).__name__}'s unfuse_qkv_projections() first"
             )
         return resolve(model, self.groups(model), component)
+
+    def repeats(self, point: InjectionPoint) -> Repeats | None:
+        return "whole"  # guidance
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         return Reach(seam=self.attention()) if isinstance(point, AttentionPoint) else super().reach(model, point)

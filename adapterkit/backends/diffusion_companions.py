@@ -25,8 +25,9 @@ from adapterkit.backends.diffusion import (
     stage,
 )
 from adapterkit.backends.diffusion_transformers import FLUX, SD3, FluxBackend, SD3Backend
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Group, Weight
-from adapterkit.points import Tag
+from adapterkit.points import InjectionPoint, Tag
 
 
 def _condition(path: str) -> tuple[Group, ...]:
@@ -121,3 +122,6 @@ class AutoencoderBackend(DiffusersBackend):
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
         return _AUTOENCODER
+
+    def repeats(self, point: InjectionPoint) -> Repeats | None:
+        return None

@@ -153,6 +153,7 @@ class ExpertsBackend(FamilyBackend):
 
     component = "language"
     name = "experts"
+    generates = True
     families = tuple(
         replace(family, lengthening=longer_decoder) for family in (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
     )

@@ -16,6 +16,7 @@ class LanguageBackend(FamilyBackend):
 
     component = "language"
     name = "language"
+    generates = True
     families = (
         LLAMA,
         GEMMA,

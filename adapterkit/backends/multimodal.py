@@ -15,6 +15,7 @@ from torch import nn
 from adapterkit.backend import Backend, Reach
 from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputLayout, OutputPoint, Tag, TokensPoint
@@ -69,6 +70,10 @@ class TowersBackend(Backend):
             if isinstance(point, AttentionPoint):
                 return Reach(seam=TransformersAttentionSeam())
         return super().reach(model, point)
+
+    def repeats(self, point: InjectionPoint) -> Repeats | None:
+        # An image encoder's rows are images, or pieces of them, as many as each sample has.
+        return "each" if point.tags.get("tower") == "language" else None
 
     def _towers(self, model: nn.Module) -> Iterator[tuple[Tower, str, nn.Module]]:
         for tower in self.towers:

@@ -182,6 +182,7 @@ class Seq2SeqBackend(FamilyBackend):
 
     component = "language"
     name = "seq2seq"
+    generates = True
     families = (T5, BART, WHISPER)
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",

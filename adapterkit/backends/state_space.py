@@ -41,6 +41,7 @@ class StateSpaceBackend(FamilyBackend):
 
     component = "language"
     name = "state_space"
+    generates = True
     families = (MAMBA,)
     ignored: ClassVar[Mapping[str, str]] = {
         "*.norm": "a norm's gain is no projection; adapters act on the projections beside it",

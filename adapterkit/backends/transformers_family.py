@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import UnsupportedModelError
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
 from adapterkit.mapping.family import Group, is_class, resolve
 from adapterkit.points import AttentionPoint, InjectionPoint
@@ -48,11 +49,13 @@ class FamilyBackend(Backend):
 
     Attributes:
         name: What it is registered as, for errors.
+        generates: Whether there are models that generate among them, with several rows for a sample.
         families: Of several with the same classes, the first whose `when` holds is a model's.
     """
 
     whole_blocks = True
     name: ClassVar[str]
+    generates: ClassVar[bool] = False
     families: ClassVar[tuple[Family, ...]]
 
     def family(self, model: nn.Module) -> Family:
@@ -78,6 +81,9 @@ class FamilyBackend(Backend):
             return found
         deep = prompt_layer_points(model, found) if family.beside else []
         return [*found, *prompt_points(model, found, family.beside), *deep]
+
+    def repeats(self, point: InjectionPoint) -> Repeats | None:
+        return "each" if self.generates and point.role != "embed.pos" else None  # positions are those of all rows
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from adapterkit.kernels.sums import Active, Strength, check_rows, is_one
+from adapterkit.kernels.batches import Share
+from adapterkit.kernels.sums import Active, Strength, is_one
 
 
 def extend_all(
@@ -51,13 +52,12 @@ def _widen(mask: Tensor | None, added: int, weight: Strength, keys: Tensor) -> T
         if is_one(weight):
             return torch.cat([mask.new_ones((*mask.shape[:-1], added)), mask], dim=-1)
         mask = torch.zeros_like(mask, dtype=keys.dtype).masked_fill(~mask, float("-inf"))
-    if isinstance(weight, Tensor) and not weight.ndim:
+    if isinstance(weight, Tensor):
         front = weight.to(mask.device, mask.dtype).log().expand(*mask.shape[:-1], added)
         return torch.cat([front, mask], dim=-1)
-    if isinstance(weight, Tensor):
-        check_rows(keys, weight)
-        mask = mask.expand(len(weight), *mask.shape[1:])
-        logs = weight.to(mask.device, mask.dtype).log().view(-1, 1, 1, 1)
+    if isinstance(weight, Share):
+        mask = mask.expand(len(keys), *mask.shape[1:])
+        logs = weight.rows(keys).to(mask.dtype).log().view(-1, 1, 1, 1)
         return torch.cat([logs.expand(*mask.shape[:-1], added), mask], dim=-1)
     front = mask.new_full((*mask.shape[:-1], added), math.log(weight))
     return torch.cat([front, mask], dim=-1)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from adapterkit.errors import ContextError, did_you_mean
+from adapterkit.kernels.batches import repeated
+from adapterkit.layouts import Repeats
 
 Side = Callable[[Tensor], Mapping[str, Tensor]]
 """The side inputs for a point's input x."""
@@ -19,10 +21,12 @@ class Context(Mapping[str, Tensor]):
         given: What the block gives: [rows, ...], or [1, ...] for all rows.
         x: The point's input, whose first axis are the rows.
         at: The point's id, for messages.
+        repeats: How its batch gets larger; see `adapterkit.backend.Backend.repeats`.
     """
 
-    def __init__(self, given: Mapping[str, Tensor], x: Tensor, at: str) -> None:
+    def __init__(self, given: Mapping[str, Tensor], x: Tensor, at: str, repeats: Repeats | None = None) -> None:
         self._given, self._x, self._at = given, x, at
+        self._repeats: Repeats | None = repeats
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._given:
@@ -31,6 +35,7 @@ class Context(Mapping[str, Tensor]):
                 f"run it inside `with adapters.context({name}=...):`.{did_you_mean(name, self._given)}"
             )
         value, rows = self._given[name], self._x.shape[0] if self._x.ndim else 1
+        value = value if value.shape[0] == 1 else repeated(value, self._x, self._repeats)
         if value.shape[0] == rows:
             return value.to(self._x.device)
         if value.shape[0] != 1:

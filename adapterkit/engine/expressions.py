@@ -13,7 +13,7 @@ from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack
 from adapterkit.engine.bases import Computed
 from adapterkit.errors import NotMergeableError, RoutingError
-from adapterkit.kernels.sums import Acting, Active, combine, effects, merge_weights
+from adapterkit.kernels.sums import Acting, Active, Strength, combine, effects, merge_weights
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
 
@@ -58,10 +58,10 @@ def flattened(active: Active) -> Active:
     return [*_flat(active)]
 
 
-def _flat(active: Active) -> Iterator[tuple[Acting, float | Tensor]]:
+def _flat(active: Active) -> Iterator[tuple[Acting, Strength]]:
     for adapter, weight in active:
         if isinstance(adapter, Several) and adapter.inner is not None:
-            yield from ((part, weight * scale) for part, scale in _flat(adapter.inner))
+            yield from ((part, weight * scale) for part, scale in _flat(adapter.inner))  # type: ignore[operator]
         else:
             yield adapter, weight
 

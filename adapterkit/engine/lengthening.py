@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adapterkit.backend import Positions
 from adapterkit.errors import AttachError
-from adapterkit.kernels.sums import Acting, Active, Strength, check_rows
+from adapterkit.kernels.batches import Share
+from adapterkit.kernels.sums import Acting, Active, Strength
 
 
 def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -20,10 +21,9 @@ def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
     for adapter, weight in _each_once(active):
         part = adapter.lengthen(tokens)
         parts.append(part if part.ndim == 3 else part.expand(len(tokens), *part.shape))
-        rows = weight if isinstance(weight, Tensor) and weight.ndim else tokens.new_ones(len(tokens))
-        check_rows(tokens, rows)
-        visible.append((rows != 0).to(tokens.device)[:, None].expand(-1, part.shape[-2]))
-    routed = any(isinstance(weight, Tensor) and weight.ndim for _, weight in active)
+        rows = weight.rows(tokens) if isinstance(weight, Share) else tokens.new_ones(len(tokens))
+        visible.append((rows != 0)[:, None].expand(-1, part.shape[-2]))
+    routed = any(isinstance(weight, Share) for _, weight in active)
     return torch.cat(parts, dim=1), torch.cat(visible, dim=1) if routed else None
 
 
@@ -32,7 +32,7 @@ def _each_once(active: Active) -> Active:
     found: dict[int, tuple[Acting, Strength]] = {}
     for adapter, weight in active:
         _, before = found.get(id(adapter), (adapter, 0.0))
-        found[id(adapter)] = (adapter, weight + before)
+        found[id(adapter)] = (adapter, weight + before)  # type: ignore[operator]
     return [*found.values()]
 
 

@@ -19,7 +19,7 @@ from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
 from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.slots import Found
+from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.sums import Active, Combine, combine, effects, together
@@ -58,7 +58,7 @@ class Plan:
         flat = [[one for one in flattened(active) if one[0].abilities.extend] for _, active in attention]
         self.attention = [active for active in flat if active]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
-        self.attending = [(_side(site.switch, slot.point), active) for slot, active in beside if active]
+        self.attending = [(_side(site.switch, slot), active) for slot, active in beside if active]
         arounds = [
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
@@ -125,15 +125,15 @@ def _around_another(
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _side(switch: Switch, point: InjectionPoint) -> Side:
-    return lambda x: switch.side(x, point.id)
+def _side(switch: Switch, slot: Slot) -> Side:
+    return lambda x: switch.side(x, slot.point.id, slot.repeats)
 
 
 def _around_weights(site: Site, found: Found) -> list[Around]:
     if not found:
         return []
     point = found[0][0].point
-    side = _side(site.switch, point)
+    side = _side(site.switch, found[0][0])
     if point.in_span is not None:
         return [functools.partial(_around_columns, found, side)]
     if point.span is not None:
@@ -194,7 +194,7 @@ def _around_tokens(site: Site, found: Found) -> list[Around]:
             longer = functools.partial(_positions, site.switch, slot.point.id, flattened(active))
             arounds.append(functools.partial(_longer, site.lengthening, longer))
         else:
-            arounds.append(functools.partial(_changed, active, _side(site.switch, slot.point)))
+            arounds.append(functools.partial(_changed, active, _side(site.switch, slot)))
     return arounds
 
 
@@ -232,18 +232,19 @@ def _around_outputs(site: Site, found: Found) -> list[Around]:
         return []
     norms = {slot.point.id: site.norms[slot.point.id] for slot, _ in found}
     if found[0][0].point.is_block:
-        return [functools.partial(_around_block, site, found[0][0].point, found[0][1])]
+        return [functools.partial(_around_block, site, *found[0])]
     return [functools.partial(_around_output, site.switch, norms, found)]
 
 
 def _around_block(
-    site: Site, point: InjectionPoint, active: Active, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+    site: Site, slot: Slot, active: Active, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
 ) -> Any:
     # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
     x = first_argument(forward, args, kwargs)[0]
     run = functools.partial(forward, *args, **kwargs)
-    base = BlockBase(x, run, *site.norms[point.id], _side(site.switch, point))
-    return base.returned(combine(x, base, active), site.entries, point.id)
+    key = slot.point.id
+    base = BlockBase(x, run, *site.norms[key], _side(site.switch, slot))
+    return base.returned(combine(x, base, active), site.entries, key)
 
 
 def _around_output(
@@ -262,7 +263,7 @@ def _around_output(
         x = switch.take(slot.point.id)
         # A mixture of experts may give its tokens in one row, [batch * length, features].
         shaped = output if output.shape == x.shape else output.view(x.shape)
-        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot.point)), active)
+        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot)), active)
         output = combined.view(output.shape)
     return (output, *result[1:]) if isinstance(result, tuple) else output
 

@@ -13,8 +13,9 @@ from adapterkit.engine.expressions import Several
 from adapterkit.errors import RoutingError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
+from adapterkit.kernels.batches import Batch, Share
 from adapterkit.kernels.rows import Routes, Rows
-from adapterkit.kernels.sums import Acting, Active, check_rows, effect, effects, is_added
+from adapterkit.kernels.sums import Acting, Active, effect, effects, is_added
 
 
 class Routed(Several):
@@ -23,19 +24,20 @@ class Routed(Several):
     Args:
         parts: Place in the table of the routes -> what acts here for it.
         routes: The rows.
+        batch: What is known of them here; by default that they are the batch's.
     """
 
     abilities: Abilities = Abilities(several=True)
 
-    def __init__(self, parts: Mapping[int, Acting], routes: Routes) -> None:
+    def __init__(self, parts: Mapping[int, Acting], routes: Routes, batch: Batch | None = None) -> None:
         self.parts = [*parts.values()]
-        self._placed, self._routes = parts, routes
+        self._placed, self._routes, self._batch = parts, routes, batch or routes.batch(None, "")
 
     @property
     def inner(self) -> Active:
         """The parts with a weight for each row, 1 or 0, for whatever computes with all rows."""
         shares = self._routes.shares
-        return [(acting, shares[place]) for place, acting in self._placed.items()]
+        return [(acting, Share(shares[place], self._batch)) for place, acting in self._placed.items()]
 
     def __call__(self, x: Tensor, base: Base) -> Tensor:
         y = base(x)
@@ -46,21 +48,21 @@ class Routed(Several):
         return self._onto(torch.zeros_like(y), x, y, base)
 
     def _onto(self, total: Tensor, x: Tensor, y: Tensor, base: Base) -> Tensor:
-        check_rows(y, self._routes)
+        routes = self._routes.fitted(y, self._batch)
         if not isinstance(x, Tensor) or not x.ndim or len(x) != len(y):
             return total + effects(x, y, base, self.inner)
         left = self._placed
-        if factors := self._mixable(x, y):
-            rows, owners = self._routes.mixed(tuple(factors))
+        if factors := self._mixable(x, y, routes):
+            rows, owners = routes.mixed(tuple(factors))
             added = low_rank.mixed(rows.of(x), [*factors.values()], owners)
             total = rows.added(total, added.to(y.dtype))
             left = {place: one for place, one in left.items() if place not in factors}
         if left:
-            parts = [self._part(x, y, base, self._routes.rows[place], one) for place, one in left.items()]
-            total = self._routes.joined(tuple(left)).added(total, torch.cat(parts))
+            parts = [self._part(x, y, base, routes.rows[place], one) for place, one in left.items()]
+            total = routes.joined(tuple(left)).added(total, torch.cat(parts))
         return total
 
-    def _mixable(self, x: Tensor, y: Tensor) -> dict[int, Factors]:
+    def _mixable(self, x: Tensor, y: Tensor, routes: Routes) -> dict[int, Factors]:
         """Place in the table -> factors, of those adapters whose rows are best computed all at once."""
         found: dict[int, Factors] = {}
         for place, one in self._placed.items():
@@ -70,7 +72,7 @@ class Routed(Several):
                     found[place] = factors
         if len(found) < 2:
             return {}
-        _, owners = self._routes.mixed(tuple(found))
+        _, owners = routes.mixed(tuple(found))
         return found if low_rank.is_mixable(x, [*found.values()], len(owners)) else {}
 
     @staticmethod

@@ -75,14 +75,15 @@ class Selection:
         self.tensors = tuple((e, _scalar(w) if isinstance(w, (int, float)) else w) for e, w in self.acting)
 
     @classmethod
-    def of_rows(cls, table: Sequence[Expression], ids: Sequence[int]) -> Selection:
+    def of_rows(cls, table: Sequence[Expression], ids: Sequence[int], copies: int | None = None) -> Selection:
         """An expression of its own for each row of a batch.
 
         Args:
             table: The expressions.
             ids: For each row its place in the table; the table's length for the base.
+            copies: See `Routes`.
         """
-        routes = Routes(ids, len(table))
+        routes = Routes(ids, len(table), copies)
         return cls(dict(zip(table, routes.shares, strict=True)), routes=routes)
 
     @property
@@ -94,7 +95,8 @@ class Selection:
         """The same selection, without the expressions that name one of these."""
         kept = [expression for expression in self.weights if names.isdisjoint(names_of(expression))]
         if self.routes is not None:
-            return Selection.of_rows(kept, self.routes.kept([e in kept for e in self.weights]))
+            ids = self.routes.kept([e in kept for e in self.weights])
+            return Selection.of_rows(kept, ids, self.routes.copies)
         return Selection({e: self.weights[e] for e in kept}, {e: self.asked[e] for e in kept})
 
     def __bool__(self) -> bool:

@@ -6,27 +6,32 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.engine.attending import Attending
 from adapterkit.engine.expressions import acting_at, outermost_last
 from adapterkit.engine.routed import Routed
 from adapterkit.engine.selection import Selection, strength_at
+from adapterkit.kernels.batches import Share
+from adapterkit.kernels.gates import Gates
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Acting, Active, Strength
+from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 
 class Slot(nn.Module):
     """The adapters of one point, by name. Registered below the adapted module.
 
+    `repeats` says how its batch gets larger than the one that was asked for; see `adapterkit.backend.Reach`.
     Names are written into `_modules` directly: `add_module` refuses those that are attributes of nn.Module ("train").
     """
 
-    def __init__(self, point: InjectionPoint) -> None:
+    def __init__(self, point: InjectionPoint, repeats: Repeats | None = None) -> None:
         super().__init__()
         self.point = point
+        self.repeats: Repeats | None = repeats
         access = point.layout.access if isinstance(point, ParameterPoint) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
         self.parameters_read = point.parameters if isinstance(point, ParameterPoint) and "read" in self.ways else ()
@@ -50,19 +55,23 @@ class Slot(nn.Module):
             acting = acting_at(expression, mine)
             if acting is None:
                 continue
-            strength = strength_at(weight, self.point)
-            if compiling and not acting.scalable and not (isinstance(strength, Tensor) and strength.ndim):
+            strength: Any = strength_at(weight, self.point)
+            if isinstance(strength, Gates):
+                strength = strength.at(self.repeats)
+            elif selection.routes is not None:
+                strength = Share(strength, selection.routes.batch(self.repeats, self.point.id))
+            elif compiling and not acting.scalable:
                 strength = 1.0
-            if isinstance(strength, Tensor) or strength != 0:
+            if not isinstance(strength, (int, float)) or strength != 0:
                 found.append((acting, strength))
         return outermost_last(found)
 
-    @staticmethod
-    def _routed(selection: Selection, routes: Routes, mine: Mapping[str, AdapterModule]) -> Active:
+    def _routed(self, selection: Selection, routes: Routes, mine: Mapping[str, AdapterModule]) -> Active:
         """What acts for each row. A trace never asks: it computes all rows with each, wherever theirs are."""
         found = [(place, acting_at(expression, mine)) for place, expression in enumerate(selection.weights)]
         placed = {place: acting for place, acting in found if acting is not None}
-        return [(Routed(placed, routes), 1.0)] if placed else []
+        batch = routes.batch(self.repeats, self.point.id)
+        return [(Routed(placed, routes, batch), 1.0)] if placed else []
 
     def extra_repr(self) -> str:
         """The point's id, for `repr(model)`."""

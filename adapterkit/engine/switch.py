@@ -12,6 +12,7 @@ from torch import Tensor
 from adapterkit.engine.context import Context
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import AttachError
+from adapterkit.layouts import Repeats
 
 _NOTHING = Selection()
 
@@ -73,9 +74,9 @@ class Switch:
         """A block in which a thread sees what this one sees now: the selection and the side inputs."""
         return _recalled(self, self.current, self.local.context)
 
-    def side(self, x: Tensor, at: str) -> Context:
+    def side(self, x: Tensor, at: str, repeats: Repeats | None = None) -> Context:
         """The side inputs as the adapters at a point see them, whose input is x."""
-        return Context(self.local.context, x, at)
+        return Context(self.local.context, x, at, repeats)
 
     def replace(self, selection: Selection) -> None:
         """Puts a selection in the place of what this thread sees."""

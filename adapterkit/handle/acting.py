@@ -59,21 +59,26 @@ class Switching(Access):
         return self.activated(None)
 
     @contextlib.contextmanager
-    def routed(self, routes: Sequence[Expression | None]) -> Iterator[None]:
+    def routed(self, routes: Sequence[Expression | None], *, copies: int | None = None) -> Iterator[None]:
         """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
 
         Args:
-            routes: One name (or expression) for each row of the batch; None is the base. In a tower whose rows are
-                images, that is for each image.
+            routes: One name (or expression) for each sample of the batch; None is the base. Where generation makes
+                several rows of a sample (beams, several results), they are all its own; where one row stands for
+                several samples (an encoder before its beams), these must have the same. In a tower whose rows are
+                images, one for each image.
+            copies: How often a pipeline of diffusers repeats the whole batch: 2 with guidance, 1 without. Several
+                images of a prompt are then found too.
 
         Raises:
             UnknownNameError: No such adapter.
+            ConfigError: What is given is no list of names, or no number of copies.
             RoutingError: An adapter acts where one weight serves the whole batch; or, in a forward, the model's batch
-                has another number of rows.
+                has other rows.
             StateError: Weights are merged.
         """
         self._require_unmerged("route samples")
-        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters)):
+        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters, copies)):
             yield
 
     @contextlib.contextmanager

@@ -50,20 +50,25 @@ def to_selection(choice: Choice, adapters: Mapping[str, Attached], step: int = 0
     return Selection(weights, asked)
 
 
-def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attached]) -> Selection:
+def to_routes(
+    routes: Sequence[Expression | None], adapters: Mapping[str, Attached], copies: int | None = None
+) -> Selection:
     """The selection that gives every row of a batch its own adapter.
 
     Args:
         routes: One name or expression for each row; None is the base.
         adapters: What there is to name.
+        copies: How often a pipeline repeats the whole batch, where that is known.
 
     Raises:
         UnknownNameError: A name is none of theirs.
-        ConfigError: `routes` is no sequence of names.
+        ConfigError: `routes` is no sequence of names, or `copies` no number.
         RoutingError: An adapter acts where one weight serves the whole batch.
     """
     if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
         raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
+    if copies is not None and (isinstance(copies, bool) or not isinstance(copies, int) or copies < 1):
+        raise ConfigError([f"copies must be None or a whole number from 1, not {copies!r}"], "routed()")
     named = [route for route in routes if route is not None]
     for name in dict.fromkeys(name for route in named for name in _checked_names(route, adapters)):
         check_routable(name, adapters[name])
@@ -71,7 +76,8 @@ def to_routes(routes: Sequence[Expression | None], adapters: Mapping[str, Attach
     order = {name: i for i, name in enumerate(adapters)}
     expressions = sorted(dict.fromkeys(named), key=lambda one: ([order[name] for name in names_of(one)], repr(one)))
     places = {one: place for place, one in enumerate(expressions)}
-    selection = Selection.of_rows(expressions, [len(places) if one is None else places[one] for one in routes])
+    ids = [len(places) if one is None else places[one] for one in routes]
+    selection = Selection.of_rows(expressions, ids, copies)
     check_together(selection.weights, adapters)
     return selection
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from adapterkit.errors import RoutingError
+from adapterkit.kernels.batches import repeated
+from adapterkit.layouts import Repeats
 
 
 class Gates:
@@ -12,10 +14,16 @@ class Gates:
 
     Args:
         values: The weights.
+        repeats: How a module's batch gets larger; see `adapterkit.backend.Backend.repeats`.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, repeats: Repeats | None = None) -> None:
         self.values = values
+        self.repeats: Repeats | None = repeats
+
+    def at(self, repeats: Repeats | None) -> Gates:
+        """The same at a point whose batch is repeated so."""
+        return Gates(self.values, repeats)
 
     def scaled(self, effect: Tensor) -> Tensor:
         """An adapter's effect [rows, ...] (or [rows, tokens, features]) times its weights.
@@ -23,7 +31,7 @@ class Gates:
         Raises:
             RoutingError: It has other rows or tokens.
         """
-        values, axes = self.values, self.values.ndim
+        values, axes = repeated(self.values, effect, self.repeats), self.values.ndim
         features = effect.ndim - axes
         if effect.shape[:axes] != values.shape or not features or (axes > 1 and features != 1):
             each = "row" if axes == 1 else "row and token"

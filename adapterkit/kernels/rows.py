@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from adapterkit.kernels.batches import Batch
+from adapterkit.layouts import Repeats
 
 
 class Rows:
@@ -74,6 +78,7 @@ class Routes:
     Args:
         ids: For each row a place in the table; its length means none.
         entries: The table's length.
+        copies: How often the whole batch is repeated in the eyes of a module that repeats it, where that is known.
 
     Attributes:
         ids: The same as a tensor [rows], int64.
@@ -81,8 +86,9 @@ class Routes:
         shares: For each entry a weight for each row, 1 or 0: [rows], float64.
     """
 
-    def __init__(self, ids: Sequence[int], entries: int) -> None:
-        self.ids, self._ids = _normal(ids), tuple(ids)
+    def __init__(self, ids: Sequence[int], entries: int, copies: int | None = None) -> None:
+        self.ids, self._ids, self._entries, self.copies = _normal(ids), tuple(ids), entries, copies
+        self._run = math.gcd(len(self._ids), *(i for i in range(1, len(self._ids)) if ids[i] != ids[i - 1]))
         places: list[list[int]] = [[] for _ in range(entries + 1)]
         for row, entry in enumerate(ids):
             places[entry].append(row)
@@ -92,9 +98,28 @@ class Routes:
             self.shares = shares[:entries].unbind(0)
         self._joined: dict[tuple[int, ...], Rows] = {}
         self._mixed: dict[tuple[int, ...], tuple[Rows, tuple[int, ...]]] = {}
+        self._fitted: dict[tuple[int, ...], Routes] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def batch(self, repeats: Repeats | None, at: str) -> Batch:
+        """What is known of the rows at a point."""
+        return Batch(len(self), self._run, repeats, self.copies, at)
+
+    def fitted(self, tensor: Tensor, batch: Batch) -> Routes:
+        """The routes of the rows of a tensor [rows, ...].
+
+        Raises:
+            RoutingError: There are none.
+        """
+        if len(tensor) == len(self):
+            return self
+        ids = batch.fit(tensor).places(self._ids)
+        found = self._fitted.get(ids)
+        if found is None:
+            found = self._fitted[ids] = Routes(ids, self._entries)
+        return found
 
     def kept(self, entries: Sequence[bool]) -> list[int]:
         """The ids in a table of those entries alone that are kept; none for the rows of the others."""

@@ -11,7 +11,7 @@ be several that act as one; see `adapterkit.engine.expressions`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from adapterkit.abilities import Abilities
 from adapterkit.base import Base
 from adapterkit.errors import PluginError, RoutingError
+from adapterkit.kernels.batches import Share
 from adapterkit.kernels.gates import Gates
 
-Strength = float | Tensor
-"""How strongly an adapter acts at a point: a number, or a tensor with one for each row of the batch, [rows] float32.
+Strength = float | Tensor | Share
+"""How strongly an adapter acts at a point: a number, or one for each row of the batch.
 Where outputs alone are multiplied it may be `Gates` too.
 
 While torch.compile traces, a number is a tensor of no axes, so that another number needs no other program.
@@ -118,29 +119,13 @@ def is_added(adapter: Any) -> bool:
 
 def is_one(weight: Strength) -> bool:
     """Whether an adapter of this weight, alone, is simply called."""
-    return not isinstance(weight, Tensor) and weight == 1.0
+    return isinstance(weight, (int, float)) and weight == 1.0
 
 
 def _scaled(effect: Tensor, weight: Strength) -> Tensor:
-    if isinstance(weight, Gates):
+    if isinstance(weight, (Gates, Share)):
         return weight.scaled(effect)
-    if not isinstance(weight, Tensor):
-        return effect if weight == 1.0 else weight * effect
-    if not weight.ndim:
-        return weight * effect
-    check_rows(effect, weight)
-    rows = weight.to(effect.device, effect.dtype).view(-1, *(1 for _ in effect.shape[1:]))
-    return rows * effect.masked_fill(rows == 0, 0)  # what overflows in one row must not reach another: 0 * inf is NaN
-
-
-def check_rows(tensor: Tensor, weight: Sized) -> None:
-    """Raises RoutingError where the rows that were routed are not those of this tensor."""
-    if tensor.shape[0] != len(weight):
-        raise RoutingError(
-            f"{len(weight)} samples were routed, but a tensor {tuple(tensor.shape)} has {tensor.shape[0]} rows. "
-            "Name one adapter for each row that the model sees (a diffusion pipeline with guidance doubles the batch), "
-            "and route none that acts where there is no row per sample (position embeddings, windows, experts)"
-        )
+    return effect if not isinstance(weight, Tensor) and weight == 1.0 else weight * effect
 
 
 # -- of weights -------------------------------------------------------------------------------------------------------
@@ -153,14 +138,14 @@ def merge_weights(weight: Tensor, bias: Tensor | None, active: Active) -> tuple[
         weight, bias: As in `AdapterModule.merged`.
         active: Adapters and weights.
     """
-    if any(isinstance(scale, Gates) or (isinstance(scale, Tensor) and scale.ndim) for _, scale in active):
+    if any(isinstance(scale, (Gates, Share)) for _, scale in active):
         raise RoutingError("samples cannot be routed where one weight serves the whole batch")
     if len(active) == 1 and is_one(active[0][1]):
         return checked_merged(active[0][0], weight, bias)
     total, total_bias = weight, bias
     for adapter, scale in active:
         merged, merged_bias = checked_merged(adapter, weight, bias)
-        total = total + scale * (merged - weight)
+        total = total + scale * (merged - weight)  # type: ignore[operator]
         total_bias = add_bias(total_bias, bias, merged_bias, scale)
     return total, total_bias
 
@@ -170,7 +155,7 @@ def add_bias(total: Tensor | None, bias: Tensor | None, merged: Tensor | None, s
     if merged is None or merged is bias:
         return total
     change = merged if bias is None else merged - bias
-    return scale * change if total is None else total + scale * change
+    return scale * change if total is None else total + scale * change  # type: ignore[operator]
 
 
 def checked_merged(module: Acting, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

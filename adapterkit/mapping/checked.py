@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.errors import PluginError, near_matches
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.layouts import first_path
 from adapterkit.points import LAYOUTS, AttentionPoint, InjectionPoint
 
@@ -54,6 +56,13 @@ def checked_reach(found: object, model: nn.Module, point: InjectionPoint) -> Rea
     for path in found.attending:
         _check_path(model, path, f"what attends to {point.id} is at")
     return found
+
+
+def checked_repeats(found: object, point: InjectionPoint) -> Repeats | None:
+    """What `Backend.repeats` has returned, if it is what it must be; PluginError where it is not."""
+    if found is None or found in get_args(Repeats):
+        return found  # type: ignore[return-value]
+    raise PluginError(f"returned {found!r:.80} for {point.id}; expected 'each', 'whole' or None")
 
 
 def check_ids(points: Sequence[InjectionPoint]) -> None:

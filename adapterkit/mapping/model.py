@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from adapterkit.backend import Backend, Projection, Reach
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
-from adapterkit.mapping.checked import check_ids, checked_points, checked_reach
+from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
 from adapterkit.mapping.layouts import module_at
@@ -65,12 +65,14 @@ class Component:
 
     def reach(self, point: InjectionPoint) -> Reach:
         """How adapters act at a point; errors as for `points`."""
+        with self.blaming("repeats()"):
+            repeats = checked_repeats(self.backend.repeats(point), point)
         if isinstance(point, ParameterPoint) and point.layout.access == "any":
-            return Reach(plain=call_plainly)
+            return Reach(plain=call_plainly, repeats=repeats)
         if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read:
-            return Reach()
+            return Reach(repeats=repeats)
         with self.blaming("reach()"):
-            return checked_reach(self.backend.reach(self.root, point), self.root, point)
+            return replace(checked_reach(self.backend.reach(self.root, point), self.root, point), repeats=repeats)
 
 
 class _Known:
