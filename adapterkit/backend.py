@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -193,3 +193,18 @@ class Backend(ABC):
                 f"{type(self).__name__} cannot extend the attention at {point.id}: its reach() gives no seam"
             )
         return Reach()
+
+    def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
+        """What tells a model that parameters, which were one, have values of their own from now on.
+
+        Without it, a model that ties them when it is made or loaded would lose all but one of the values.
+
+        Args:
+            model: The model, as it was found.
+            names: Of each such parameter all its names in the model.
+
+        Returns:
+            A function that tells the model, so that what is saved of it is read back as it is; None where it cannot be
+            told.
+        """
+        return None

@@ -12,13 +12,14 @@ Weights that a model keeps as bare parameters, such as stacks of experts, need a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
 from adapterkit.backend import Backend
+from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping.entries import equal_parts
 from adapterkit.mapping.layers import base_children, declared_heads, layer_layout
@@ -81,6 +82,9 @@ class GenericBackend(Backend):
                 "torch.ao.quantization are adapted before that"
             )
         return RoleMap(self.roles).apply(found, {component: model}) if self.roles else found
+
+    def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
+        return untying(model, names)
 
 
 def _points(

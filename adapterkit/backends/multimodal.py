@@ -6,7 +6,7 @@ front of their site: `attn.q@clip.vision.3`, which `attn.q@tower=vision` selects
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import nn
 from adapterkit.backend import Backend, Reach
 from adapterkit.backends.language_decoders import LLAMA
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.backends.transformers_ties import untying
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, first_path, resolve
 from adapterkit.plugins import get_plugin_manager
@@ -58,6 +59,9 @@ class TowersBackend(Backend):
             found += [_inside(point, tower.name, path) for point in points]
         order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
         return sorted(found, key=lambda point: order[point.path])
+
+    def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
+        return untying(model, names)
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         """See `Backend.reach`. The tower's own backend tells it, of the point as it sees it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
@@ -84,6 +85,9 @@ class FamilyBackend(Backend):
 
     def repeats(self, point: InjectionPoint) -> Repeats | None:
         return "each" if self.generates and point.role != "embed.pos" else None  # positions are those of all rows
+
+    def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
+        return untying(model, names)
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.composition import Expression
+from adapterkit.engine.selection import Selection
 from adapterkit.errors import ConfigError, StateError
-from adapterkit.handle import choices, merging
+from adapterkit.handle import baking, choices, merging
 from adapterkit.handle.base import Access
 from adapterkit.handle.choices import Choice
+from adapterkit.handle.state import State
 
 
 class Switching(Access):
@@ -148,12 +150,7 @@ class Switching(Access):
         state = self._state
         with state.lock:
             self._require_unmerged("merge again")
-            selection = state.switch.current if choice is None else self._selection(choice)
-            if selection.routed:
-                raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
-            if not selection:
-                raise StateError("nothing acts, so there is nothing to merge; name an adapter")
-            merging.merge(state, selection)
+            merging.merge(state, self._foldable(choice))
 
     def unmerge(self) -> None:
         """Gives back the very bits of the weights, and what acted before.
@@ -166,6 +163,42 @@ class Switching(Access):
             if state.merge is None:
                 raise StateError("nothing is merged")
             merging.unmerge(state)
+
+    def bake(self, choice: Choice = None) -> None:
+        """Folds adapters into the weights for good, and takes all adapters off: a plain model is left.
+
+        Its class, hooks and keys are the base's, and `save_pretrained` or `state_dict` hold the merged weights. A
+        weight that was tied to another's is its own from then on, and the model's config says so.
+
+        Args:
+            choice: What stays in the weights, as for `activate`; by default what is merged or acts now. Whatever else
+                is attached is taken off with it.
+
+        Raises:
+            NotMergeableError: An adapter has no equivalent weight; or what it needs is nothing that a checkpoint of
+                the base could hold: a quantized layer made dense, a bias that the base lacks, a tie broken that the
+                model would make again. Nothing is changed.
+            StateError: Nothing acts, samples are routed, or this is inside an `activated` block.
+        """
+        state = self._state
+        with state.lock:
+            self._require_outside("bake()")
+            if state.merge is not None and choice is None:
+                selection = state.merge.selection
+                merging.unmerge(state)
+            else:
+                self._require_unmerged("bake another choice")
+                selection = self._foldable(choice)
+            baking.bake(state, selection)
+            self._fresh = State(self._mapped)
+
+    def _foldable(self, choice: Choice) -> Selection:
+        selection = self._state.switch.current if choice is None else self._selection(choice)
+        if selection.routed:
+            raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
+        if not selection:
+            raise StateError("nothing acts, so there is nothing to merge; name an adapter")
+        return selection
 
     @contextlib.contextmanager
     def merged(self, choice: Choice = None) -> Iterator[None]:

@@ -40,7 +40,7 @@ class _Target:
         return ", ".join(keys[:5]) + (f", and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def merge(state: State, selection: Selection) -> None:
+def merge(state: State, selection: Selection) -> Merge:
     """Folds the selection into the weights. Everything is computed before anything is changed.
 
     Raises:
@@ -60,6 +60,7 @@ def merge(state: State, selection: Selection) -> None:
         originals += [replace_parameter(target.module, name, new) for name, new in pairs if new is not None]
     state.merge = Merge(selection, originals)
     state.switch.folded = True
+    return state.merge
 
 
 def unmerge(state: State) -> None:

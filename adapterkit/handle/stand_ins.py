@@ -21,6 +21,8 @@ _CONTENT = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set", 
 class Original(ABC):
     """What a stand-in stands for."""
 
+    module: nn.Module
+
     @abstractmethod
     def restore(self) -> None:
         """Puts it back, on the device that the model has now."""
