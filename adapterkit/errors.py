@@ -123,6 +123,10 @@ class StateError(AdapterKitError):
     """The operation makes no sense in the handle's present state, such as removing a merged adapter."""
 
 
+class ReplacedError(StateError):
+    """A module was replaced after an adapter was attached to it, so that the adapter acts nowhere there."""
+
+
 class RoutingError(AdapterKitError):
     """Samples of a batch cannot be given adapters of their own here."""
 

@@ -111,10 +111,13 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
 
 
 def _reading(name: str) -> property:
-    return property(
-        lambda module: module.__dict__[SITE].parameter(module, name),
-        lambda module, value: module.__dict__.update({name: value}),
-    )
+    def read(module: nn.Module) -> Any:
+        site = site_of(module)
+        if site is None:  # detached, and another library has made a class of this one
+            return module.__getattr__(name)
+        return site.parameter(module, name)
+
+    return property(read, lambda module, value: module.__dict__.update({name: value}))
 
 
 def _iterate(module: nn.Module) -> Iterator[nn.Module]:
@@ -122,7 +125,7 @@ def _iterate(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _length(module: nn.Module) -> int:
-    return len(module._modules) - 1
+    return len(module._modules) - (CHILD in module._modules)
 
 
 def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:
@@ -211,12 +214,15 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
 
 
-def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
-    """Takes one adapter away from one point; the last one restores the module."""
-    module = module_at(root, point.path)
+def detach(module: nn.Module, point: InjectionPoint, name: str) -> None:
+    """Takes one adapter away from one point of a module; the last one restores the module.
+
+    A class that another library gave it after attaching stays, and then computes what the module's own does.
+    """
     site = site_of(module)
     if site is None:
         return
+    adapted = is_adapted(module)
     key = _key(point)
     slot = site.slots._modules[key]
     if slot is None:
@@ -235,9 +241,8 @@ def detach(root: nn.Module, point: InjectionPoint, name: str) -> None:
     if not site.slots._modules:
         del module.__dict__[SITE]
         del module._modules[CHILD]
-        module.__class__ = site.base
-    else:
-        module.__class__ = adapted_class(site.base, site.read)
+    if adapted:
+        module.__class__ = adapted_class(site.base, site.read) if site.slots._modules else site.base
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -45,6 +45,7 @@ class Switching(Access):
                 where another adapter adds some.
             StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
         """
+        self._check(near=True)
         self._require_unmerged("change what acts")
         self._require_outside("activate()")
         self._state.switch.default = self._selection(choice)
@@ -149,20 +150,29 @@ class Switching(Access):
         """
         state = self._state
         with state.lock:
+            self._check()
             self._require_unmerged("merge again")
             merging.merge(state, self._foldable(choice))
 
-    def unmerge(self) -> None:
+    def unmerge(self, *, force: bool = False) -> None:
         """Gives back the very bits of the weights, and what acted before.
 
+        A weight that was tied to a merged one is what it was tied to before; rows that a resize has added stay.
+
+        Args:
+            force: Whether to do so where merged weights were written to or replaced, which is lost then.
+
         Raises:
-            StateError: Nothing is merged.
+            StateError: Nothing is merged; or that would be lost.
+            ReplacedError: A module was replaced.
         """
         state = self._state
         with state.lock:
             if state.merge is None:
                 raise StateError("nothing is merged")
-            merging.unmerge(state)
+            if not force:
+                self._check()
+            merging.unmerge(state, force=force)
 
     def bake(self, choice: Choice = None) -> None:
         """Folds adapters into the weights for good, and takes all adapters off: a plain model is left.

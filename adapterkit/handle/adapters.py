@@ -15,6 +15,7 @@ from adapterkit.errors import ConfigError, StateError
 from adapterkit.handle import building
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
+from adapterkit.handle.freezing import base_parameters
 from adapterkit.handle.reports import AdapterReport, Report
 from adapterkit.handle.training import Learning
 from adapterkit.plugins import get_plugin_manager
@@ -64,6 +65,7 @@ class Adapters(Switching, Learning, Exchange):
         """
         state = self._state
         with state.lock:
+            self._check()
             self._require_unmerged("add an adapter")
             self._require_outside("add()")
             building.check_name(name, state.adapters)
@@ -75,7 +77,7 @@ class Adapters(Switching, Learning, Exchange):
                 config = dataclasses.replace(config, settings=settings)
             built = building.build_new(config, self._mapped, seed, dtype)
             self._check_parts([built])
-            state.insert(name, [built])
+            state.insert(name, [built], self._mapped)
             self.activate(name)
             self.train(name)
         return self._report(name)
@@ -120,9 +122,14 @@ class Adapters(Switching, Learning, Exchange):
         return {f"{key}/{part}": tensor for key, state in states.items() for part, tensor in state.items()}
 
     def report(self) -> Report:
-        """What is on the model. Prints as a table."""
+        """What is on the model. Prints as a table.
+
+        Raises:
+            ReplacedError: A module was replaced, and an adapter acts nowhere there.
+        """
+        self._check()
         state = self._state
-        base = [parameter for _, parameter in state.base_parameters()]
+        base = list(base_parameters(one.root for one in self._mapped.components.values()))
         adapters = [self._report(name) for name in state.adapters]
         trainable = sum(p.numel() for p in [*base, *self.parameters()] if p.requires_grad)
         return Report(self._mapped.label, sum(p.numel() for p in base), trainable, adapters)

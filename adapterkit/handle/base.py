@@ -4,23 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from adapterkit.engine.selection import Selection
-from adapterkit.errors import StateError
+from adapterkit.errors import ReplacedError, StateError
 from adapterkit.handle import choices
 from adapterkit.handle.choices import Choice
-from adapterkit.handle.state import Attached, State, mapped_as_found, state_of
+from adapterkit.handle.identity import mapped_as_found, state_of
+from adapterkit.handle.state import Attached, State
+from adapterkit.mapping.model import MappedModel
+from adapterkit.plugins.matching import peel
 
 
 class Access:
     """A model and the adapters on it. See `adapterkit.handle.adapters.Adapters` for the arguments."""
 
     def __init__(self, model: object, *, backend: str | None = None, roles: Mapping[str, str] | None = None) -> None:
+        self._pipeline = None if isinstance(peel(model), nn.Module) else model
+        self._options = (backend, roles)
         self._mapped = mapped_as_found(model, backend, roles)
         self._fresh = State(self._mapped)
 
     @property
     def _state(self) -> State:
-        return state_of(self._mapped) or self._fresh
+        if replaced := self._replaced():
+            self._follow(replaced)
+        found = state_of(self._mapped)
+        if found is None and self._fresh.mapped is not self._mapped:
+            self._fresh = State(self._mapped)
+        return found or self._fresh
+
+    def _replaced(self) -> dict[str, nn.Module]:
+        """The components that are other models now in the pipeline which the handle is on. One that is None is none."""
+        if self._pipeline is None:
+            return {}
+        now = {name: getattr(self._pipeline, name, None) for name in self._mapped.components}
+        return {
+            name: model
+            for name, model in now.items()
+            if isinstance(model, nn.Module) and model is not (root := self._mapped.components[name].root)
+            if peel(model) is not root
+        }
+
+    def _follow(self, replaced: Mapping[str, nn.Module]) -> None:
+        """The handle is about the models that are in the pipeline now, where no adapter is in those that were."""
+        state = state_of(self._mapped)
+        if state is not None:
+            if not replaced.keys().isdisjoint(component for component, _ in state.places):
+                return
+            state.leave([name for name in replaced if name in state.lookouts])
+        self._mapped = mapped_as_found(self._pipeline, *self._options)
+
+    def _check(self, *, near: bool = False) -> None:
+        """Looks whether what was adapted is where it was: `near` the top alone, where a walk would cost too much.
+
+        Raises:
+            ReplacedError: It is not.
+        """
+        state = self._state
+        if replaced := self._replaced():
+            name = next(iter(replaced))
+            users = ", ".join(repr(n) for n, one in state.adapters.items() if name in one.components)
+            raise ReplacedError(
+                f"the {name} of the {self._mapped.label} is another model now, and {users} acts in the one that was; put "
+                "that back; or take the adapter off with remove() or detach(), and add it again"
+            )
+        state.check(near=near)
+
+    def _mapped_for(self, attached: Attached) -> MappedModel:
+        """Where an adapter lies: it may have been added by a handle on more models than this one's."""
+        components = self._mapped.components
+        return self._mapped if all(name in components for name in attached.components) else self._state.mapped
 
     def _attached(self, name: str) -> Attached:
         choices.check_names([name], self._state.adapters)

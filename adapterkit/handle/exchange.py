@@ -121,11 +121,12 @@ class Exchange(Access):
     ) -> LoadReport:
         state = self._state
         with state.lock:
+            self._check()
             building.check_name(name, state.adapters)
             finite = report is not None and report.finite
             built, notes = loading.build_loaded(checkpoint, self._mapped, points, strict, source, finite=finite)
             self._check_parts(built)
-            state.insert(name, built, checkpoint.metadata)
+            state.insert(name, built, self._mapped, checkpoint.metadata)
         return self._loaded(name, checkpoint, notes, report)
 
     def _loaded(self, name: str, checkpoint: Checkpoint, notes: Sequence[str], report: ReadReport | None) -> LoadReport:
@@ -207,7 +208,9 @@ class Exchange(Access):
         checkpoints = {n: one.replace(metadata={**one.metadata, **more}) for n, one in checkpoints.items()}
         if len(checkpoints) == 1 and isinstance(names, str):
             checkpoints = {"": checkpoints[names]}
-        report = writer.write(checkpoints, path, self._mapped.points(), chosen)
+        mapped = [self._mapped_for(self._attached(name)) for name in wanted]
+        points = next((one for one in mapped if one is not self._mapped), self._mapped).points()
+        report = writer.write(checkpoints, path, points, chosen)
         for note in report.notes:
             warnings.warn(f"{path}: {note}", stacklevel=2)
         return path
@@ -238,14 +241,21 @@ class Exchange(Access):
         Raises:
             PluginError: The adapter's type is not registered, so no file could name it.
         """
-        return saving.to_checkpoint(self._attached(name), self._mapped)
+        self._check()
+        attached = self._attached(name)
+        return saving.to_checkpoint(attached, self._mapped_for(attached))
 
     def remove(self, name: str) -> None:
         """Takes an adapter off the model. The last one leaves the model bit for bit as it was found.
 
+        A module that was replaced since gets back what it was, wherever it is now.
+
         Raises:
-            StateError: It is merged into the weights.
+            StateError: It is merged into the weights, or another library has changed the class of a module.
         """
+        self._remove(name, force=False)
+
+    def _remove(self, name: str, *, force: bool) -> list[str]:
         state = self._state
         with state.lock:
             self._attached(name)
@@ -253,18 +263,30 @@ class Exchange(Access):
                 raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
             if users := self._users_of(name):
                 raise StateError(f"{users[0]!r} combines {name!r}; remove({users[0]!r}) first")
-            state.discard(name)
+            left = state.discard(name, force=force)
             if not state.adapters:
                 self._fresh = State(self._mapped)
+        return left
 
-    def detach(self) -> None:
-        """Takes every adapter off: the model is bit for bit what it was. Merged weights are unmerged first."""
+    def detach(self, *, force: bool = False) -> None:
+        """Takes every adapter off: the model is bit for bit what it was. Merged weights are unmerged first.
+
+        Args:
+            force: Whether to put right what can be put right, where another library has changed what was adapted, and
+                to tell the rest in a warning.
+
+        Raises:
+            StateError: Another library has changed the class of a module, or weights while they were merged.
+        """
         state = self._state
+        left: list[str] = []
         with state.lock:
             if state.merge is not None:
-                merging.unmerge(state)
+                left += merging.unmerge(state, force=force)
             for name in reversed(list(state.adapters)):  # what combines others came after them
-                self.remove(name)
+                left += [f"the class of {path}" for path in self._remove(name, force=force)]
+        if left:
+            warnings.warn(f"detached, and left as they are: {', '.join(dict.fromkeys(left))}", stacklevel=2)
 
     def metadata(self, name: str) -> dict[str, str]:
         """What the file of an adapter says beside the tensors; empty for one that is no file's."""

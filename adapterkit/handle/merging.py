@@ -7,7 +7,7 @@ becomes a plain one for as long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,8 @@ from adapterkit.composition import Expression, names_of
 from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
-from adapterkit.errors import NotMergeableError, PluginError, blaming
+from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
+from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.sums import Acting, Strength
@@ -30,6 +31,7 @@ class _Target:
     """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds."""
 
     module: nn.Module
+    path: str
     layout: WeightLayout
     matrices: dict[int | None, dict[str, Part]] = field(default_factory=dict)
 
@@ -54,23 +56,53 @@ def merge(state: State, selection: Selection) -> Merge:
     for target, weight, bias in computed:
         instead = plain[id(target)]
         if instead is not None:
-            originals.append(replace_layer(target.module, instead))
+            originals.append(replace_layer(target.module, target.path, instead))
             continue
         pairs = zip((target.layout.parameter, target.layout.bias_parameter), (weight, bias), strict=True)
-        originals += [replace_parameter(target.module, name, new) for name, new in pairs if new is not None]
+        originals += [replace_parameter(target.module, target.path, *pair) for pair in pairs if pair[1] is not None]
     state.merge = Merge(selection, originals)
     state.switch.folded = True
     return state.merge
 
 
-def unmerge(state: State) -> None:
-    """Puts the original parameters back, on the device and in the dtype that the model has now."""
+def unmerge(state: State, *, force: bool = False) -> list[str]:
+    """Puts the original parameters back, on the device and in the dtype that the model has now.
+
+    Args:
+        state: Whose.
+        force: Whether to do so where merged weights were changed or replaced: that is lost then.
+
+    Returns:
+        What was lost.
+
+    Raises:
+        StateError: Merged weights were changed or replaced, and are not to be lost. Nothing is changed.
+    """
     if state.merge is None:
-        return
-    for original in reversed(state.merge.originals):
+        return []
+    originals = state.merge.originals
+    stand_ins = {id(new): old for original in originals for new, old in original.pairs}
+    lost = [told for original in originals if (told := original.lost(stand_ins))]
+    if lost and not force:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise StateError(
+            f"cannot unmerge: {lost[0]}{more}. unmerge(force=True) and detach(force=True) give back the weights from "
+            "before the merge, and what came after it is lost"
+        )
+    for original in reversed(originals):
         original.restore()
+    _put_back(state, stand_ins)
     state.switch.folded = False
     state.merge = None
+    return lost
+
+
+def _put_back(state: State, stand_ins: Mapping[int, nn.Parameter | None]) -> None:
+    """Wherever else a merged weight has been tied in the meantime, what it stood for comes back too."""
+    for module in base_modules(state.roots):
+        for name, parameter in module._parameters.items():
+            if id(parameter) in stand_ins:
+                module._parameters[name] = stand_ins[id(parameter)]
 
 
 def _targets(state: State, selection: Selection) -> Iterable[_Target]:
@@ -80,8 +112,8 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         if not isinstance(point, ParameterPoint):
             problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
             continue
-        module, layout = state.mapped.module(point), point.layout
-        target = targets.setdefault((id(module), layout.parameter), _Target(module, layout))
+        module, layout = state.module(point), point.layout
+        target = targets.setdefault((id(module), layout.parameter), _Target(module, point.full_path, layout))
         parts = target.matrices.setdefault(layout.index, {})
         active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]
         parts[point.id] = (point, active)

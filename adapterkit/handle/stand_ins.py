@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +19,53 @@ _CONTENT = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set", 
 """What of torch's own record of a module belongs to the layer that it is; the rest is hooks, and whether it trains."""
 
 
+@dataclass
 class Original(ABC):
-    """What a stand-in stands for."""
+    """What a stand-in stands for.
+
+    Attributes:
+        module: The module.
+        path: Where it is, for errors.
+        stand_ins: Name of a parameter -> what stands in for it.
+        versions: How often each of those had been written to when it was put there.
+    """
+
+    module: nn.Module
+    path: str
+    stand_ins: dict[str, nn.Parameter]
+    versions: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = {name: parameter._version for name, parameter in self.stand_ins.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # a copy of a tensor counts anew
+
+    @property
+    @abstractmethod
+    def originals(self) -> Mapping[str, nn.Parameter | None]:
+        """Name -> what it was."""
+
+    @property
+    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter | None]]:
+        """Every stand-in, with what it stands for."""
+        return ((new, self.originals.get(name)) for name, new in self.stand_ins.items())
+
+    def lost(self, stand_ins: Mapping[int, nn.Parameter | None]) -> str | None:
+        """What `restore` would lose: what others have put there since.
+
+        Args:
+            stand_ins: By their ids all stand-ins of this merge, one of which a tie may have put here.
+        """
+        for name, own in self.stand_ins.items():
+            present = self.module._parameters.get(name)
+            if present is own:
+                if own._version != self.versions[name]:
+                    return f"the merged {name} of {self.path} was written to (load_state_dict, an optimizer?)"
+            elif not (present is self.originals.get(name) or id(present) in stand_ins or _is_moved(own, present)):
+                return f"the merged {name} of {self.path} was replaced by another one"
+        return None
 
     module: nn.Module
 
@@ -32,14 +78,20 @@ class Original(ABC):
 class OriginalParameter(Original):
     """A parameter that another one has taken the place of: of that alone, so one tied to it stays as it is."""
 
-    module: nn.Module
     name: str
     parameter: nn.Parameter | None
 
+    @property
+    def originals(self) -> Mapping[str, nn.Parameter | None]:
+        return {self.name: self.parameter}
+
     def restore(self) -> None:
-        original, present = self.parameter, self.module._parameters[self.name]
-        if original is not None and present is not None and _moved(original, present):
-            original.data = original.data.to(present.device, present.dtype)
+        original, present = self.parameter, self.module._parameters.get(self.name)
+        if original is not None and present is not None:
+            if _moved(original, present):
+                original.data = original.data.to(present.device, present.dtype)
+            if _longer(original, present):
+                original.data = torch.cat([original.data, present.data[len(original) :]])
         self.module._parameters[self.name] = original
 
 
@@ -47,9 +99,12 @@ class OriginalParameter(Original):
 class OriginalLayer(Original):
     """A layer that has become another one for a while: the same object with its hooks, of another class and content."""
 
-    module: nn.Module
     base: type[nn.Module]
     contents: dict[str, Any]
+
+    @property
+    def originals(self) -> Mapping[str, nn.Parameter | None]:
+        return self.contents["_parameters"]
 
     def restore(self) -> None:
         module, device = self.module, _device(self.module)
@@ -58,20 +113,21 @@ class OriginalLayer(Original):
             module.to(device)
 
 
-def replace_parameter(module: nn.Module, name: str, new: Tensor) -> OriginalParameter:
+def replace_parameter(module: nn.Module, path: str, name: str, new: Tensor) -> OriginalParameter:
     """Puts another value into a parameter's place."""
     old = module._parameters[name]
     wanted = old.requires_grad if old is not None else False
-    module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
-    return OriginalParameter(module, name, old)
+    stand_in = module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
+    return OriginalParameter(module, path, {name: stand_in}, name, old)
 
 
-def replace_layer(module: nn.Module, plain: nn.Module) -> OriginalLayer:
+def replace_layer(module: nn.Module, path: str, plain: nn.Module) -> OriginalLayer:
     """Makes an adapted module what another one is. Nothing of its own is changed or copied."""
     site = site_of(module)
     if site is None:
         raise AttachError(f"{type(module).__name__} has no adapters")
-    original = OriginalLayer(module, site.base, dict(module.__dict__))
+    stand_ins = {name: parameter for name, parameter in plain._parameters.items() if parameter is not None}
+    original = OriginalLayer(module, path, stand_ins, site.base, dict(module.__dict__))
     _become(module, type(plain), plain.__dict__)
     return original
 
@@ -90,6 +146,16 @@ def _become(module: nn.Module, base: type[nn.Module], contents: dict[str, Any]) 
 def _device(module: nn.Module) -> torch.device | None:
     tensors = (*module._parameters.values(), *module._buffers.values())
     return next((tensor.device for tensor in tensors if tensor is not None), None)
+
+
+def _is_moved(stand_in: Tensor, present: Tensor | None) -> bool:
+    """Whether another parameter is there because the module has gone to another device: not all go in place."""
+    return present is not None and present.device != stand_in.device and present.shape == stand_in.shape
+
+
+def _longer(original: Tensor, present: Tensor) -> bool:
+    """Whether rows were added while it was merged."""
+    return present.ndim > 0 and present.shape[1:] == original.shape[1:] and len(present) > len(original)
 
 
 def _moved(original: Tensor, present: Tensor) -> bool:

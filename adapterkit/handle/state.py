@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +17,19 @@ from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.slots import Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.facts import Facts
+from adapterkit.handle.following import Lookout, check_places
+from adapterkit.handle.freezing import freeze, thaw
+from adapterkit.handle.places import Place, Places, place_of
 from adapterkit.handle.stand_ins import Original
-from adapterkit.mapping.model import MappedModel, map_model
+from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 STATE = "_adapterkit_state"
-"""Key under which every root component of an adapted model keeps the shared state."""
+"""Key under which every root component of an adapted model keeps its states."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Attached:
         """What was asked for, of each type."""
         return [part.config for part in self.parts]
 
+    @functools.cached_property
+    def components(self) -> frozenset[str]:
+        """The names of the models in which it acts."""
+        return frozenset(point.component for point in self.points.values())
+
     @property
     def type_name(self) -> str:
         """What it is, for messages."""
@@ -78,8 +86,10 @@ class State:
     adapters: dict[str, Attached] = field(default_factory=dict)
     merge: Merge | None = None
     trained: set[str] = field(default_factory=set)
-    watched: dict[tuple[str, str], list[RemovableHandle]] = field(default_factory=dict)
-    base_flags: dict[tuple[str, str], bool] = field(default_factory=dict)
+    watched: dict[Place, list[RemovableHandle]] = field(default_factory=dict)
+    lookouts: dict[str, RemovableHandle] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
+    frozen: bool = False
     lock: Any = field(default_factory=threading.RLock, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,8 +98,21 @@ class State:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.RLock())
 
-    def insert(self, name: str, parts: Sequence[Built], metadata: Mapping[str, str] | None = None) -> None:
+    @property
+    def roots(self) -> list[nn.Module]:
+        """The models."""
+        return [component.root for component in self.mapped.components.values()]
+
+    def insert(
+        self, name: str, parts: Sequence[Built], mapped: MappedModel, metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Attaches built modules as one adapter, all of them or none. Its parts lie at points of their own.
+
+        Args:
+            name: What it is called.
+            parts: One for each type in it.
+            mapped: Where they lie: all models of this state, some of them, or more.
+            metadata: What its file says.
 
         Raises:
             AttachError: A module cannot be adapted in place.
@@ -97,8 +120,8 @@ class State:
         points = [point for part in parts for point in part.points]
         modules = {key: module for part in parts for key, module in part.modules.items()}
         reads = _side_inputs(parts)
-        reach = {point.id: self._reach(point, modules[point.id]) for point in points}
-        refused = [(p, self._refusal(p, modules[p.id], reach[p.id])) for p in points]
+        reach = {point.id: _reach(mapped, point, modules[point.id]) for point in points}
+        refused = [(p, self._refusal(mapped.module(p), p, modules[p.id], reach[p.id])) for p in points]
         problems = [f"{point.full_path}: {reason}" for point, reason in refused if reason]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -107,74 +130,126 @@ class State:
         try:
             for point in points:
                 done.append(point)
-                root = self.mapped.root(point)
-                attach.attach(root, point, name, modules[point.id], self.switch, reach[point.id])
+                attach.attach(mapped.root(point), point, name, modules[point.id], self.switch, reach[point.id])
         except BaseException:
             for point in done:
-                attach.detach(self.mapped.root(point), point, name)
+                attach.detach(mapped.module(point), point, name)
             raise
-        self._watch(points)
+        for point in points:
+            self.places.put(place_of(point), mapped.root(point), mapped.module(point))
+        self._grow(mapped)
+        self._watch([place_of(p) for p in points if isinstance(p, ParameterPoint) and p.layout.access == "any"])
         by_id = {point.id: point for point in points}
         facts, held = Facts.of(by_id, modules), _held(modules)
         self.adapters[name] = Attached(tuple(parts), by_id, modules, facts, dict(metadata or {}), held, reads)
         self.set_trainable([name], value=False)
-        for component in self.mapped.components.values():
-            component.root.__dict__[STATE] = self
 
-    def _reach(self, point: InjectionPoint, adapter: AdapterModule) -> Reach:
-        reach = self.mapped.reach(point)
-        if not isinstance(point, AttentionPoint) or not adapter.abilities.attend:
-            return reach
-        return dataclasses.replace(reach, projections=self.mapped.projections(point))
+    def _grow(self, mapped: MappedModel) -> None:
+        """Takes in the models of a handle, and lets them know of this state."""
+        components = {**self.mapped.components, **mapped.components}
+        if len(components) > len(self.mapped.components):
+            self.mapped = MappedModel(components, mapped.label, mapped.roles or self.mapped.roles)
+        for name, component in self.mapped.components.items():
+            if name not in self.lookouts:
+                self.lookouts[name] = component.root.register_forward_pre_hook(Lookout(self))
+                component.root.__dict__[STATE] = (*states_at(component.root), self)
 
-    def _refusal(self, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
-        module = self.mapped.module(point)
+    def _refusal(self, module: nn.Module, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
         if point.lengthens and point.layout.until is None and reach.lengthening is None:
             return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
+        site = attach.site_of(module)
+        if site is not None and site.switch is not self.switch:
+            return (
+                "it has adapters of a handle on another model, of which this one shares a part or is one; use that "
+                "handle, or detach it first"
+            )
         return attach.refusal(module) or (None if reach.seam is None else _unreached(reach.seam, module, adapter))
 
-    def _watch(self, points: Iterable[InjectionPoint]) -> None:
+    def _watch(self, places: Iterable[Place]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
-        unknown = [p for p in points if isinstance(p, ParameterPoint) and p.layout.access == "any"]
-        for key in {(p.component, path): None for p in unknown if p.path for path in ("", p.path.rpartition(".")[0])}:
+        for key in {(name, path): None for name, at in places if at for path in ("", at.rpartition(".")[0])}:
             module = self.mapped.components[key[0]].root.get_submodule(key[1])
             self.watched[key] = self.watched.get(key) or [
                 module.register_forward_pre_hook(self.switch.enter),
                 module.register_forward_hook(self.switch.leave, always_call=True),
             ]
 
-    def discard(self, name: str) -> None:
-        """Takes one adapter away; the last one leaves the model as it was found."""
+    def absorb(self, other: State) -> None:
+        """Takes over what another state has, in models that this one has not.
+
+        Raises:
+            StateError: Weights are merged.
+        """
+        if self.merge is not None or other.merge is not None:
+            raise StateError("weights are merged in a part of this pipeline; unmerge() that first")
+        self.adapters |= other.adapters
+        self.trained |= other.trained
+        self.frozen |= other.frozen
+        mine, theirs = self.switch.default, other.switch.default
+        self.switch.default = Selection({**mine.weights, **theirs.weights}, {**mine.asked, **theirs.asked})
+        for place in other.places:
+            root, module = other.places.both(place)
+            self.places.put(place, root, module)
+            if (site := attach.site_of(module)) is not None:
+                site.switch = self.switch
+                site.changed()
+        watched = [*other.watched]
+        other.leave(other.mapped.components)
+        self._grow(other.mapped)
+        self._watch(watched)
+
+    def module(self, point: InjectionPoint) -> nn.Module:
+        """The module that was adapted at a point."""
+        return self.places[place_of(point)]
+
+    def check(self, *, near: bool = False) -> None:
+        """Looks whether every adapted module is where it was. One that has become larger is followed.
+
+        Args:
+            near: Whether to look at what is next to the model's root alone.
+
+        Raises:
+            ReplacedError: A module was replaced, and an adapter acts nowhere there.
+        """
+        if not (self.places.near() if near else self.places.same()):
+            check_places(self)
+
+    def discard(self, name: str, *, force: bool = False) -> list[str]:
+        """Takes one adapter away; the last one leaves the model as it was found.
+
+        Args:
+            name: Which one.
+            force: Whether to leave what another library has changed as it is.
+
+        Returns:
+            What was left.
+
+        Raises:
+            StateError: The class of a module was changed, and it is not to be left.
+        """
         attached = self.adapters[name]
-        stuck = [p.full_path for p in attached.points.values() if not attach.is_adapted(self.mapped.module(p))]
-        if stuck:
+        points = list(attached.points.values())
+        stuck = list({p.full_path: None for p in points if not attach.is_adapted(self.module(p))})
+        if stuck and not force:
+            more = f" (and of {len(stuck) - 1} more)" if len(stuck) > 1 else ""
             raise StateError(
-                f"cannot detach {name!r}: the class of {stuck[0]} (and {len(stuck) - 1} more) was changed "
-                "after attaching, by sharding or parametrizing; undo that first"
+                f"cannot detach {name!r}: the class of {stuck[0]}{more} was changed after attaching, by sharding or "
+                "parametrizing; undo that first, or detach(force=True), which leaves that class as it is"
             )
-        for point in attached.points.values():
-            attach.detach(self.mapped.root(point), point, name)
+        for point in points:
+            attach.detach(self.module(point), point, name)
         del self.adapters[name]
+        self.places.keep(place_of(p) for one in self.adapters.values() for p in one.points.values())
         self.trained.discard(name)
         self.switch.forget(name)
         if not self.adapters:
             self._restore_base()
-
-    def base_parameters(self) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
-        """(component, name) and parameter of everything that is no adapter's; a shared one once."""
-        seen: set[int] = set()
-        for component in self.mapped.components.values():
-            for prefix, module in _base_modules(component.root, ""):
-                for name, parameter in module._parameters.items():
-                    if parameter is not None and id(parameter) not in seen:
-                        seen.add(id(parameter))
-                        yield (component.name, f"{prefix}{name}"), parameter
+        return stuck
 
     def train(self, names: Iterable[str]) -> None:
         """Lets these adapters, and nothing else, require grad. How the base was found is remembered the first time."""
-        for key, parameter in self.base_parameters():
-            self.base_flags.setdefault(key, parameter.requires_grad)
-            parameter.requires_grad_(False)
+        freeze(self.roots, again=self.frozen)
+        self.frozen = True
         names = set(names)
         self.set_trainable(self.trained - names, value=False)
         self.set_trainable(names, value=True)
@@ -190,16 +265,38 @@ class State:
                     module.get_parameter(key).requires_grad_(False)
             (self.trained.add if value else self.trained.discard)(name)
 
-    def _restore_base(self) -> None:
-        for key, parameter in self.base_parameters():
-            if key in self.base_flags:
-                parameter.requires_grad_(self.base_flags[key])
-        self.base_flags.clear()
-        for handle in (handle for handles in self.watched.values() for handle in handles):
+    def leave(self, components: Iterable[str]) -> None:
+        """Is no more about some of its models, in which nothing is adapted."""
+        gone = set(components)
+        for name in gone:
+            self.lookouts.pop(name).remove()
+            root = self.mapped.components[name].root
+            kept = tuple(one for one in states_at(root) if one is not self)
+            root.__dict__[STATE] = kept
+            if not kept:
+                del root.__dict__[STATE]
+        for handle in (h for key in list(self.watched) if key[0] in gone for h in self.watched.pop(key)):
             handle.remove()
-        self.watched.clear()
-        for component in self.mapped.components.values():
-            component.root.__dict__.pop(STATE, None)
+        if left := {name: one for name, one in self.mapped.components.items() if name not in gone}:
+            self.mapped = MappedModel(left, self.mapped.label, self.mapped.roles)
+
+    def _restore_base(self) -> None:
+        if self.frozen:
+            thaw(self.roots)
+        self.frozen = False
+        self.leave(self.lookouts)
+
+
+def states_at(root: nn.Module) -> tuple[State, ...]:
+    """The states of all handles that have put adapters into a model."""
+    return root.__dict__.get(STATE, ())
+
+
+def _reach(mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule) -> Reach:
+    reach = mapped.reach(point)
+    if not isinstance(point, AttentionPoint) or not adapter.abilities.attend:
+        return reach
+    return dataclasses.replace(reach, projections=mapped.projections(point))
 
 
 def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
@@ -222,34 +319,3 @@ def _unreached(seam: AttentionSeam, module: nn.Module, adapter: AdapterModule) -
     return (seam.refusal(module) if adapter.abilities.extend else None) or (
         seam.attend_refusal(module) if adapter.abilities.attend else None
     )
-
-
-def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str] | None) -> MappedModel:
-    """`map_model`; where neither backend nor roles are given, as the adapters that are there already were placed.
-
-    Raises:
-        TargetNotFoundError, IncompatibleTargetError, ConfigError: The roles do not fit the model.
-    """
-    mapped = map_model(model, backend, roles)
-    if roles is not None:
-        mapped.points()  # finds a glob that matches nothing
-    state = state_of(mapped)
-    if backend is None and roles is None and state is not None and state.mapped.has_roots_of(mapped):
-        return state.mapped
-    return mapped
-
-
-def state_of(mapped: MappedModel) -> State | None:
-    """The state that a model, or any component of a pipeline, already has."""
-    for component in mapped.components.values():
-        if isinstance(state := component.root.__dict__.get(STATE), State):
-            return state
-    return None
-
-
-def _base_modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that is no adapter's, with the prefix of its parameters' names. The cost is the base's alone."""
-    yield prefix, module
-    for name, child in module._modules.items():
-        if child is not None and not isinstance(child, Slots):
-            yield from _base_modules(child, f"{prefix}{name}.")

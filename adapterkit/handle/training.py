@@ -128,7 +128,7 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
         )
     with contextlib.ExitStack() as stack:
         for part, point in ((one, point) for one in attached.parts for point in one.points):
-            watch, module = _Watch(part.modules[point.id], point), state.mapped.module(point)
+            watch, module = _Watch(part.modules[point.id], point), state.module(point)
             stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
             if part.config.observes_gradients:
                 stack.callback(module.register_forward_hook(watch.output, with_kwargs=True).remove)
