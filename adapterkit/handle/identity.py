@@ -1,0 +1,85 @@
+"""Which adapters a handle is about.
+
+The same model is the same root module. A handle on all models of a state, on some of them, or on more of them under the
+same names, is about that state; it then grows when an adapter is added. Any other handle, which shares a part alone, has
+adapters of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from adapterkit.errors import AttachError
+from adapterkit.handle.state import State, states_at
+from adapterkit.mapping.model import MappedModel, map_model
+
+
+def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str] | None) -> MappedModel:
+    """`map_model`, with the models' names as the adapters that are there know them.
+
+    Where neither backend nor roles are given, those with which these adapters were placed hold.
+
+    Raises:
+        TargetNotFoundError, IncompatibleTargetError, ConfigError: The roles do not fit the model.
+    """
+    mapped = map_model(model, backend, roles)
+    if roles is not None:
+        mapped.points()  # finds a glob that matches nothing
+    state = state_of(mapped)
+    if state is None or not _covers(state.mapped, mapped):
+        return mapped
+    if backend is None and roles is None and state.mapped.has_roots_of(mapped):
+        return state.mapped
+    names = {id(one.root): name for name, one in state.mapped.components.items()}
+    known = {names[id(one.root)]: one for one in mapped.components.values()}
+    if list(known) == list(mapped.components):
+        return mapped
+    renamed = {name: dataclasses.replace(one, name=name) for name, one in known.items()}
+    return MappedModel(renamed, mapped.label, mapped.roles)
+
+
+def state_of(mapped: MappedModel) -> State | None:
+    """The state that models already have, or None.
+
+    Raises:
+        AttachError: They have several, which cannot become one.
+    """
+    roots = [one.root for one in mapped.components.values()]
+    found = list({id(state): state for root in roots for state in states_at(root)}.values())
+    if len(found) == 1 and found[0].mapped is mapped:
+        return found[0]
+    around = [state for state in found if _covers(state.mapped, mapped)]
+    same = [state for state in around if _covers(mapped, state.mapped)]
+    if same or len(around) == 1:
+        return (same or around)[0]
+    within = [state for state in found if _holds(mapped, state.mapped)]
+    if not within:
+        return None
+    first, *others = within
+    for other in others:
+        _join(first, other)
+    return first
+
+
+def _covers(large: MappedModel, small: MappedModel) -> bool:
+    """Whether all models of one are among those of another."""
+    return {id(one.root) for one in small.components.values()} <= {id(one.root) for one in large.components.values()}
+
+
+def _holds(large: MappedModel, small: MappedModel) -> bool:
+    """Whether all models of one are among those of another, under the same names."""
+    there = large.components
+    return all(name in there and there[name].root is one.root for name, one in small.components.items())
+
+
+def _join(first: State, second: State) -> None:
+    """Makes one state of two, which lie in models of one pipeline."""
+    if common := sorted(first.adapters.keys() & second.adapters.keys()):
+        told = " and ".join(", ".join(one.mapped.components) for one in (first, second))
+        raise AttachError(
+            f"{told} have adapters that were added by themselves, of which {common[0]!r} bears one name in both; remove "
+            "it from one of them to have a handle on all of them together"
+        )
+    with first.lock, second.lock:
+        first.absorb(second)
