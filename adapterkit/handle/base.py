@@ -10,7 +10,7 @@ from adapterkit.engine.selection import Selection
 from adapterkit.errors import ReplacedError, StateError
 from adapterkit.handle import choices
 from adapterkit.handle.choices import Choice
-from adapterkit.handle.identity import mapped_as_found, state_of
+from adapterkit.handle.identity import known_as, mapped_as_found, state_of
 from adapterkit.handle.state import Attached, State
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins.matching import peel
@@ -30,9 +30,13 @@ class Access:
         if replaced := self._replaced():
             self._follow(replaced)
         found = state_of(self._mapped)
-        if found is None and self._fresh.mapped is not self._mapped:
-            self._fresh = State(self._mapped)
-        return found or self._fresh
+        if found is None:
+            if self._fresh.mapped is not self._mapped:
+                self._fresh = State(self._mapped)
+            return self._fresh
+        if found.mapped is not self._mapped:
+            self._mapped = known_as(self._mapped, found)
+        return found
 
     def _replaced(self) -> dict[str, nn.Module]:
         """The components that are other models now in the pipeline which the handle is on. One that is None is none."""
@@ -66,8 +70,8 @@ class Access:
             name = next(iter(replaced))
             users = ", ".join(repr(n) for n, one in state.adapters.items() if name in one.components)
             raise ReplacedError(
-                f"the {name} of the {self._mapped.label} is another model now, and {users} acts in the one that was; put "
-                "that back; or take the adapter off with remove() or detach(), and add it again"
+                f"the {name} of the {self._mapped.label} is another model now, and {users} acts in the one that was; "
+                "put that back; or take the adapter off with remove() or detach(), and add it again"
             )
         state.check(near=near)
 

@@ -1,7 +1,7 @@
 """Which adapters a handle is about.
 
-The same model is the same root module. A handle on all models of a state, on some of them, or on more of them under the
-same names, is about that state; it then grows when an adapter is added. Any other handle, which shares a part alone, has
+The same model is the same root module. A handle on all models of a state, on some of them, or on more under the same
+names, is about that state, which grows when an adapter is added. Any other handle, which shares a part alone, has
 adapters of its own.
 """
 
@@ -27,12 +27,17 @@ def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str]
     if roles is not None:
         mapped.points()  # finds a glob that matches nothing
     state = state_of(mapped)
-    if state is None or not _covers(state.mapped, mapped):
+    if state is None:
         return mapped
     if backend is None and roles is None and state.mapped.has_roots_of(mapped):
         return state.mapped
+    return known_as(mapped, state)
+
+
+def known_as(mapped: MappedModel, state: State) -> MappedModel:
+    """The same models, under the names that they have in a state."""
     names = {id(one.root): name for name, one in state.mapped.components.items()}
-    known = {names[id(one.root)]: one for one in mapped.components.values()}
+    known = {names.get(id(one.root), name): one for name, one in mapped.components.items()}
     if list(known) == list(mapped.components):
         return mapped
     renamed = {name: dataclasses.replace(one, name=name) for name, one in known.items()}
@@ -78,8 +83,8 @@ def _join(first: State, second: State) -> None:
     if common := sorted(first.adapters.keys() & second.adapters.keys()):
         told = " and ".join(", ".join(one.mapped.components) for one in (first, second))
         raise AttachError(
-            f"{told} have adapters that were added by themselves, of which {common[0]!r} bears one name in both; remove "
-            "it from one of them to have a handle on all of them together"
+            f"{told} have adapters that were added by themselves, and {common[0]!r} is in both; remove it "
+            "from one of them to have a handle on all of them together"
         )
     with first.lock, second.lock:
         first.absorb(second)

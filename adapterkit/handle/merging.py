@@ -59,7 +59,8 @@ def merge(state: State, selection: Selection) -> Merge:
             originals.append(replace_layer(target.module, target.path, instead))
             continue
         pairs = zip((target.layout.parameter, target.layout.bias_parameter), (weight, bias), strict=True)
-        originals += [replace_parameter(target.module, target.path, *pair) for pair in pairs if pair[1] is not None]
+        changed = [(name, new) for name, new in pairs if new is not None]
+        originals += [replace_parameter(target.module, target.path, name, new) for name, new in changed]
     state.merge = Merge(selection, originals)
     state.switch.folded = True
     return state.merge

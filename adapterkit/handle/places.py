@@ -75,31 +75,24 @@ class _Steps:
     """Every step of the ways from the models to the adapted modules, the first steps first."""
 
     def __init__(self, modules: Mapping[Place, tuple[nn.Module, nn.Module]]) -> None:
-        steps: dict[tuple[int, str], tuple[int, nn.Module, nn.Module | None]] = {}
+        steps: dict[tuple[int, str], tuple[int, str, dict[str, nn.Module | None], nn.Module | None]] = {}
         for (_, path), (root, module) in modules.items():
-            parent: nn.Module | None = root
             names = path.split(".") if path else []
+            parent: nn.Module | None = root
             for depth, name in enumerate(names):
-                if parent is None:
-                    break
-                child = module if depth == len(names) - 1 else parent._modules.get(name)
-                steps[id(parent), name] = (depth, parent, child)
+                children = {} if parent is None else parent._modules  # there is no such way: it does not lead there
+                child = module if depth == len(names) - 1 else children.get(name)
+                steps[id(children), name] = (depth, name, children, child)
                 parent = child
-        ordered = sorted(
-            ((depth, name, parent, child) for (_, name), (depth, parent, child) in steps.items()), key=_depth
-        )
+        ordered = sorted(steps.values(), key=lambda step: step[0])
         self._names = [name for _, name, _, _ in ordered]
-        self._parents = [parent._modules for _, _, parent, _ in ordered]
+        self._parents = [children for _, _, children, _ in ordered]
         self._children = [child for _, _, _, child in ordered]
 
     def same(self, first: int | None) -> bool:
         """Whether they are what they were; of the first steps alone, where a number is given."""
         # One call for all: a look costs 40 ns a step.
         return [*map(dict.get, self._parents[:first], self._names[:first])] == self._children[:first]
-
-
-def _depth(step: tuple[int, str, nn.Module, nn.Module | None]) -> int:
-    return step[0]
 
 
 def found_at(root: nn.Module, path: str) -> nn.Module | None:

@@ -39,7 +39,7 @@ class Original(ABC):
         self.versions = {name: parameter._version for name, parameter in self.stand_ins.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self.__post_init__()  # a copy of a tensor counts anew
 
     @property

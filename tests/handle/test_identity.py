@@ -1,0 +1,210 @@
+"""Whether what was adapted is still there: modules that others replace, wrap, cut off, tie and write to."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrize
+
+import adapterkit as ak
+from adapterkit import errors
+from adapterkit.mapping.structure import named_base_modules
+from adapterkit.testing import toys
+from tests.values import randomize
+
+
+@pytest.fixture(autouse=True)
+def _toys() -> None:
+    toys.register()
+
+
+def adapted(targets: str = "attn.* head", name: str = "a", layers: int = 2) -> tuple[Any, ak.Adapters]:
+    model: Any = toys.ToyModel(layers=layers).double().eval()
+    adapters = ak.Adapters(model)
+    adapters.add(name, ak.LoRA(rank=2, targets=targets))
+    randomize(adapters, name)
+    return model, adapters
+
+
+def head() -> nn.Linear:
+    return nn.Linear(toys.WIDTH, 3).double()
+
+
+REPLACEMENTS: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "head": ("toy.head", lambda model: setattr(model, "head", head())),
+    "layer deep inside": ("toy.blocks.1.attn.qkv", lambda model: setattr(model.blocks[1].attn, "qkv", nn.Identity())),
+    "layers cut": ("toy.blocks.1", lambda model: setattr(model, "blocks", model.blocks[:1])),
+    "layers exchanged": ("toy.blocks.0", lambda model: setattr(model, "blocks", model.blocks[::-1])),
+    "layer deleted": ("toy.blocks.1.attn.proj", lambda model: delattr(model.blocks[1].attn, "proj")),
+}
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+def test_a_replaced_module_is_named_by_every_verb_and_detaching_still_works(what: str, tmp_path: Path) -> None:
+    path, replace = REPLACEMENTS[what]
+    model, adapters = adapted()
+    old = [module for _, module in named_base_modules(model)]
+    replace(model)
+    for verb in (
+        adapters.report,
+        adapters.merge,
+        lambda: adapters.save("a", tmp_path / "a.safetensors"),
+        lambda: adapters.checkpoint("a"),
+        lambda: adapters.add("b", ak.LoRA(rank=2, targets="attn.q")),
+        lambda: model(toys.ids()),
+    ):
+        with pytest.raises(errors.ReplacedError, match=path):
+            verb()
+    assert list(adapters) == ["a"]
+    adapters.detach()
+    assert not any("adapterkit" in key for module in [*old, *model.modules()] for key in module.state_dict())
+    assert {type(module) for module in old} == {type(module) for module in toys.ToyModel().modules()}
+    assert len(adapters) == 0
+
+
+def test_a_switch_notices_what_is_next_to_the_root_and_the_next_forward_the_rest() -> None:
+    model, adapters = adapted(layers=8)
+    model(toys.ids())
+    kept, model.head = model.head, head()
+    with pytest.raises(errors.ReplacedError, match=r"toy\.head was replaced by another Linear after 'a'"):
+        adapters.activate({"a": 0.5})
+    with pytest.raises(errors.ReplacedError):
+        model(toys.ids())  # though nothing was switched
+    model.head = kept
+    model.blocks[7].attn.qkv = nn.Linear(8, 24).double()
+    adapters.activate({"a": 0.5})
+    with pytest.raises(errors.ReplacedError, match="qkv"):
+        model(toys.ids())
+    with adapters.disabled():
+        model(toys.ids())  # nothing acts, so nothing is missing
+
+
+def test_putting_the_module_back_mends_it() -> None:
+    model, adapters = adapted()
+    y, old = model(toys.ids()), model.head
+    model.head = head()
+    with pytest.raises(errors.ReplacedError):
+        adapters.report()
+    model.head = old
+    adapters.report()
+    assert torch.equal(model(toys.ids()), y)
+
+
+def test_wrappers_that_answer_for_what_they_wrap_hide_nothing() -> None:
+    model, adapters = adapted("attn.*")
+    y = model(toys.ids())
+    base = toys.ToyModel().double().eval()(toys.ids())
+    for at, block in enumerate(model.blocks):
+        model.blocks[at] = checkpoint_wrapper(block)
+    assert torch.equal(model(toys.ids()), y)
+    adapters.report()
+    with adapters.merged():
+        assert torch.allclose(model(toys.ids()), y)
+    adapters.detach()
+    assert torch.equal(model(toys.ids()), base)
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_a_class_that_was_changed_stays_and_computes_the_base_when_detaching_is_forced() -> None:
+    model, adapters = adapted("head attn.o", layers=1)
+    twin: Any = toys.ToyModel(layers=1).double().eval()
+    for one in (model, twin):
+        parametrize.register_parametrization(one.blocks[0].attn.proj, "bias", Double())
+    with pytest.raises(errors.StateError, match=r"attn\.proj was changed .* detach\(force=True\)"):
+        adapters.detach()
+    with pytest.warns(UserWarning, match=r"left as they are: the class of toy\.blocks\.0\.attn\.proj"):
+        adapters.detach(force=True)
+    assert len(adapters) == 0
+    assert torch.equal(model(toys.ids()), twin(toys.ids()))
+    assert list(model.state_dict()) == list(twin.state_dict())
+
+
+# -- merged -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", ["embed.tokens", "head", "embed.tokens head"])
+@pytest.mark.parametrize("tied_to", ["head", "embed"])
+def test_a_tie_while_merged_is_undone(targets: str, tied_to: str) -> None:
+    model, adapters = adapted(targets)
+    own = model.embed.weight
+    base = toys.ToyModel().double().eval()(toys.ids())
+    adapters.merge()
+    if tied_to == "head":
+        model.head.weight = model.embed.weight
+    else:
+        model.embed.weight = model.head.weight
+    adapters.unmerge()
+    adapters.detach()
+    assert model.head.weight is own
+    assert model.embed.weight is own
+    assert torch.equal(model(toys.ids()), base)
+
+
+def load(model: nn.Module) -> None:
+    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()})
+
+
+def assign(model: nn.Module) -> None:
+    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize(("write", "told"), [(load, "was written to"), (assign, "was replaced by another")])
+def test_weights_that_were_loaded_while_merged_are_not_lost_in_silence(
+    write: Callable[[nn.Module], None], told: str
+) -> None:
+    model, adapters = adapted("attn.o mlp.up")
+    base = {key: p.clone() for key, p in model.named_parameters() if "adapterkit" not in key}
+    adapters.merge()
+    merged = model(toys.ids())
+    write(model)
+    for verb in (adapters.unmerge, adapters.detach):
+        with pytest.raises(errors.StateError, match=f"cannot unmerge: the merged weight of toy.blocks.0.*{told}"):
+            verb()
+    assert torch.equal(model(toys.ids()), merged)
+    adapters.unmerge(force=True)
+    assert all(torch.equal(model.get_parameter(key), value) for key, value in base.items())
+
+
+def test_a_detach_by_force_gives_back_the_weights_and_tells_what_was_lost() -> None:
+    model, adapters = adapted("attn.o")
+    twin = toys.ToyModel().double().eval()
+    adapters.merge()
+    load(model)
+    with pytest.warns(UserWarning, match="the merged weight of toy.blocks.0.attn.proj was written to"):
+        adapters.detach(force=True)
+    assert torch.equal(model(toys.ids()), twin(toys.ids()))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float32, torch.float64)])
+def test_a_cast_there_and_back_while_merged(dtypes: tuple[torch.dtype, ...]) -> None:
+    model, adapters = adapted("attn.o")
+    twin: Any = toys.ToyModel().double()
+    adapters.merge()
+    for dtype in dtypes:
+        model.to(dtype)
+    adapters.unmerge()
+    expected = twin.blocks[0].attn.proj.weight.to(dtypes[-1])
+    assert torch.equal(model.blocks[0].attn.proj.weight, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_merged_model_unmerges(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model, adapters = adapted("attn.o embed.tokens")
+    load(model)
+    adapters.merge()
+    twin = copied(model)
+    adapters.unmerge()
+    ak.Adapters(twin).unmerge()
+    assert torch.equal(twin(toys.ids()), model(toys.ids()))
