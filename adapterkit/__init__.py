@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from adapterkit.composition import Average, Parallel, Split, Stack
     from adapterkit.errors import (
         AdapterKitError,
+        AdapterMismatchError,
         AmbiguousBackendError,
         AmbiguousFormatError,
         AttachError,
@@ -82,6 +83,7 @@ __all__ = [
     "AdaLoRA",
     "AdapterConfig",
     "AdapterKitError",
+    "AdapterMismatchError",
     "AdapterModule",
     "Adapters",
     "AdditiveModule",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, shown
 
 
 class Composition:
@@ -74,7 +74,7 @@ class Split(Composition):
 
     def __init__(self, spans: Mapping[Expression, tuple[int, int | None]]) -> None:
         if not isinstance(spans, Mapping):
-            raise ConfigError([f"expected a mapping of names to (start, stop), not {spans!r}"], "Split")
+            raise ConfigError([f"expected a mapping of names to (start, stop), not {shown(spans)}"], "Split")
         object.__setattr__(self, "parts", _checked(tuple(spans), "Split"))
         object.__setattr__(self, "bounds", tuple(_bounds(name, span) for name, span in spans.items()))
         _check_apart(self.bounds)
@@ -109,7 +109,7 @@ def _checked(parts: tuple[object, ...], what: str) -> tuple[Expression, ...]:
     if not parts:
         raise ConfigError(["expected at least one adapter's name"], what)
     problems = [
-        f"expected names of adapters, not {part!r}" for part in parts if not isinstance(part, (str, Composition))
+        f"expected names of adapters, not {shown(part)}" for part in parts if not isinstance(part, (str, Composition))
     ]
     if problems:
         raise ConfigError(problems, what)
@@ -120,7 +120,8 @@ def _bounds(name: object, span: object) -> tuple[int, int | None]:
     match span:
         case (int(start), int() | None as stop) if not isinstance(start, bool) and not isinstance(stop, bool):
             return start, stop
-    raise ConfigError([f"the span of {name!r} must be (start, stop) with whole numbers or None, not {span!r}"], "Split")
+    told = f"the span of {shown(name)} must be (start, stop) with whole numbers or None, not {shown(span)}"
+    raise ConfigError([told], "Split")
 
 
 def _check_apart(bounds: tuple[tuple[int, int | None], ...]) -> None:

@@ -17,7 +17,7 @@ def shown(value: object, most: int = 200) -> str:
     if isinstance(value, str):
         return printable(repr(value if len(value) <= most else f"{value[:most]}..."))
     try:
-        text = printable(repr(value))
+        text = printable(" ".join(repr(value).split()))
     except (ValueError, TypeError, AttributeError, RuntimeError):  # such as of an integer that is too long to be read
         bits = f" of {value.bit_length():,} bits" if isinstance(value, int) else ""
         text = f"a value of type {type(value).__name__}{bits}"
@@ -81,10 +81,11 @@ class UnknownNameError(AdapterKitError):
         hint: A further sentence, such as the command that mends it.
     """
 
-    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, what: str, name: object, known: Iterable[str], hint: str = "") -> None:
         self.what, self.name, self.known = what, name, sorted(set(known))
         suffix = f" {hint}" if hint else ""
-        super().__init__(f"unknown {what} {shown(name)}.{did_you_mean(name, self.known)}{suffix}")
+        near = did_you_mean(name if isinstance(name, str) else "", self.known)
+        super().__init__(f"unknown {what} {shown(name)}.{near}{suffix}")
 
 
 class InvalidNameError(AdapterKitError):
@@ -150,7 +151,7 @@ class CheckpointError(AdapterKitError):
 
     def __init__(self, message: str, path: object = None, key: str | None = None) -> None:
         self.path, self.key = path, key
-        where = f"{path}: " if path is not None else ""
+        where = f"{str(path)[:_LONGEST_PROBLEM]}: " if path is not None else ""
         what = f"{key!r}: " if key is not None else ""
         super().__init__(f"{where}{what}{message}")
 

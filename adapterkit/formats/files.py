@@ -54,7 +54,7 @@ def open_plain(path: Path, limit: int = SIZE_LIMIT, *, follow: bool = False) -> 
     try:
         descriptor = os.open(path, _FOLLOW) if follow else os.open(_link_target(path), _READ)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a ring of links before Python 3.13
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     try:
         size = _check_plain(path, os.fstat(descriptor), limit)
         with open(descriptor, "rb", closefd=False) as file:
@@ -115,8 +115,7 @@ def write_folder(path: Path, contents: Mapping[str, Sequence[bytes | memoryview]
 
 
 def _unwritable(path: Path, error: Exception) -> CheckpointError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return CheckpointError(f"cannot be written: {reason}", path)
+    return CheckpointError(f"cannot be written: {_reason(error)}", path)
 
 
 def _check_folder(path: Path, names: Iterable[str]) -> None:
@@ -129,7 +128,7 @@ def _check_folder(path: Path, names: Iterable[str]) -> None:
             raise CheckpointError(f"the folder {path.parent} does not exist; make it with mkdir -p", path)
         held = [(entry.name, entry.lstat().st_mode) for entry in path.iterdir()] if path.exists() else []
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be written: {error}", path) from error
+        raise _unwritable(path, error) from error
     if strange := [(name, _kind(mode)) for name, mode in held if not stat.S_ISREG(mode)]:
         raise NotRegularFileError(f"holds {strange[0][0]!r}, {strange[0][1]}; give a folder of its own", path)
 
@@ -181,15 +180,20 @@ def _check_plain(path: Path, status: os.stat_result, limit: int) -> int:
     return status.st_size
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What to say of a file or folder that the system does not give."""
     if isinstance(error, FileNotFoundError):
         names: list[str] = []
         with contextlib.suppress(OSError):
             names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
-        return CheckpointError(f"no such file.{did_you_mean(path.name, names)}", path)
+        return CheckpointError(f"there is no such file.{did_you_mean(path.name, names)}", path)
     if isinstance(error, OSError) and error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:
         return NotRegularFileError(f"is not a plain file ({error.strerror})", path)
-    return CheckpointError(f"cannot be read: {error}", path)
+    return CheckpointError(f"cannot be read: {_reason(error)}", path)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _kind(mode: int) -> str:
@@ -206,7 +210,7 @@ def _check_target(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise NotRegularFileError(f"is {_kind(path.stat().st_mode)}; expected a plain file, or none", path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be written: {error}", path) from error
+        raise _unwritable(path, error) from error
 
 
 def _start(path: Path) -> str:

@@ -26,6 +26,7 @@ from adapterkit.errors import (
     UnsupportedFileError,
     did_you_mean,
 )
+from adapterkit.formats.files import unreadable
 from adapterkit.formats.source import Source
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
@@ -251,15 +252,12 @@ def find_format(source: Source, name: str | None = None) -> NamedFormat:
 
 
 def _check_exists(path: Path | None) -> None:
-    if path is not None and not path.exists() and not path.is_symlink():
-        raise CheckpointError(f"there is no such file.{did_you_mean(path.name, _beside(path))}", path)
-
-
-def _beside(path: Path) -> list[str]:
-    """The names of the files in a path's folder, as far as they can be read."""
-    with contextlib.suppress(OSError):
-        return [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
-    return []
+    if path is None:
+        return
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
 
 
 def _is_own(spec: FormatSpec) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from torch import Tensor
 
-from adapterkit.errors import CheckpointError, ConfigError, InvalidHeaderError, NotRegularFileError, did_you_mean
+from adapterkit.errors import CheckpointError, ConfigError, InvalidHeaderError, NotRegularFileError, did_you_mean, shown
 from adapterkit.formats import container, pickles, strict_json
 from adapterkit.formats.container import Entry, Header
 from adapterkit.formats.files import open_plain
@@ -51,9 +51,7 @@ class Source:
             return given
         if isinstance(given, Mapping):
             return MemorySource(given, metadata or {})
-        if not isinstance(given, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - what users give
-            raise ConfigError([f"expected a file, a folder or tensors by name, not {given!r:.80}"], "load()")
-        path = Path(given)
+        path = path_of(given, "load()", "a file, a folder or tensors by name")
         return FolderSource(path, allow_pickle) if _is_folder(path) else FileSource(path, allow_pickle)
 
     @property
@@ -133,6 +131,18 @@ class Source:
             raise InvalidHeaderError(f"is {error}", found.where) from error
 
 
+def path_of(given: object, where: str, expected: str = "a path") -> Path:
+    """What a user says is a path.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return Path(given)  # type: ignore[arg-type]
+    except Exception as error:  # `__fspath__` may be anybody's
+        raise ConfigError([f"expected {expected}, not {shown(given)}"], where) from error
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -149,7 +159,9 @@ class MemorySource(Source):
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         wrong = [key for key, value in tensors.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
         if wrong:
-            raise ConfigError([f"expected names with tensors; {wrong[0]!r} has {type(tensors[wrong[0]]).__name__}"])
+            raise ConfigError(
+                [f"expected names with tensors; {shown(wrong[0])} has {type(tensors[wrong[0]]).__name__}"]
+            )
         self._tensors, self._metadata = dict(tensors), dict(metadata)
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapterkit.composition import Expression
 from adapterkit.engine.selection import Selection
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, StateError, shown
 from adapterkit.handle import baking, choices, merging
 from adapterkit.handle.base import Access
 from adapterkit.handle.choices import Choice
@@ -108,7 +108,7 @@ class Switching(Access):
         Inside `activated` it is told to this block alone. For a diffusers pipeline, see `on_step_end`.
         """
         if isinstance(step, bool) or not isinstance(step, int):
-            raise ConfigError([f"step must be an int, not {step!r}"], "at_step()")
+            raise ConfigError([f"step must be an int, not {shown(step)}"], "at_step()")
         state = self._state
         with state.lock:
             if state.merge is not None and state.merge.selection.stepped:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, StateError, shown
 from adapterkit.handle import building
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
@@ -70,7 +70,7 @@ class Adapters(Switching, Learning, Exchange):
             self._require_outside("add()")
             building.check_name(name, state.adapters)
             if not isinstance(config, AdapterConfig):
-                raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {config!r}"], "add()")
+                raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {shown(config)}"], "add()")
             if problems := building.option_problems(seed, dtype):
                 raise ConfigError(problems, "add()")
             if settings is not None:

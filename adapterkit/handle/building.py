@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError, shown
 from adapterkit.handle.starting import start_from_base
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint
@@ -41,11 +41,9 @@ def check_name(name: object, taken: Iterable[str] = ()) -> str:
         InvalidNameError: It cannot.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _RESERVED:
-        shown = repr(name)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise InvalidNameError(
-            f"invalid adapter name {shown}: use 1 to 64 letters, digits, '_' or '-', beginning with a letter or digit, "
-            "and no name that Windows reserves"
+            f"invalid adapter name {shown(name, 77)}: use 1 to 64 letters, digits, '_' or '-', beginning with a letter "
+            "or digit, and no name that Windows reserves"
         )
     if name in taken:
         raise InvalidNameError(
@@ -56,9 +54,10 @@ def check_name(name: object, taken: Iterable[str] = ()) -> str:
 
 def option_problems(seed: object, dtype: object) -> list[str]:
     """What is wrong with the options of `Adapters.add`."""
-    found = [] if isinstance(seed, int) else [f"seed must be an int, not {seed!r}"]
+    fits = isinstance(seed, int) and not isinstance(seed, bool) and -(1 << 64) < seed < 1 << 64
+    found = [] if fits else [f"seed must be an int of 64 bits, not {shown(seed)}"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        found.append(f"dtype must be a floating-point torch.dtype, not {dtype!r}")
+        found.append(f"dtype must be a floating-point torch.dtype, not {shown(dtype)}")
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 
 from adapterkit.composition import Composition, Expression, Split, names_of, share_of
 from adapterkit.engine.selection import PerPoint, Selection, Weight
-from adapterkit.errors import ConfigError, RoutingError, UnknownNameError
+from adapterkit.errors import ConfigError, RoutingError, UnknownNameError, shown
 from adapterkit.handle.facts import tokenless
 from adapterkit.handle.state import Attached
 from adapterkit.kernels.gates import Gates
@@ -66,9 +66,9 @@ def to_routes(
         RoutingError: An adapter acts where one weight serves the whole batch.
     """
     if isinstance(routes, (str, Composition)) or not isinstance(routes, Sequence) or not routes:
-        raise ConfigError([f"expected one name or None for each sample of the batch, not {routes!r}"], "routed()")
+        raise ConfigError([f"expected one name or None for each sample of the batch, not {shown(routes)}"], "routed()")
     if copies is not None and (isinstance(copies, bool) or not isinstance(copies, int) or copies < 1):
-        raise ConfigError([f"copies must be None or a whole number from 1, not {copies!r}"], "routed()")
+        raise ConfigError([f"copies must be None or a whole number from 1, not {shown(copies)}"], "routed()")
     named = [route for route in routes if route is not None]
     for name in dict.fromkeys(name for route in named for name in _checked_names(route, adapters)):
         check_routable(name, adapters[name])
@@ -85,8 +85,8 @@ def to_routes(
 def check_names(names: Iterable[object], adapters: Mapping[str, Attached]) -> None:
     """Raises UnknownNameError for a name that is no adapter's."""
     for name in names:
-        if name not in adapters:
-            raise UnknownNameError("adapter", str(name), adapters, "" if adapters else "Nothing is attached.")
+        if not isinstance(name, str) or name not in adapters:
+            raise UnknownNameError("adapter", name, adapters, "" if adapters else "Nothing is attached.")
 
 
 def check_context(tensors: Mapping[str, object], adapters: Mapping[str, Attached]) -> None:
@@ -111,7 +111,7 @@ def _checked_names(expression: object, adapters: Mapping[str, Attached]) -> tupl
 
 def _checked_expression(given: object) -> Expression:
     if not isinstance(given, (str, Composition)):
-        raise ConfigError([f"expected a name or an expression such as Stack('a', 'b'), not {given!r}"], "adapters")
+        raise ConfigError([f"expected a name or an expression such as Stack('a', 'b'), not {shown(given)}"], "adapters")
     return given
 
 
@@ -124,7 +124,7 @@ def _weight(expression: Expression, asked: object, attached: Sequence[Attached],
     if isinstance(asked, torch.Tensor):
         return _gates(expression, asked, attached, [*points.values()])
     if callable(asked):
-        found: dict[str, Any] = {key: asked(point, step) for key, point in points.items()}
+        found: dict[str, Any] = {key: _called(expression, asked, point, step) for key, point in points.items()}
     else:
         found = _by_selector(expression, asked, points)  # type: ignore[arg-type]
     for key, weight in found.items():
@@ -133,6 +133,14 @@ def _weight(expression: Expression, asked: object, attached: Sequence[Attached],
         else:
             _check_weight(expression, weight, attached, points[key])
     return PerPoint(found)
+
+
+def _called(expression: Expression, function: Callable[..., Any], point: InjectionPoint, step: int) -> Any:
+    try:
+        return function(point, step)
+    except Exception as error:
+        told = f"the weight function of {expression!r} raised {type(error).__name__} at {point.id}: {error}"
+        raise ConfigError([told], "weights") from error
 
 
 def _gates(
@@ -179,7 +187,7 @@ def _check_weight(
     where = "" if at is None else f" at {at.id}"
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_finite(weight):
         expected = "a finite number, a number for each selector, or a function of (point, step)"
-        raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {weight!r}"], "weights")
+        raise ConfigError([f"the weight of {expression!r}{where} must be {expected}, not {shown(weight)}"], "weights")
     multiplies = any(_multiplies(one, at) for one in attached)
     if weight < 0 and multiplies:
         told = f"{expression!r} multiplies attention{where}, so its weight must not be negative, but it is {weight!r}"
@@ -220,7 +228,7 @@ def _asked(choice: Expression | Sequence[Expression] | Mapping[Expression, Asked
         return choice
     if not isinstance(choice, Iterable):
         raise ConfigError(
-            [f"expected a name, names, a mapping of names to weights, or None, not {choice!r}"], "activate()"
+            [f"expected a name, names, a mapping of names to weights, or None, not {shown(choice)}"], "activate()"
         )
     names = [_checked_expression(name) for name in choice]
     if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from adapterkit.checkpoint import Checkpoint, ReadReport
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, StateError, shown
 from adapterkit.formats import registry
-from adapterkit.formats.source import Readable, Source
+from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
 from adapterkit.handle.refilling import refill
@@ -108,6 +108,8 @@ class Exchange(Access):
         report: ReadReport | None = None,
     ) -> LoadReport:
         """Attaches an adapter that is already in memory; what `load` does after reading. Errors name `source`."""
+        if not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance] - what users give
+            raise ConfigError([f"expected a Checkpoint, not {shown(checkpoint)}; load() reads files"], "install()")
         return self._install(name, checkpoint, self._mapped.points(), strict, source, report)
 
     def _install(
@@ -196,14 +198,14 @@ class Exchange(Access):
 
         Raises:
             UnknownNameError: There is no such adapter or format.
-            ConfigError: The format has no such option.
+            ConfigError: The format has no such option, or a name stands twice.
             CheckpointError: The format cannot express the adapter, or the place cannot be written.
         """
-        path = Path(path)
+        path = path_of(path, "save()")
         writer = registry.named_format(format)
         chosen = writer.writing(dtype=saving.checked_dtype(dtype), **options)
         more = saving.checked_metadata(metadata)
-        wanted = self._with_parts([names] if isinstance(names, str) else names)
+        wanted = self._with_parts(saving.checked_names(names))
         checkpoints = {name: self.checkpoint(name) for name in wanted}
         checkpoints = {n: one.replace(metadata={**one.metadata, **more}) for n, one in checkpoints.items()}
         if len(checkpoints) == 1 and isinstance(names, str):
@@ -226,13 +228,11 @@ class Exchange(Access):
 
     def _with_parts(self, names: Sequence[str]) -> list[str]:
         """The names, each after those that its adapter combines."""
-        if not names:
-            raise ConfigError(["name at least one adapter"], "save()")
         found: dict[str, None] = {}
         for name in names:
             modules = self._attached(name).modules.values()
             parts = dict.fromkeys(part for module in modules for part in module.parts)
-            found |= dict.fromkeys([*(self._with_parts(list(parts)) if parts else ()), name])
+            found |= dict.fromkeys([*self._with_parts(list(parts)), name])
         return list(found)
 
     def checkpoint(self, name: str) -> Checkpoint:

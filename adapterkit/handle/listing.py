@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterkit.adapter import AdapterConfig
-from adapterkit.errors import IncompatibleTargetError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, shown
 from adapterkit.handle import building
 from adapterkit.mapping.model import map_model
 from adapterkit.points import Points
@@ -35,6 +35,8 @@ def points(
         TargetNotFoundError: The selector, or a glob in `roles`, matches nothing.
         AttachError: Another library has replaced modules in the model.
     """
+    if adapter is not None and not isinstance(adapter, AdapterConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError([f"adapter must be a config such as LoRA(rank=8), not {shown(adapter)}"], "points()")
     mapped = map_model(model, backend, roles)
     found = mapped.points()
     if adapter is not None and selector is None:

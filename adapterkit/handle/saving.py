@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, Part
-from adapterkit.errors import (
-    ConfigError,
-    PluginError,
-    StateError,
-)
+from adapterkit.errors import ConfigError, PluginError, StateError, shown
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.state import Attached
 from adapterkit.mapping.model import MappedModel
@@ -35,6 +31,24 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     )
 
 
+def checked_names(names: object) -> list[str]:
+    """What to save, one name or several.
+
+    Raises:
+        ConfigError: That is no list of names, each once.
+    """
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise ConfigError([f"expected a name or a list of names, not {shown(names)}"], "save()")
+    listed: list[Any] = [*names]
+    if not listed:
+        raise ConfigError(["name at least one adapter"], "save()")
+    if twice := [name for place, name in enumerate(listed) if name in listed[:place]]:
+        raise ConfigError([f"{shown(twice[0])} is named twice"], "save()")
+    return listed
+
+
 def checked_metadata(metadata: object) -> Mapping[str, str]:
     """Text by name.
 
@@ -43,7 +57,7 @@ def checked_metadata(metadata: object) -> Mapping[str, str]:
     """
     given: Any = {} if metadata is None else metadata
     if not isinstance(given, Mapping) or not all(isinstance(text, str) for item in given.items() for text in item):
-        raise ConfigError([f"metadata must map names to strings, not {str(given)[:80]!r}"], "save()")
+        raise ConfigError([f"metadata must map names to strings, not {shown(given)}"], "save()")
     return given
 
 
@@ -55,7 +69,7 @@ def checked_dtype(dtype: object) -> torch.dtype | None:
     """
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    raise ConfigError([f"dtype must be a floating-point torch.dtype, not {dtype!r}"], "save()")
+    raise ConfigError([f"dtype must be a floating-point torch.dtype, not {shown(dtype)}"], "save()")
 
 
 def _part(built: Built) -> Part:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, near_matches
+from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFoundError, near_matches, shown
 from adapterkit.mapping.layers import base_children, layer_layout
 from adapterkit.points import InjectionPoint, WeightPoint
 
@@ -39,7 +39,8 @@ class RoleMap:
     def __post_init__(self) -> None:
         given: object = self.roles
         if not isinstance(given, Mapping):
-            raise ConfigError([f"expected a mapping such as {{'attn.q': 'layers.*.query'}}, not {given!r}"], "roles")
+            told = f"expected a mapping such as {{'attn.q': 'layers.*.query'}}, not {shown(given)}"
+            raise ConfigError([told], "roles")
         if problems := [problem for item in given.items() if (problem := _problem(*item))]:
             raise ConfigError(problems, "roles")
         object.__setattr__(self, "roles", dict(self.roles))  # the user's own may change
@@ -86,9 +87,9 @@ class RoleMap:
 
 def _problem(role: object, glob: object) -> str | None:
     if not isinstance(role, str) or not _ROLE.fullmatch(role):
-        return f"{role!r} is no role; write words of a-z, 0-9 and _ joined by dots, such as attn.q"
+        return f"{shown(role)} is no role; write words of a-z, 0-9 and _ joined by dots, such as attn.q"
     if not isinstance(glob, str) or not all(part.strip() for part in glob.split("|")):
-        return f"{role!r} needs a glob of module paths such as 'layers.*.query', not {glob!r}"
+        return f"{role!r} needs a glob of module paths such as 'layers.*.query', not {shown(glob)}"
     return None
 
 

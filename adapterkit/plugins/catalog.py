@@ -137,8 +137,9 @@ class Catalog:
     def _named(self, cls: type[_S]) -> Mapping[str, _S]:
         return MappingProxyType(cast("dict[str, _S]", self._specs[cls]))
 
-    def _find(self, cls: type[_S], name: str) -> _S:
-        spec = self._specs[cls].get(name) or self._qualified[cls].get(name)
+    def _find(self, cls: type[_S], name: object) -> _S:
+        known = isinstance(name, str)  # users and files say anything
+        spec = self._specs[cls].get(name) or self._qualified[cls].get(name) if known else None
         if spec is None:
-            raise UnknownNameError(cls.kind, str(name), self._specs[cls], self.hint())
+            raise UnknownNameError(cls.kind, name, self._specs[cls], self.hint())
         return cast("_S", spec)
