@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import pickle
 import sys
@@ -337,3 +338,18 @@ def test_points_that_do_not_concern_a_type_are_left_out(adapters: ak.Adapters) -
     assert set(adapters.add("biased", Biased()).points) == {"mlp.up"}
     with pytest.raises(errors.IncompatibleTargetError, match=r"none of the 2 points that 'mlp\.down' names"):
         adapters.add("none", Biased(targets="mlp.down"))
+
+
+def test_the_whole_tree_of_errors_is_at_the_top() -> None:
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert tree <= set(ak.__all__)
+    assert all(getattr(ak, name) is getattr(errors, name) for name in tree)
+    with pytest.raises(ak.AdapterKitError):
+        raise ak.DataError("no such folder")
+
+
+def test_no_error_of_ours_lives_elsewhere() -> None:
+    for path in Path(ak.__file__).parent.rglob("*.py"):
+        classes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
+        bases = {base.id for one in classes for base in one.bases if isinstance(base, ast.Name)}
+        assert path.name == "errors.py" or not {n for n in ak.__all__ if n.endswith("Error")} & bases, path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import adapterkit as ak
-from adapterkit import errors
 
 HELP = "from adapterkit.cli.main import main; main(['--help'])"
 HEAVY = ("torch", "transformers", "diffusers", "timm", "torchvision", "accelerate", "numpy")
@@ -96,21 +94,6 @@ def test_every_public_name_resolves_and_is_listed() -> None:
     for name in ak.__all__:
         assert getattr(ak, name) is getattr(ak, name)
     assert set(ak.__all__) <= set(dir(ak))
-
-
-def test_the_whole_tree_of_errors_is_at_the_top() -> None:
-    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
-    assert tree <= set(ak.__all__)
-    assert all(getattr(ak, name) is getattr(errors, name) for name in tree)
-    with pytest.raises(ak.AdapterKitError):
-        raise ak.DataError("no such folder")
-
-
-def test_no_error_of_ours_lives_elsewhere() -> None:
-    for path in Path(ak.__file__).parent.rglob("*.py"):
-        classes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ClassDef)]
-        bases = {base.id for one in classes for base in one.bases if isinstance(base, ast.Name)}
-        assert path.name == "errors.py" or not {n for n in ak.__all__ if n.endswith("Error")} & bases, path
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
