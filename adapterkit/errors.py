@@ -227,6 +227,14 @@ class DataError(AdapterKitError):
         super().__init__(f"{message}{':' if self.files else ''}{shown}{tail}")
 
 
+class DataChangedError(DataError):
+    """A run was to be resumed on other data than it began with. `changes` says what differs, a sentence each."""
+
+    def __init__(self, message: str, changes: Sequence[str]) -> None:
+        self.changes = list(changes)
+        super().__init__(message)
+
+
 class ModelNotFoundError(AdapterKitError):
     """There is no model at that place, or it cannot be read."""
 

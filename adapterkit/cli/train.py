@@ -19,11 +19,21 @@ if TYPE_CHECKING:
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the run folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that the run folder holds.")
+@click.option("--accept-changed-data", is_flag=True, help="Resume although the data is not what the run began with.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, and stop.")
-def command(run_file: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool) -> None:
+def command(
+    run_file: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    accept_changed_data: bool,
+    dry_run: bool,
+) -> None:
     """Train an adapter as RUN.YAML says; KEY=VALUE takes precedence over the file."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if accept_changed_data and not resume:
+        raise click.UsageError("--accept-changed-data belongs to --resume")
     from adapterkit.cli.messages import plain_warnings
     from adapterkit.training.run import load_run
 
@@ -35,7 +45,7 @@ def command(run_file: str, overrides: tuple[str, ...], resume: bool, overwrite: 
         _show_plan(run)
         return
     train = _loop()
-    result = train(run, resume=resume, overwrite=overwrite)
+    result = train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
     if result.exit_code:
         _say_how_to_go_on(result, run_file, overrides)
     _summary(result)
@@ -54,15 +64,19 @@ def _loop() -> Callable[..., Result]:
 
 
 def _show_plan(run: Run) -> None:
-    """Loads the base and maps it; neither the data nor the run folder is touched."""
+    """Looks at the data, loads the base and maps it; the run folder is not touched."""
     from adapterkit.cli.places import show_points
     from adapterkit.handle.listing import points
     from adapterkit.training import yaml_values
     from adapterkit.training.checked import CheckedTask
 
-    model = CheckedTask(run).load_model()
+    task = CheckedTask(run)
+    record = task.survey(None)
+    model = task.load_model()
     click.echo(yaml_values.dump(run.resolved()))
     show_points(points(model, adapter=run.adapter), as_json=False)
+    for note in record.notes:
+        click.echo(f"data: {note}", err=True)
 
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
+from adapterkit.training.record import DataRecord
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, Setting, Task
 
@@ -32,6 +33,12 @@ class CheckedTask(Task):
         self.plugin = owner(get_plugin_manager().task(run.config.task))
         self.inner: Task = self._ask("__init__", run.make_task)
         self.suffixes = self.inner.suffixes
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        found = self._ask("survey", self.inner.survey, before)
+        if isinstance(found, DataRecord):
+            return found
+        raise self._wrong("survey", found, "a DataRecord")
 
     def load_model(self) -> Any:
         model = self._ask("load_model", self.inner.load_model)

@@ -1,124 +1,104 @@
-"""Reading training data from folders, with every file at fault named at once."""
+"""Reading training data from folders of images, with every file at fault named at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import torch
-from torch import Tensor
 
 from adapterkit.errors import DataError
+from adapterkit.training.documents import read_text
+from adapterkit.training.files import Notes, content_key, gather, walk
+from adapterkit.training.pictures import ENDINGS, cover, open_image
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["Captioned", "captioned_images", "cover", "examine", "image_files", "open_image"]
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 CAPTIONS = (".txt", ".caption")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """An image file and what it shows."""
+    """An image file, what it shows, and the file that says so."""
 
     path: Path
     caption: str
+    source: Path | None = None
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
     """The images in a folder and its subfolders, sorted by path.
 
     Raises:
         DataError: There is no such folder, or no image in it.
     """
-    if not folder.is_dir():
-        raise DataError(f"data {folder} is not a folder (looked in {Path.cwd()})")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    if not found:
-        raise DataError(f"data {folder} holds no image ({', '.join(sorted(IMAGES))})")
-    return found
+    notes = notes or Notes(folder)
+    return _images_among(walk(folder, notes), folder, notes)
 
 
-def captioned_images(folder: Path, fallback: str | None) -> list[Captioned]:
+def captioned_images(folder: Path, fallback: str | None, notes: Notes | None = None) -> list[Captioned]:
     """The images of a folder, each with the text file of the same name, or else the fallback.
 
     Raises:
-        DataError: Images lack a caption and there is no fallback, or a caption is not UTF-8 text.
+        DataError: Images lack a caption and there is no fallback, or a caption is no text.
     """
-    files = image_files(folder)
-    captions = [_caption(path) for path in files]
-    lacking = [path for path, caption in zip(files, captions, strict=True) if caption is None]
+    notes = notes or Notes(folder)
+    found = walk(folder, notes)
+    files = _images_among([path for path in found if path.suffix.lower() not in CAPTIONS], folder, notes)
+    texts = _texts_of(files, found, notes)
+    lacking = [path for path in files if _unended(path) not in texts]
     if lacking and fallback is None:
         raise DataError(
             f"{len(lacking)} of {len(files)} images in {folder} lack a caption; write NAME.txt beside each, "
             "or set options.caption for all that have none",
             lacking,
         )
-    return [
-        Captioned(path, fallback or "" if caption is None else caption)
-        for path, caption in zip(files, captions, strict=True)
-    ]
+    captions = dict(zip(texts, gather(texts.values(), _caption), strict=True))
+    for stem, caption in captions.items():
+        if not caption:
+            notes.add("empty caption", texts[stem])
+    return [Captioned(path, captions.get(_unended(path), fallback or ""), texts.get(_unended(path))) for path in files]
 
 
-def _caption(image: Path) -> str | None:
+def _texts_of(images: Sequence[Path], found: Sequence[Path], notes: Notes) -> dict[Path, Path]:
+    """The captions' files by what they share with their images."""
+    stems = {_unended(path) for path in images}
+    texts: dict[Path, Path] = {}
     for suffix in CAPTIONS:
-        path = image.with_suffix(suffix)
-        if path.is_file():
-            try:
-                return " ".join(path.read_text(encoding="utf-8").split())
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"caption cannot be read ({error})", [path]) from error
-    return None
+        for path in (path for path in found if path.suffix.lower() == suffix):
+            if _unended(path) not in stems:
+                notes.add("left out, a caption without an image", path)
+            elif texts.setdefault(_unended(path), path) != path:
+                notes.add("left out, a second caption of the same image", path)
+    return texts
 
 
-def open_image(path: Path, mode: str = "RGB") -> Image.Image:
-    """An upright image; transparent parts become white.
-
-    Raises:
-        DataError: The file is no image that Pillow reads.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be read as an image ({error})", [path]) from error
-
-
-def cover(image: Image.Image, width: int, height: int) -> Tensor:
-    """Resizes until both sides cover the target, and cuts out the centre.
+def examine(path: Path, notes: Notes) -> str:
+    """Decodes an image, so that a damaged one is found now and not at step 900, and says what it holds.
 
     Returns:
-        [channels, height, width], values 0 to 1.
-    """
-    from PIL import Image, ImageOps
-
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    data = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return data.view(height, width, -1).permute(2, 0, 1).float() / 255.0
-
-
-def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Result]:
-    """What `read` makes of every file.
+        Its `content_key`.
 
     Raises:
-        DataError: Naming all files that it refuses, with the reason of the first.
+        DataError: It cannot be read.
     """
-    results, failures = [], []
-    for path in paths:
-        try:
-            results.append(read(path))
-        except DataError as error:
-            failures.append((path, error))
-    if failures:
-        reason = str(failures[0][1]).partition(":\n")[0]
-        raise DataError(f"{len(failures)} files: {reason}", [path for path, _ in failures])
-    return results
+    open_image(path, notes=notes)
+    return content_key(path)
+
+
+def _images_among(files: Sequence[Path], folder: Path, notes: Notes) -> list[Path]:
+    images = [path for path in files if path.suffix.lower() in ENDINGS]
+    for path in files:
+        if path.suffix.lower() not in ENDINGS:
+            notes.add("left out, not a kind of image that is read", path)
+    if not images:
+        raise DataError(f"data {folder} holds no image ({', '.join(sorted(ENDINGS))})")
+    return images
+
+
+def _unended(path: Path) -> Path:
+    """What an image and its caption share."""
+    return path.with_suffix("")
+
+
+def _caption(path: Path) -> str:
+    return " ".join(read_text(path).split())

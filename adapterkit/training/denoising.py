@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BATCH = 8
+BATCH = 8
+"""Images that the VAE encodes at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def latents_of(vae: Any, images: Tensor, device: torch.device) -> tuple[Tensor, 
         vae.to(torch.float32)
     shift = vae.config.shift_factor or 0.0
     means, spreads = [], []
-    for batch in images.split(_BATCH):
+    for batch in images.split(BATCH):
         posterior = vae.encode((batch * 2 - 1).to(device, vae.dtype)).latent_dist
         means.append((posterior.mean.float().cpu() - shift) * vae.config.scaling_factor)
         spreads.append(posterior.std.float().cpu() * vae.config.scaling_factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from adapterkit.errors import ConfigError, UnsupportedModelError
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.data import captioned_images, cover, gather, open_image
-from adapterkit.training.denoising import Conditioning, encode, latents_of, target_of, text_parts
+from adapterkit.training.data import Captioned, captioned_images, cover, examine, open_image
+from adapterkit.training.denoising import BATCH, Conditioning, encode, latents_of, target_of, text_parts
+from adapterkit.training.files import Notes, content_key, gather, listed, name_of
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_transformers, dtype_of, load_pipeline
 from adapterkit.training.order import Draw
+from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task, sample_name
 
 
@@ -83,6 +85,17 @@ class DiffusionTask(Task):
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     options: Options
 
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Finds the images and their captions, and decodes every image once."""
+        folder = Path(self.config.data)
+        notes = Notes(folder)
+        images = captioned_images(folder, self.options.caption, notes)
+        keys = gather([image.path for image in images], lambda path: examine(path, notes))
+        files = {name_of(image.path, folder): key for image, key in zip(images, keys, strict=True)}
+        sources = {image.source for image in images if image.source is not None}
+        files |= {name_of(path, folder): content_key(path) for path in sorted(sources)}
+        return DataRecord(files, notes=notes.sentences())
+
     def load_model(self) -> Any:
         """The pipeline, in evaluation mode."""
         self.pipe = load_pipeline(self.config.model, self.config.dtype)
@@ -95,6 +108,7 @@ class DiffusionTask(Task):
         images = captioned_images(Path(self.config.data), self.options.caption)
         self.captions = [image.caption for image in images]
         self._check_prediction()
+        self._tell_what_is_cut(images, setting.tell)
         means, spreads = self._latents([image.path for image in images])
         self.live = bool(setting.components & text_parts(self.pipe))
         self.cache = None if self.live else self._embeddings()
@@ -173,11 +187,29 @@ class DiffusionTask(Task):
                 "image-conditioned pipeline, which this task does not train"
             )
 
+    def _tell_what_is_cut(self, images: Sequence[Captioned], tell: Callable[[str], object]) -> None:
+        """Text encoders read so many tokens of a caption, and no more."""
+        tokenizers: list[Any] = [self.pipe.components.get(name) for name in ("tokenizer", "tokenizer_2")]
+        for tokenizer in (one for one in tokenizers if one is not None):
+            limit = tokenizer.model_max_length
+            long = [
+                f"{image.path.name}, {count} tokens"
+                for image in images
+                if (count := len(tokenizer(image.caption, verbose=False)["input_ids"])) > limit
+            ]
+            if long:
+                tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
+                return
+
     def _latents(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        pictures = gather(paths, lambda path: cover(open_image(path), self.resolution, self.resolution))
-        variants = [torch.stack(pictures)]
-        if self.options.flip:
-            variants.append(variants[0].flip(-1))
+        """Means and deviations of all images, of which only a few are in memory at a time."""
+        parts = [self._encoded(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
+        means, spreads = (torch.cat(halves) for halves in zip(*parts, strict=True))
+        return means, spreads
+
+    def _encoded(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        pictures = torch.stack([cover(open_image(path), self.resolution, self.resolution) for path in paths])
+        variants = [pictures, pictures.flip(-1)] if self.options.flip else [pictures]
         encoded = [latents_of(self.pipe.vae, variant, self.device) for variant in variants]
         means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
         return means, spreads

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, when it may be used, and its two text files."""
+"""The run folder: what is in it, when it may be used, and its text files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from adapterkit.errors import ConfigError, StateError
 from adapterkit.training import yaml_values
 from adapterkit.training.config import FREE_ON_RESUME, read_values
+from adapterkit.training.record import DataRecord, read_record, write_record
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshots
 
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = Path(run.config.output)
         self.adapter = self.path / ADAPTER
         self.config = self.path / "config.yaml"
+        self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
         self.snapshots = Snapshots(self.path / "checkpoints", run.config.keep_checkpoints)
@@ -57,8 +59,12 @@ class RunFolder:
         if resume:
             self._check_same_run()
 
-    def open(self, *, overwrite: bool) -> None:
-        """Makes the folder, removes what an overwritten run left, and writes the resolved configuration.
+    def data_before(self) -> DataRecord | None:
+        """What the data was when the run began; None where an earlier release began it."""
+        return read_record(self.data)
+
+    def open(self, record: DataRecord, *, overwrite: bool) -> None:
+        """Makes the folder, removes what an overwritten run left, and writes what is trained, and on which data.
 
         Raises:
             StateError: Another process trains in it; it does so alone until `close`.
@@ -68,6 +74,7 @@ class RunFolder:
         if overwrite:
             self._clear()
         write_text(self.config, yaml_values.dump(self.run.resolved()))
+        write_text(self.data, write_record(record))
         self.samples.mkdir(exist_ok=True)
 
     def close(self) -> None:
@@ -113,7 +120,7 @@ class RunFolder:
         """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
         for folder in (self.samples, self.snapshots.folder):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.adapter):
+        for file in (self.data, self.metrics, self.adapter):
             file.unlink(missing_ok=True)
 
     def _check_same_run(self) -> None:

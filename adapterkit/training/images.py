@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section
-from adapterkit.training.data import cover, gather, image_files, open_image
+from adapterkit.training.data import cover, examine, image_files, open_image
+from adapterkit.training.files import Notes, gather, is_hidden, name_of
 from adapterkit.training.loading import checkpoint_transformers, load_image_classifier
-from adapterkit.training.order import Draw, derive_seed, permutation
+from adapterkit.training.order import Draw, derive_seed
+from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task
 
 _HALF = (0.5, 0.5, 0.5)
+_AT_ONCE = 16  # images that are measured at a time
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
 
 
 class Options(Section):
@@ -78,23 +82,31 @@ class ImageClassificationTask(Task):
     Options = Options
     options: Options
 
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Finds the images of each class, and decodes every one once."""
+        folder = Path(self.config.data)
+        notes = Notes(folder)
+        self.images = class_images(folder, notes)
+        found = [path for files in self.images.values() for path in files]
+        keys = gather(found, lambda path: examine(path, notes))
+        files = {name_of(path, folder): key for path, key in zip(found, keys, strict=True)}
+        record = DataRecord(files, list(self.images), notes.sentences()).following(before)
+        self.classes, self.keys = list(record.classes), dict(zip(found, keys, strict=True))
+        return record
+
     def load_model(self) -> nn.Module:
         """The classifier, with a fresh head if that is asked for."""
-        self.classes = class_names(Path(self.config.data))
         fresh = len(self.classes) if self.options.train_head else None
         self.model = load_image_classifier(self.config.model, self.config.dtype, fresh, **self.options.model_args)
         self._check_classes()
         return self.model.eval()
 
     def prepare(self, setting: Setting) -> Labelled:
-        """Splits the files, and reads every one once so that a damaged one is found now and not at step 900."""
-        self.device, pixels = setting.device, pixels_of(self.model, self.options.resolution)
-        training, held_out = self._split()
-        gather([path for path, _ in training], pixels.read)
-        images = gather([path for path, _ in held_out], pixels.read)
-        self.held_out = (torch.stack(images), torch.tensor([label for _, label in held_out]))
+        """Splits the files."""
+        self.device, self.pixels = setting.device, pixels_of(self.model, self.options.resolution)
+        training, self.held_out = self._split()
         files, labels = zip(*training, strict=True)
-        return Labelled(list(files), list(labels), pixels, self.options.flip)
+        return Labelled(list(files), list(labels), self.pixels, self.options.flip)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross entropy in float32."""
@@ -115,13 +127,17 @@ class ImageClassificationTask(Task):
 
     def evaluate(self) -> Mapping[str, float]:
         """Accuracy on the images that were held out."""
-        images, labels = self.held_out
-        found = torch.cat([self._logits(batch.to(self.device)).argmax(-1).cpu() for batch in images.split(64)])
-        return {"accuracy": (found == labels).double().mean().item()}
+        right = 0
+        for start in range(0, len(self.held_out), _AT_ONCE):
+            files, labels = zip(*self.held_out[start : start + _AT_ONCE], strict=True)
+            images = torch.stack([self.pixels.read(path) for path in files])
+            found = self._logits(images.to(self.device)).argmax(-1).cpu()
+            right += int((found == torch.tensor(labels)).sum())
+        return {"accuracy": right / len(self.held_out)}
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """What the numbers of the classes mean, and on how many images the accuracy was measured."""
-        return {"classes": self.classes, "held out images": len(self.held_out[1])}
+        return {"classes": self.classes, "held out images": len(self.held_out)}
 
     def _logits(self, images: Tensor) -> Tensor:
         found = self.model(images.to(next(self.model.parameters()).dtype))
@@ -141,32 +157,43 @@ class ImageClassificationTask(Task):
             )
 
     def _split(self) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-        """Of each class the same share, at least one image on either side."""
+        """Of each class the same share, at least one image on either side; which ones, their contents decide."""
         training: list[tuple[Path, int]] = []
         held_out: list[tuple[Path, int]] = []
-        for label, name in enumerate(self.classes):
-            files = image_files(Path(self.config.data) / name)
+        for name, files in self.images.items():
             if len(files) < 2:
                 raise DataError(f"class {name!r} has one image; two are needed, one to train and one to measure", files)
             count = min(max(round(len(files) * self.options.validation_fraction), 1), len(files) - 1)
-            order = permutation(len(files), derive_seed(self.config.seed, "held out", name))
-            held_out += [(files[i], label) for i in sorted(order[:count])]
-            training += [(files[i], label) for i in sorted(order[count:])]
+            label = self.classes.index(name)
+            drawn = {path: (derive_seed(self.config.seed, "held out", self.keys[path]), path) for path in files}
+            chosen = frozenset(sorted(files, key=drawn.__getitem__)[:count])
+            held_out += [(path, label) for path in files if path in chosen]
+            training += [(path, label) for path in files if path not in chosen]
         return training, held_out
 
 
-def class_names(folder: Path) -> list[str]:
-    """The subfolders, sorted.
+def class_images(folder: Path, notes: Notes) -> dict[str, list[Path]]:
+    """The images of each class: those in the subfolder of its name, sorted.
 
     Raises:
-        DataError: There are fewer than two.
+        DataError: There are fewer than two subfolders, one holds no image, or they are no classes.
     """
     if not folder.is_dir():
         raise DataError(f"data {folder} is not a folder (looked in {Path.cwd()})")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry))
     if len(names) < 2:
         raise DataError(f"data {folder} needs one subfolder of images for each of two or more classes; found {names}")
-    return names
+    if all(name.casefold() in _SPLITS for name in names):
+        raise DataError(f"data {folder} holds {', '.join(names)}, not classes; name one of them: {folder}/{names[0]}")
+    classes: dict[str, list[Path]] = {name: [] for name in names}
+    for path in image_files(folder, notes):
+        if path.parent == folder:
+            notes.add("left out, in no folder of a class", path)
+        else:
+            classes[path.relative_to(folder).parts[0]].append(path)
+    if empty := [folder / name for name, files in classes.items() if not files]:
+        raise DataError("classes without an image that is read; remove their folders or fill them", empty)
+    return classes
 
 
 def is_transformers(model: nn.Module) -> bool:

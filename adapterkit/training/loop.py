@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, set_seed
-from torch import Tensor, nn
+from torch import nn
 
 from adapterkit.errors import ConfigError, TrainingError
 from adapterkit.handle.adapters import Adapters
@@ -32,8 +32,10 @@ from adapterkit.training.folder import RunFolder
 from adapterkit.training.interrupt import Interrupt
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
+from adapterkit.training.processes import any_process, make_accelerator, mean_over_processes
 from adapterkit.training.progress import Progress, make_progress
 from adapterkit.training.rates import learning_rate
+from adapterkit.training.record import DataRecord, resumed
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot
 from adapterkit.training.state import Trained, save_modules
@@ -61,39 +63,39 @@ class Result:
     exit_code: int = 0
 
 
-def train(run: Run, *, resume: bool = False, overwrite: bool = False, silent: bool = False) -> Result:
+def train(
+    run: Run,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changed_data: bool = False,
+    silent: bool = False,
+) -> Result:
     """Trains an adapter as a run says, and leaves everything in its folder.
 
     Args:
         run: From `load_run`.
         resume: Go on from the newest checkpoint that is whole; from the start where there is none.
         overwrite: Replace a run that the folder holds.
+        accept_changed_data: Resume although the data is no longer what the run began with.
         silent: Print no progress.
 
     Raises:
         StateError: The folder is in use and neither flag is given.
+        DataError: The data cannot be used, or (DataChangedError) is not that of the run to be resumed.
         ConfigError: The run does not fit the model, the machine, or the run to be resumed.
         TrainingError: The loss is not finite.
     """
     folder = RunFolder(run)
     folder.check(resume=resume, overwrite=overwrite)
     try:
-        accelerator = _accelerator(run)
+        accelerator = make_accelerator(run)
         snapshot = folder.snapshots.newest() if resume else None
-        return Trainer(run, folder, accelerator, snapshot, overwrite=overwrite, silent=silent).train()
+        trainer = Trainer(run, folder, accelerator, snapshot, overwrite=overwrite, silent=silent)
+        return trainer.train(accept_changed_data=accept_changed_data)
     finally:
         folder.close()
         AcceleratorState._reset_state()  # accelerate keeps its settings for the process; the next run has its own
-
-
-def _accelerator(run: Run) -> Accelerator:
-    try:
-        accelerator = Accelerator(mixed_precision=run.config.mixed_precision)
-    except ValueError as error:
-        raise ConfigError([f"mixed_precision: {error}"], "run") from error
-    if run.config.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ConfigError([f"mixed_precision: fp16 needs a GPU, and this is a {accelerator.device}; try bf16"], "run")
-    return accelerator
 
 
 class Trainer:
@@ -117,15 +119,18 @@ class Trainer:
         self.losses: list[float] = []
         self.saved: int | None = self.done if snapshot else None
 
-    def train(self) -> Result:
-        """Everything from loading the model to the last sample."""
+    def train(self, *, accept_changed_data: bool) -> Result:
+        """Everything from looking at the data to the last sample."""
         if self.done > self.config.steps:
             raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
+        record = self._survey(accept_changed_data)
         self.model = self._load_model()
         chosen = points(self.model, adapter=self.run.adapter)
         with make_progress(self.config.steps, self.done, self.config.log_every, silent=self.silent) as progress:
             progress.message(describe(self.model, chosen))
-            self.data = self._prepare(chosen)
+            for note in record.notes:
+                progress.message(f"data: {note}")
+            self.data = self._prepare(chosen, record, progress)
             progress.message(f"{len(self.data)} examples from {self.config.data}")
             if self.snapshot is None:
                 self._preview(0, progress)
@@ -138,6 +143,13 @@ class Trainer:
 
     # -- before the first step --------------------------------------------------------------------------------------
 
+    def _survey(self, accept_changed_data: bool) -> DataRecord:
+        """What the data is; that of a resumed run is what it was."""
+        if self.snapshot is None:
+            return self.task.survey(None)
+        before = self.folder.data_before()
+        return resumed(before, self.task.survey(before), accept=accept_changed_data)
+
     def _load_model(self) -> Any:
         set_seed(derive_seed(self.config.seed, "model") % 2**32)
         model = self.task.load_model()
@@ -146,14 +158,14 @@ class Trainer:
             self.task.checkpoint_activations()
         return model
 
-    def _prepare(self, chosen: Points) -> Dataset:
+    def _prepare(self, chosen: Points, record: DataRecord, progress: Progress) -> Dataset:
         """The data; the run folder is made once it is known to be usable."""
-        data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen))
+        data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen, progress.message))
         if len(data) == 0:
             raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
         self.accelerator.wait_for_everyone()  # all have seen the folder as it was
         if self.main:
-            self.folder.open(overwrite=self.overwrite)
+            self.folder.open(record, overwrite=self.overwrite)
             self.folder.start_metrics(self.done)
         return data
 
@@ -227,7 +239,7 @@ class Trainer:
     def _until_done(self, progress: Progress, interrupt: Interrupt) -> None:
         while self.done < self.config.steps:
             self._step(progress)
-            if self._agreed(interrupt.signal is not None):
+            if any_process(self.accelerator, interrupt.signal is not None):
                 self._save()
                 return
             if self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0:
@@ -261,7 +273,7 @@ class Trainer:
                 loss = self.task.loss(to_device(next(self.batches), self.accelerator.device)) + self.adapters.penalty()
             self.accelerator.backward(loss / micro)
             total += loss.detach().float() / micro
-        mean = float(_mean_over_processes(self.accelerator, total))
+        mean = float(mean_over_processes(self.accelerator, total))
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss of step {self.done + 1} is {mean}. Lower learning_rate (now {self.config.learning_rate:g})"
@@ -274,18 +286,11 @@ class Trainer:
         parameters = [p for p in self.trained.parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
-                parameter.grad = _mean_over_processes(self.accelerator, parameter.grad)
+                parameter.grad = mean_over_processes(self.accelerator, parameter.grad)
         limit = self.config.max_grad_norm
         total: Any = self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         norm = float(total)
         return norm if math.isfinite(norm) else None  # fp16's loss scaler skips such a step and lowers its scale
-
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any process was told to stop: all must save the same step."""
-        if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
-        return bool(_mean_over_processes(self.accelerator, flag) > 0)
 
     # -- what is written --------------------------------------------------------------------------------------------
 
@@ -338,8 +343,3 @@ class Trainer:
         if self.main:
             self.adapters.save(self.config.adapter_name, self.folder.adapter)
             save_modules(self.task.extra_modules(), self.folder.path)
-
-
-def _mean_over_processes(accelerator: Accelerator, tensor: Any) -> Tensor:
-    reduced = accelerator.reduce(tensor, "mean")
-    return reduced if isinstance(reduced, Tensor) else tensor

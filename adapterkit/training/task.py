@@ -2,14 +2,14 @@
 
 Everything that a task imports of adapterkit is here.
 
-The loop calls, in this order: `load_model`, `prepare`, `preview` (the base model), then for every step `loss` on what
-`collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
+The loop calls, in this order: `survey`, `load_model`, `prepare`, `preview` (the base model), then for every step `loss`
+on what `collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,17 +21,22 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig, Section, Seed
+from adapterkit.training.files import Notes, content_key
 from adapterkit.training.order import Draw, derive_seed
+from adapterkit.training.record import DataRecord
 
 __all__ = [
     "DataError",
+    "DataRecord",
     "Dataset",
     "Draw",
+    "Notes",
     "RunConfig",
     "Section",
     "Seed",
     "Setting",
     "Task",
+    "content_key",
     "derive_seed",
     "sample_name",
 ]
@@ -45,6 +50,9 @@ class Dataset(Protocol):
     def __getitem__(self, draw: Draw, /) -> Any: ...
 
 
+def _to_nobody(line: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a task is told before training.
@@ -53,11 +61,13 @@ class Setting:
         model: What `load_model` returned, on the device, still without the adapter.
         device: Where it is.
         points: Where the adapter will act; `component` says in which part of a pipeline.
+        tell: Takes a line for the user, such as what is not as he may expect.
     """
 
     model: Any
     device: torch.device
     points: Points
+    tell: Callable[[str], object] = _to_nobody
 
     @property
     def components(self) -> frozenset[str]:
@@ -83,6 +93,20 @@ class Task(ABC):
     def __init__(self, config: RunConfig, options: Any) -> None:
         self.config = config
         self.options = options
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Looks at the data before anything is loaded: names every file at fault, and says what there is.
+
+        A run is resumed on the data that it began with, as far as this tells it. What `survey` does not list is not
+        compared.
+
+        Args:
+            before: Of a resumed run what it began with; `DataRecord.following` keeps the numbers of the classes.
+
+        Raises:
+            DataError: The data cannot be used.
+        """
+        return DataRecord()
 
     @abstractmethod
     def load_model(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
+from adapterkit.training.documents import read_documents, text_files
+from adapterkit.training.files import Notes, content_key, name_of
 from adapterkit.training.loading import checkpoint_transformers, load_causal_lm
 from adapterkit.training.order import Draw
+from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task
-
-_READERS = {".txt": "text", ".md": "text", ".jsonl": "lines"}
 
 
 class Options(Section):
@@ -44,7 +44,7 @@ class Options(Section):
 
 
 class Blocks:
-    """Token blocks [blocks, block_size]."""
+    """Token blocks [blocks, block_size], in int32."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -54,7 +54,7 @@ class Blocks:
 
     def __getitem__(self, draw: Draw) -> Tensor:
         """One block; nothing about it is random."""
-        return self.tokens[draw.index]
+        return self.tokens[draw.index].long()
 
 
 class CausalLMTask(Task):
@@ -62,6 +62,14 @@ class CausalLMTask(Task):
 
     Options = Options
     options: Options
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Reads every file once, so that what is wrong with one is found before the model is loaded."""
+        path = Path(self.config.data)
+        notes = Notes(path)
+        read_documents(path, notes)
+        files = {name_of(file, path): content_key(file) for file in text_files(path)}
+        return DataRecord(files, notes=notes.sentences())
 
     def load_model(self) -> nn.Module:
         """The model; its tokenizer is kept here."""
@@ -79,7 +87,7 @@ class CausalLMTask(Task):
                 f"data {self.config.data} fills {len(blocks)} block of {self.options.block_size} tokens; two are "
                 "needed, one to train and one to measure. Lower options.block_size"
             )
-        self.held_out = blocks[-held_out:]
+        self.held_out = blocks[-held_out:].long()
         return Blocks(blocks[:-held_out])
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
@@ -146,48 +154,10 @@ class CausalLMTask(Task):
             )
 
     def _pack(self, documents: Sequence[str]) -> Tensor:
+        """Blocks of the documents' tokens, in four bytes each."""
         end = self.tokenizer.eos_token_id
         mark = [] if end is None else [end]
-        stream: list[int] = []
-        for document in documents:
-            stream += self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"] + mark
+        encoded = (self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents)
+        stream = torch.cat([torch.tensor(tokens + mark, dtype=torch.int32) for tokens in encoded])
         count = len(stream) // self.options.block_size
-        return torch.tensor(stream[: count * self.options.block_size]).view(count, self.options.block_size)
-
-
-def read_documents(path: Path) -> list[str]:
-    """The texts of a file, or of a folder's files in order of their paths: `.txt` and `.md` whole, `.jsonl` by line.
-
-    Raises:
-        DataError: There is no text, a file is not UTF-8, or a line is not `{"text": "..."}`.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS and file.is_file())
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
-        raise DataError(f"data {path} is neither a file nor a folder with {', '.join(_READERS)} files")
-    documents = [text for file in files for text in _read(file)]
-    if not any(text.strip() for text in documents):
-        raise DataError("no text in the data", files)
-    return documents
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read as UTF-8 text ({error})", [file]) from error
-    if file.suffix != ".jsonl":
-        return [text]
-    return [_text_of(line, number, file) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _text_of(line: str, number: int, file: Path) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"line {number} is no JSON ({error})", [file]) from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise DataError(f'line {number} must be an object with a text, such as {{"text": "..."}}', [file])
-    return record["text"]
+        return stream[: count * self.options.block_size].view(count, self.options.block_size)

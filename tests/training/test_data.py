@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from adapterkit.errors import DataError
-from adapterkit.training.data import captioned_images, cover, gather, open_image
+from adapterkit.training.data import captioned_images, cover, open_image
+from adapterkit.training.files import gather
 from adapterkit.training.grid import write_grid
 
 
@@ -49,8 +50,8 @@ def test_folders_that_are_absent_or_empty(tmp_path: Path):
 
 def test_a_caption_that_is_no_text(tmp_path: Path):
     image(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"(?s)caption cannot be read.*a\.txt"):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"(?s)1 files: cannot be read as UTF-8 text .*; save it as UTF-8:.*a\.txt"):
         captioned_images(tmp_path, None)
 
 

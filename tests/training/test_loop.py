@@ -19,6 +19,7 @@ from adapterkit.training.folder import RunFolder, read_metrics
 from adapterkit.training.loop import Trainer, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
+from adapterkit.training.record import DataRecord
 from tests.training.toy_task import EXAMPLES, Sequences, toy_run
 
 EXACT = ("step", "loss", "lr", "grad_norm")
@@ -49,6 +50,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
     assert names == {
         "adapter.safetensors",
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
         *(f"samples/step_{step}_p{prompt}_s42.txt" for step in steps for prompt in (0, 1)),
         *(
@@ -207,7 +209,7 @@ def test_overwriting_replaces_a_run_and_nothing_else(tmp_path: Path):
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path: Path, flag: str):
     run = toy_run(tmp_path / "run")
     other = RunFolder(run)
-    other.open(overwrite=False)
+    other.open(DataRecord(), overwrite=False)
     other.record({"step": 1, "loss": 0.5})
     with pytest.raises(StateError, match="run is in use: another process trains there"):
         train(run, **{flag: True}, silent=True)

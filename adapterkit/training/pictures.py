@@ -1,0 +1,139 @@
+"""Reading one picture: whatever its file says of its samples, an upright image of 8 bits, or an error that names it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapterkit.errors import DataError
+from adapterkit.training.files import Notes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ENDINGS = frozenset(
+    {
+        ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm",
+        ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+# What a file of such an ending may turn out to be. Others run programs (EPS) or hold no pixels.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_ORIENTATION = 0x0112
+_DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_DAMAGE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError,
+    Warning, struct.error,
+)  # fmt: skip
+"""What Pillow raises about metadata that are none."""
+_RANGES = (1.0, 255.0, 65535.0)
+
+
+def open_image(path: Path, mode: str = "RGB", notes: Notes | None = None) -> Image.Image:
+    """An upright image of 8 bits; transparent parts become white.
+
+    Args:
+        path: The file.
+        mode: Pillow's name for the channels.
+        notes: Takes up what was done to the picture.
+
+    Raises:
+        DataError: The file is no image that Pillow reads.
+    """
+    try:
+        if notes is None:
+            return _read(path, mode, Notes(path.parent))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            image = _read(path, mode, notes)
+        for warning in caught:
+            notes.add(f"read with a warning ({str(warning.message).partition('. ')[0]})", path)
+        return image
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise DataError(f"cannot be read as an image ({type(error).__name__}: {error})", [path]) from error
+
+
+def _read(path: Path, mode: str, notes: Notes) -> Image.Image:
+    from PIL import Image
+
+    Image.init()
+    with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as file:
+        if file.format != "MPO" and getattr(file, "is_animated", False):
+            notes.add("several frames, of which the first is used", path)
+        file.load()
+        image = _upright(file, path, notes)
+        if image.mode in _DEEP:
+            return _eight_bits(image, path, notes).convert(mode)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getextrema()[3][0] < 255:  # type: ignore[index]
+                notes.add("transparent parts, which become white", path)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert(mode)
+
+
+def _upright(image: Image.Image, path: Path, notes: Notes) -> Image.Image:
+    """Turned as its metadata says; as it is stored where those are damaged."""
+    from PIL.Image import Transpose
+
+    turns = (
+        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+        Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
+    )  # fmt: skip
+    try:
+        orientation = dict(enumerate(turns, 2)).get(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:  # the pixels are not concerned
+        notes.add("damaged EXIF data, taken as it is stored", path)
+        orientation = None
+    return image if orientation is None else image.transpose(orientation)
+
+
+def _eight_bits(image: Image.Image, path: Path, notes: Notes) -> Image.Image:
+    """A grey image of 8 bits from one of 16, or of 32 bits, whose files do not say which number is white."""
+    from PIL import Image
+
+    samples: Any = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        white = _RANGES[-1]
+    else:
+        white = _white(samples, path)
+        notes.add(f"samples of 32 bits, where {white:g} is taken for white", path)
+    return Image.fromarray(np.rint(samples * (255.0 / white)).astype("uint8"))
+
+
+def _white(samples: Any, path: Path) -> float:
+    low, high = float(samples.min()), float(samples.max())
+    whole = samples.dtype.kind in "iu"
+    fitting = [white for white in _RANGES[whole:] if low >= 0 and high <= white]
+    if not fitting:  # NaN too
+        raise DataError(
+            f"its samples of 32 bits go from {low:g} to {high:g}, so it is not known what is white; save it with "
+            "8 or 16 bits",
+            [path],
+        )
+    return fitting[0]
+
+
+def cover(image: Image.Image, width: int, height: int) -> Tensor:
+    """Resizes until both sides cover the target, and cuts out the centre.
+
+    Returns:
+        [channels, height, width], values 0 to 1.
+    """
+    from PIL import Image, ImageOps
+
+    return unit_tensor(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+def unit_tensor(image: Image.Image) -> Tensor:
+    """An image of 8 bits as [channels, height, width], values 0 to 1."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255.0
