@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 ENDINGS = frozenset(
     {
-        ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm",
-        ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+        ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+        ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
     }
 )  # fmt: skip
 # What a file of such an ending may turn out to be. Others run programs (EPS) or hold no pixels.
@@ -65,7 +65,9 @@ def _read(path: Path, mode: str, notes: Notes) -> Image.Image:
     from PIL import Image
 
     Image.init()
-    with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as file:
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    # Given a name, Pillow 13 maps uncompressed TIFF, and exchanges the sides of those that lie on one.
+    with path.open("rb") as stream, Image.open(stream, formats=formats) as file:
         if file.format != "MPO" and getattr(file, "is_animated", False):
             notes.add("several frames, of which the first is used", path)
         file.load()

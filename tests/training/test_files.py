@@ -1,0 +1,163 @@
+"""What folders hold beside data is left out and told; so is what cannot be reached."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adapterkit.errors import DataError
+from adapterkit.training.data import captioned_images, image_files
+from adapterkit.training.documents import read_documents
+from adapterkit.training.files import Notes, content_key, listed, walk
+
+
+def touch(*paths: Path, content: bytes = b"x") -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def names(folder: Path) -> tuple[list[str], list[str]]:
+    notes = Notes(folder)
+    return [path.relative_to(folder).as_posix() for path in walk(folder, notes)], notes.sentences()
+
+
+def test_what_is_hidden_is_left_out_and_told_once(tmp_path: Path):
+    touch(tmp_path / "a.png", tmp_path / "._a.png", tmp_path / ".trash/b.png", tmp_path / "__MACOSX/a.png")
+    touch(tmp_path / "sub/.ipynb_checkpoints/c.png", tmp_path / "sub/Thumbs.db")
+    found, told = names(tmp_path)
+    assert found == ["a.png"]
+    assert told == ["left out, hidden: 5 (._a.png, .trash, __MACOSX, ...)"]
+
+
+def test_data_below_a_hidden_folder_is_data(tmp_path: Path):
+    touch(tmp_path / ".cache/data/a.png")
+    assert names(tmp_path / ".cache/data") == (["a.png"], [])
+
+
+def test_links_are_followed_but_not_in_circles_nor_to_nowhere(tmp_path: Path):
+    data = tmp_path / "data"
+    touch(data / "a/1.png", tmp_path / "elsewhere/2.png")
+    os.symlink(tmp_path / "elsewhere", data / "b")
+    os.symlink(data, data / "a/again")
+    os.symlink(tmp_path / "none.png", data / "gone.png")
+    os.symlink(data / "itself.png", data / "itself.png")
+    os.mkfifo(data / "pipe.png")
+    assert names(data) == (
+        ["a/1.png", "b/2.png"],
+        [
+            "left out, a link to a folder that it lies in: 1 (a/again)",
+            "left out, a link that leads nowhere: 2 (gone.png, itself.png)",
+            "left out, neither a file nor a folder: 1 (pipe.png)",
+        ],
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path / "closed/a.png")
+    listing = Path.iterdir
+
+    def refuse(self: Path) -> object:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listing(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"(?s)cannot be listed \(Permission denied\).*closed"):
+        walk(tmp_path)
+
+
+def test_names_steer_no_terminal():
+    assert listed(["a\x1b[2J.png", "b\n.png", "c\udcff.png"]) == r"3 (a\x1b[2J.png, b\n.png, c\udcff.png)"
+
+
+def test_a_content_key_follows_the_contents_alone(tmp_path: Path):
+    touch(tmp_path / "a", tmp_path / "b")
+    os.utime(tmp_path / "b", (1, 1))
+    before = content_key(tmp_path / "a")
+    assert before == content_key(tmp_path / "b")
+    status = (tmp_path / "a").stat()
+    touch(tmp_path / "a", content=b"y")
+    os.utime(tmp_path / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert content_key(tmp_path / "a") != before
+    with pytest.raises(DataError, match="cannot be read"):
+        content_key(tmp_path / "none")
+
+
+def test_endings_in_any_case_and_what_is_no_image(tmp_path: Path):
+    for name in ("a.GIF", "b.tif", "c.jfif", "d.Webp", "e.heic", "notes"):
+        touch(tmp_path / name)
+    notes = Notes(tmp_path)
+    assert [path.name for path in image_files(tmp_path, notes)] == ["a.GIF", "b.tif", "c.jfif", "d.Webp"]
+    assert notes.sentences() == ["left out, not a kind of image that is read: 2 (e.heic, notes)"]
+
+
+def test_captions_that_are_empty_odd_or_alone_are_told(tmp_path: Path):
+    for name in ("a", "b", "c", "d"):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+    touch(tmp_path / "a.txt", content="\ufeffa bear\r\nin snow".encode())
+    touch(tmp_path / "b.TXT", content="ein Bär".encode("utf-16"))
+    touch(tmp_path / "b.caption", tmp_path / "typo.txt")
+    touch(tmp_path / "c.txt", content=b" \n")
+    touch(tmp_path / "d.txt", content="Bär".encode("utf-32"))
+    notes = Notes(tmp_path)
+    assert [image.caption for image in captioned_images(tmp_path, None, notes)] == [
+        "a bear in snow",
+        "ein Bär",
+        "",
+        "Bär",
+    ]
+    assert notes.sentences() == [
+        "left out, a caption without an image: 1 (typo.txt)",
+        "left out, a second caption of the same image: 1 (b.caption)",
+        "empty caption: 1 (c.txt)",
+    ]
+
+
+@pytest.mark.parametrize("content", ["a bear".encode("utf-16-le"), b"\0\0", "Bär".encode("latin-1")])
+def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: bytes):
+    for name in ("a", "b"):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+        touch(tmp_path / f"{name}.txt", content=content)
+    with pytest.raises(DataError, match="2 files: .*save it as UTF-8") as caught:
+        captioned_images(tmp_path, None)
+    assert [path.name for path in caught.value.files] == ["a.txt", "b.txt"]
+
+
+class TestDocuments:
+    def test_encodings_line_ends_and_separators_inside_of_a_line(self, tmp_path: Path):
+        touch(tmp_path / "a.txt", content="\ufeffone\r\ntwo\rthree".encode())
+        touch(tmp_path / "b.JSONL", content='\ufeff{"text": "a\u2028b"}\r\n{"text": "c\x85d"}\n'.encode())
+        assert read_documents(tmp_path) == ["one\ntwo\nthree", "a\u2028b", "c\x85d"]
+
+    def test_what_is_left_out_is_told(self, tmp_path: Path):
+        touch(tmp_path / "a.txt", content=b"one")
+        touch(tmp_path / "b.txt", tmp_path / "c.jsonl", content=b"")
+        touch(tmp_path / "d.jsonl", content=b'{"text": " "}\n{"text": "two"}')
+        touch(tmp_path / "e.docx", tmp_path / ".a.txt", tmp_path / "__MACOSX/a.txt")
+        notes = Notes(tmp_path)
+        assert read_documents(tmp_path, notes) == ["one", "two"]
+        assert notes.sentences() == [
+            "left out, hidden: 2 (.a.txt, __MACOSX)",
+            "left out, not a kind of text that is read: 1 (e.docx)",
+            "left out, a file without a word: 2 (b.txt, c.jsonl)",
+            "left out, texts without a word: 1 (d.jsonl)",
+        ]
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [("[" * 5000, "no JSON"), ('{"text": "\\ud83d"}', "half a character"), ('{"text": 3}', "must be an object")],
+    )
+    def test_every_file_with_a_broken_line_is_named(self, tmp_path: Path, line: str, reason: str):
+        touch(tmp_path / "a.jsonl", tmp_path / "b.jsonl", content=f'{{"text": "fine"}}\n{line}'.encode())
+        with pytest.raises(DataError, match=f"2 files: line 2 .*{reason}") as caught:
+            read_documents(tmp_path)
+        assert [path.name for path in caught.value.files] == ["a.jsonl", "b.jsonl"]
+
+    def test_rows_are_not_trained_on_as_text(self, tmp_path: Path):
+        touch(tmp_path / "rows.json", content=b'[{"text": "one"}]')
+        with pytest.raises(DataError, match=r"holds rows, not text; write it as \.jsonl"):
+            read_documents(tmp_path / "rows.json")
