@@ -41,10 +41,10 @@ def test_data_below_a_hidden_folder_is_data(tmp_path: Path):
 def test_links_are_followed_but_not_in_circles_nor_to_nowhere(tmp_path: Path):
     data = tmp_path / "data"
     touch(data / "a/1.png", tmp_path / "elsewhere/2.png")
-    os.symlink(tmp_path / "elsewhere", data / "b")
-    os.symlink(data, data / "a/again")
-    os.symlink(tmp_path / "none.png", data / "gone.png")
-    os.symlink(data / "itself.png", data / "itself.png")
+    (data / "b").symlink_to(tmp_path / "elsewhere")
+    (data / "a/again").symlink_to(data)
+    (data / "gone.png").symlink_to(tmp_path / "none.png")
+    (data / "itself.png").symlink_to(data / "itself.png")
     os.mkfifo(data / "pipe.png")
     assert names(data) == (
         ["a/1.png", "b/2.png"],
@@ -122,7 +122,7 @@ def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: 
     for name in ("a", "b"):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
         touch(tmp_path / f"{name}.txt", content=content)
-    with pytest.raises(DataError, match="2 files: .*save it as UTF-8") as caught:
+    with pytest.raises(DataError, match=r"2 files: .*save it as UTF-8") as caught:
         captioned_images(tmp_path, None)
     assert [path.name for path in caught.value.files] == ["a.txt", "b.txt"]
 
