@@ -74,6 +74,7 @@ EXPECTED = {
         for name in (cls.__name__, *members(cls))
     },
     "task": members(task.Task) | {*task.__all__} | {"config", "options", "load_run", "train"},
+    "record": members(task.DataRecord),
     "setting": {f.name for f in dataclasses.fields(task.Setting)} | members(task.Setting) | members(task.Draw),
     "lora": {name for name, _ in lora.LoRA(rank=1).build(POINT).named_parameters()} | {"ranks", "alphas"},
     "kit": {*testing.__all__} - {"CheckReport", "CheckResult"},
