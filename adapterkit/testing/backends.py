@@ -45,7 +45,7 @@ class Sample:
     def model(self) -> nn.Module:
         """A new model, always with the same weights."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return self.make().double().eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -24,9 +24,11 @@ class Case:
     def prepare(self, adapters: ak.Adapters, config: ak.AdapterConfig) -> None:
         """Adds to a model what a config needs to be there before, such as the adapters that it combines."""
 
-    def subjects(self, dtype: torch.dtype = torch.float64, *, seed: int = 0, fresh: bool = False) -> Iterator[Subject]:
+    def subjects(
+        self, dtype: torch.dtype = torch.float64, *, seed: int = 0, fresh: bool = False, each: bool = False
+    ) -> Iterator[Subject]:
         """The adapter on every tiny model where it can act; see `adapterkit.testing.subject.subjects`."""
-        return subjects(self.config, dtype, seed=seed, fresh=fresh, prepare=self.prepare)
+        return subjects(self.config, dtype, seed=seed, fresh=fresh, each=each, prepare=self.prepare)
 
     def _subjects_at(self, role: str) -> Iterator[Subject]:
         """The adapter at one role alone."""

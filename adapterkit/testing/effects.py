@@ -23,12 +23,12 @@ class EffectChecks(Case):
         """A new adapter changes nothing: `max |y - base| <= 1e-5 max |base|`, in float32."""
         if not self.config.neutral:
             skip("the type says that it has an effect from the start")
-        for subject in self.subjects(torch.float32, fresh=True):
+        for subject in self.subjects(torch.float32, fresh=True, each=True):
             assert_close(subject.run(), subject.run(None), LOOSE, f"{subject.label}: a new adapter's output")
 
     def test_effect(self) -> None:
         """An adapter whose parameters have moved changes the output, by more than rounding."""
-        for subject in self.subjects():
+        for subject in self.subjects(each=True):
             adapted, base = subject.bits(), subject.bits(None)
             if adapted.shape != base.shape:
                 continue

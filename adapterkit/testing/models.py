@@ -147,7 +147,7 @@ class Example:
 def _seeded(cls: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return cls()
 
     return make

@@ -33,7 +33,7 @@ class StateChecks(Case):
 
     def test_attaching_and_detaching_is_exact(self) -> None:
         """Detached, a model has the classes, keys, values, flags and hooks that it had, and the same output."""
-        for subject in self.subjects():
+        for subject in self.subjects(each=True):
             fresh = subject.example.make().to(subject.dtype).eval()
             subject.adapters.detach()
             assert _anatomy(subject.model) == _anatomy(fresh), f"{subject.label}: detaching left a trace"
@@ -51,7 +51,7 @@ class StateChecks(Case):
 
     def test_saved_equals_loaded(self) -> None:
         """A saved adapter loads with the same bits, and gives the same output."""
-        for subject in self.subjects():
+        for subject in self.subjects(each=True):
             self._require_registered()
             subject.model.requires_grad_(False)  # torch rounds another way where a weight requires grad
             expected, state = subject.bits(), _values(subject)

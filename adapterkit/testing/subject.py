@@ -96,7 +96,7 @@ class Subject:
         """The config's example of what it reads; floating-point tensors in the model's dtype."""
         if (batch, seed) not in self.made:  # threads that run what was run before draw no random numbers
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 points = _chosen(self.config, self.adapters.points())
                 self.made[batch, seed] = dict(self.config.example_context(points, batch))
         found = self.made[batch, seed].items()
@@ -169,15 +169,17 @@ def subjects(
     *,
     seed: int = 0,
     fresh: bool = False,
+    each: bool = False,
     prepare: Prepare | None = None,
 ) -> Iterator[Subject]:
-    """The adapter on every tiny model where it can act: at its own targets, and at every point that it accepts.
+    """The adapter on every tiny model where it can act, at every point that it accepts; its own targets are among them.
 
     Args:
         config: Of the type under test.
         dtype: Of the models.
         seed: Of the start values, and of what they are moved by.
         fresh: Leave the start values.
+        each: At its own targets alone too, before.
         prepare: Adds what the config needs to be there before.
 
     Raises:
@@ -186,7 +188,8 @@ def subjects(
     families.register()
     found = False
     for example in EXAMPLES:
-        for where, wanted in _placements(_Same(config), example):
+        placements = _placements(_Same(config), example)
+        for where, wanted in placements if each else placements[-1:]:
             found = True
             yield _subject(example, where, wanted, dtype, seed, fresh, prepare)
     assert found, f"{config!r} can act on none of the tiny models ({', '.join(e.name for e in EXAMPLES)})"
@@ -222,6 +225,14 @@ def _subject(
     if not fresh:
         made.move = move(adapters, NAME, made, seed)
     return made
+
+
+def reads_side_inputs(config: ak.AdapterConfig) -> bool:
+    """Whether there is an example of side inputs that it reads on any of the tiny models."""
+    families.register()
+    placed = [(wanted, example) for example in EXAMPLES for _, wanted in _placements(_Same(config), example)]
+    with torch.device("meta"):  # draws no random numbers
+        return any(wanted.example_context(_chosen(wanted, _points(example)), 1) for wanted, example in placed)
 
 
 class _Same:

@@ -77,7 +77,7 @@ class ToyModel(nn.Module):
     def __init__(self, layers: int = LAYERS, width: int = WIDTH, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.embed = nn.Embedding(VOCABULARY, width)
             self.blocks = nn.ModuleList(ToyBlock(width) for _ in range(layers))
             self.norm = nn.LayerNorm(width)
