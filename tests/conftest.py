@@ -46,7 +46,7 @@ PRODUCTS = {
 _SHARE = 4
 
 
-# What is imported and collected stays to the end: a third of the time that both take went into looking for garbage in it.
+# What is imported and collected stays to the end: to look for garbage in it took a third of the time of both.
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     gc.disable()
