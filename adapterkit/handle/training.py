@@ -38,6 +38,11 @@ class Learning(Access):
         choices.check_names(names, self._state.adapters)
         self._state.set_trainable(names or self._state.adapters, value=False)
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the adapters that train, in the order in which they were attached."""
+        return [name for name in self._state.adapters if name in self._state.trained]
+
     def parameters(self, *names: str) -> Iterator[nn.Parameter]:
         """The parameters of these adapters; of all where none is named."""
         choices.check_names(names, self._state.adapters)

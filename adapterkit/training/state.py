@@ -29,13 +29,13 @@ class Trained:
     def __init__(self, adapter: Iterable[tuple[str, nn.Parameter, float]], extra: Mapping[str, nn.Module]) -> None:
         self.extra = dict(extra)
         for module in self.extra.values():
-            for _, parameter in _own_parameters(module):
+            for _, parameter in own_parameters(module):
                 parameter.requires_grad_(True)
         groups: dict[float, dict[int, tuple[str, nn.Parameter]]] = {}
         for name, parameter, rate in adapter:
             groups.setdefault(rate, {})[id(parameter)] = (name, parameter)
         for key, module in self.extra.items():
-            for name, parameter in _own_parameters(module):
+            for name, parameter in own_parameters(module):
                 groups.setdefault(1.0, {})[id(parameter)] = (f"{key}.{name}", parameter)
         self.rates = {factor: [p for _, p in group.values()] for factor, group in groups.items()}
         self.named = {name: p for group in groups.values() for name, p in group.values()}
@@ -53,7 +53,7 @@ class Trained:
         names = list(self.named)
         state = optimizer.state_dict()["state"]
         flat = {f"{names[i]}|{key}": value for i, values in state.items() for key, value in values.items()}
-        return {_OPTIMIZER: flat, **{name: _own_state(module) for name, module in self.extra.items()}}
+        return {_OPTIMIZER: flat, **{name: own_state(module) for name, module in self.extra.items()}}
 
     def restore(self, snapshot: Snapshot, optimizer: torch.optim.Optimizer) -> None:
         """Puts back what `tensors` gave; the adapter has its values already.
@@ -83,7 +83,7 @@ class Trained:
 def save_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Writes each module's tensors to `NAME.safetensors`."""
     for name, module in modules.items():
-        save_file(copies(_own_state(module)), folder / f"{name}.safetensors")
+        save_file(copies(own_state(module)), folder / f"{name}.safetensors")
 
 
 def load_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
@@ -105,20 +105,21 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -
     if tensors is None:
         raise MissingKeysError("the checkpoint lacks this file", path)
     try:
-        own = _own_state(module)
+        own = own_state(module)
         adapters = {key: tensor for key, tensor in module.state_dict().items() if key not in own}
         module.load_state_dict({**tensors, **adapters}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(" ".join(str(error).split()), path) from error
 
 
-def _own_state(module: nn.Module) -> dict[str, Tensor]:
+def own_state(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module of the base, without those of the adapters that act in it."""
     prefixes = _prefixes(module)
     return {key: tensor for key, tensor in module.state_dict().items() if not key.startswith(prefixes)}
 
 
-def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module of the base, without those of the adapters that act in it."""
     prefixes = _prefixes(module)
     return ((name, weight) for name, weight in module.named_parameters() if not name.startswith(prefixes))
 
