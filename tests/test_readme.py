@@ -47,9 +47,23 @@ def block_with(text: str) -> str:
     return found
 
 
+MARKS = ("LlamaForCausalLM", "VisionTransformer", "StableDiffusion", "AdapterTrainer", "Gate")
+
+
 def test_every_block_has_a_test() -> None:
     for block in blocks("python"):
-        assert sum(mark in block for mark in ("LlamaForCausalLM", "VisionTransformer", "StableDiffusion", "Gate")) == 1
+        assert sum(mark in block for mark in MARKS) == 1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # torch's, where there is no GPU
+def test_trainer(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    names = execute(block_with("AdapterTrainer"))
+    assert names["trainer"].state.global_step == 4
+    assert (folder / "mine.safetensors").is_file()
+    checkpoint = {path.name for path in (folder / "run/checkpoint-2").iterdir()}
+    assert "adapter.safetensors" in checkpoint
+    assert not {"model.safetensors", "base.safetensors"} & checkpoint
 
 
 def test_language(folder: Path) -> None:

@@ -189,9 +189,11 @@ class Switching(Access):
                 the base could hold: a quantized layer made dense, a bias that the base lacks, a tie broken that the
                 model would make again. Nothing is changed.
             StateError: Nothing acts, samples are routed, or this is inside an `activated` block.
+            ReplacedError: A module was replaced.
         """
         state = self._state
         with state.lock:
+            self._check()
             self._require_outside("bake()")
             if state.merge is not None and choice is None:
                 selection = state.merge.selection

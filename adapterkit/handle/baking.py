@@ -67,7 +67,7 @@ def bake(state: State, selection: Selection) -> None:
 
 def _check_removable(state: State) -> None:
     points = [point for attached in state.adapters.values() for point in attached.points.values()]
-    stuck = [point.full_path for point in points if not attach.is_adapted(state.mapped.module(point))]
+    stuck = [point.full_path for point in points if not attach.is_adapted(state.module(point))]
     if stuck:
         raise StateError(
             f"cannot bake: the class of {stuck[0]} (and {len(stuck) - 1} more) was changed after attaching, by "

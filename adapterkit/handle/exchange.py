@@ -88,13 +88,16 @@ class Exchange(Access):
             StateError: The adapter is merged, or has no values here.
         """
         source, state = Source.of(source, allow_pickle=allow_pickle), self._state
-        attached, points = self._attached(name), self._mapped.points()
+        attached = self._attached(name)
+        mapped = self._mapped_for(attached)
+        points = mapped.points()
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         checkpoint = found[name] if name in found else registry.only(found, source.where)
         with state.lock:
+            self._check()
             if state.merge is not None and name in state.merge.selection.names:
                 raise StateError(f"{name!r} is merged into the weights, which would not follow; unmerge() first")
-            notes = refill(attached, checkpoint, self._mapped, points, strict, source.where, finite=report.finite)
+            notes = refill(attached, checkpoint, mapped, points, strict, source.where, finite=report.finite)
             state.adapters[name] = dataclasses.replace(attached, metadata=dict(checkpoint.metadata))
         return self._loaded(name, checkpoint, notes, report)
 
