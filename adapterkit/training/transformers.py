@@ -28,7 +28,7 @@ BASE = "base.safetensors"
 """File of a checkpoint for what training changes of the base itself; there is none where it changes nothing."""
 
 if TYPE_CHECKING:
-    _Trainer = Trainer
+    _Trainer: Any = Trainer
 else:
     _Trainer = object  # a mixin: whichever Trainer comes behind it
 
@@ -128,7 +128,7 @@ class AdapterTraining(_Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The Trainer's loss; in training with the penalties of the adapters that train."""
-        result = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        result: Any = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         penalty = self.adapters.penalty() if model.training else 0.0
         if not isinstance(penalty, Tensor):
             return result

@@ -181,9 +181,9 @@ def test_rates_of_types_are_groups_and_follow_the_schedule(tmp_path: Path) -> No
     model.model.norm.requires_grad_(True)
     trainer = AdapterTrainer(model=model, args=arguments(tmp_path, weight_decay=0.1), train_dataset=TEXTS)
     trainer.create_optimizer_and_scheduler(4)
-    assert trainer.optimizer is not None
+    optimizer: Any = trainer.optimizer
     fast = {id(p) for group in adapters.parameter_groups(lr=1.0) if group["lr"] == 16 for p in group["params"]}
-    groups = {id(p): group for group in trainer.optimizer.param_groups for p in group["params"]}
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert groups.keys() == {id(p) for p in model.parameters() if p.requires_grad}
     for key, group in groups.items():
         assert group["lr"] == pytest.approx(0.16 if key in fast else 0.01)
