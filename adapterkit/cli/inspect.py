@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterkit.cli.messages import plain_warnings, say
+
 if TYPE_CHECKING:
     from adapterkit.checkpoint import Checkpoint, ReadReport
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 @click.option("--allow-pickle", is_flag=True, help="Open a pickle of tensors, with torch's weights_only.")
 def command(file: Path, as_json: bool, allow_pickle: bool) -> None:
     """Describe an adapter FILE or folder: type, configuration, parameters by role, base, and who wrote it."""
-    from adapterkit.cli.messages import plain_warnings
-
     click.get_current_context().with_resource(plain_warnings())
     report, checkpoints = read_adapters(file, allow_pickle=allow_pickle)
     described = {name: _describe(checkpoint, report, file) for name, checkpoint in checkpoints.items()}
@@ -28,7 +28,8 @@ def command(file: Path, as_json: bool, allow_pickle: bool) -> None:
         click.echo(json.dumps(described.get("", described), indent=2))
         return
     for name, one in described.items():
-        click.echo(f"-- {name}\n" if name else "", nl=False)
+        if name:
+            say(f"-- {_line(name)}")
         _print(one)
 
 
@@ -118,11 +119,16 @@ def _print(described: dict[str, Any]) -> None:
     plain |= {f"base {name}": made_for for name, made_for in described["base"].items()}
     plain["bytes"] = f"{described['bytes']:,}"
     plain["parameters"] = f"{described['parameters']:,}"
-    width = max(map(len, plain))
+    width = max(len(_line(key)) for key in plain)
     for key, value in plain.items():
-        click.echo(f"{key.ljust(width)}  {_text(value)}")
+        say(f"{_line(key).ljust(width)}  {_line(_text(value))}")
     click.echo()
     show(described["roles"], ("component", "role", "points", "shapes", "parameters"), as_json=False)
+
+
+def _line(text: str) -> str:
+    """Text of a file as a part of one line: it cannot look like lines of its own."""
+    return text.replace("\n", "\\n")
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from adapterkit import __version__
+from adapterkit.cli.messages import say
 from adapterkit.errors import AdapterKitError, PluginLoadError, did_you_mean
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.specs import CommandSpec
@@ -20,7 +21,7 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Write the message to stderr."""
-        click.echo(f"error: {self.message}", err=True)
+        say(f"error: {self.message}", err=True)
 
 
 class LazyGroup(click.Group):
@@ -65,7 +66,7 @@ def _plain_errors(*, debug: bool) -> Iterator[None]:
         raise  # the reader of a pipe has gone, which click ends quietly
     except (AdapterKitError, OSError) as error:
         if debug:
-            click.echo(traceback.format_exc(), err=True)
+            say(traceback.format_exc(), err=True)
         raise Failure(str(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""How Python's warnings reach the terminal: as plain lines on stderr."""
+"""How text reaches the terminal: without what would steer it, whoever wrote it; warnings as plain lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import warnings
 from collections.abc import Iterator
 
 import click
+
+from adapterkit.errors import printable
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Prints lines, on stderr where `err` is."""
+    click.echo(printable(text), err=err)
 
 
 @contextlib.contextmanager
@@ -18,4 +25,4 @@ def plain_warnings() -> Iterator[None]:
 
 
 def _show(message: Warning | str, *_: object, **__: object) -> None:
-    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    say(f"warning: {' '.join(str(message).split())}", err=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterkit.errors import printable
 from adapterkit.points import InjectionPoint, Points
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def _tree(points: Points, full: bool) -> Tree:
     for point in points:
         by_component[point.component].append(point)
     for component, members in by_component.items():
-        branch = root.add(Text(_total(component, members, points.costs), style="bold"))
+        branch = root.add(Text(printable(_total(component, members, points.costs)), style="bold"))
         for line in _lines(members, points.costs, full):
-            branch.add(Text(line))
+            branch.add(Text(printable(line)))
     return root
 
 

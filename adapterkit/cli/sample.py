@@ -38,12 +38,12 @@ def command(
     output: Path | None,
 ) -> None:
     """Generate with an adapter from a run folder, or from a FILE and --model. KEY=VALUE as for train."""
-    from adapterkit.cli.messages import plain_warnings
+    from adapterkit.cli.messages import plain_warnings, say
 
     click.get_current_context().with_resource(plain_warnings())
     run, file = _run_of(adapter, overrides, model, task_name)
     for path in _generate(run, file, prompts, seeds, weight, output):
-        click.echo(str(path))
+        say(str(path))
 
 
 def _run_of(place: Path, overrides: tuple[str, ...], model: str | None, task_name: str | None) -> tuple[Run, Path]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from adapterkit.errors import printable
+
 Row = Mapping[str, Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -40,7 +42,7 @@ def _show_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
+        table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
     # A pipe has no width of its own, and rich would wrap at 80.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterkit.cli.messages import plain_warnings, say
+
 if TYPE_CHECKING:
     from adapterkit.training.loop import Result
     from adapterkit.training.run import Run
@@ -34,13 +36,12 @@ def command(
         raise click.UsageError("--resume and --overwrite exclude each other")
     if accept_changed_data and not resume:
         raise click.UsageError("--accept-changed-data belongs to --resume")
-    from adapterkit.cli.messages import plain_warnings
     from adapterkit.training.run import load_run
 
     click.get_current_context().with_resource(plain_warnings())
     run = load_run(run_file, overrides)
     for override in overrides:
-        click.echo(f"override {override}", err=True)
+        say(f"override {override}", err=True)
     if dry_run:
         _show_plan(run)
         return
@@ -81,7 +82,7 @@ def _show_plan(run: Run) -> None:
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:
     again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
-    click.echo(f"stopped after step {result.step}; a checkpoint is saved. To go on: {again}", err=True)
+    say(f"stopped after step {result.step}; a checkpoint is saved. To go on: {again}", err=True)
     sys.exit(result.exit_code)
 
 
@@ -94,4 +95,4 @@ def _summary(result: Result) -> None:
     width = max(map(len, rows))
     for key, value in rows.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        click.echo(f"{key.ljust(width)}  {text}")
+        say(f"{key.ljust(width)}  {text}")

@@ -234,7 +234,7 @@ def _version(where: object, header: Mapping[str, Any]) -> int:
     if type(version) is not int or version < 1:
         raise InvalidHeaderError(f"must be a whole number from 1, not {version!r}", where, "file_version")
     if version > FULL:
-        writer = str(header.get("adapterkit", "an unknown release"))[:40]
+        writer = " ".join(str(header.get("adapterkit", "an unknown release"))[:40].split())
         message = f"is of file version {version}, written by adapterkit {writer}"
         hint = f"this release, {adapterkit.__version__}, reads versions up to {FULL}: pip install -U adapterkit"
         raise UnsupportedFileError(f"{message}; {hint}", where)

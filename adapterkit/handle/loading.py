@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from adapterkit.errors import (
     UnexpectedKeysError,
     UnknownAdapterTypeError,
     did_you_mean,
+    printable,
+    shown,
 )
 from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_shared, share
 from adapterkit.handle.skeletons import Skeleton, Skeletons
@@ -35,6 +38,9 @@ from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.points import InjectionPoint, Points
+
+_PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def build_loaded(
     ]
     _check_apart(built, source)
     for note in notes:
-        warnings.warn(f"{source}: {note}", stacklevel=4)
+        warnings.warn(printable(f"{source}: {note}"), stacklevel=4)
     return built, notes
 
 
@@ -125,7 +131,7 @@ def config_of(checkpoint: Part, source: object) -> AdapterConfig:
     spec = manager.adapters().get(checkpoint.type)
     if spec is None:
         near = did_you_mean(checkpoint.type, manager.adapters())
-        told = f"adapter type {checkpoint.type!r} is unknown here. {_whence(checkpoint)}{near} {manager.hint()}"
+        told = f"adapter type {shown(checkpoint.type)} is unknown here. {_whence(checkpoint)}{near} {manager.hint()}"
         raise UnknownAdapterTypeError(told.rstrip(), source, "type")
     try:
         cls = class_of(spec, AdapterConfig)
@@ -142,7 +148,9 @@ def _whence(checkpoint: Part) -> str:
     """How to get the type of a checkpoint. Without a distribution on record no install line is made up."""
     if not checkpoint.distribution:
         return "It was registered by the program that wrote the file; register it here in the same way."
-    version = f" {checkpoint.version}" if checkpoint.version else ""
+    if not _PACKAGE.fullmatch(checkpoint.distribution):  # a line to be copied into a shell is not the file's to write
+        return f"The file says that {shown(checkpoint.distribution)} provides it, which is no name of a package."
+    version = f" {checkpoint.version}" if _VERSION.fullmatch(checkpoint.version) else ""
     return (
         f"The file was written with {checkpoint.distribution}{version}; "
         f"if you trust that package: pip install {checkpoint.distribution}."
@@ -156,7 +164,7 @@ def check_base(
     for name, made_for in checkpoint.base.items():
         if name not in mapped.components:
             raise BaseMismatchError(
-                f"made for a component {name!r} ({made_for.get('family')}), "
+                f"made for a component {name!r} ({shown(made_for.get('family'))}), "
                 f"and {mapped.label} has only {', '.join(mapped.components)}",
                 source,
                 "base",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.config import AdapterConfig
-from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError
+from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.loading import Target, check_base, config_of, fitting, points_of
 from adapterkit.handle.state import Attached
@@ -65,7 +65,7 @@ def refill(
         for module, values in filled:
             module.load_state_dict(values, strict=False)
     for note in target.notes:
-        warnings.warn(f"{source}: {note}", stacklevel=4)
+        warnings.warn(printable(f"{source}: {note}"), stacklevel=4)
     return target.notes
 
 

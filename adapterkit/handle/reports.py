@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterkit.checkpoint import ReadReport
+from adapterkit.errors import printable
 from adapterkit.mapping.targets import some
 
 
@@ -88,7 +89,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         head = f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points"
-        return "\n  ".join([head, *self._origin(), *self.notes])
+        return printable("\n  ".join([head, *self._origin(), *self.notes]))
 
     def _origin(self) -> Iterator[str]:
         read = self.read

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, TextIO
 
+from adapterkit.errors import printable
+
 
 class Progress(ABC):
     """Told of every step, between `__enter__` and `__exit__`.
@@ -74,7 +76,7 @@ class PlainProgress(Progress):
             )
 
     def message(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
 
 class BarProgress(Progress):
@@ -104,7 +106,7 @@ class BarProgress(Progress):
         self._bar.update(self._task, completed=step, status=status)
 
     def message(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(printable(text), highlight=False, markup=False)
 
 
 class NoProgress(Progress):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import adapterkit as ak
 from adapterkit.cli.main import main
@@ -104,3 +106,71 @@ def test_a_flipped_bit_is_found(file: Path):
     result = call(file)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
+
+
+STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\rerror: none\n-- b"
+
+
+def forged(file: Path, **values: object) -> Path:
+    """The same file, but for some fields of its header."""
+    header = json.loads(load_file_metadata(file))
+    tensors = load_file(file)
+    save_file(tensors, file, {"adapterkit": json.dumps(header | values)})
+    return file
+
+
+def load_file_metadata(file: Path) -> str:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()["adapterkit"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"metadata": {STEERING: STEERING}},
+        {"distribution": STEERING, "version": STEERING},
+        {"backends": {"toy": STEERING}, "base": {"toy": {"family": STEERING}}},
+        {"config": {"targets": STEERING}},
+        {"type": STEERING},
+        {STEERING: 1},
+        {"adapterkit": STEERING},
+        {"adapterkit": STEERING, "file_version": 9},
+    ],
+)
+def test_what_a_file_says_steers_no_terminal(file: Path, values: dict[str, object]):
+    result = call(forged(file, **values))
+    assert not {*"\x1b\x07\x9b\u202e\r"} & {*result.output}
+    assert "\n-- b" not in result.output
+    assert "owned" in result.output or result.exit_code == 0
+
+
+def test_what_a_name_in_a_file_says_is_on_one_line(file: Path):
+    adapters = ak.Adapters(toys.ToyModel())
+    adapters.load(file, "a")
+    adapters.save(["a"], file)
+    header = json.loads(load_file_metadata(file))
+    header["adapters"] = {STEERING: header["adapters"].pop("a")}
+    tensors = {key.replace("a/", f"{STEERING}/", 1): value for key, value in load_file(file).items()}
+    save_file(tensors, file, {"adapterkit": json.dumps(header)})
+    result = call(file)
+    assert not {*"\x1b\x07\x9b\u202e\r"} & {*result.output}
+    assert "\n-- b" not in result.output
+
+
+def test_an_error_offers_no_line_for_a_shell_that_the_file_has_written(file: Path):
+    adapters = ak.Adapters(toys.ToyModel())
+    for distribution in ("x; curl example.org | sh", "-r requirements.txt", "$(reboot)", "x y", "x\ny"):
+        with pytest.raises(ak.UnknownAdapterTypeError, match="which is no name of a package") as caught:
+            adapters.load(forged(file, type="strange", distribution=distribution), "new")
+        assert "pip install" not in str(caught.value)
+    with pytest.raises(ak.UnknownAdapterTypeError, match=r"-ia9; if you trust that package: pip install") as caught:
+        adapters.load(forged(file, distribution="adapterkit-ia9", version="1; reboot"), "new")
+    assert "reboot" not in str(caught.value)
+
+
+def test_a_warning_of_a_load_steers_no_terminal(file: Path):
+    adapters = ak.Adapters(toys.ToyModel())
+    base = {"toy": {"family": STEERING, "roles": {}}}
+    with pytest.warns(UserWarning, match="made for another base") as caught:
+        report = adapters.load(forged(file, base=base), "new", strict=False)
+    assert not {*"\x1b\x07\x9b\u202e\r"} & {*f"{report}{caught[0].message}"}
