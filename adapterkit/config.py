@@ -199,6 +199,11 @@ class AdapterConfig:
             base: `base(point id)` reads the weight and bias of the frozen base there, as `initialise` is given them.
         """
 
+    @property
+    def adapts(self) -> bool:
+        """Whether `after_step` does anything: a loop that never calls it is told so. By default, if it is defined."""
+        return type(self).after_step is not AdapterConfig.after_step
+
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         """Runs after every optimizer step in training, without grad; gradients are still there.
 

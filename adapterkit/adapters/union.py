@@ -238,6 +238,10 @@ class Union(AdapterConfig):
         for place, part in enumerate(self.parts):
             part.observed(_members(modules, place), base)
 
+    @property
+    def adapts(self) -> bool:
+        return any(part.adapts for part in self.parts)
+
     def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
         for place, part in enumerate(self.parts):
             part.after_step(_members(modules, place), step, steps)

@@ -43,6 +43,7 @@ class Attached:
         metadata: What its file says beside the tensors.
         held: Point id -> names of the parameters that the type itself built with `requires_grad=False`.
         reads: Names of the side inputs that it reads.
+        untold: What counts the steps of which it is not told.
     """
 
     parts: Sequence[Built]
@@ -52,6 +53,7 @@ class Attached:
     metadata: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
+    untold: list[Any] = field(default_factory=list, compare=False)
 
     @property
     def configs(self) -> list[AdapterConfig]:

@@ -17,6 +17,7 @@ from adapterkit.handle.base import Access
 from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.starting import Values, base_values
 from adapterkit.handle.state import Attached, State
+from adapterkit.handle.untold import watch_steps
 from adapterkit.kernels.spans import read_span
 from adapterkit.points import InjectionPoint, ParameterPoint
 
@@ -31,7 +32,10 @@ class Learning(Access):
         choices.check_names(names, self._state.adapters)
         if not names:
             raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
-        self._state.train(names)
+        state = self._state
+        state.train(names)
+        for name in names:
+            watch_steps(name, state.adapters[name])
 
     def freeze(self, *names: str) -> None:
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
@@ -85,7 +89,10 @@ class Learning(Access):
             steps: Of the whole training.
         """
         for name in sorted(self._state.trained):
-            for part in self._state.adapters[name].parts:
+            attached = self._state.adapters[name]
+            for watch in attached.untold:
+                watch.stop()
+            for part in attached.parts:
                 part.config.after_step(part.modules, step, steps)
 
     @contextlib.contextmanager
