@@ -34,6 +34,10 @@ def model() -> toys.ToyModel:
 
 @pytest.fixture
 def adapters(model: toys.ToyModel) -> ak.Adapters:
+    return adapted(model)
+
+
+def adapted(model: toys.ToyModel) -> ak.Adapters:
     adapters = ak.Adapters(model)
     for i, (name, config) in enumerate(CONFIGS.items()):
         adapters.add(name, config)
@@ -467,7 +471,10 @@ def test_wrong_configs(make: object, message: str) -> None:
 # -- torch.compile --------------------------------------------------------------------------------------------------
 
 
-def test_other_weights_need_no_other_program(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+def test_other_weights_need_no_other_program() -> None:
+    toys.register()
+    model = toys.ToyModel(layers=1).double().eval()
+    adapters = adapted(model)
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
