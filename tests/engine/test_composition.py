@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -81,9 +82,10 @@ class Sublayers:
 
     def expected(self, order: tuple[str, ...]) -> Tensor:
         model = self.model
+        blocks: Any = model.blocks
         with self.adapters.disabled():
             h = model.embed(X)
-            for i, block in enumerate(model.blocks):
+            for i, block in enumerate(blocks):
                 h = h + block.attn(block.norm1(h))[0]
                 s = block.mlp(block.norm2(h))
                 for name in order:
@@ -234,7 +236,7 @@ def test_wrong_expressions(make: object, message: str) -> None:
 def test_expressions_are_values() -> None:
     each = [ak.Stack("a", ak.Average("b", "c")), ak.Split({"a": (0, 3), ak.Stack("b"): (3, None)}), ak.Parallel("a")]
     for one in each:
-        assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one) == eval(repr(one), vars(ak))
+        assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one) == eval(repr(one), dict(vars(ak)))
         assert hash(one) == hash(copy.deepcopy(one))
     assert each[0].names == ("a", "b", "c")
     assert ak.Stack("a") != ak.Parallel("a")
@@ -274,9 +276,10 @@ def fused(model: toys.ToyModel, necks: ak.Adapters) -> ak.Adapters:
 def test_fusion_is_its_equation(model: toys.ToyModel, fused: ak.Adapters) -> None:
     y = run(model, fused, "fusion")
     sublayers = Sublayers(model, fused)
+    blocks: Any = model.blocks
     with fused.disabled():
         h = model.embed(X)
-        for i, block in enumerate(model.blocks):
+        for i, block in enumerate(blocks):
             h = h + block.attn(block.norm1(h))[0]
             s = block.mlp(block.norm2(h))
             u = [sublayers.at(i, name, s, h) - s for name in ("neck", "other")]
@@ -359,7 +362,7 @@ def test_a_union_is_its_parts_together(model: toys.ToyModel, union: ak.Union) ->
     for place, part in enumerate(union.parts):
         adapters.add(f"p{place}", part)
         for key, module in adapters.modules(f"p{place}").items():
-            member = adapters.modules("union")[key].members[str(place)]  # type: ignore[union-attr,index]
+            member: Any = adapters.modules("union")[key].members[str(place)]  # type: ignore[union-attr,index]
             module.load_state_dict(member.state_dict())
     assert close(run(model, adapters, ["p0", "p1"]), y)
 
