@@ -214,6 +214,26 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
 
 
+def attached_with(module: nn.Module, point: InjectionPoint) -> InjectionPoint | None:
+    """The point that the adapters which are at a point were built for."""
+    site = site_of(module)
+    slot = None if site is None else site.slots._modules.get(_key(point))
+    return slot.point if isinstance(slot, Slot) else None
+
+
+def move(old: nn.Module, new: nn.Module) -> None:
+    """Takes the adapters of weights from a module to one of its own class, which has taken its place."""
+    site: Site = old.__dict__.pop(SITE)
+    del old._modules[CHILD]
+    old.__class__ = site.base
+    new.__dict__[SITE] = site
+    new._modules[CHILD] = site.slots
+    site.slots.train(new.training)
+    site.handler = handler_of(new)
+    new.__class__ = adapted_class(site.base, site.read)
+    site.changed()
+
+
 def detach(module: nn.Module, point: InjectionPoint, name: str) -> None:
     """Takes one adapter away from one point of a module; the last one restores the module.
 

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from adapterkit.backend import Lengthening
@@ -134,6 +135,8 @@ def _around_weights(site: Site, found: Found) -> list[Around]:
         return []
     point = found[0][0].point
     side = _side(site.switch, found[0][0])
+    if point.in_span is not None and point.form == "embedding":
+        return [functools.partial(_around_indices, point, side, together(found[0][1]))]
     if point.in_span is not None:
         return [functools.partial(_around_columns, found, side)]
     if point.span is not None:
@@ -182,6 +185,23 @@ def _around_columns(
             base = PartBase(whole, x, part, point.in_span, point, functools.partial(base_weight, module, point))
             out = out + effects(part, base(part), base, active)
     return out
+
+
+def _around_indices(
+    point: InjectionPoint,
+    side: Side,
+    act: Combine,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Tensor:
+    """An embedding that has got more rows than its adapters know."""
+    x, run = first_argument(forward, args, kwargs)
+    rows = 0 if point.in_span is None else point.in_span.size
+    known = x.clamp(max=rows - 1)
+    base = WholeBase(run, known, side, point, functools.partial(base_weight, module, point))
+    return torch.where((x < rows).unsqueeze(-1), act(known, base), run(x))
 
 
 # -- sequences --------------------------------------------------------------------------------------------------------

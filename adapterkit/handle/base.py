@@ -24,6 +24,7 @@ class Access:
         self._options = (backend, roles)
         self._mapped = mapped_as_found(model, backend, roles)
         self._fresh = State(self._mapped)
+        self._known: MappedModel | None = None
 
     @property
     def _state(self) -> State:
@@ -34,21 +35,20 @@ class Access:
             if self._fresh.mapped is not self._mapped:
                 self._fresh = State(self._mapped)
             return self._fresh
-        if found.mapped is not self._mapped:
-            self._mapped = known_as(self._mapped, found)
+        if found.mapped is not self._mapped and found.mapped is not self._known:
+            self._mapped, self._known = known_as(self._mapped, found), found.mapped
         return found
 
     def _replaced(self) -> dict[str, nn.Module]:
         """The components that are other models now in the pipeline which the handle is on. One that is None is none."""
         if self._pipeline is None:
             return {}
-        now = {name: getattr(self._pipeline, name, None) for name in self._mapped.components}
-        return {
-            name: model
-            for name, model in now.items()
-            if isinstance(model, nn.Module) and model is not (root := self._mapped.components[name].root)
-            if peel(model) is not root
-        }
+        found: dict[str, nn.Module] = {}
+        for name, component in self._mapped.components.items():
+            now = getattr(self._pipeline, name, None)
+            if now is not component.root and isinstance(now, nn.Module) and peel(now) is not component.root:
+                found[name] = now
+        return found
 
     def _follow(self, replaced: Mapping[str, nn.Module]) -> None:
         """The handle is about the models that are in the pipeline now, where no adapter is in those that were."""

@@ -54,6 +54,12 @@ def thaw(roots: Iterable[nn.Module]) -> None:
                 parameter.requires_grad_(flag)
 
 
+def hand_over(old: nn.Module, new: nn.Module) -> None:
+    """One module has taken another's place."""
+    if _FOUND in old.__dict__:
+        new.__dict__[_FOUND] = old.__dict__.pop(_FOUND)
+
+
 def base_modules(roots: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Every module that is no adapter's, once. The cost is the base's alone."""
     stack, seen = [*roots][::-1], set[int]()

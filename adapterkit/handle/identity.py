@@ -51,9 +51,10 @@ def state_of(mapped: MappedModel) -> State | None:
         AttachError: They have several, which cannot become one.
     """
     roots = [one.root for one in mapped.components.values()]
+    for state in states_at(roots[0]):
+        if state.mapped is mapped:
+            return state
     found = list({id(state): state for root in roots for state in states_at(root)}.values())
-    if len(found) == 1 and found[0].mapped is mapped:
-        return found[0]
     around = [state for state in found if _covers(state.mapped, mapped)]
     same = [state for state in around if _covers(mapped, state.mapped)]
     if same or len(around) == 1:

@@ -69,6 +69,12 @@ class Original(ABC):
 
     module: nn.Module
 
+    def move(self, module: nn.Module) -> None:
+        """Another module has taken the place of the one that it is of."""
+        self.module = module
+        self.stand_ins = {name: module.get_parameter(name) for name in self.stand_ins}
+        self.__post_init__()
+
     @abstractmethod
     def restore(self) -> None:
         """Puts it back, on the device that the model has now."""

@@ -65,6 +65,13 @@ class Attached:
         """The names of the models in which it acts."""
         return frozenset(point.component for point in self.points.values())
 
+    def at(self, changed: Mapping[str, InjectionPoint]) -> Attached:
+        """The same adapter, where some of its points are others now."""
+        if not changed:
+            return self
+        parts = [dataclasses.replace(one, points=[changed.get(p.id, p) for p in one.points]) for one in self.parts]
+        return dataclasses.replace(self, parts=parts, points={**self.points, **changed})
+
     @property
     def type_name(self) -> str:
         """What it is, for messages."""
@@ -138,7 +145,7 @@ class State:
                 attach.detach(mapped.module(point), point, name)
             raise
         for point in points:
-            self.places.put(place_of(point), mapped.root(point), mapped.module(point))
+            self.places.put(point, mapped.root(point), mapped.module(point))
         self._grow(mapped)
         self._watch([place_of(p) for p in points if isinstance(p, ParameterPoint) and p.layout.access == "any"])
         by_id = {point.id: point for point in points}
@@ -165,6 +172,8 @@ class State:
                 "it has adapters of a handle on another model, of which this one shares a part or is one; use that "
                 "handle, or detach it first"
             )
+        if (told := attach.attached_with(module, point)) is not None and _cut(told) != _cut(point):
+            return "it was resized after adapters had been attached to it; remove those first"
         return attach.refusal(module) or (None if reach.seam is None else _unreached(reach.seam, module, adapter))
 
     def _watch(self, places: Iterable[Place]) -> None:
@@ -189,10 +198,9 @@ class State:
         self.frozen |= other.frozen
         mine, theirs = self.switch.default, other.switch.default
         self.switch.default = Selection({**mine.weights, **theirs.weights}, {**mine.asked, **theirs.asked})
+        self.places.take(other.places)
         for place in other.places:
-            root, module = other.places.both(place)
-            self.places.put(place, root, module)
-            if (site := attach.site_of(module)) is not None:
+            if (site := attach.site_of(other.places[place])) is not None:
                 site.switch = self.switch
                 site.changed()
         watched = [*other.watched]
@@ -287,6 +295,10 @@ class State:
             thaw(self.roots)
         self.frozen = False
         self.leave(self.lookouts)
+
+
+def _cut(point: InjectionPoint) -> tuple[object, ...]:
+    return (point.span, point.in_span, point.shape)
 
 
 def states_at(root: nn.Module) -> tuple[State, ...]:

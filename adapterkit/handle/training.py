@@ -32,6 +32,7 @@ class Learning(Access):
         choices.check_names(names, self._state.adapters)
         if not names:
             raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
+        self._check()
         state = self._state
         state.train(names)
         for name in names:
@@ -108,6 +109,7 @@ class Learning(Access):
             StateError: Weights are merged.
         """
         attached = self._attached(name)
+        self._check()
         self._require_unmerged("observe inputs")
         switch = self._state.switch
         with switch.overridden(switch.current.without(frozenset({name}))), observing(self._state, attached):

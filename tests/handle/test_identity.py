@@ -56,6 +56,8 @@ def test_a_replaced_module_is_named_by_every_verb_and_detaching_still_works(what
     for verb in (
         adapters.report,
         adapters.merge,
+        adapters.bake,
+        lambda: adapters.train("a"),
         lambda: adapters.save("a", tmp_path / "a.safetensors"),
         lambda: adapters.checkpoint("a"),
         lambda: adapters.add("b", ak.LoRA(rank=2, targets="attn.q")),
@@ -208,3 +210,105 @@ def test_a_copy_of_a_merged_model_unmerges(copied: Callable[[nn.Module], nn.Modu
     adapters.unmerge()
     ak.Adapters(twin).unmerge()
     assert torch.equal(twin(toys.ids()), model(toys.ids()))
+
+
+# -- resized ----------------------------------------------------------------------------------------------------------
+
+
+def resize(model: Any, rows: int, *, tied: bool = True) -> None:
+    """As transformers does: the embedding's weight in place, and a new head that begins with the old one's rows."""
+    embed = model.embed
+    table = torch.randn(rows, toys.WIDTH).double()
+    known = min(rows, len(embed.weight))
+    table[:known] = embed.weight.data[:known]
+    embed.weight.data, embed.num_embeddings = table, rows
+    if tied:
+        model.head.weight, model.head.out_features = embed.weight, rows
+        return
+    fresh = nn.Linear(toys.WIDTH, rows, bias=False).double().requires_grad_(model.head.weight.requires_grad)
+    fresh.weight.data[:known] = model.head.weight.data[:known]
+    model.head = fresh
+
+
+CONFIGS: dict[str, ak.AdapterConfig] = {
+    "lora": ak.LoRA(rank=2, targets="embed.tokens head"),
+    "dora": ak.DoRA(rank=2, targets="head"),
+    "a whole head": ak.Trainable("head"),
+    "a whole embedding": ak.Trainable("embed.tokens"),
+}
+
+
+def untied(config: ak.AdapterConfig, *, tied: bool) -> tuple[Any, ak.Adapters]:
+    model: Any = toys.ToyModel(layers=1).double().eval()
+    if not tied:
+        model.head.weight = nn.Parameter(torch.randn_like(model.head.weight))
+    adapters = ak.Adapters(model)
+    adapters.add("a", config)
+    randomize(adapters, "a")
+    return model, adapters
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_adapters_act_on_where_a_vocabulary_has_grown(config: ak.AdapterConfig, tied: bool) -> None:
+    model, adapters = untied(config, tied=tied)
+    ids, more = toys.ids(), torch.full((1, 2), toys.VOCABULARY + 1)
+    y, known = model(ids), toys.VOCABULARY
+    with adapters.disabled():
+        base = model(ids)
+    resize(model, known + 3, tied=tied)
+    torch.testing.assert_close(model(ids)[..., :known], y, rtol=1e-10, atol=1e-10)
+    with adapters.disabled():
+        torch.testing.assert_close(model(ids)[..., :known], base, rtol=1e-10, atol=1e-10)
+        rows = model.embed(more)
+    z = model(torch.cat([ids, more.expand(len(ids), -1)], dim=1))
+    assert torch.equal(model.embed(more), rows)  # what is new is the base's
+    with adapters.merged():
+        both = model(torch.cat([ids, more.expand(len(ids), -1)], dim=1))
+        torch.testing.assert_close(both, z, rtol=1e-10, atol=1e-10)
+    model(ids).sum().backward()
+    assert any(parameter.grad is not None for parameter in adapters.parameters())
+    with pytest.raises(errors.AttachError, match="was resized after adapters had been attached"):
+        adapters.add("b", config)
+    adapters.detach()
+    torch.testing.assert_close(model(ids)[..., :known], base, rtol=1e-10, atol=1e-10)
+    assert model.embed.weight.requires_grad
+    assert not any("adapterkit" in key for key in model.state_dict())
+    adapters.add("b", config)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("targets", ["embed.tokens", "head", "embed.tokens head"])
+def test_rows_that_come_while_merged_stay(targets: str, tied: bool) -> None:
+    model, adapters = untied(ak.LoRA(rank=2, targets=targets), tied=tied)
+    embed, head = model.embed.weight.detach().clone(), model.head.weight.detach().clone()
+    y, known = model(toys.ids()), toys.VOCABULARY
+    adapters.merge()
+    resize(model, known + 3, tied=tied)
+    merged = model(toys.ids())
+    if not tied:
+        torch.testing.assert_close(merged[..., :known], y, rtol=1e-10, atol=1e-10)
+    adapters.unmerge()
+    assert model.embed.weight.shape == model.head.weight.shape == (known + 3, toys.WIDTH)
+    assert torch.equal(model.embed.weight[:known], embed)
+    assert torch.equal(model.head.weight[:known], head)
+    adapters.detach()
+
+
+@pytest.mark.parametrize("targets", ["embed.tokens", "head"])
+def test_a_vocabulary_that_has_shrunk_is_told(targets: str) -> None:
+    model, adapters = untied(ak.LoRA(rank=2, targets=targets), tied=True)
+    model(toys.ids())
+    resize(model, 5)
+    for verb in (adapters.merge, adapters.report, lambda: model(toys.ids() % 5)):
+        with pytest.raises(errors.ReplacedError, match=r"is \(5, 8\) now, and 'a' was made for \(11, 8\)"):
+            verb()
+    adapters.detach()
+
+
+def test_another_head_of_the_same_size_is_another_head() -> None:
+    model, adapters = untied(ak.LoRA(rank=2, targets="head"), tied=False)
+    model.head = nn.Linear(toys.WIDTH, toys.VOCABULARY, bias=False).double()
+    with pytest.raises(errors.ReplacedError, match="head was replaced"):
+        model(toys.ids())
+    adapters.detach()
