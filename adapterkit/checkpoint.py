@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from adapterkit.errors import CheckpointError
+from adapterkit.errors import CheckpointError, NonFiniteError
 from adapterkit.points import Points
 
 if TYPE_CHECKING:
@@ -139,9 +139,18 @@ class WriteOptions:
     approximate: bool = False
 
     def cast(self, tensor: Tensor) -> Tensor:
-        """The tensor as it is to be written: detached, on the CPU, contiguous, in `dtype` if it has floating point."""
+        """The tensor as it is to be written: detached, on the CPU, contiguous, in `dtype` if it has floating point.
+
+        Raises:
+            NonFiniteError: A finite value of it is infinite in `dtype`.
+        """
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to("cpu", dtype).contiguous()
+        here = tensor.detach().to("cpu")
+        cast = here.to(dtype).contiguous()
+        if dtype != here.dtype and (lost := int((here.double().isfinite() & ~cast.double().isfinite()).sum())):
+            most = torch.finfo(dtype).max
+            raise NonFiniteError(f"{lost} of {cast.numel()} values are beyond {dtype}, which ends at {most:g}")
+        return cast
 
 
 @dataclass(frozen=True)

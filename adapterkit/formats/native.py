@@ -126,7 +126,10 @@ def _writable(target: Path, part: Part, options: WriteOptions) -> dict[tuple[str
     for point, own in part.tensors.items():
         for name, tensor in own.items():
             key = native_header.key_of(target, point, name)
-            tensors[point, name] = tensor = options.cast(tensor)
+            try:
+                tensors[point, name] = tensor = options.cast(tensor)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}; save it in a wider dtype", target, key) from None
             _check_dtype(target, key, tensor.dtype)
             if not torch.isfinite(tensor).all():
                 _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", target, key)

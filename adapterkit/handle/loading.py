@@ -317,7 +317,7 @@ def fitting(
     loaded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         _check_tensor(tensor, expected[name], target, f"{key}/{name}")
-        loaded[name] = _placed(tensor, *placement, target.notes)
+        loaded[name] = _placed(tensor, *placement, target, f"{key}/{name}")
     return loaded
 
 
@@ -336,12 +336,15 @@ def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) ->
         raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
 
 
-def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, notes: list[str]) -> Tensor:
+def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, target: Target, key: str) -> Tensor:
     """A copy on the base's device; the caller's tensor is never aliased."""
     dtype = tensor.dtype
     if dtype == torch.float64 and base_dtype != torch.float64:
         dtype = torch.float32
         note = "float64 tensors were cast to float32"
-        if note not in notes:
-            notes.append(note)
-    return torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)
+        if note not in target.notes:
+            target.notes.append(note)
+    placed = torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)
+    if dtype != tensor.dtype and (bad := not_finite(placed)):
+        raise NonFiniteError(f"{bad} of {tensor.numel()} values are beyond {dtype}", target.source, key)
+    return placed

@@ -21,6 +21,7 @@ from adapterkit.errors import NotMergeableError, PluginError, StateError, blamin
 from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
+from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
@@ -144,6 +145,8 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
         old = None  # a parametrized weight: what is put there would be lost
     if old is None or not old.is_floating_point():
         raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
+    if old.dtype.itemsize == 1:  # float8 rounds most of an update away
+        raise NotMergeableError(f"{target.keys}: a weight in {old.dtype} keeps no merge; keep it active instead")
     if old.is_meta and "forward" in target.module.__dict__:
         raise NotMergeableError(f"{target.keys}: the weight is offloaded; merge before the offload hooks are added")
     if hasattr(old, "device_mesh"):  # a DTensor: fully_shard keeps its own record of it
@@ -158,18 +161,33 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
         new_weight = canonical(folded, layout)
     else:
         new_weight, new_bias = _fold_stack(target, weight, bias)
-    for tensor, what in ((new_weight, "weight"), (new_bias, "bias")):
-        if tensor is not None and not tensor.is_meta and not _is_finite(tensor):
-            raise NotMergeableError(
-                f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
-            )
-    changed = new_weight.to(old.dtype).contiguous(memory_format=_memory_format(old))
+    changed = _narrowed(target, new_weight, old.dtype, "weight").contiguous(memory_format=_memory_format(old))
     if new_bias is bias or new_bias is None:
         return changed, None
     if handler is None and layout.bias_parameter not in target.module._parameters:
         kind = type(target.module).__name__
         raise NotMergeableError(f"{target.keys}: {kind} cannot take the bias that merging needs")
-    return changed, new_bias.to(old.dtype)
+    return changed, _narrowed(target, new_bias, old.dtype, "bias")
+
+
+def _narrowed(target: _Target, value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """A merged tensor in the base's dtype.
+
+    Raises:
+        NotMergeableError: It is not finite there.
+    """
+    narrow = value.to(dtype)
+    if not not_finite(narrow):
+        return narrow
+    if not_finite(value):
+        raise NotMergeableError(
+            f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
+        )
+    told = f"merging at {target.keys} would give a {what} with {value.abs().max().item():g} in it, and {dtype} ends at"
+    raise NotMergeableError(
+        f"{told} {torch.finfo(dtype).max:g}; nothing was changed. Merge it with a smaller weight, keep it active "
+        "instead, or load the base in a wider dtype"
+    )
 
 
 def _plain(target: _Target, weight: Tensor | None, bias: Tensor | None) -> nn.Module | None:
@@ -198,11 +216,6 @@ def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[T
                 raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
             new_bias[index] = folded_bias
     return weight, new_bias
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # NaN and infinity survive a sum, which needs no memory; a sum may also overflow, so only then look at each.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

@@ -23,4 +23,4 @@ def not_finite(tensor: Tensor) -> int:
     # One NaN or infinity makes the sum one too. A sum that only overflows is counted to be sure.
     if wide is not None and math.isfinite(tensor.sum(dtype=wide).item()):
         return 0
-    return tensor.numel() - int(torch.isfinite(tensor).sum())
+    return tensor.numel() - int(torch.isfinite(tensor.float() if wide is None else tensor).sum())
