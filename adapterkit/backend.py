@@ -163,11 +163,14 @@ class Backend(ABC):
             itself.
         whole_blocks: Whether every block around sublayers takes the residual stream as its first input, and gives it
             back alone or first, so that its output is a point of the role `hidden`.
+        refuses: Methods, of the model or of modules in it, that would put other layers in the place of those that
+            adapters act on -> why, and what to do instead. While adapters are attached, calling one is an error.
     """
 
     component: ClassVar[str] = "model"
     in_pipelines: ClassVar[bool] = True
     whole_blocks: ClassVar[bool] = False
+    refuses: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

@@ -108,6 +108,9 @@ CONDITIONS = (
 )
 
 
+_FUSING = "the model would compute with a copy of the layers that adapters act on; bake() them or detach() first"
+
+
 class DiffusersBackend(Backend):
     """A family of diffusers: a table, and the seam of its attention.
 
@@ -118,6 +121,7 @@ class DiffusersBackend(Backend):
 
     attention: ClassVar[type[AttentionSeam]] = DiffusersAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {}
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(("fuse_qkv_projections", "fuse_projections"), _FUSING)
 
     @abstractmethod
     def groups(self, model: nn.Module) -> Sequence[Group]:

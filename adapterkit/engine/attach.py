@@ -8,9 +8,11 @@ the module, so that `.to`, sharding and `train()` reach them. Detaching restores
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
@@ -21,6 +23,7 @@ from adapterkit.engine.site import Site
 from adapterkit.engine.slots import Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sequences import cut
+from adapterkit.mapping import hooked
 from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
@@ -90,10 +93,12 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
     class Adapted(base):  # type: ignore[misc,valid-type]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            site = self.__dict__.get(SITE)
-            if site is None:  # detached, and another library's hook (accelerate's) still holds this method
-                return base.forward(self, *args, **kwargs)
-            return site.call(self, super().forward, args, kwargs)
+            if not isinstance(self, Adapted):  # of another class by now, and a hook (accelerate's) still holds this
+                return type(self).forward(self, *args, **kwargs)
+            return self.__dict__[SITE].call(self, super().forward, args, kwargs)
+
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            return _moved(self, super().to, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any, /) -> tuple[Any, ...]:
             # A dynamic class cannot be pickled by reference: rebuild it from its base.
@@ -108,6 +113,32 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
     Adapted.__name__, Adapted.__qualname__, Adapted.__module__ = base.__name__, base.__qualname__, base.__module__
     Adapted.__doc__ = base.__doc__
     return Adapted
+
+
+@functools.cache
+def _beneath(base: type[nn.Module]) -> Callable[..., Any]:
+    """What hooks around a module's forward are given in place of the module's own: that of whatever class it has."""
+
+    @functools.wraps(base.forward)
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(module).forward(module, *args, **kwargs)
+
+    return forward
+
+
+def _moved(module: nn.Module, to: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """`module.to`. A cast of this layer alone, by what is around its forward, is none of its adapters'."""
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    if dtype is None or not hooked.being_hooked(module):
+        return to(*args, **kwargs)
+    slots = module._modules.pop(CHILD)
+    try:
+        to(*args, **kwargs)
+    finally:
+        module._modules[CHILD] = slots
+    if device is not None and slots is not None:
+        slots.to(device)
+    return module
 
 
 def _reading(name: str) -> property:
@@ -138,16 +169,18 @@ def site_of(module: nn.Module) -> Site | None:
     return module.__dict__.get(SITE)
 
 
-def refusal(module: nn.Module) -> str | None:
-    """Why this module cannot be adapted in place, or None."""
-    if hasattr(next(module.parameters(), None), "device_mesh"):  # a DTensor
+def refusal(root: nn.Module, path: str) -> str | None:
+    """Why the module at a path cannot be adapted in place, or None."""
+    module = module_at(root, path)
+    first = next(module.parameters(), None)
+    if hasattr(first, "device_mesh"):  # a DTensor
         return "its weights are sharded; add adapters before fully_shard, which then shards them too"
     if site_of(module) is not None:
         return None if is_adapted(module) else "its class was changed after an adapter was attached"
-    first = next(module.parameters(), None)
-    offloaded = first is not None and first.is_meta and any("forward" in part.__dict__ for part in module.modules())
-    if offloaded or "forward" in module.__dict__:
-        return "its forward was replaced on the instance (an offload hook?); attach adapters before such hooks"
+    if hooked.is_hooked(module) and not hooked.held_forwards(module):
+        return "its forward was replaced on the instance by a function that hides its own; attach adapters before that"
+    if first is not None and (reason := hooked.takes_along(root, path, first.device)):
+        return reason
     if isinstance(module._modules.get(CHILD), nn.Module):
         return f"it already has a child called {CHILD!r}"
     if any(name.startswith("__jit") for name in type(module).__dict__):
@@ -172,6 +205,7 @@ def attach(
         module.__dict__[SITE] = site
         module._modules[CHILD] = site.slots
         site.base, site.handler = type(module), handler_of(module)
+        site.own_forward = hooked.exchange_forward(module, MethodType(_beneath(site.base), module))
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):
@@ -261,6 +295,7 @@ def detach(module: nn.Module, point: InjectionPoint, name: str) -> None:
     if not site.slots._modules:
         del module.__dict__[SITE]
         del module._modules[CHILD]
+        hooked.exchange_forward(module, site.own_forward or MethodType(site.base.forward, module))
     if adapted:
         module.__class__ = adapted_class(site.base, site.read) if site.slots._modules else site.base
 

@@ -25,6 +25,7 @@ from adapterkit.engine.switch import Switch
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.sums import Active, Combine, combine, effects, together
 from adapterkit.kernels.weights import base_weight
+from adapterkit.mapping import hooked
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
@@ -63,7 +64,20 @@ class Plan:
         arounds = [
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
-        self.call = _nested(arounds, _instead(site, self))
+        self.call: Around | None = _nested(arounds, _instead(site, self))
+        if not (torch.compiler.is_dynamo_compiling() or site.placed):  # a trace would guard what it reads
+            self.call = functools.partial(_first, site, self, self.call)
+
+
+def _first(
+    site: Site, plan: Plan, call: Around | None, module: nn.Module, forward: Forward, args: Any, kwargs: Any
+) -> Any:
+    """The first call: adapters go to where hooks have their module compute, whose weights may be elsewhere."""
+    plan.call, site.placed = call, True
+    device = hooked.hook_device(module)
+    if device is not None:
+        site.slots.to(device)
+    return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 
 def _read(found: Found) -> dict[str, list[Part]]:

@@ -18,6 +18,9 @@ from adapterkit.kernels.sums import combine
 from adapterkit.kernels.weights import canonical, point_weight
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
+_OF_THE_STACK = frozenset(("shape", "dtype", "device", "is_meta", "requires_grad", "data_ptr"))
+"""What is asked of the parameter itself, by the model and by offload hooks."""
+
 
 class StackedWeight:
     """A parameter [experts, ...] that a model reads expert by expert, with the adapters of each in its weight.
@@ -65,25 +68,16 @@ class StackedWeight:
     def __len__(self) -> int:
         return len(self._parameter)
 
-    @property
-    def shape(self) -> torch.Size:
-        """The parameter's."""
-        return self._parameter.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameter's."""
-        return self._parameter.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The parameter's."""
-        return self._parameter.device
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The whole, moved or cast. To the meta device goes the parameter: an offload hook puts it away."""
+        device, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        away = device is not None and device.type == "meta"
+        return (self._parameter if away else self.whole()).to(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.whole(), name)
+        return getattr(self._parameter if name in _OF_THE_STACK else self.whole(), name)
 
     @classmethod
     def __torch_function__(

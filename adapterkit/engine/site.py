@@ -34,7 +34,7 @@ class Site:
 
     switch: Switch
     base: type[nn.Module] = nn.Module
-    slots: Slots = field(default_factory=Slots)
+    slots: Slots = field(init=False)
     norms: dict[str, tuple[nn.Module | None, nn.Module | None]] = field(default_factory=dict)
     hooks: dict[str, list[RemovableHandle]] = field(default_factory=dict)
     seam: AttentionSeam | None = None
@@ -44,7 +44,12 @@ class Site:
     entries: dict[str, int] = field(default_factory=dict)
     projections: Projections | None = None
     handler: LayerHandler | None = None
+    own_forward: Any = None
+    placed: bool = False
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.changed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "plans": {}}
@@ -70,7 +75,7 @@ class Site:
 
     def changed(self) -> None:
         """Drops the plans: what they were made of is another now. One that is being made goes with them."""
-        self.plans = {}
+        self.plans, self.placed = {}, False
 
     def active(self, key: str) -> Active:
         """What acts now at one of the points."""
@@ -123,13 +128,15 @@ class Site:
         if not isinstance(point, ParameterPoint):
             return own
         layout = point.layout
+        away = own.is_meta or layout.access == "any"
+        if away and _is_apart(own, parts):  # an offload hook looks at a weight that is not here, or puts it away
+            return own
         weight, bias = stored_weight(module, layout)
         if layout.index is not None:
             return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
         folded = functools.partial(_folded, weight, bias, parts, layout, is_bias=name != layout.parameter)
         if layout.access == "any":
-            offloaded = any(p.is_meta for _, active in parts for adapter, _ in active for p in adapter.parameters())
-            if not self.switch.inside or offloaded:  # the user, or an offload hook, looks at the base's weight
+            if not self.switch.inside:  # the user looks at the base's weight
                 return own
             if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
                 return ReadWeight.of(own, folded)
@@ -149,6 +156,12 @@ class Site:
             if isinstance(point, ParameterPoint) and point.layout.index is not None:
                 by_index.setdefault(point.layout.index, []).append((point, active))
         return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
+
+
+def _is_apart(own: Tensor, parts: Sequence[Part]) -> bool:
+    """Whether either a weight or the adapters in it have no values now."""
+    adapters = (adapter for _, active in parts for adapter, _ in active)
+    return any(parameter.is_meta != own.is_meta for adapter in adapters for parameter in adapter.parameters())
 
 
 def _folded(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.engine.attending import Attending
@@ -79,10 +79,37 @@ class Slot(nn.Module):
 
 
 class Slots(nn.Module):
-    """The slots of one adapted module, by role."""
+    """The slots of one adapted module, by role.
+
+    Args:
+        walked: Called where somebody asks for the named children: he may be about to put hooks around layers.
+    """
+
+    def __init__(self, walked: Callable[[], None]) -> None:
+        super().__init__()
+        self.walked = walked
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """None: who walks a tree to offload, cast or replace its layers leaves the adapters alone."""
+        self.walked()
+        return iter(())
+
+    def children(self) -> Iterator[nn.Module]:
+        """All of them."""
+        return (module for module in self._modules.values() if module is not None)
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(list(self._modules.values()))  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As torch's. A cast to floats of eight bits is for frozen weights: here it is a move alone."""
+
+        def applied(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            narrowed = made.is_floating_point() and made.element_size() == 1 < tensor.element_size()
+            return tensor.to(made.device) if narrowed else made
+
+        return super()._apply(applied, recurse)
 
 
 Found = list[tuple[Slot, Active]]

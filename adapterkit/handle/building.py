@@ -15,6 +15,7 @@ from torch import nn
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError, shown
 from adapterkit.handle.starting import start_from_base
+from adapterkit.kernels.weights import wide_dtype
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint
 
@@ -169,7 +170,7 @@ def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:
 
 def master_dtype(base: torch.dtype) -> torch.dtype:
     """The dtype of trainable parameters on a base of this dtype: half precision would lose small updates."""
-    return torch.promote_types(base, torch.float32)
+    return wide_dtype(base)
 
 
 def count_parameters(config: AdapterConfig, points: Sequence[InjectionPoint]) -> dict[str, int]:

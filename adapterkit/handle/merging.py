@@ -24,6 +24,7 @@ from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
+from adapterkit.mapping import hooked
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 
@@ -114,6 +115,9 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         if not isinstance(point, ParameterPoint):
             problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
             continue
+        if reason := hooked.stored_elsewhere(state.mapped.root(point), point.path):
+            problems.append(f"{point.id}: {reason}")
+            continue
         module, layout = state.module(point), point.layout
         target = targets.setdefault((id(module), layout.parameter), _Target(module, point.full_path, layout))
         parts = target.matrices.setdefault(layout.index, {})
@@ -121,7 +125,7 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         parts[point.id] = (point, active)
     if problems:
         more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
-        raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
+        raise NotMergeableError(f"{problems[0]}{more}; or keep it active instead of merging it")
     return targets.values()
 
 
@@ -147,8 +151,6 @@ def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
         raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
     if old.dtype.itemsize == 1:  # float8 rounds most of an update away
         raise NotMergeableError(f"{target.keys}: a weight in {old.dtype} keeps no merge; keep it active instead")
-    if old.is_meta and "forward" in target.module.__dict__:
-        raise NotMergeableError(f"{target.keys}: the weight is offloaded; merge before the offload hooks are added")
     if hasattr(old, "device_mesh"):  # a DTensor: fully_shard keeps its own record of it
         raise NotMergeableError(
             f"{target.keys}: the weight is sharded; merge before fully_shard, or in an unsharded model"

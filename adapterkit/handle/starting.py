@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.kernels.weights import base_weight
+from adapterkit.kernels.weights import base_weight, wide_dtype
+from adapterkit.mapping import hooked
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import InjectionPoint, ParameterPoint, TokensPoint, WeightPoint
 
@@ -50,7 +51,8 @@ def base_values(taker: str, point: InjectionPoint, mapped: MappedModel) -> Value
         scale = source.layout.scale
     elif not isinstance(point, ParameterPoint):
         return None
-    weight, bias = base_weight(mapped.module(source), source)
+    with hooked.as_computed(mapped.root(source), source.path):
+        weight, bias = base_weight(mapped.module(source), source)
     if weight is None or not weight.is_floating_point():
         raise IncompatibleTargetError(
             f"{taker} takes its start values from the weight at {source.id}, "
@@ -58,7 +60,7 @@ def base_values(taker: str, point: InjectionPoint, mapped: MappedModel) -> Value
         )
     if weight.is_meta:
         return None
-    wide = torch.promote_types(weight.dtype, torch.float32)
+    wide = wide_dtype(weight.dtype)
     return scale * weight.to(wide) if scale != 1.0 else weight.to(wide), None if bias is None else bias.to(wide)
 
 

@@ -23,6 +23,7 @@ from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.facts import Facts
 from adapterkit.handle.following import Lookout, check_places
 from adapterkit.handle.freezing import freeze, thaw
+from adapterkit.handle.guards import guard, unguard
 from adapterkit.handle.places import Place, Places, place_of
 from adapterkit.handle.stand_ins import Original
 from adapterkit.mapping.model import MappedModel
@@ -130,7 +131,7 @@ class State:
         modules = {key: module for part in parts for key, module in part.modules.items()}
         reads = _side_inputs(parts)
         reach = {point.id: _reach(mapped, point, modules[point.id]) for point in points}
-        refused = [(p, self._refusal(mapped.module(p), p, modules[p.id], reach[p.id])) for p in points]
+        refused = [(p, self._refusal(mapped, p, modules[p.id], reach[p.id])) for p in points]
         problems = [f"{point.full_path}: {reason}" for point, reason in refused if reason]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -162,8 +163,10 @@ class State:
             if name not in self.lookouts:
                 self.lookouts[name] = component.root.register_forward_pre_hook(Lookout(self))
                 component.root.__dict__[STATE] = (*states_at(component.root), self)
+                guard(component)
 
-    def _refusal(self, module: nn.Module, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
+    def _refusal(self, mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
+        root, module = mapped.root(point), mapped.module(point)
         if point.lengthens and point.layout.until is None and reach.lengthening is None:
             return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
         site = attach.site_of(module)
@@ -174,7 +177,8 @@ class State:
             )
         if (told := attach.attached_with(module, point)) is not None and _cut(told) != _cut(point):
             return "it was resized after adapters had been attached to it; remove those first"
-        return attach.refusal(module) or (None if reach.seam is None else _unreached(reach.seam, module, adapter))
+        unreached = None if reach.seam is None else _unreached(reach.seam, module, adapter)
+        return attach.refusal(root, point.path) or unreached
 
     def _watch(self, places: Iterable[Place]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
@@ -285,6 +289,7 @@ class State:
             root.__dict__[STATE] = kept
             if not kept:
                 del root.__dict__[STATE]
+                unguard(self.mapped.components[name])
         for handle in (h for key in list(self.watched) if key[0] in gone for h in self.watched.pop(key)):
             handle.remove()
         if left := {name: one for name, one in self.mapped.components.items() if name not in gone}:

@@ -24,6 +24,11 @@ def canonical(weight: Tensor, layout: WeightLayout) -> Tensor:
     return weight.mT if layout.form in _TRANSPOSED else weight
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums with numbers of this dtype are kept in: float32 or wider."""
+    return torch.float32 if dtype.itemsize == 1 else torch.promote_types(dtype, torch.float32)
+
+
 def base_weight(module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None, Tensor | None]:
     """The frozen weight [out, in / groups, *kernel] and bias [out] of a point: its rows or columns, detached views.
 

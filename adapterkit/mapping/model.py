@@ -16,6 +16,7 @@ from torch import nn
 
 from adapterkit.backend import Backend, Projection, Reach
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
+from adapterkit.mapping import hooked
 from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
@@ -170,12 +171,12 @@ class MappedModel:
         return keys, values
 
     def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
-        """Device and floating dtype of the weights around a point."""
-        module = self.module(point)
+        """Device and floating dtype of the weights around a point, where and as they are computed with."""
+        module, root = self.module(point), self.root(point)
         own = (parameter for parameter in module._parameters.values() if parameter is not None)  # the usual case
-        for parameter in itertools.chain(own, module.parameters(), self.root(point).parameters()):
+        for parameter in itertools.chain(own, module.parameters(), root.parameters()):
             if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+                return hooked.compute_device(root, point.path, parameter.device), parameter.dtype
         return torch.device("cpu"), torch.get_default_dtype()
 
     def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_detach_gives_back_the_very_model(model: toys.ToyModel, config: ak.AdapterConfig) -> None:
     model.blocks[0].train()
-    model.blocks[1].norm1.weight.requires_grad_(False)
+    model.blocks[1].get_parameter("norm1.weight").requires_grad_(False)
     x, before = toys.ids(), snapshot(model)
     y, rng = model(x), torch.get_rng_state()
     adapters = ak.Adapters(model)
@@ -169,7 +169,7 @@ def test_merged_equals_unmerged_and_unmerge_is_bitwise(
     for i, adapter in enumerate(weights):
         adapters.add(adapter, CONFIGS[name])
         randomize(adapters, adapter, seed=i)
-    adapters.activate(weights)
+    adapters.activate(weights)  # pyright: ignore[reportArgumentType]
     y = model(x)
     with adapters.merged():
         assert torch.allclose(model(x), y, rtol=1e-10, atol=1e-10)
@@ -345,7 +345,7 @@ def test_a_pipeline_is_one_model_with_components() -> None:
 
         @property
         def components(self) -> dict[str, object]:
-            return dataclasses.asdict(self) | {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+            return {**dataclasses.asdict(self), "unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
 
     pipe = Pipeline(toys.ToyModel().eval(), toys.ToyModel(layers=1, seed=1).eval(), nn.Linear(2, 2))
     assert {p.component for p in ak.points(pipe)} == {"unet", "text_encoder"}
@@ -446,7 +446,7 @@ def test_models_that_nobody_knows() -> None:
 
 def test_a_module_whose_forward_was_replaced_is_refused(model: toys.ToyModel) -> None:
     up = model.blocks[1].up
-    up.forward = up.forward  # what an offload hook does
+    up.forward = lambda x: x  # type: ignore[method-assign]
     before = snapshot(model)
     with pytest.raises(errors.AttachError, match=r"blocks\.1\.up.*replaced"):
         ak.Adapters(model).add("a", CONFIGS["lora"])
