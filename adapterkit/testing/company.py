@@ -21,6 +21,7 @@ from adapterkit.testing.subject import (
     assert_same,
     flat_gradients,
     move,
+    randomise,
     skip,
 )
 
@@ -102,7 +103,7 @@ class CompanyChecks(Case):
                 subject.adapters.remove(name)
             _add_another(subject)
             subject.adapters.add(NAME, subject.config)
-            move(subject.adapters, NAME, subject)
+            randomise(subject.adapters, NAME, scale=subject.move)
             subject.adapters.freeze()
             for key, tensor in _values(subject).items():
                 assert_same(tensor, values[key], f"{subject.label}: {key}, added after another")

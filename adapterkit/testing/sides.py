@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from adapterkit.testing.case import Case
-from adapterkit.testing.subject import NAME, TIGHT, Subject, assert_close, assert_same, reads_side_inputs, skip
+from adapterkit.testing.placements import reads_side_inputs
+from adapterkit.testing.subject import NAME, TIGHT, Subject, assert_close, assert_same, skip
 
 _ROWS = 3
 

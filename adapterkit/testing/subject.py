@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NoReturn
 from unittest import SkipTest
 
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.errors import AdapterKitError, IncompatibleTargetError
-from adapterkit.handle.building import checked_module
 from adapterkit.points import ParameterPoint
-from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
+from adapterkit.testing.placements import Placement, chosen, placement_at, placements
 
 NAME = "mine"
 TIGHT, LOOSE = 1e-10, 1e-5
@@ -97,7 +94,7 @@ class Subject:
         if (batch, seed) not in self.made:  # threads that run what was run before draw no random numbers
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                points = _chosen(self.config, self.adapters.points())
+                points = chosen(self.config, self.adapters.points())
                 self.made[batch, seed] = dict(self.config.example_context(points, batch))
         found = self.made[batch, seed].items()
         return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found}
@@ -185,32 +182,26 @@ def subjects(
     Raises:
         AssertionError: It can act on none of them.
     """
-    families.register()
     found = False
     for example in EXAMPLES:
-        placements = _placements(_Same(config), example)
-        for where, wanted in placements if each else placements[-1:]:
+        places = placements(config, example)
+        for place in places if each else places[-1:]:
             found = True
-            yield _subject(example, where, wanted, dtype, seed, fresh, prepare)
+            yield _subject(example, place, dtype, seed, fresh, prepare)
     assert found, f"{config!r} can act on none of the tiny models ({', '.join(e.name for e in EXAMPLES)})"
 
 
 def subjects_at(role: str, config: ak.AdapterConfig, prepare: Prepare | None = None) -> Iterator[Subject]:
     """The adapter at the points of one role alone, on every tiny model where it can act there."""
-    families.register()
-    try:
-        wanted = dataclasses.replace(config, targets=role)
-    except AdapterKitError:  # a type may say that its targets are fixed
-        return
     for example in EXAMPLES:
-        if {point.role for point in _chosen(wanted, _points(example))} == {role}:
-            yield _subject(example, role, wanted, torch.float64, 0, False, prepare)
+        place = placement_at(role, config, example)
+        if place is not None:
+            yield _subject(example, place, torch.float64, 0, False, prepare)
 
 
 def _subject(
     example: Example,
-    where: str,
-    config: ak.AdapterConfig,
+    place: Placement,
     dtype: torch.dtype,
     seed: int,
     fresh: bool,
@@ -219,80 +210,18 @@ def _subject(
     model = example.make().to(dtype).eval()
     adapters = ak.Adapters(model)
     if prepare is not None:
-        prepare(adapters, config)
-    adapters.add(NAME, config, seed=seed)
-    made = Subject(f"{example.name} ({where})", model, adapters, config, example, dtype)
-    if not fresh:
-        made.move = move(adapters, NAME, made, seed)
+        prepare(adapters, place.config)
+    adapters.add(NAME, place.config, seed=seed)
+    made = Subject(f"{example.name} ({place.where})", model, adapters, place.config, example, dtype)
+    if fresh:
+        return made
+    key = dtype, seed
+    if key in place.moves:
+        randomise(adapters, NAME, seed, place.moves[key])
+    else:
+        place.moves[key] = move(adapters, NAME, made, seed)
+    made.move = place.moves[key]
     return made
-
-
-def reads_side_inputs(config: ak.AdapterConfig) -> bool:
-    """Whether there is an example of side inputs that it reads on any of the tiny models."""
-    families.register()
-    placed = [(wanted, example) for example in EXAMPLES for _, wanted in _placements(_Same(config), example)]
-    with torch.device("meta"):  # draws no random numbers
-        return any(wanted.example_context(_chosen(wanted, _points(example)), 1) for wanted, example in placed)
-
-
-class _Same:
-    """A config as a key: itself, for a type's own equality may be wrong, and its values may have no hash."""
-
-    def __init__(self, config: ak.AdapterConfig) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.config is self.config
-
-    def __hash__(self) -> int:
-        return id(self.config)
-
-
-@lru_cache(maxsize=32)
-def _placements(same: _Same, example: Example) -> tuple[tuple[str, ak.AdapterConfig], ...]:
-    """Where a type can act on a tiny model: what each of its checks would find out again."""
-    return tuple(_found_placements(same.config, _points(example)))
-
-
-@lru_cache(maxsize=len(EXAMPLES))
-def _points(example: Example) -> tuple[ak.InjectionPoint, ...]:
-    return tuple(ak.points(example.make()))
-
-
-def _found_placements(
-    config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]
-) -> Iterator[tuple[str, ak.AdapterConfig]]:
-    own = _chosen(config, points)
-    if own and all(_can_act(config, point) for point in own):
-        yield config.targets, config
-    accepted = [point for point in points if point.kind in config.kinds and config.accepts(point) is None]
-    accepted = [point for point in accepted if _can_act(config, point)]
-    wide = " ".join(dict.fromkeys(point.role for point in accepted))
-    if not wide or {point.id for point in own} == {point.id for point in accepted}:
-        return
-    try:
-        wider = dataclasses.replace(config, targets=wide)
-    except AdapterKitError:  # a type may say that its targets are fixed
-        return
-    if _chosen(wider, points):
-        yield "every point", wider
-
-
-def _can_act(config: ak.AdapterConfig, point: ak.InjectionPoint) -> bool:
-    """Whether the module has what the point asks for: positions, or an equivalent weight where the model reads it."""
-    try:
-        with torch.device("meta"):
-            checked_module(config, point)
-    except IncompatibleTargetError:
-        return False
-    return True
-
-
-def _chosen(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoint]) -> list[ak.InjectionPoint]:
-    try:
-        return config.choose(points, "the tiny model")
-    except AdapterKitError:
-        return []
 
 
 def scalar(y: Tensor) -> Tensor:
