@@ -143,6 +143,7 @@ class Reach:
             of the tokens.
         projections: At an `attention` point, the model's own layers for keys and for values, where they are known;
             filled in for every family alike.
+        hides: At a whole block, whether a boolean mask that it is given is True at what is hidden, not at what is seen.
         repeats: What `Backend.repeats` says of the point; filled in too.
     """
 
@@ -151,6 +152,7 @@ class Reach:
     lengthening: Lengthening | None = None
     attending: Mapping[str, Attending] = field(default_factory=dict)
     projections: tuple[Projection, Projection] | None = None
+    hides: bool = False
     repeats: Repeats | None = None
 
 
@@ -186,7 +188,7 @@ class Backend(ABC):
         return None
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
-        """How adapters act at a point. Asked at `attention` and `tokens` points, and at weights that the model reads.
+        """How adapters act at a point. Asked at `attention` and `tokens` points, whole blocks, and at read weights.
 
         Raises:
             IncompatibleTargetError: The family does not say how the attention at this point is reached.

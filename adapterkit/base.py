@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapterkit.kernels.documents import Documents
+
 
 class Base(Protocol):
     """What a point computed before this adapter: `base(x)`."""
@@ -54,6 +56,16 @@ class Sublayer(Base, Protocol):
 
     The block computes `y = x + base(x)` (pre-norm), or `y = norm_out(x + base(x))` (post-norm).
     """
+
+    @property
+    def documents(self) -> Documents | None:
+        """Which tokens there are, and which of them are one document; at the output of a whole block alone (`hidden`).
+
+        None where every row is one document without padding, as far as the block is told: by its mask, by positions
+        that restart where flash attention has no mask, or by lengths. Who counts positions (`AdapterModule.positional`)
+        counts these.
+        """
+        ...
 
     def norm_in(self, x: Tensor) -> Tensor:
         """The pre-norm between residual stream and sublayer; the identity in a post-norm block."""

@@ -128,6 +128,10 @@ class ReplacedError(StateError):
     """A module was replaced after an adapter was attached to it, so that the adapter acts nowhere there."""
 
 
+class LengthError(AdapterKitError):
+    """A sequence needs more positions than the model has."""
+
+
 class RoutingError(AdapterKitError):
     """Samples of a batch cannot be given adapters of their own here."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import did_you_mean
+from adapterkit.kernels.documents import Documents
 from adapterkit.points import InjectionPoint, Kind, OutputPoint
 
 FORMS = ("loreft", "noreft", "direft")
@@ -76,12 +77,22 @@ class ReFTModule(AdapterModule):
         h = base(x)
         if self.prefix is None and self.suffix is None:
             return h + self.first(h)
+        documents: Documents | None = getattr(base, "documents", None)
+        if documents is not None:
+            return self._in_documents(h, documents)
         length = h.shape[-2]
         prefix = min(self.prefix or 0, length)
         suffix = min(self.suffix or 0, length - prefix)  # a token that both ends reach is edited once
         begin, middle, end = h.split([prefix, length - prefix - suffix, suffix], dim=-2)
         last = self.first if self.last is None else self.last
         return torch.cat([begin + self.first(begin), middle, end + last(end)], dim=-2)
+
+    def _in_documents(self, h: Tensor, documents: Documents) -> Tensor:
+        begin = (documents.from_start < (self.prefix or 0))[..., None]
+        end = (documents.from_end < (self.suffix or 0))[..., None]
+        first = self.first(h)
+        last = first if self.last is None else self.last(h)
+        return h + torch.where(begin, first, torch.where(end, last, torch.zeros_like(h)))
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,9 @@ class ReFT(AdapterConfig):
         noreft   the same without orthonormal rows
         direft   h + R^T (W h + b) (eq. 3)
 
-    Positions are those of the sequence that a forward is given: with a cache, each later forward has one token, which
-    is then its first and its last; padding counts. Edit all tokens where that would matter.
+    Positions are those of each row's own tokens: padding does not count, and of several documents in a row each has its
+    first and its last. They are those that a forward is given: with a cache, each later forward has one token, which is
+    then its first and its last. Edit all tokens where that would matter.
 
     Attributes:
         targets: Outputs of whole blocks: "hidden", "hidden@layer>=8".

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.backends.language_attention import DebertaAttentionSeam
-from adapterkit.backends.longer import longer_blocks, longer_decoder
+from adapterkit.backends.longer import longer_blocks, longer_single_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Read, Tokens, Weight
 from adapterkit.plugins.classes import LANGUAGE
@@ -113,7 +113,7 @@ def _deberta(tokens: Weight | Read) -> tuple[Group, ...]:
 
 
 DEBERTA = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["deberta"],
     groups=_deberta(Weight("embed.tokens", "embeddings.word_embeddings")),
     seam=DebertaAttentionSeam,
@@ -122,7 +122,7 @@ DEBERTA = Family(
 
 # Where the head is not the legacy one it multiplies by the token embedding itself, beside the call that embeds.
 DEBERTA_NEW_HEAD = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["deberta"],
     groups=_deberta(Read("embed.tokens", "embeddings.word_embeddings", form="embedding")),
     seam=DebertaAttentionSeam,
@@ -131,7 +131,7 @@ DEBERTA_NEW_HEAD = Family(
 # The half of `Wi` that goes through the activation is the first: `mlp.gate`, as everywhere. What the model's file calls
 # the gate is the factor beside it, `mlp.up`.
 MODERNBERT = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["modernbert"],
     groups=(
         Group(

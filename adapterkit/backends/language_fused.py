@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.backends.language_attention import BloomAttentionSeam, FalconAttentionSeam, MptAttentionSeam
-from adapterkit.backends.longer import longer_decoder
+from adapterkit.backends.longer import longer_single_decoder
 from adapterkit.backends.transformers_family import Family
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Read, Tokens, Weight, grouped_heads
 from adapterkit.plugins.classes import LANGUAGE
@@ -56,7 +56,7 @@ _BLOOM_DOWN = Weight("mlp.down", "mlp.dense_4h_to_h")
 
 # In this mode Bloom reads the weights slice by slice and calls neither module: there is no output to adapt.
 BLOOM_SLICED = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["bloom"],
     groups=_bloom((Read("attn.o", "self_attention.dense"),), (Read("mlp.down", "mlp.dense_4h_to_h"),)),
     seam=BloomAttentionSeam,
@@ -65,7 +65,7 @@ BLOOM_SLICED = Family(
 
 # The norm's output is what the residual connection carries on.
 BLOOM_NORMED_RESIDUAL = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["bloom"],
     groups=_bloom(
         (_BLOOM_O, Output("attn", "self_attention.dense", residual="self_attention")),
@@ -76,7 +76,7 @@ BLOOM_NORMED_RESIDUAL = Family(
 )
 
 BLOOM = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["bloom"],
     groups=_bloom(
         (_BLOOM_O, Output("attn", "self_attention.dense", residual="input_layernorm", norm_in="input_layernorm")),
@@ -98,7 +98,7 @@ BLOOM = Family(
 _FALCON_NORM, _FALCON_MLP_NORM = "ln_attn|input_layernorm", "post_attention_layernorm|ln_mlp|input_layernorm"
 
 FALCON = Family(
-    lengthening=longer_decoder,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["falcon"],
     groups=(
         Group("transformer|", "", (Weight("embed.tokens", "word_embeddings"), Tokens("tokens", "word_embeddings"))),
@@ -121,7 +121,8 @@ FALCON = Family(
 )
 
 MPT = Family(
-    lengthening=longer_decoder,
+    hides=True,
+    lengthening=longer_single_decoder,
     classes=LANGUAGE["mpt"],
     groups=(
         Group("transformer|", "", (Weight("embed.tokens", "wte"), Tokens("tokens", "wte"))),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.backend import Positions
-from adapterkit.errors import RoutingError, StateError
+from adapterkit.backends.packed import documents_of, longer_documents
+from adapterkit.errors import LengthError, RoutingError, StateError
 from adapterkit.kernels.sequences import cut
 from adapterkit.mapping.everywhere import MASKS
 
@@ -110,6 +111,7 @@ def _longer_decoder(
     *,
     counts: bool = False,
     keeps: bool = False,
+    packs: bool = False,
 ) -> Any:
     accepted, given = _by_name(module, args, kwargs)
     ids, embeds = given.pop("input_ids", None), given.pop("inputs_embeds", None)
@@ -117,12 +119,18 @@ def _longer_decoder(
     added, visible = positions(embeds)
     count, length = added.shape[1], embeds.shape[1]
     seen = _seen(given.get("past_key_values"))
+    documents = None if seen else documents_of(module, given, length, restarts=packs)
+    if documents is not None:
+        longer = longer_documents(given, embeds, documents, added, visible)
+        _check_length(module, count, length, longer.given["position_ids"])
+        return cut(forward(**longer.given), longer.kept, longer.length)
     own = _own_mask(given.get("attention_mask"), embeds, seen, count)
     front, order, given["attention_mask"] = _widened(own, count, visible, unseen=_BEHIND if keeps else _IN_FRONT)
     told = given.get("position_ids")
     if "position_ids" in accepted and not (counts and told is None):
         ids = _position_ids(told, front, own, length, first=not seen)
         given["position_ids"] = ids if seen else ids.gather(1, order)
+    _check_length(module, count, own.shape[1], given.get("position_ids"), mask=given["attention_mask"])
     kinds = given.get("token_type_ids")
     if kinds is not None and not seen:
         given["token_type_ids"] = torch.cat([kinds.new_zeros(len(kinds), count), kinds], dim=1)
@@ -132,19 +140,51 @@ def _longer_decoder(
     return result if seen or keeps else cut(result, slice(count, None), count + length)
 
 
-longer_decoder = functools.partial(_longer_decoder)
+longer_decoder = functools.partial(_longer_decoder, packs=True)
 """For causal decoders of transformers, also with a cache, which keeps the added positions of its first forward.
 
 They stand right before the first token that a row sees, behind its padding: at positions 0, 1, ... where there is none,
 and the tokens' own positions move behind them. Masks are widened. So distances are those of the row alone, in windows
-and in relative positions too; what is returned at padding means nothing, as without.
+and in relative positions too; what is returned at padding means nothing, as without. Where a row is several documents
+(positions that restart), they stand before each.
 """
+
+longer_single_decoder = functools.partial(_longer_decoder)
+"""The same, for models to which a row is one document, whatever its positions are."""
 
 longer_counting_decoder = functools.partial(_longer_decoder, counts=True)
 """The same, for decoders that count positions by the mask where they are not told them (OPT)."""
 
 longer_encoder = functools.partial(_longer_decoder, keeps=True)
 """The same for an encoder, which returns the added positions too: its decoder attends to them (`attend_longer`)."""
+
+
+_TABLES = ("wpe", "embed_positions", "embeddings.position_embeddings")
+"""Where a learnt position for each place is, in families that have them."""
+
+
+def _check_length(module: Any, count: int, own: int, ids: Tensor | None, mask: Tensor | None = None) -> None:
+    """Raises LengthError where the model has too few positions. The values are looked at only where it may be so."""
+    table = next((found for path in _TABLES if (found := _child(module, path)) is not None), None)
+    limit = getattr(module.config, "max_seq_len", None)  # that of linear biases, where they are a table
+    if table is not None:
+        limit = table.num_embeddings - getattr(table, "offset", 0)
+    if limit is None or count + own <= limit:
+        return
+    needed = count + own
+    if table is not None:
+        needed = int(ids.max()) + 1 if ids is not None else needed if mask is None else int(mask.sum(1).max())
+    if needed > limit:
+        raise LengthError(
+            f"{type(module).__name__} has {limit} positions, and this sequence of up to {needed - count} tokens with a "
+            f"prompt of {count} needs {needed}: cut it to {limit - count} tokens, or use a shorter prompt"
+        )
+
+
+def _child(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return module
 
 
 def _widened(own: Tensor, count: int, visible: Tensor | None, *, unseen: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from adapterkit.errors import UnsupportedModelError
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
 from adapterkit.mapping.family import Group, is_class, resolve
-from adapterkit.points import AttentionPoint, InjectionPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,7 @@ class Family:
         seam: How its attention is reached.
         when: Which of these models, by their config, where the config chooses between layouts.
         lengthening: How the module `beside` runs on a longer sequence; None where none can.
+        hides: Whether a boolean mask of its blocks is True at what is hidden.
         beside: Path of that module from the one that holds the embedding; empty for that one. If it is another one, it
             only runs its blocks, and each of them can run on a longer sequence of its own.
     """
@@ -42,6 +43,7 @@ class Family:
     seam: type[AttentionSeam] = TransformersAttentionSeam
     when: Callable[[Any], bool] = _any_config
     lengthening: Lengthening | None = None
+    hides: bool = False
     beside: str = ""
 
 
@@ -94,4 +96,4 @@ class FamilyBackend(Backend):
             return Reach(seam=self.family(model).seam())
         if point.role in ("prompt", "prompt.layer"):
             return Reach(lengthening=self.family(model).lengthening)
-        return Reach()
+        return Reach(hides=self.family(model).hides) if isinstance(point, OutputPoint) else Reach()

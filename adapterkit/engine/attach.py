@@ -209,7 +209,7 @@ def attach(
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):
-        slot = Slot(point, reach.repeats)
+        slot = Slot(point, reach.repeats, hides=reach.hides)
         slot.train(module.training)
         site.slots._modules[key] = slot
         _connect(root, module, site, slot, reach)

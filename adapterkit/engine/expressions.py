@@ -13,6 +13,7 @@ from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack
 from adapterkit.engine.bases import Computed
 from adapterkit.errors import NotMergeableError, RoutingError
+from adapterkit.kernels.documents import Documents
 from adapterkit.kernels.sums import Acting, Active, Strength, combine, effects, merge_weights
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
@@ -160,6 +161,10 @@ class Nested(Computed):
 
     def norm_out(self, x: Tensor) -> Tensor:
         return self._base.norm_out(x)  # type: ignore[attr-defined]
+
+    @property
+    def documents(self) -> Documents | None:
+        return self._base.documents  # type: ignore[attr-defined]
 
     @property
     def keys(self) -> Tensor:

@@ -6,7 +6,7 @@ A plan holds no tensor: it is right whatever the model's and the adapters' param
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapterkit.backend import Lengthening
 from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, WholeBase
-from adapterkit.engine.blocks import BlockBase
+from adapterkit.engine.blocks import BlockBase, argument_names, documents_told
 from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
@@ -266,18 +266,26 @@ def _around_outputs(site: Site, found: Found) -> list[Around]:
         return []
     norms = {slot.point.id: site.norms[slot.point.id] for slot, _ in found}
     if found[0][0].point.is_block:
-        return [functools.partial(_around_block, site, *found[0])]
+        return [functools.partial(_around_block, site, argument_names(site.base), *found[0])]
     return [functools.partial(_around_output, site.switch, norms, found)]
 
 
 def _around_block(
-    site: Site, slot: Slot, active: Active, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+    site: Site,
+    names: Sequence[str],
+    slot: Slot,
+    active: Active,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
 ) -> Any:
     # A block takes its stream itself: checkpointing runs its forward again, but no hook of it.
     x = first_argument(forward, args, kwargs)[0]
     run = functools.partial(forward, *args, **kwargs)
     key = slot.point.id
-    base = BlockBase(x, run, *site.norms[key], _side(site.switch, slot))
+    told = functools.partial(documents_told, module, names, args, kwargs, x, hides=slot.hides)
+    base = BlockBase(x, run, *site.norms[key], _side(site.switch, slot), told=told)
     return base.returned(combine(x, base, active), site.entries, key)
 
 

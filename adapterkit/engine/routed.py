@@ -14,6 +14,7 @@ from adapterkit.errors import RoutingError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.batches import Batch, Share
+from adapterkit.kernels.documents import Documents
 from adapterkit.kernels.rows import Routes, Rows
 from adapterkit.kernels.sums import Acting, Active, effect, effects, is_added
 
@@ -119,6 +120,11 @@ class RowsBase:
     @property
     def bias(self) -> Tensor | None:
         return self._base.bias  # type: ignore[attr-defined]
+
+    @property
+    def documents(self) -> Documents | None:
+        whole = self._base.documents  # type: ignore[attr-defined]
+        return None if whole is None else Documents(self._rows.of(whole.number.expand(self._rows.total, -1)))
 
     @property
     def layer(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -24,14 +24,15 @@ from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 class Slot(nn.Module):
     """The adapters of one point, by name. Registered below the adapted module.
 
-    `repeats` says how its batch gets larger than the one that was asked for; see `adapterkit.backend.Reach`.
+    `repeats` and `hides` say of its batch and of its masks what `adapterkit.backend.Reach` does.
     Names are written into `_modules` directly: `add_module` refuses those that are attributes of nn.Module ("train").
     """
 
-    def __init__(self, point: InjectionPoint, repeats: Repeats | None = None) -> None:
+    def __init__(self, point: InjectionPoint, repeats: Repeats | None = None, *, hides: bool = False) -> None:
         super().__init__()
         self.point = point
         self.repeats: Repeats | None = repeats
+        self.hides = hides
         access = point.layout.access if isinstance(point, ParameterPoint) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
         self.parameters_read = point.parameters if isinstance(point, ParameterPoint) and "read" in self.ways else ()

@@ -26,7 +26,7 @@ from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.structure import Picture, named_base_modules
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
 from adapterkit.plugins.matching import class_keys, foreign, peel
-from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points, TokensPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, Points, TokensPoint
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Component:
             repeats = checked_repeats(self.backend.repeats(point), point)
         if isinstance(point, ParameterPoint) and point.layout.access == "any":
             return Reach(plain=call_plainly, repeats=repeats)
-        if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read:
+        whole = isinstance(point, OutputPoint) and point.is_block
+        if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read and not whole:
             return Reach(repeats=repeats)
         with self.blaming("reach()"):
             return replace(checked_reach(self.backend.reach(self.root, point), self.root, point), repeats=repeats)
