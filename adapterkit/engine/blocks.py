@@ -105,8 +105,9 @@ def documents_told(
     lengths, positions = given.get("cu_seq_lens_q"), given.get("position_ids")
     if isinstance(lengths, Tensor):
         return by_lengths(lengths, length)
-    restarts = isinstance(positions, Tensor) and positions.ndim == 2 and _by_positions(block)
-    return by_positions(positions) if restarts else None
+    if isinstance(positions, Tensor) and positions.ndim == 2 and _by_positions(block):
+        return by_positions(positions)
+    return None
 
 
 def _by_positions(block: nn.Module) -> bool:
