@@ -69,13 +69,15 @@ def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torc
     """
     points = config.choose(mapped.points(), mapped.label)
     modules: dict[str, AdapterModule] = {}
+    owned: set[str] = set()
     with torch.random.fork_rng(devices=[]):
         _seed(seed, SHARED)
         shared = build_shared(config, points, mapped, dtype)
         for point in points:
             _seed(seed, point.id)
             module = modules[point.id] = build_one(config, point, mapped, dtype)
-            share(module, shared)
+            share(module, shared, owns=point.component not in owned)
+            owned.add(point.component)
             start_from_base(module, point, mapped)
     return Built(config, points, modules)
 
@@ -117,10 +119,23 @@ def _check_real(module: nn.Module, config: AdapterConfig) -> None:
         )
 
 
-def share(module: AdapterModule, shared: nn.Module | None) -> None:
-    """Gives a point's module what it shares with the others."""
-    if shared is not None:
-        module.bind(shared)
+def share(module: AdapterModule, shared: nn.Module | None, *, owns: bool) -> None:
+    """Gives a point's module what it shares with the others.
+
+    Args:
+        module: Of one point.
+        shared: What all of them share.
+        owns: Whether it is registered below this one. It is below one alone in each model, so that the model's state
+            dict has it once: safetensors, and what saves with it, refuses tensors under several names.
+    """
+    if shared is None:
+        return
+    module.bind(shared)
+    parts = set(map(id, shared.modules()))
+    for parent in [one for one in module.modules() if id(one) not in parts]:
+        for name in [name for name, child in parent._modules.items() if id(child) in parts]:
+            if not (owns and parent is module and parent._modules[name] is shared):
+                parent.__dict__[name] = parent._modules.pop(name)
 
 
 def build_one(
@@ -197,7 +212,7 @@ def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
 
 def own_state(module: AdapterModule) -> dict[str, Any]:
     """A module's state dict without what it shares."""
-    shared = module._modules.get(SHARED)
+    shared = _shared_by(module)
     theirs = {id(t) for t in shared.state_dict(keep_vars=True).values()} if shared is not None else set()
     return {name: t.detach() for name, t in module.state_dict(keep_vars=True).items() if id(t) not in theirs}
 
@@ -205,4 +220,8 @@ def own_state(module: AdapterModule) -> dict[str, Any]:
 def shared_of(modules: Mapping[str, AdapterModule]) -> nn.Module | None:
     """What the modules of one adapter share."""
     first = next(iter(modules.values()), None)
-    return None if first is None else first._modules.get(SHARED)
+    return None if first is None else _shared_by(first)
+
+
+def _shared_by(module: AdapterModule) -> nn.Module | None:
+    return getattr(module, SHARED, None)

@@ -98,11 +98,13 @@ def _build_part(
 ) -> Built:
     shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
+    owned: set[str] = set()
     skeletons = Skeletons(config)
     for point in points:
         module = modules[point.id] = _load_one(skeletons, point, part.tensors[point.id], target)
         if shared is not None:
-            share(module, shared)
+            share(module, shared, owns=point.component not in owned)
+            owned.add(point.component)
             module.train(module.training)
     return Built(config, points, modules)
 
