@@ -11,13 +11,11 @@ from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
 from adapterkit.backend import Projection
 from adapterkit.engine.context import Side
-from adapterkit.engine.selection import Selection
-from adapterkit.engine.switch import Switch
+from adapterkit.engine.switch import NOTHING, Switch
 from adapterkit.errors import AttachError, PluginError
 from adapterkit.kernels.spans import read_span
 from adapterkit.kernels.weights import base_weight, call_weight
 
-_NOTHING = Selection()
 
 Projections = tuple[Projection, Projection]
 
@@ -125,9 +123,6 @@ def _frozen(projection: Projection, tokens: Tensor, switch: Switch) -> Tensor:
         if weight is None:
             raise AttachError(f"there is no dense weight at {point.id} to project with")
         return call_weight(tokens, weight, bias, point.layout)
-    before, switch.local.selection = switch.local.selection, _NOTHING
-    try:
+    with switch.overridden(NOTHING):
         y = module.forward(tokens)
-    finally:
-        switch.local.selection = before
     return y if point.span is None else read_span(y, point.span, -1)

@@ -22,6 +22,7 @@ from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
+from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.sums import Active, Combine, combine, effects, together
 from adapterkit.kernels.weights import base_weight
@@ -52,6 +53,8 @@ class Plan:
     """
 
     def __init__(self, site: Site, selection: Selection) -> None:
+        if selection.lost is not None:
+            raise StateError(f"{selection.lost!r} was removed, and acts in what a block has started that is left by now")
         every = [(slot, slot.active(selection)) for slot in site.slots]
         found: Found = [(slot, active) for slot, active in every if active]
         self.active = {slot.point.id: active for slot, active in found}

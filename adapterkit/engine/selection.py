@@ -55,9 +55,12 @@ class Selection:
         weights: Expression -> weight.
         asked: What the user said; by default the weights themselves.
         routes: The rows of each of the expressions, in their order, where the rows of a batch differ in what acts.
+
+    Attributes:
+        lost: The name of an adapter in it that was removed since.
     """
 
-    __slots__ = ("__weakref__", "acting", "asked", "computed", "idle", "routes", "tensors", "weights")
+    __slots__ = ("__weakref__", "acting", "asked", "computed", "idle", "lost", "routes", "tensors", "weights")
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Selection:
         routes: Routes | None = None,
     ) -> None:
         self.routes = routes
+        self.lost: str | None = None
         self.weights: dict[Expression, Weight] = dict(weights or {})
         self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
         self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
@@ -98,6 +102,10 @@ class Selection:
             ids = self.routes.kept([e in kept for e in self.weights])
             return Selection.of_rows(kept, ids, self.routes.copies)
         return Selection({e: self.weights[e] for e in kept}, {e: self.asked[e] for e in kept})
+
+    def equals(self, other: Selection) -> bool:
+        """Whether the same acts, as strongly, for all rows of a batch."""
+        return self is other or not (self.routed or other.routed) and self.weights == other.weights
 
     def __bool__(self) -> bool:
         return bool(self.weights)

@@ -1,4 +1,4 @@
-"""What acts, for every site of a model: one default, which a thread may override for itself."""
+"""What acts, for every site of a model: one default, and blocks that say otherwise."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapterkit.engine.context import Context
+from adapterkit.engine.scopes import Key, Scopes
 from adapterkit.engine.selection import Selection
-from adapterkit.errors import AttachError
+from adapterkit.errors import AttachError, StateError
 from adapterkit.layouts import Repeats
 
-_NOTHING = Selection()
+NOTHING = Selection()
+"""What acts where nothing does."""
 
 
 class _Local(threading.local):
-    """What is this thread's own; `__init__` runs once in each thread.
-
-    The attributes are set on the instance: torch.compile guards what it reads, and a class-level default that an
-    instance attribute shadows later would not be read again.
-    """
+    """What the forward that runs in this thread keeps until it needs it."""
 
     def __init__(self) -> None:
-        self.selection: Selection | None = None
-        self.context: dict[str, Tensor] = {}
         self.taps: dict[str, Tensor] = {}
         self.lengths: dict[str, tuple[int, int]] = {}
         self.calls: list[None] = []  # a list: torch.compile loses count of a number that is kept here
+
+
+class Folded:
+    """What is folded into the weights; while they are being changed, forwards wait for that."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self.changing: threading.Event | None = threading.Event()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"selection": self.selection, "changing": None}
 
 
 class Switch:
@@ -37,59 +45,84 @@ class Switch:
 
     def __init__(self) -> None:
         self.default = Selection()
-        self.folded = False
+        self.folded: Folded | None = None
+        self.scopes = Scopes()
         self.local = _Local()
 
     @property
     def current(self) -> Selection:
-        """The selection that a forward in this thread sees; nothing acts beside weights that are folded."""
-        if self.folded:
-            return _NOTHING
-        own = self.local.selection
+        """The selection that a forward here sees; nothing acts beside weights that are folded."""
+        if self.folded is not None:
+            return self._beside(self.folded)
+        scopes = self.scopes
+        # `scopes.view` without another call: every site of a forward asks
+        view = scopes.view if torch.compiler.is_dynamo_compiling() else scopes.here.view
+        own = view.selection
         return self.default if own is None else own
 
-    @contextlib.contextmanager
-    def overridden(self, selection: Selection) -> Iterator[None]:
-        """This thread sees another selection inside the block."""
-        local = self.local
-        before = local.selection
-        local.selection = selection
-        try:
-            yield
-        finally:
-            local.selection = before
+    def _beside(self, folded: Folded) -> Selection:
+        if torch.compiler.is_dynamo_compiling():
+            return NOTHING
+        if folded.changing is not None:
+            folded.changing.wait()
+            return self.current
+        own = self.scopes.view.selection
+        if own is not None and own is not NOTHING and not own.equals(folded.selection):
+            raise StateError(
+                f"{own!r} was to act here, in what a block has started, but by now {folded.selection!r} is merged"
+            )
+        return NOTHING
 
     @contextlib.contextmanager
-    def given(self, context: Mapping[str, Tensor]) -> Iterator[None]:
-        """This thread has further side inputs inside the block, beside those of the blocks around it."""
-        local = self.local
-        before = local.context
-        local.context = {**before, **context}
+    def folding(self, selection: Selection, *, into: bool) -> Iterator[None]:
+        """A block that changes weights, to those with the selection or from them. Forwards that begin in it wait."""
+        before, folded = self.folded, Folded(selection)
+        changing = folded.changing
+        self.folded = folded
         try:
             yield
+            self.folded = folded if into else None
+        except BaseException:
+            self.folded = before
+            raise
         finally:
-            local.context = before
+            folded.changing = None
+            changing.set()
 
-    def recalled(self) -> contextlib.AbstractContextManager[None]:
+    @property
+    def selected(self) -> bool:
+        """Whether the caller is inside a block that selects."""
+        return self.scopes.view.selection is not None
+
+    def overridden(self, selection: Selection) -> contextlib.AbstractContextManager[Key | None]:
+        """The caller's thread or task sees another selection inside the block."""
+        return self.scopes.entered(selection)
+
+    def given(self, context: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[Key | None]:
+        """The caller has further side inputs inside the block, beside those of the blocks around it."""
+        return self.scopes.entered(context=context)
+
+    def recalled(self) -> contextlib.AbstractContextManager[Key | None]:
         """A block in which a thread sees what this one sees now: the selection and the side inputs."""
-        return _recalled(self, self.current, self.local.context)
+        return self.scopes.entered(self.current, self.scopes.view.context)
 
     def side(self, x: Tensor, at: str, repeats: Repeats | None = None) -> Context:
         """The side inputs as the adapters at a point see them, whose input is x."""
-        return Context(self.local.context, x, at, repeats)
+        return Context(self.scopes.view.context, x, at, repeats)
 
     def replace(self, selection: Selection) -> None:
-        """Puts a selection in the place of what this thread sees."""
-        if self.local.selection is None:
+        """Puts a selection in the place of what the caller sees."""
+        if not self.scopes.replace(selection):
             self.default = selection
-        else:
-            self.local.selection = selection
+
+    def asked_by_blocks(self) -> list[Selection]:
+        """What the blocks of all threads and tasks say."""
+        return [scope.selection for scope in self.scopes.open() if scope.selection is not None]
 
     def forget(self, name: str) -> None:
-        """Takes an adapter that is no more out of what acts, for all threads and for this one."""
+        """Takes an adapter that is no more out of what acts."""
         self.default = self.default.without(frozenset({name}))
-        if self.local.selection is not None:
-            self.local.selection = self.local.selection.without(frozenset({name}))
+        self.scopes.lose(name)
 
     @property
     def inside(self) -> bool:
@@ -131,10 +164,4 @@ class Switch:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.default, self.folded = state["default"], state["folded"]
-        self.local = _Local()
-
-
-@contextlib.contextmanager
-def _recalled(switch: Switch, selection: Selection, context: Mapping[str, Tensor]) -> Iterator[None]:
-    with switch.overridden(selection), switch.given(context):
-        yield
+        self.scopes, self.local = Scopes(), _Local()

@@ -88,7 +88,7 @@ class Access:
         return choices.to_selection(choice, self._state.adapters)
 
     def _require_outside(self, what: str) -> None:
-        if self._state.switch.local.selection is not None:
+        if self._state.switch.selected:
             raise StateError(
                 f"{what} sets what acts outside of `activated`, `disabled` and `routed`: inside such a block it would "
                 "change nothing; leave it first"

@@ -64,7 +64,8 @@ def merge(state: State, selection: Selection) -> Merge:
         changed = [(name, new) for name, new in pairs if new is not None]
         originals += [replace_parameter(target.module, target.path, name, new) for name, new in changed]
     state.merge = Merge(selection, originals)
-    state.switch.folded = True
+    with state.switch.folding(selection, into=True):
+        pass
     return state.merge
 
 
@@ -95,7 +96,8 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
     for original in reversed(originals):
         original.restore()
     _put_back(state, stand_ins)
-    state.switch.folded = False
+    with state.switch.folding(state.merge.selection, into=False):
+        pass
     state.merge = None
     return lost
 
