@@ -16,7 +16,6 @@ from adapterkit.errors import AttachError, PluginError
 from adapterkit.kernels.spans import read_span
 from adapterkit.kernels.weights import base_weight, call_weight
 
-
 Projections = tuple[Projection, Projection]
 
 

@@ -54,7 +54,9 @@ class Plan:
 
     def __init__(self, site: Site, selection: Selection) -> None:
         if selection.lost is not None:
-            raise StateError(f"{selection.lost!r} was removed, and acts in what a block has started that is left by now")
+            raise StateError(
+                f"{selection.lost!r} was removed, and acts in what a block has started that is left by now"
+            )
         every = [(slot, slot.active(selection)) for slot in site.slots]
         found: Found = [(slot, active) for slot, active in every if active]
         self.active = {slot.point.id: active for slot, active in found}

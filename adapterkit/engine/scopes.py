@@ -6,6 +6,7 @@ getter is written in C for an attribute, and guards what it gave: so the getter 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import warnings
@@ -24,10 +25,11 @@ from adapterkit.engine.selection import Selection
 class Key:
     """Which block a scope is of."""
 
-    __slots__ = ("is_open", "token")
+    __slots__ = ("is_open", "owner", "token")
 
     def __init__(self) -> None:
         self.is_open = True
+        self.owner = _caller()
         self.token: Token[View] | None = None
 
 
@@ -38,6 +40,17 @@ class Scope:
     key: Key | None
     selection: Selection | None
     context: Mapping[str, Tensor] | None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The adapters that it names."""
+        return frozenset() if self.selection is None else self.selection.names
+
+    def without(self, name: str) -> Scope:
+        """The same, without one adapter."""
+        if self.selection is None or name not in self.names:
+            return self
+        return Scope(self.key, self.selection.without(frozenset({name})), self.context)
 
 
 class View:
@@ -111,9 +124,11 @@ class Scopes:
         finally:
             self._leave(key)
 
-    def open(self) -> list[Scope]:
-        """The scopes of all threads and tasks whose blocks have not been left."""
-        return list({scope.key: scope for view in self._seen() for scope in view.scopes if _is_open(scope)}.values())
+    def open(self, *, of_others: bool = False) -> list[Scope]:
+        """The scopes of all threads and tasks, or of all but the caller's, whose blocks have not been left."""
+        entered = {scope.key: scope for view in self._seen() for scope in view.scopes}
+        caller = _caller() if of_others else None
+        return [scope for key, scope in entered.items() if key is not None and key.is_open and key.owner != caller]
 
     def replace(self, selection: Selection) -> bool:
         """Puts a selection into the place of the innermost one, for the caller alone. Whether there is one."""
@@ -126,10 +141,16 @@ class Scopes:
                 return True
         return False
 
-    def lose(self, name: str) -> None:
-        """Marks what names an adapter that is no more: a task may have outlived the block in which it was started."""
+    def forget(self, name: str) -> None:
+        """Takes an adapter that is no more out of the caller's blocks.
+
+        In those of others it is marked: a task may have outlived the block in which it was started.
+        """
+        scopes = self.here.view.scopes
+        if any(name in scope.names for scope in scopes):
+            self._show(tuple(scope.without(name) for scope in scopes))
         for scope in (scope for view in self._seen() for scope in view.scopes):
-            if scope.selection is not None and name in scope.selection.names:
+            if scope.selection is not None and name in scope.names:
                 scope.selection.lost = name
 
     def _show(self, scopes: tuple[Scope, ...]) -> Token[View]:
@@ -162,10 +183,15 @@ class Scopes:
 
 
 _OVERLAP = (
-    "a block that says what acts was left while one entered after it was open, or in another thread or task than it was "
-    "entered in, as generators do: what ran between may have seen the other's adapters. Give each a task or a thread"
+    "a block that says what acts was left while one entered after it was open, or in another thread or task than it "
+    "was entered in. Generators do so; what ran between may have seen another's adapters. Give each a task or a thread"
 )
 
 
-def _is_open(scope: Scope) -> bool:
-    return scope.key is not None and scope.key.is_open
+def _caller() -> tuple[int, object]:
+    """The thread and the task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), task

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from adapterkit.composition import Expression, names_of
 from adapterkit.kernels.gates import Gates
+from adapterkit.kernels.modes import ordinary_tensors
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Strength
 from adapterkit.points import InjectionPoint
 
 
 def _scalar(weight: float) -> Tensor:
-    return torch.tensor(weight, dtype=torch.float64)
+    with ordinary_tensors():  # a trace may save it for a backward
+        return torch.tensor(weight, dtype=torch.float64)
 
 
 class PerPoint(Mapping[str, Any]):
@@ -105,7 +107,7 @@ class Selection:
 
     def equals(self, other: Selection) -> bool:
         """Whether the same acts, as strongly, for all rows of a batch."""
-        return self is other or not (self.routed or other.routed) and self.weights == other.weights
+        return self is other or (not (self.routed or other.routed) and self.weights == other.weights)
 
     def __bool__(self) -> bool:
         return bool(self.weights)

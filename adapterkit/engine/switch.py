@@ -32,12 +32,13 @@ class _Local(threading.local):
 class Folded:
     """What is folded into the weights; while they are being changed, forwards wait for that."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, changing: threading.Event | None) -> None:
         self.selection = selection
-        self.changing: threading.Event | None = threading.Event()
+        self.changing = changing
+        self.thread = threading.get_ident()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"selection": self.selection, "changing": None}
+        return {"selection": self.selection, "changing": None, "thread": 0}
 
 
 class Switch:
@@ -52,8 +53,9 @@ class Switch:
     @property
     def current(self) -> Selection:
         """The selection that a forward here sees; nothing acts beside weights that are folded."""
-        if self.folded is not None:
-            return self._beside(self.folded)
+        folded = self.folded
+        if folded is not None:
+            return self._beside(folded)
         scopes = self.scopes
         # `scopes.view` without another call: every site of a forward asks
         view = scopes.view if torch.compiler.is_dynamo_compiling() else scopes.here.view
@@ -64,8 +66,7 @@ class Switch:
         if torch.compiler.is_dynamo_compiling():
             return NOTHING
         if folded.changing is not None:
-            folded.changing.wait()
-            return self.current
+            return self.wait(folded)
         own = self.scopes.view.selection
         if own is not None and own is not NOTHING and not own.equals(folded.selection):
             raise StateError(
@@ -73,21 +74,34 @@ class Switch:
             )
         return NOTHING
 
+    def wait(self, folded: Folded) -> Selection:
+        """What acts when the weights have been changed."""
+        changing = folded.changing
+        if changing is not None and folded.thread != threading.get_ident():
+            changing.wait()
+            return self.current
+        return NOTHING
+
     @contextlib.contextmanager
     def folding(self, selection: Selection, *, into: bool) -> Iterator[None]:
-        """A block that changes weights, to those with the selection or from them. Forwards that begin in it wait."""
-        before, folded = self.folded, Folded(selection)
-        changing = folded.changing
-        self.folded = folded
+        """A block that changes weights, to those with the selection or from them. Calls that begin in it wait.
+
+        Blocks nest in one thread: calls wait until the outermost ends.
+        """
+        before, thread = self.folded, threading.get_ident()
+        around = before if before is not None and before.changing is not None and before.thread == thread else None
+        changed = threading.Event() if around is None else around.changing
+        self.folded = folded = Folded(selection, changed)
         try:
             yield
-            self.folded = folded if into else None
+            self.folded = folded if into else around
         except BaseException:
             self.folded = before
             raise
         finally:
-            folded.changing = None
-            changing.set()
+            if around is None and changed is not None:
+                folded.changing = None
+                changed.set()
 
     @property
     def selected(self) -> bool:
@@ -110,19 +124,29 @@ class Switch:
         """The side inputs as the adapters at a point see them, whose input is x."""
         return Context(self.scopes.view.context, x, at, repeats)
 
+    def is_in(self, key: Key | None) -> bool:
+        """Whether the caller is inside a block, or was started there."""
+        return any(scope.key is key for scope in self.scopes.view.scopes)
+
     def replace(self, selection: Selection) -> None:
         """Puts a selection in the place of what the caller sees."""
         if not self.scopes.replace(selection):
             self.default = selection
 
-    def asked_by_blocks(self) -> list[Selection]:
-        """What the blocks of all threads and tasks say."""
-        return [scope.selection for scope in self.scopes.open() if scope.selection is not None]
+    def in_blocks(self, *, of_others: bool = False) -> list[Selection]:
+        """What the blocks of all threads and tasks say, or of all but the caller's."""
+        open_ones = self.scopes.open(of_others=of_others)
+        return [scope.selection for scope in open_ones if scope.selection is not None]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every adapter that somebody has chosen, in any thread or task."""
+        return frozenset(name for selection in (self.default, *self.in_blocks()) for name in selection.names)
 
     def forget(self, name: str) -> None:
         """Takes an adapter that is no more out of what acts."""
         self.default = self.default.without(frozenset({name}))
-        self.scopes.lose(name)
+        self.scopes.forget(name)
 
     @property
     def inside(self) -> bool:

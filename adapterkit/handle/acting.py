@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapterkit.composition import Expression
 from adapterkit.engine.selection import Selection
-from adapterkit.errors import ConfigError, StateError, shown
+from adapterkit.errors import ConfigError, StateError, UnknownNameError, shown
 from adapterkit.handle import baking, choices, merging
 from adapterkit.handle.base import Access
 from adapterkit.handle.choices import Choice
@@ -48,13 +48,19 @@ class Switching(Access):
         self._check(near=True)
         self._require_unmerged("change what acts")
         self._require_outside("activate()")
-        self._state.switch.default = self._selection(choice)
+        state, selection = self._state, self._selection(choice)
+        before, state.switch.default = state.switch.default, selection
+        try:  # another thread may have removed one since
+            choices.check_names(selection.names, state.adapters)
+        except UnknownNameError:
+            state.switch.default = before.without(before.names - state.adapters.keys())
+            raise
 
     @contextlib.contextmanager
     def activated(self, choice: Choice) -> Iterator[None]:
         """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
         self._require_unmerged("change what acts")
-        with self._state.switch.overridden(self._selection(choice)):
+        with self._block(self._selection(choice), "change what acts"):
             yield
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
@@ -81,7 +87,7 @@ class Switching(Access):
             StateError: Weights are merged.
         """
         self._require_unmerged("route samples")
-        with self._state.switch.overridden(choices.to_routes(routes, self._state.adapters, copies)):
+        with self._block(choices.to_routes(routes, self._state.adapters, copies), "route samples"):
             yield
 
     @contextlib.contextmanager
@@ -110,11 +116,11 @@ class Switching(Access):
         if isinstance(step, bool) or not isinstance(step, int):
             raise ConfigError([f"step must be an int, not {shown(step)}"], "at_step()")
         state = self._state
-        with state.lock:
-            if state.merge is not None and state.merge.selection.stepped:
-                raise StateError("the weights of the step that was are merged, and do not follow it; unmerge() first")
-            if state.switch.current.stepped:
-                state.switch.replace(choices.to_selection(state.switch.current.asked, state.adapters, step))
+        if state.merge is not None and state.merge.selection.stepped:
+            raise StateError("the weights of the step that was are merged, and do not follow it; unmerge() first")
+        current = state.switch.current
+        if current.stepped:
+            state.switch.replace(choices.to_selection(current.asked, state.adapters, step))
 
     def on_step_end(self, pipeline: object, step: int, timestep: object, kwargs: dict[str, Any]) -> dict[str, Any]:
         """`at_step` for the next step, as diffusers calls it: `pipe(..., callback_on_step_end=adapters.on_step_end)`.
@@ -126,7 +132,7 @@ class Switching(Access):
 
     def checkpoint_context(
         self,
-    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    ) -> tuple[contextlib.AbstractContextManager[object], contextlib.AbstractContextManager[object]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
         Needed where the forward was inside of `activated`, `routed` or `context`, or where something else is activated
@@ -148,8 +154,7 @@ class Switching(Access):
             NotMergeableError: An adapter has no equivalent weight. Nothing is changed.
             StateError: Weights are merged already, or nothing acts.
         """
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             self._check()
             self._require_unmerged("merge again")
             merging.merge(state, self._foldable(choice))
@@ -166,8 +171,7 @@ class Switching(Access):
             StateError: Nothing is merged; or that would be lost.
             ReplacedError: A module was replaced.
         """
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             if state.merge is None:
                 raise StateError("nothing is merged")
             if not force:
@@ -191,8 +195,7 @@ class Switching(Access):
             StateError: Nothing acts, samples are routed, or this is inside an `activated` block.
             ReplacedError: A module was replaced.
         """
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             self._check()
             self._require_outside("bake()")
             if state.merge is not None and choice is None:

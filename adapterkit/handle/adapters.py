@@ -63,8 +63,7 @@ class Adapters(Switching, Learning, Exchange):
             TargetNotFoundError, IncompatibleTargetError: The config's targets do not fit the model.
             StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
         """
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             self._check()
             self._require_unmerged("add an adapter")
             self._require_outside("add()")

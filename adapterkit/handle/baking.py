@@ -16,6 +16,7 @@ from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import NotMergeableError, StateError
 from adapterkit.handle import merging
+from adapterkit.handle.quiet import require_unused
 from adapterkit.handle.stand_ins import OriginalParameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.mapping.model import Component
@@ -52,20 +53,22 @@ def bake(state: State, selection: Selection) -> None:
     """
     _check_removable(state)
     ties = _ties(state)
-    merge = merging.merge(state, selection)
-    try:
-        baked, tellers = [*_baked(state, merge)], _tellers(merge, ties)
-    finally:
-        merging.unmerge(state)
-    for name in reversed(list(state.adapters)):  # what combines others came after them
-        state.discard(name)
-    for one in baked:
-        one.put()
+    with state.switch.folding(selection, into=False):
+        merge = merging.merge(state, selection)
+        try:
+            baked, tellers = [*_baked(state, merge)], _tellers(merge, ties)
+        finally:
+            merging.unmerge(state)
+        for name in reversed(list(state.adapters)):  # what combines others came after them
+            state.discard(name)
+        for one in baked:
+            one.put()
     for tell in tellers:
         tell()
 
 
 def _check_removable(state: State) -> None:
+    require_unused(state.switch, state.adapters)
     points = [point for attached in state.adapters.values() for point in attached.points.values()]
     stuck = [point.full_path for point in points if not attach.is_adapted(state.module(point))]
     if stuck:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from adapterkit.engine.scopes import Key
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import ReplacedError, StateError
 from adapterkit.handle import choices
 from adapterkit.handle.choices import Choice
 from adapterkit.handle.identity import known_as, mapped_as_found, state_of
 from adapterkit.handle.state import Attached, State
+from adapterkit.handle.turns import first_turn
+from adapterkit.kernels.modes import ordinary_tensors
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins.matching import peel
 
@@ -95,6 +99,27 @@ class Access:
             )
 
     def _require_unmerged(self, what: str) -> None:
-        merge = self._state.merge
-        if merge is not None:
-            raise StateError(f"cannot {what} while {', '.join(map(repr, merge.selection))} is merged; unmerge() first")
+        folded = self._state.switch.folded
+        if folded is not None:
+            raise StateError(f"cannot {what} while {', '.join(map(repr, folded.selection))} is merged; unmerge() first")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[State]:
+        """The state, which no other thread changes; tensors that are made are ordinary ones."""
+        with ordinary_tensors():
+            while True:
+                state = self._state
+                with first_turn() if state is self._fresh else contextlib.nullcontext(), state.lock:
+                    if self._state is state:
+                        yield state
+                        return
+
+    @contextlib.contextmanager
+    def _block(self, selection: Selection, what: str) -> Iterator[Key | None]:
+        """The caller's block, in which this selection acts."""
+        state = self._state
+        with state.switch.overridden(selection) as key:
+            # Who merges or removes looks at the blocks after it has begun: one of the two sees the other.
+            self._require_unmerged(what)
+            choices.check_names(selection.names, state.adapters)
+            yield key

@@ -17,6 +17,7 @@ from adapterkit.formats import registry
 from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
+from adapterkit.handle.quiet import require_no_calls, require_unused
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
 from adapterkit.handle.state import State
@@ -85,18 +86,20 @@ class Exchange(Access):
             UnknownNameError: There is no such adapter.
             AdapterMismatchError: What is read is an adapter of another type, or of another config.
             CheckpointError: It is damaged, for another base, or has other points or shapes. Nothing is changed.
-            StateError: The adapter is merged, or has no values here.
+            StateError: The adapter is merged, acts in a call of another thread, or has no values here.
         """
-        source, state = Source.of(source, allow_pickle=allow_pickle), self._state
+        source = Source.of(source, allow_pickle=allow_pickle)
         attached = self._attached(name)
         mapped = self._mapped_for(attached)
         points = mapped.points()
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         checkpoint = found[name] if name in found else registry.only(found, source.where)
-        with state.lock:
+        with self._changing() as state:
             self._check()
             if state.merge is not None and name in state.merge.selection.names:
                 raise StateError(f"{name!r} is merged into the weights, which would not follow; unmerge() first")
+            if name in state.switch.names:
+                require_no_calls(state.roots, f"load into {name!r}, which acts,")
             notes = refill(attached, checkpoint, mapped, points, strict, source.where, finite=report.finite)
             state.adapters[name] = dataclasses.replace(attached, metadata=dict(checkpoint.metadata))
         return self._loaded(name, checkpoint, notes, report)
@@ -124,8 +127,7 @@ class Exchange(Access):
         source: object,
         report: ReadReport | None,
     ) -> LoadReport:
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             self._check()
             building.check_name(name, state.adapters)
             finite = report is not None and report.finite
@@ -159,11 +161,11 @@ class Exchange(Access):
 
         One without a name gets the file's. Arguments and errors as for `load`.
         """
-        source, state = Source.of(source, allow_pickle=allow_pickle), self._state
+        source = Source.of(source, allow_pickle=allow_pickle)
         points = self._mapped.points()
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         named = {name or source.name: checkpoint for name, checkpoint in found.items()}
-        with state.lock:
+        with self._changing() as state:
             for name in named:
                 building.check_name(name, state.adapters)
             reports: dict[str, LoadReport] = {}
@@ -254,13 +256,13 @@ class Exchange(Access):
         A module that was replaced since gets back what it was, wherever it is now.
 
         Raises:
-            StateError: It is merged into the weights, or another library has changed the class of a module.
+            StateError: It is merged into the weights; a block of another thread or task has it, or it acts in a call of
+                another thread; or another library has changed the class of a module. Nothing is changed.
         """
         self._remove(name, force=False)
 
     def _remove(self, name: str, *, force: bool) -> list[str]:
-        state = self._state
-        with state.lock:
+        with self._changing() as state:
             self._attached(name)
             if state.merge is not None and name in state.merge.selection.names:
                 raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
@@ -279,11 +281,12 @@ class Exchange(Access):
                 to tell the rest in a warning.
 
         Raises:
-            StateError: Another library has changed the class of a module, or weights while they were merged.
+            StateError: A block of another thread or task has an adapter, or one acts in a call of another thread; or
+                another library has changed the class of a module, or weights while they were merged.
         """
-        state = self._state
         left: list[str] = []
-        with state.lock:
+        with self._changing() as state:
+            require_unused(state.switch, state.adapters)
             if state.merge is not None:
                 left += merging.unmerge(state, force=force)
             for name in reversed(list(state.adapters)):  # what combines others came after them

@@ -87,5 +87,6 @@ def _join(first: State, second: State) -> None:
             f"{told} have adapters that were added by themselves, and {common[0]!r} is in both; remove it "
             "from one of them to have a handle on all of them together"
         )
-    with first.lock, second.lock:
+    one, two = sorted((first, second), key=id)  # everybody takes them in this order
+    with one.lock, two.lock:
         first.absorb(second)

@@ -19,6 +19,7 @@ from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.freezing import base_modules
+from adapterkit.handle.quiet import require_alike, require_no_calls
 from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
@@ -49,24 +50,36 @@ def merge(state: State, selection: Selection) -> Merge:
 
     Raises:
         NotMergeableError: An adapter has no equivalent weight, or the merged weights would not be finite.
+        StateError: A block of another thread or task says that something else acts, or another thread is in a call.
     """
+    _require_undisturbed(state, selection)
     targets = _targets(state, selection)
     with torch.no_grad():
         computed = [(target, *_merged(target)) for target in targets]
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
-    originals: list[Original] = []
+    with state.switch.folding(selection, into=True):
+        _require_undisturbed(state, selection)
+        state.merge = Merge(selection, [*_put(computed, plain)])
+    return state.merge
+
+
+def _require_undisturbed(state: State, selection: Selection) -> None:
+    require_alike(state.switch, selection)
+    require_no_calls(state.roots, "merge")
+
+
+def _put(
+    computed: Iterable[tuple[_Target, Tensor | None, Tensor | None]], plain: Mapping[int, nn.Module | None]
+) -> Iterator[Original]:
     for target, weight, bias in computed:
         instead = plain[id(target)]
         if instead is not None:
-            originals.append(replace_layer(target.module, target.path, instead))
+            yield replace_layer(target.module, target.path, instead)
             continue
-        pairs = zip((target.layout.parameter, target.layout.bias_parameter), (weight, bias), strict=True)
-        changed = [(name, new) for name, new in pairs if new is not None]
-        originals += [replace_parameter(target.module, target.path, name, new) for name, new in changed]
-    state.merge = Merge(selection, originals)
-    with state.switch.folding(selection, into=True):
-        pass
-    return state.merge
+        names = (target.layout.parameter, target.layout.bias_parameter)
+        for name, new in zip(names, (weight, bias), strict=True):
+            if new is not None:
+                yield replace_parameter(target.module, target.path, name, new)
 
 
 def unmerge(state: State, *, force: bool = False) -> list[str]:
@@ -93,12 +106,12 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
             f"cannot unmerge: {lost[0]}{more}. unmerge(force=True) and detach(force=True) give back the weights from "
             "before the merge, and what came after it is lost"
         )
-    for original in reversed(originals):
-        original.restore()
-    _put_back(state, stand_ins)
     with state.switch.folding(state.merge.selection, into=False):
-        pass
-    state.merge = None
+        require_no_calls(state.roots, "unmerge")
+        for original in reversed(originals):
+            original.restore()
+        _put_back(state, stand_ins)
+        state.merge = None
     return lost
 
 

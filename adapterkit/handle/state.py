@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,9 @@ from adapterkit.handle.following import Lookout, check_places
 from adapterkit.handle.freezing import freeze, thaw
 from adapterkit.handle.guards import guard, unguard
 from adapterkit.handle.places import Place, Places, place_of
+from adapterkit.handle.quiet import require_no_calls, require_unused
 from adapterkit.handle.stand_ins import Original
+from adapterkit.handle.turns import Turn
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
@@ -100,13 +101,13 @@ class State:
     lookouts: dict[str, RemovableHandle] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
     frozen: bool = False
-    lock: Any = field(default_factory=threading.RLock, compare=False, repr=False)
+    lock: Turn = field(default_factory=Turn, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, lock=threading.RLock())
+        self.__dict__.update(state, lock=Turn())
 
     @property
     def roots(self) -> list[nn.Module]:
@@ -193,10 +194,12 @@ class State:
         """Takes over what another state has, in models that this one has not.
 
         Raises:
-            StateError: Weights are merged.
+            StateError: Weights are merged, or the other is in a block.
         """
         if self.merge is not None or other.merge is not None:
             raise StateError("weights are merged in a part of this pipeline; unmerge() that first")
+        if other.switch.scopes.open():
+            raise StateError("a part of this pipeline is in a block that says what acts there; leave it first")
         self.adapters |= other.adapters
         self.trained |= other.trained
         self.frozen |= other.frozen
@@ -250,15 +253,28 @@ class State:
                 f"cannot detach {name!r}: the class of {stuck[0]}{more} was changed after attaching, by sharding or "
                 "parametrizing; undo that first, or detach(force=True), which leaves that class as it is"
             )
+        self._take_out(name)
         for point in points:
             attach.detach(self.module(point), point, name)
-        del self.adapters[name]
         self.places.keep(place_of(p) for one in self.adapters.values() for p in one.points.values())
         self.trained.discard(name)
-        self.switch.forget(name)
         if not self.adapters:
             self._restore_base()
         return stuck
+
+    def _take_out(self, name: str) -> None:
+        """From here on nobody can choose it, and nobody has."""
+        before, default = self.adapters, self.switch.default
+        self.adapters = {other: one for other, one in before.items() if other != name}
+        self.switch.default = default.without(frozenset({name}))
+        try:
+            require_unused(self.switch, [name])
+            if name in default.names:  # who has it without a block
+                require_no_calls(self.roots, f"remove {name!r}, which acts,")
+        except StateError:
+            self.adapters, self.switch.default = before, default
+            raise
+        self.switch.forget(name)
 
     def train(self, names: Iterable[str]) -> None:
         """Lets these adapters, and nothing else, require grad. How the base was found is remembered the first time."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
+from adapterkit.engine.scopes import Key
+from adapterkit.engine.switch import Switch
 from adapterkit.errors import ConfigError, IncompatibleTargetError
 from adapterkit.handle import choices
 from adapterkit.handle.base import Access
@@ -111,8 +113,9 @@ class Learning(Access):
         attached = self._attached(name)
         self._check()
         self._require_unmerged("observe inputs")
-        switch = self._state.switch
-        with switch.overridden(switch.current.without(frozenset({name}))), observing(self._state, attached):
+        state = self._state
+        selection = state.switch.current.without(frozenset({name}))
+        with self._block(selection, "observe inputs") as block, observing(state, attached, block):
             yield
 
 
@@ -128,8 +131,10 @@ def trained_parameters(part: Built) -> Iterator[tuple[str, nn.Parameter, float]]
 
 
 @contextlib.contextmanager
-def observing(state: State, attached: Attached) -> Iterator[None]:
-    """Every forward inside the block shows each module of an adapter its input; at the end the config hears of it.
+def observing(state: State, attached: Attached, block: Key | None) -> Iterator[None]:
+    """Every forward inside a block shows each module of an adapter its input; at the end the config hears of it.
+
+    Forwards of other threads and tasks do not, unless they were started in the block.
 
     Raises:
         IncompatibleTargetError: A point has no input that could be seen.
@@ -142,7 +147,7 @@ def observing(state: State, attached: Attached) -> Iterator[None]:
         )
     with contextlib.ExitStack() as stack:
         for part, point in ((one, point) for one in attached.parts for point in one.points):
-            watch, module = _Watch(part.modules[point.id], point), state.module(point)
+            watch, module = _Watch(part.modules[point.id], point, state.switch, block), state.module(point)
             stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
             if part.config.observes_gradients:
                 stack.callback(module.register_forward_hook(watch.output, with_kwargs=True).remove)
@@ -169,16 +174,18 @@ def _is_called(point: InjectionPoint) -> bool:
 
 
 class _Watch:
-    def __init__(self, adapter: AdapterModule, point: InjectionPoint) -> None:
-        self._adapter, self._point = adapter, point
+    def __init__(self, adapter: AdapterModule, point: InjectionPoint, switch: Switch, block: Key | None) -> None:
+        self._adapter, self._point, self._switch, self._block = adapter, point, switch, block
 
     @torch.no_grad()
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._switch.is_in(self._block):
+            return
         self._adapter.observe(self._input(args, kwargs))
 
     def output(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """A forward hook: the output, on which a backward calls `observe_gradient`."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not self._switch.is_in(self._block):
             return y
         if not y.requires_grad:  # the base is frozen; what computes on it must not meet a leaf
             y = y + torch.zeros((), dtype=y.dtype, device=y.device, requires_grad=True)

@@ -1,14 +1,13 @@
-"""One change of a model's adapters at a time; a process that forks waits for it, so that its child has no half of one."""
+"""One change of a model's adapters at a time; a fork waits for it, so that the child has no half of one."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator
 
 
 class Turn:
@@ -16,51 +15,63 @@ class Turn:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        _all_turns().add(self)
+        _turns().add(self)
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """A block in which no other thread has it."""
-        with self._lock:
-            yield
+    def take(self, *, wait: bool = True) -> bool:
+        """Whether it could be taken."""
+        return self._lock.acquire(blocking=wait)
+
+    def give_back(self) -> None:
+        """Lets another thread have it."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
 
 class _Turns:
-    """Every lock that there is; a fork takes them all."""
+    """Every turn that there is. A fork takes them all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: weakref.WeakSet[Turn] = weakref.WeakSet()
-        self._taken = contextlib.ExitStack()
+        self._taken: list[Turn] = []
 
     def add(self, turn: Turn) -> None:
         with self._lock:
             self._known.add(turn)
 
     def take(self) -> None:
-        while True:
-            known, taken = self._snapshot(), contextlib.ExitStack()
-            for turn in known:
-                taken.enter_context(turn.taken())
-            self._lock.acquire()  # from here on no other comes to be
-            if self._known <= known:
-                self._taken = taken
-                return
-            self._lock.release()
-            taken.close()
+        while not self._take():  # never waits for one while it has another: who has that may want this
+            time.sleep(0.001)
 
-    def _snapshot(self) -> set[Turn]:
-        with self._lock:
-            return set(self._known)
+    def _take(self) -> bool:
+        self._lock.acquire()
+        for turn in list(self._known):
+            if not turn.take(wait=False):
+                self.give_back()
+                return False
+            self._taken.append(turn)
+        return True
 
     def give_back(self) -> None:
-        self._taken.close()
+        while self._taken:
+            self._taken.pop().give_back()
         self._lock.release()
 
 
 @functools.cache
-def _all_turns() -> _Turns:
+def _turns() -> _Turns:
     turns = _Turns()
     if sys.platform != "win32":
         os.register_at_fork(before=turns.take, after_in_parent=turns.give_back, after_in_child=turns.give_back)
     return turns
+
+
+@functools.cache
+def first_turn() -> Turn:
+    """The turn of who adds a model its first adapter: until then nothing on it tells a handle of another."""
+    return Turn()
