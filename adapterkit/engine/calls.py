@@ -15,7 +15,7 @@ from adapterkit.engine.switch import Switch
 def others_inside(roots: Iterable[nn.Module]) -> bool:
     """Whether another thread is inside a call of one of these models, or of a module in it.
 
-    One that waits for weights to be changed (`Switch.folding`) in its outermost call is not: it has not begun.
+    One that waits for weights to be changed (`Switch.held`) in its outermost call is not: it has not begun.
     Costs nothing in a forward: it looks at the stacks of the threads.
     """
     stacks = [stack for stack in map(_Stack, _others()) if stack.called]

@@ -29,16 +29,12 @@ class _Local(threading.local):
         self.calls: list[None] = []  # a list: torch.compile loses count of a number that is kept here
 
 
-class Folded:
-    """What is folded into the weights; while they are being changed, forwards wait for that."""
+class _Gate:
+    """Calls that begin wait here while one thread changes what they would see."""
 
-    def __init__(self, selection: Selection, changing: threading.Event | None) -> None:
-        self.selection = selection
-        self.changing = changing
+    def __init__(self) -> None:
         self.thread = threading.get_ident()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"selection": self.selection, "changing": None, "thread": 0}
+        self.opened = threading.Event()
 
 
 class Switch:
@@ -46,62 +42,60 @@ class Switch:
 
     def __init__(self) -> None:
         self.default = Selection()
-        self.folded: Folded | None = None
+        self.folded: Selection | None = None
+        self.gate: _Gate | None = None
+        self.plain = True
         self.scopes = Scopes()
         self.local = _Local()
 
     @property
     def current(self) -> Selection:
         """The selection that a forward here sees; nothing acts beside weights that are folded."""
-        folded = self.folded
-        if folded is not None:
-            return self._beside(folded)
+        if not self.plain:
+            return self._beside()
         scopes = self.scopes
         # `scopes.view` without another call: every site of a forward asks
         view = scopes.view if torch.compiler.is_dynamo_compiling() else scopes.here.view
         own = view.selection
         return self.default if own is None else own
 
-    def _beside(self, folded: Folded) -> Selection:
-        if torch.compiler.is_dynamo_compiling():
-            return NOTHING
-        if folded.changing is not None:
-            return self.wait(folded)
+    def _beside(self) -> Selection:
+        if self.gate is not None and not torch.compiler.is_dynamo_compiling():
+            self.wait()
         own = self.scopes.view.selection
-        if own is not None and own is not NOTHING and not own.equals(folded.selection):
+        if self.folded is None:
+            return self.default if own is None else own
+        if own is not None and own is not NOTHING and not own.equals(self.folded):
             raise StateError(
-                f"{own!r} was to act here, in what a block has started, but by now {folded.selection!r} is merged"
+                f"{own!r} was to act here, in what a block has started, but by now {self.folded!r} is merged"
             )
         return NOTHING
 
-    def wait(self, folded: Folded) -> Selection:
-        """What acts when the weights have been changed."""
-        changing = folded.changing
-        if changing is not None and folded.thread != threading.get_ident():
-            changing.wait()
-            return self.current
-        return NOTHING
+    def fold(self, selection: Selection | None) -> None:
+        """Says what is in the weights."""
+        self.folded = selection
+        self.plain = selection is None and self.gate is None
 
     @contextlib.contextmanager
-    def folding(self, selection: Selection, *, into: bool) -> Iterator[None]:
-        """A block that changes weights, to those with the selection or from them. Calls that begin in it wait.
-
-        Blocks nest in one thread: calls wait until the outermost ends.
-        """
-        before, thread = self.folded, threading.get_ident()
-        around = before if before is not None and before.changing is not None and before.thread == thread else None
-        changed = threading.Event() if around is None else around.changing
-        self.folded = folded = Folded(selection, changed)
+    def held(self) -> Iterator[None]:
+        """A block in which calls of other threads that begin wait for its end. Blocks of one thread nest."""
+        if self.gate is not None and self.gate.thread == threading.get_ident():
+            yield
+            return
+        gate = self.gate = _Gate()
+        self.plain = False
         try:
             yield
-            self.folded = folded if into else around
-        except BaseException:
-            self.folded = before
-            raise
         finally:
-            if around is None and changed is not None:
-                folded.changing = None
-                changed.set()
+            self.gate = None
+            self.plain = self.folded is None
+            gate.opened.set()
+
+    def wait(self) -> None:
+        """Returns when no other thread changes what a call would see."""
+        gate = self.gate
+        if gate is not None and gate.thread != threading.get_ident():
+            gate.opened.wait()
 
     @property
     def selected(self) -> bool:
@@ -187,5 +181,6 @@ class Switch:
         return {"default": self.default, "folded": self.folded}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.default, self.folded = state["default"], state["folded"]
-        self.scopes, self.local = Scopes(), _Local()
+        self.__init__()
+        self.default = state["default"]
+        self.fold(state["folded"])

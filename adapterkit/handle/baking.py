@@ -53,7 +53,7 @@ def bake(state: State, selection: Selection) -> None:
     """
     _check_removable(state)
     ties = _ties(state)
-    with state.switch.folding(selection, into=False):
+    with state.switch.held():
         merge = merging.merge(state, selection)
         try:
             baked, tellers = [*_baked(state, merge)], _tellers(merge, ties)

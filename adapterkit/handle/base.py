@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import nn
 
 from adapterkit.engine.scopes import Key
@@ -99,9 +100,11 @@ class Access:
             )
 
     def _require_unmerged(self, what: str) -> None:
-        folded = self._state.switch.folded
-        if folded is not None:
-            raise StateError(f"cannot {what} while {', '.join(map(repr, folded.selection))} is merged; unmerge() first")
+        switch = self._state.switch
+        if not torch.compiler.is_dynamo_compiling():
+            switch.wait()
+        if switch.folded is not None:
+            raise StateError(f"cannot {what} while {', '.join(map(repr, switch.folded))} is merged; unmerge() first")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[State]:

@@ -285,8 +285,10 @@ class Exchange(Access):
                 another library has changed the class of a module, or weights while they were merged.
         """
         left: list[str] = []
-        with self._changing() as state:
+        with self._changing() as state, state.switch.held():
             require_unused(state.switch, state.adapters)
+            if not state.switch.default.idle:
+                require_no_calls(state.roots, "detach what acts")
             if state.merge is not None:
                 left += merging.unmerge(state, force=force)
             for name in reversed(list(state.adapters)):  # what combines others came after them

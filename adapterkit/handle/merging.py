@@ -57,9 +57,10 @@ def merge(state: State, selection: Selection) -> Merge:
     with torch.no_grad():
         computed = [(target, *_merged(target)) for target in targets]
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
-    with state.switch.folding(selection, into=True):
+    with state.switch.held():
         _require_undisturbed(state, selection)
         state.merge = Merge(selection, [*_put(computed, plain)])
+        state.switch.fold(selection)
     return state.merge
 
 
@@ -106,12 +107,13 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
             f"cannot unmerge: {lost[0]}{more}. unmerge(force=True) and detach(force=True) give back the weights from "
             "before the merge, and what came after it is lost"
         )
-    with state.switch.folding(state.merge.selection, into=False):
+    with state.switch.held():
         require_no_calls(state.roots, "unmerge")
         for original in reversed(originals):
             original.restore()
         _put_back(state, stand_ins)
         state.merge = None
+        state.switch.fold(None)
     return lost
 
 
