@@ -7,7 +7,8 @@ import contextlib
 import contextvars
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_a_step_of_a_task_is_its_own(model: toys.ToyModel, adapters: ak.Adapters
 # --- generators ------------------------------------------------------------------------------------------------------
 
 
-def stream(model: toys.ToyModel, adapters: ak.Adapters, choice: str | None) -> Iterator[Tensor]:
+def stream(model: toys.ToyModel, adapters: ak.Adapters, choice: str | None) -> Generator[Tensor, None, None]:
     with adapters.activated(choice):
         yield model(X)
         yield model(X)
@@ -256,17 +257,17 @@ def test_blocks_that_are_compiled_are_seen(
 def test_blocks_around_what_cannot_be_compiled_are_seen(
     model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
 ) -> None:
-    @torch.compiler.disable
-    def uncompiled(x: Tensor) -> Tensor:
+    def alone(x: Tensor) -> Tensor:
         with adapters.activated("b"):
             assert torch.allclose(model(x), expected["b"], rtol=1e-12, atol=1e-12)
         return model(x)
 
-    @torch.compile(backend="eager")
+    uncompiled: Any = torch.compiler.disable(alone)
+
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         with adapters.activated("a"):
             return uncompiled(x), model(x)
 
-    for found in run(X):
+    for found in torch.compile(run, backend="eager")(X):
         assert torch.allclose(found, expected["a"], rtol=1e-12, atol=1e-12)
     assert torch.equal(model(X), expected[None])
