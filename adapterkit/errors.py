@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import difflib
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 _LONGEST = 200  # characters of a name that near matches are looked for
+_COMPARED = 1000  # names on either side that are looked at
 _LONGEST_PROBLEM = 1000
 _SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
 
@@ -33,7 +35,10 @@ def printable(text: str) -> str:
 
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The names in `known` that `name` was probably meant to be, best first."""
-    return difflib.get_close_matches(name[:_LONGEST], sorted(set(known)), n=limit, cutoff=0.5)
+    listed = sorted({one for one in known if len(one) <= 2 * _LONGEST})
+    place = bisect.bisect(listed, name)  # of very many, as a file may have, those that begin alike
+    listed = listed[max(0, place - _COMPARED) : place + _COMPARED]
+    return difflib.get_close_matches(name[:_LONGEST], listed, n=limit, cutoff=0.5)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -156,6 +161,7 @@ class CheckpointError(AdapterKitError):
     def __init__(self, message: str, path: object = None, key: str | None = None) -> None:
         self.path, self.key = path, key
         where = f"{str(path)[:_LONGEST_PROBLEM]}: " if path is not None else ""
+        message = message if len(message) <= 2 * _LONGEST_PROBLEM else f"{message[: 2 * _LONGEST_PROBLEM]}..."
         what = f"{key!r}: " if key is not None else ""
         super().__init__(f"{where}{what}{message}")
 

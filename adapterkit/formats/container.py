@@ -22,8 +22,8 @@ from adapterkit.formats.files import SIZE_LIMIT, open_plain, write_atomically
 from adapterkit.formats.strict_json import StrictJSONError
 
 HEADER_LIMIT = 16 << 20
-TENSOR_LIMIT = 1 << 15
-"""Bytes of a header and tensors that need hold nothing: checking so many takes less than a second and about 45 MB.
+TENSOR_LIMIT = 1 << 14
+"""Bytes of a header and tensors that need hold nothing: checking so many takes half a second and about 25 MB.
 What holds more may have more of both, in proportion to the bytes of its tensors."""
 _HEADER_MOST = 100_000_000  # the safetensors library reads no longer ones
 DIMENSION_LIMIT = 16

@@ -17,6 +17,7 @@ ONE, BUNDLE, FULL = 1, 2, 3
 """File versions: one adapter of one type; several of one type each; all that a checkpoint can say."""
 KEY_LIMIT = 1000
 CONFIG_LIMIT = 1 << 16
+PART_LIMIT = 64
 
 _COMMON: dict[str, type] = {"backends": dict, "base": dict, "metadata": dict}
 _PART: dict[str, type] = {"config": dict, "distribution": str, "tensors": dict, "type": str, "version": str}
@@ -176,14 +177,14 @@ def _of_one_type(where: object, header: Mapping[str, Any], prefix: str) -> Adapt
 
 def _of_types(where: object, header: Mapping[str, Any], prefix: str) -> AdapterHeader:
     _check_schema(where, header, _COMMON | {"parts": list})
+    if not 1 <= (count := len(header["parts"])) <= PART_LIMIT:
+        raise InvalidHeaderError(f"must have 1 to {PART_LIMIT} of them, not {count:,}", where, "parts")
     parts: list[PartHeader] = []
     for place, part in enumerate(header["parts"]):
         if not isinstance(part, dict):
             raise InvalidHeaderError(f"must be an object, not {str(part)[:80]!r}", where, f"parts.{place}")
         _check_schema(where, part, _PART | {"settings": dict})
         parts.append(_checked_part(where, part, f"{prefix}{place}/"))
-    if not parts:
-        raise InvalidHeaderError("must have at least one", where, "parts")
     return AdapterHeader(_checked_common(where, header), parts)
 
 

@@ -76,7 +76,7 @@ CONTAINERS: list[tuple[str, type[CheckpointError], str, Callable[[bytes], bytes]
     ("row8_blank_17MiB", UnsupportedFileError, "limit", lambda d: _raw(b"{}" + b" " * (17 << 20))),
     ("row8_blank_15MiB", UnsupportedFileError, "native", lambda d: _raw(b"{}" + b" " * (15 << 20))),
     ("row9_500k_tensors", UnsupportedFileError, "limit", lambda d: _raw(_many(500_000))),
-    ("row9_200k_tensors", UnsupportedFileError, "32,768 tensors", lambda d: _raw(_many(200_000))),
+    ("row9_200k_tensors", UnsupportedFileError, "16,384 tensors", lambda d: _raw(_many(200_000))),
     ("row9_as_many_as_allowed", UnsupportedFileError, "native", lambda d: _raw(_many(container.TENSOR_LIMIT))),
     (
         "row10_twice",

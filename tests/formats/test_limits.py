@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import adapterkit as ak
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import UnsupportedFileError
+from adapterkit.errors import UnsupportedFileError, did_you_mean
 from adapterkit.formats import container
 from adapterkit.formats.source import Source
+from adapterkit.testing import toys
 from tests.formats import forge
 from tests.formats.reading import read, write
 
@@ -59,7 +64,7 @@ def test_what_holds_nothing_is_counted(tmp_path: Path) -> None:
         if accepted:
             assert len(Source.of(path).entries) == count + 1
             continue
-        with pytest.raises(UnsupportedFileError, match=r"more than 32,768 tensors in 15 bytes"):
+        with pytest.raises(UnsupportedFileError, match=r"more than 16,384 tensors in 15 bytes"):
             assert Source.of(path).entries
 
 
@@ -79,3 +84,60 @@ def test_what_would_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFileError, match="would not be read back"):
         container.write(tmp_path / "x", nothing, {})
     assert not list(tmp_path.iterdir())
+
+
+def _with_header(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """A file of an adapter of the toy model whose header is another."""
+    toys.register()
+    adapters = ak.Adapters(toys.ToyModel())
+    adapters.add("a", ak.LoRA(rank=2))
+    adapters.save("a", path)
+    source = Source.of(path)
+    header = change(json.loads(source.metadata["adapterkit"]))
+    save_file(source.tensors(), path, {"adapterkit": json.dumps(header)})
+    return path
+
+
+def _parts(header: dict[str, Any], count: int) -> dict[str, Any]:
+    part = {key: header[key] for key in ("config", "distribution", "type", "version")} | {"settings": {}, "tensors": {}}
+    common = {key: header[key] for key in ("backends", "base", "metadata")}
+    return {"adapterkit": "0", "file_version": 3, "adapters": {"": {**common, "parts": [part] * count}}}
+
+
+BOMBS: dict[str, tuple[type[ak.CheckpointError], Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "types": (ak.InvalidHeaderError, lambda header: _parts(header, 10_000)),
+    "ranks by selector": (
+        ak.InvalidHeaderError,
+        lambda h: {
+            **h,
+            "config": {**h["config"], "ranks": [[f"{{*,a}}{{b,c}}{{d,e}}@layer!={i}", 1] for i in range(1200)]},
+        },
+    ),
+    "points in the index": (
+        ak.UnexpectedKeysError,
+        lambda h: {**h, "tensors": {**h["tensors"], **{f"attn.q@toy.{i}": {"A": "0" * 32} for i in range(30_000)}}},
+    ),
+    "roles of the base": (
+        ak.BaseMismatchError,
+        lambda h: {**h, "base": {"toy": {**h["base"]["toy"], "roles": {f"x{i}": 1 for i in range(50_000)}}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_costs_no_second_and_no_page(tmp_path: Path, bomb: str) -> None:
+    error, change = BOMBS[bomb]
+    path, adapters = _with_header(tmp_path / "x", change), ak.Adapters(toys.ToyModel())
+    start = time.process_time()
+    with pytest.raises(error) as caught:
+        adapters.load(path, "new")
+    assert time.process_time() - start < 1
+    assert len(str(caught.value)) < 3500
+
+
+def test_what_is_near_is_found_among_very_many() -> None:
+    known = [f"attn.q@language.{i}/A" for i in range(100_000)]
+    start = time.process_time()
+    assert "attn.q@language.77777/A" in did_you_mean("attn.q@language.77777/a", known)
+    assert did_you_mean("x" * 100_000, known) == ""
+    assert time.process_time() - start < 1
