@@ -53,8 +53,8 @@ def _raw(header: object, body: bytes = b"") -> bytes:
     return forge.raw(header if isinstance(header, bytes) else json.dumps(header).encode(), body)
 
 
-def _spoilt(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+def _spoilt(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
 def _flip(data: bytes) -> bytes:
