@@ -44,9 +44,12 @@ def test_four_times_as_many_take_four_times_as_long(tmp_path: Path) -> None:
     seconds: list[float] = []
     for count in (1000, 4000):
         path = write(of_experts(count), tmp_path / str(count))
-        start = time.process_time()
-        assert len(Source.of(path).entries) == 2 * count
-        seconds.append(time.process_time() - start)
+        took: list[float] = []
+        for _ in range(3):  # the quickest: others were disturbed
+            start = time.process_time()
+            assert len(Source.of(path).entries) == 2 * count
+            took.append(time.process_time() - start)
+        seconds.append(min(took))
     assert seconds[1] < 12 * seconds[0]  # a quadratic check would take 16 times as long; the rest is for noise
 
 
