@@ -194,7 +194,7 @@ class Trainable(AdapterConfig):
                 return f"it has {count} rows, and row {max(self.rows)} is asked for"
         if self.outputs is not None and point.role.partition(".")[0] != "head":
             return "what takes its output expects the base's width: only a head can have another number of outputs"
-        if self.outputs is not None and (form != "linear" or access != "call" or point.span or point.in_span):
+        if self.outputs is not None and (form != "linear" or access == "read" or point.span or point.in_span):
             return "outputs makes a new projection, and this is not a whole linear layer that is called"
         if self.part != "weight" and point.in_span is not None and point.layout.bias:
             return "its bias is another point's too: set part='weight'"

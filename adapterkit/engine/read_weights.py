@@ -134,13 +134,17 @@ class ReadWeight(Tensor):
     _fold: Callable[[], Tensor]
 
     @staticmethod
-    def of(parameter: Tensor, fold: Callable[[], Tensor]) -> ReadWeight:
+    def of(parameter: Tensor, fold: Callable[[], Tensor], learning: Sequence[Tensor] = ()) -> ReadWeight:
         """A stand-in.
 
         Args:
             parameter: What was read.
             fold: Makes it with the adapters in it.
+            learning: What a gradient goes to that is given to the stand-in itself, by a function of autograd that is
+                called with it: torch shows us no such call.
         """
+        if learning:
+            return _Folded.apply(parameter, fold, *learning)  # pyright: ignore[reportReturnType]
         made: ReadWeight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             ReadWeight, parameter.shape, dtype=parameter.dtype, device=parameter.device
         )
@@ -164,6 +168,22 @@ class ReadWeight(Tensor):
     def __torch_dispatch__(cls, function: Callable[..., Any], *_: Any, **__: Any) -> Any:
         """Below autograd there is nothing to compute with."""
         raise AttachError(f"{function} was given a weight with adapters in it by a way that torch does not show")
+
+
+class _Folded(torch.autograd.Function):
+    """A stand-in in a graph: the gradient that it is given is the folded one's."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, fold: Callable[[], Tensor], *learning: Tensor) -> ReadWeight:
+        ctx.fold = fold
+        ctx.save_for_backward(*learning)
+        return ReadWeight.of(parameter, fold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.enable_grad():
+            folded = ctx.fold()
+        return None, None, *torch.autograd.grad(folded, ctx.saved_tensors, grad, allow_unused=True)
 
 
 def _tensors(value: Any) -> Any:

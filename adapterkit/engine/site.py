@@ -139,7 +139,7 @@ class Site:
             if not self.switch.inside:  # the user looks at the base's weight
                 return own
             if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
-                return ReadWeight.of(own, folded)
+                return ReadWeight.of(own, folded, _learning(own, parts) if torch.is_grad_enabled() else ())
         return folded()
 
     @staticmethod
@@ -162,6 +162,11 @@ def _is_apart(own: Tensor, parts: Sequence[Part]) -> bool:
     """Whether either a weight or the adapters in it have no values now."""
     adapters = (adapter for _, active in parts for adapter, _ in active)
     return any(parameter.is_meta != own.is_meta for adapter in adapters for parameter in adapter.parameters())
+
+
+def _learning(own: Tensor, parts: Sequence[Part]) -> list[Tensor]:
+    adapters = {id(p): p for _, active in parts for adapter, _ in active for p in adapter.parameters()}
+    return [parameter for parameter in (own, *adapters.values()) if parameter.requires_grad]
 
 
 def _folded(

@@ -45,7 +45,6 @@ class Attached:
         metadata: What its file says beside the tensors.
         held: Point id -> names of the parameters that the type itself built with `requires_grad=False`.
         reads: Names of the side inputs that it reads.
-        untold: What counts the steps of which it is not told.
     """
 
     parts: Sequence[Built]
@@ -55,7 +54,6 @@ class Attached:
     metadata: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
-    untold: list[Any] = field(default_factory=list, compare=False)
 
     @property
     def configs(self) -> list[AdapterConfig]:
@@ -101,6 +99,7 @@ class State:
     lookouts: dict[str, RemovableHandle] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
     frozen: bool = False
+    watches: Sequence[Any] = ()
     lock: Turn = field(default_factory=Turn, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from adapterkit.handle.base import Access
 from adapterkit.handle.building import Built, parameters_of
 from adapterkit.handle.starting import Values, base_values
 from adapterkit.handle.state import Attached, State
-from adapterkit.handle.untold import watch_steps
+from adapterkit.handle.step_watches import Untold, watch_steps
 from adapterkit.kernels.spans import read_span
 from adapterkit.points import InjectionPoint, ParameterPoint
 
@@ -37,8 +37,9 @@ class Learning(Access):
         self._check()
         state = self._state
         state.train(names)
-        for name in names:
-            watch_steps(name, state.adapters[name])
+        for watch in state.watches:
+            watch.stop()
+        state.watches = watch_steps({name: state.adapters[name] for name in names})
 
     def freeze(self, *names: str) -> None:
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
@@ -91,11 +92,11 @@ class Learning(Access):
             step: Number of this step, from 1.
             steps: Of the whole training.
         """
-        for name in sorted(self._state.trained):
-            attached = self._state.adapters[name]
-            for watch in attached.untold:
+        for watch in self._state.watches:
+            if isinstance(watch, Untold):
                 watch.stop()
-            for part in attached.parts:
+        for name in sorted(self._state.trained):
+            for part in self._state.adapters[name].parts:
                 part.config.after_step(part.modules, step, steps)
 
     @contextlib.contextmanager

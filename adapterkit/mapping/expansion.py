@@ -21,6 +21,7 @@ from adapterkit.mapping.entries import (
     Weight,
     equal_parts,
 )
+from adapterkit.mapping.layers import may_be_read
 from adapterkit.mapping.layouts import first_path, weight_layout
 from adapterkit.points import (
     AttentionLayout,
@@ -50,6 +51,8 @@ def _(entry: Weight, block: nn.Module, prefix: str, site: str, tags: dict[str, T
     if found is None:
         return []
     path, layout, inputs, outputs = found
+    if entry.role == "head" and may_be_read(block.get_submodule(path)):  # by losses that are fused with it
+        layout = replace(layout, access="any")
     return [WeightPoint(entry.role, _join(prefix, path), site, inputs, outputs, layout, tags=tags)]
 
 

@@ -34,6 +34,12 @@ def layer_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     return replace(layout, access="read" if _has_own_forward(module) else "any"), inputs, outputs
 
 
+def may_be_read(module: nn.Module) -> bool:
+    """Whether a linear layer acts alike where it is called and where its weight is read: its class is torch's own."""
+    found = layer_layout(module)
+    return isinstance(module, nn.Linear) and found is not None and found[0].access == "any"
+
+
 def call_plainly(module: Any, *args: Any, **kwargs: Any) -> Tensor:
     """What a layer without a forward of its own computes with its own parameters, whatever its attributes show."""
     (x,) = (*args, *kwargs.values())

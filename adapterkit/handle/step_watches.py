@@ -1,0 +1,131 @@
+"""What training does without, in a loop that is not ours: a warning, once.
+
+Nothing in such a loop is ours but the parameters of adapters. That an optimizer has changed one since the last backward
+is how a step is noticed; the look costs a backward nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adapterkit.adapter import AdapterModule
+from adapterkit.handle.building import Built
+from adapterkit.handle.state import Attached
+
+_STEPS = 3
+
+
+class _Watch:
+    """Counts the steps, in each of which something is as it should not be."""
+
+    def __init__(self, parameter: nn.Parameter | None) -> None:
+        self._version: int | None = None
+        self._steps = 0
+        self._hook: RemovableHandle | None = None
+        if parameter is not None:
+            self._hook = parameter.register_post_accumulate_grad_hook(self)
+
+    def __call__(self, parameter: Tensor) -> None:
+        """After a backward."""
+        if self._version not in (None, parameter._version):
+            self._steps += 1
+        self._version = parameter._version
+        if self._as_it_should_be():
+            self.stop()
+        elif self._steps >= _STEPS:
+            self.stop()
+            warnings.warn(self._told(), stacklevel=2)
+
+    def _as_it_should_be(self) -> bool:
+        return False
+
+    def _told(self) -> str:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Counts no more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def __getstate__(self) -> dict[str, Any]:  # a copied parameter has no hooks
+        return {**self.__dict__, "_hook": None}
+
+
+class Untold(_Watch):
+    """An adapter that adapts itself after every step, and is told of none.
+
+    Args:
+        name: What it is called.
+        part: One of its types, which trains.
+    """
+
+    def __init__(self, name: str, part: Built) -> None:
+        super().__init__(_first_trained(part.modules.values()))
+        self._name, self._type = name, type(part.config).__name__
+
+    def _told(self) -> str:
+        return (
+            f"{self._name!r} ({self._type}) adapts itself after each optimizer step, and was not told of the last "
+            f"{_STEPS}: it stays as it was made. Call adapters.after_step(step, steps) between optimizer.step() "
+            "and zero_grad(), and add adapters.penalty() to the loss"
+        )
+
+
+class UnreachedHead(_Watch):
+    """Adapters at a head that no gradient reaches, while one reaches others that come before it.
+
+    A loss that is fused with the head reads its weight. Inside of the model's forward that has the adapters in it;
+    outside it is the base's.
+
+    Args:
+        heads: Point id -> the modules there that train.
+        before: A parameter that trains, of what comes before them.
+    """
+
+    def __init__(self, heads: Mapping[str, Sequence[AdapterModule]], before: nn.Parameter | None) -> None:
+        super().__init__(before if heads else None)
+        self._heads = heads
+
+    def _as_it_should_be(self) -> bool:
+        return not self._unreached()
+
+    def _unreached(self) -> list[str]:
+        return [key for key, modules in self._heads.items() if not any(map(_is_reached, modules))]
+
+    def _told(self) -> str:
+        return (
+            f"no gradient has reached the adapter at {self._unreached()[0]} in the last {_STEPS} steps: the loss does "
+            "not call that layer, and reads its weight outside of the model's forward, where it is the base's. Compute "
+            "the loss in the model's forward, call the layer, or leave it out of the targets"
+        )
+
+
+def _first_trained(modules: Iterable[nn.Module]) -> nn.Parameter | None:
+    return next((one for module in modules for one in module.parameters() if one.requires_grad), None)
+
+
+def _is_reached(module: nn.Module) -> bool:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return not trained or any(parameter.grad is not None for parameter in trained)
+
+
+def watch_steps(named: Mapping[str, Attached]) -> list[_Watch]:
+    """Begins to count the steps of adapters that train."""
+    watches: list[_Watch] = [
+        Untold(name, part) for name, one in named.items() for part in one.parts if part.config.adapts
+    ]
+    heads: dict[str, list[AdapterModule]] = {}
+    others: list[AdapterModule] = []
+    for one in named.values():
+        for key, module in one.modules.items():
+            if one.points[key].role == "head":
+                heads.setdefault(key, []).append(module)
+            else:
+                others.append(module)
+    return [*watches, UnreachedHead(heads, _first_trained(others))] if heads else watches
