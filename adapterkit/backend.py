@@ -113,6 +113,10 @@ Attending = Callable[[nn.Module, Positions, tuple[Any, ...], dict[str, Any]], tu
 sequence became, with masks that fit it."""
 
 
+Counting = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+"""A module-level function `(module, args, kwargs)`: the arguments of a module with positions that count no padding."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """A layer of the model that makes keys or values.
@@ -141,6 +145,8 @@ class Reach:
         attending: Paths of the modules that see what the module at this point adds, where it keeps that in what it
             returns -> how they are called. A decoder that attends to an encoder's output: there the mask is still that
             of the tokens.
+        counting: At an `attention` point, path of the module that makes positions -> how it is called while an adapter
+            acts there, where a prefix would see padding in them (rotary embeddings).
         projections: At an `attention` point, the model's own layers for keys and for values, where they are known;
             filled in for every family alike.
         hides: At a whole block, whether a boolean mask that it is given is True at what is hidden, not at what is seen.
@@ -151,6 +157,7 @@ class Reach:
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
     attending: Mapping[str, Attending] = field(default_factory=dict)
+    counting: Mapping[str, Counting] = field(default_factory=dict)
     projections: tuple[Projection, Projection] | None = None
     hides: bool = False
     repeats: Repeats | None = None

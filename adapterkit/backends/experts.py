@@ -155,7 +155,8 @@ class ExpertsBackend(FamilyBackend):
     name = "experts"
     generates = True
     families = tuple(
-        replace(family, lengthening=longer_decoder) for family in (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
+        replace(family, lengthening=longer_decoder, rotary=True)
+        for family in (MIXTRAL, QWEN3, DEEPSEEK, GPT_OSS, LLAMA4)
     )
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",

@@ -56,6 +56,7 @@ _LLAMA_MLP: tuple[Entry, ...] = (
 )
 
 LLAMA = Family(
+    rotary=True,
     lengthening=longer_decoder,
     classes=LANGUAGE["llama"],
     groups=(
@@ -77,6 +78,7 @@ LLAMA = Family(
 # A norm on either side of each sublayer: the one behind it belongs to the sublayer, before the residual is added.
 # Gemma 3 by its text classes alone: its other classes hold a vision tower too.
 GEMMA = Family(
+    rotary=True,
     lengthening=longer_decoder,
     classes=LANGUAGE["gemma"],
     groups=(
@@ -101,6 +103,7 @@ GEMMA = Family(
 )
 
 PHI3 = Family(
+    rotary=True,
     lengthening=longer_decoder,
     classes=LANGUAGE["phi3"],
     groups=(
@@ -166,6 +169,7 @@ GPT2 = Family(
 # Attention and MLP either follow each other or both read the block's input (`use_parallel_residual`): each norm's input
 # is the residual stream of its own sublayer in both cases.
 NEOX = Family(
+    rotary=True,
     lengthening=longer_decoder,
     classes=LANGUAGE["neox"],
     groups=(

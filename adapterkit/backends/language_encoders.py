@@ -131,6 +131,7 @@ DEBERTA_NEW_HEAD = Family(
 # The half of `Wi` that goes through the activation is the first: `mlp.gate`, as everywhere. What the model's file calls
 # the gate is the factor beside it, `mlp.up`.
 MODERNBERT = Family(
+    rotary=True,
     lengthening=longer_single_decoder,
     classes=LANGUAGE["modernbert"],
     groups=(

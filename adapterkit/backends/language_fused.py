@@ -98,6 +98,7 @@ BLOOM = Family(
 _FALCON_NORM, _FALCON_MLP_NORM = "ln_attn|input_layernorm", "post_attention_layernorm|ln_mlp|input_layernorm"
 
 FALCON = Family(
+    rotary=True,
     lengthening=longer_single_decoder,
     classes=LANGUAGE["falcon"],
     groups=(

@@ -70,7 +70,9 @@ class TowersBackend(Backend):
                 continue
             if tower.groups is None:
                 found = _backend(module).reach(module, replace(point, path=point.path[len(path) + 1 :]))
-                return replace(found, attending={f"{path}.{end}": how for end, how in found.attending.items()})
+                attending = {f"{path}.{end}": how for end, how in found.attending.items()}
+                counting = {f"{path}.{end}".strip("."): how for end, how in found.counting.items()}
+                return replace(found, attending=attending, counting=counting)
             if isinstance(point, AttentionPoint):
                 return Reach(seam=TransformersAttentionSeam())
         return super().reach(model, point)

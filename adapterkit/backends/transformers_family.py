@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
+from adapterkit.backends.counted import own_positions
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
@@ -23,6 +24,15 @@ def _any_config(config: Any) -> bool:
     return True
 
 
+def _counts(model: nn.Module, path: str) -> str | None:
+    """The path of the module around one that makes positions for what is in it."""
+    while path:
+        path = path.rpartition(".")[0]
+        if hasattr(model.get_submodule(path), "get_input_embeddings"):
+            return path
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """The models that share one layout.
@@ -33,6 +43,7 @@ class Family:
         seam: How its attention is reached.
         when: Which of these models, by their config, where the config chooses between layouts.
         lengthening: How the module `beside` runs on a longer sequence; None where none can.
+        rotary: Whether its tokens know distances alone, by rotary embeddings.
         hides: Whether a boolean mask of its blocks is True at what is hidden.
         beside: Path of that module from the one that holds the embedding; empty for that one. If it is another one, it
             only runs its blocks, and each of them can run on a longer sequence of its own.
@@ -43,6 +54,7 @@ class Family:
     seam: type[AttentionSeam] = TransformersAttentionSeam
     when: Callable[[Any], bool] = _any_config
     lengthening: Lengthening | None = None
+    rotary: bool = False
     hides: bool = False
     beside: str = ""
 
@@ -93,7 +105,11 @@ class FamilyBackend(Backend):
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):
-            return Reach(seam=self.family(model).seam())
+            family = self.family(model)
+            counting = {
+                path: own_positions for path in [_counts(model, point.path)] if family.rotary and path is not None
+            }
+            return Reach(seam=family.seam(), counting=counting)
         if point.role in ("prompt", "prompt.layer"):
             return Reach(lengthening=self.family(model).lengthening)
         return Reach(hides=self.family(model).hides) if isinstance(point, OutputPoint) else Reach()

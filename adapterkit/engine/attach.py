@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import CHILD, SITE, Attending, Reach
+from adapterkit.backend import CHILD, SITE, Attending, Counting, Reach
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site
@@ -79,6 +79,21 @@ class _Attends:
         if not active:
             return None
         return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
+
+
+class _Counts:
+    """A forward pre-hook of a module that makes positions; see `Reach.counting`."""
+
+    def __init__(self, site: Site, counting: Counting) -> None:
+        self.site, self.counting = site, counting
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if kwargs.get("position_ids") is not None:  # told, or counted for another point
+            return None
+        plan = self.site.plan
+        return self.counting(module, args, kwargs) if plan is not None and (plan.attention or plan.attending) else None
 
 
 @functools.cache
@@ -246,6 +261,10 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
     if reach.seam is not None:
         site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
+        site.hooks[point.id] = [
+            root.get_submodule(path).register_forward_pre_hook(_Counts(site, counting), with_kwargs=True)
+            for path, counting in reach.counting.items()
+        ]
 
 
 def attached_with(module: nn.Module, point: InjectionPoint) -> InjectionPoint | None:

@@ -50,11 +50,12 @@ def checked_reach(found: object, model: nn.Module, point: InjectionPoint) -> Rea
         value = getattr(found, name)
         if value is not None and not callable(value):
             raise PluginError(f"returned Reach({name}={value!r:.80}) for {point.id}; expected a function, or None")
-    attending: object = found.attending
-    if not isinstance(attending, Mapping) or not all(map(callable, attending.values())):
-        raise PluginError(f"returned Reach(attending={attending!r:.80}) for {point.id}; expected path -> function")
-    for path in found.attending:
-        _check_path(model, path, f"what attends to {point.id} is at")
+    for name, what in (("attending", "attends to"), ("counting", "counts positions for")):
+        called: object = getattr(found, name)
+        if not isinstance(called, Mapping) or not all(map(callable, called.values())):
+            raise PluginError(f"returned Reach({name}={called!r:.80}) for {point.id}; expected path -> function")
+        for path in called:
+            _check_path(model, path, f"what {what} {point.id} is at")
     return found
 
 

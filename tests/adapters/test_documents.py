@@ -13,7 +13,7 @@ import adapterkit as ak
 from adapterkit import errors
 from adapterkit.kernels.documents import Documents, by_lengths, by_mask, by_positions
 from adapterkit.testing import toys
-from tests.adapters.test_prompt import SMALL, decoder
+from tests.adapters.test_prompt import SMALL, decoder, seq2seq
 from tests.values import randomize
 
 t = pytest.importorskip("transformers")
@@ -187,6 +187,51 @@ def _encoder(name: str) -> Any:
     modern = {"pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2}
     modern |= dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 1)
     return t.ModernBertModel(t.ModernBertConfig(**SMALL, **modern)).eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama", "Gemma2", "NeoX", "Mixtral", "Falcon", "Falcon alibi", "Bloom", "ModernBert"]
+)
+def test_a_prefix_sees_no_padding(name: str) -> None:
+    model = _encoder(name) if name == "ModernBert" else decoder(name)
+    adapters = adapted(model, ak.Prefix(length=2), TYPES["prefix"])
+    mask = torch.tensor([[0] * 3 + [1] * 6 + [0] * 2] * 3)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), FIRST, torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    with adapters.disabled():
+        base = model(FIRST)[0]
+        assert close(model(padded, attention_mask=mask[:1])[0][:, 3:9], base)
+    y = model(FIRST)[0]
+    assert not close(y, base)
+    assert close(model(padded, attention_mask=mask[:1])[0][:, 3:9], y)
+    if name == "Llama":  # by place, too
+        assert close(model(padded[:, :9], mask[:1, :9])[0][:, 3:], y)
+    with adapters.routed(["a", "b", None]):
+        rows = model(padded.expand(3, -1), attention_mask=mask)[0][:, 3:9]
+    assert close(rows[1:], torch.cat([y, base]))
+    adapters.detach()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_prefix_sees_no_padding_beside_a_cache() -> None:
+    model = decoder("Llama")
+    adapted(model, TYPES["prefix"])
+    ids, mask = torch.cat([torch.zeros(1, 3, dtype=torch.long), FIRST], dim=1), torch.tensor([[0] * 3 + [1] * 6])
+    cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+    y = model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits
+    assert close(y, model(FIRST).logits[:, 3:])
+    told = torch.arange(9)[None]  # who tells positions is believed
+    moved = model(ids, attention_mask=mask, position_ids=told).logits[:, 3:]
+    assert not close(moved, model(FIRST).logits)
+
+
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_a_prefix_of_a_cross_attention_sees_no_padding(name: str) -> None:
+    model = seq2seq(name)
+    adapted(model, ak.Prefix(length=3, targets="cross.kv"))
+    mask = torch.tensor([[1] * 6 + [0] * 3])
+    padded = torch.cat([FIRST, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    y = model(FIRST, decoder_input_ids=SECOND).logits
+    assert close(model(padded, attention_mask=mask, decoder_input_ids=SECOND).logits, y)
 
 
 # -- positions that run out -------------------------------------------------------------------------------------------
