@@ -66,15 +66,33 @@ def base_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def declared_heads(model: nn.Module) -> list[nn.Module]:
-    """The classifier or output projection, where a model of timm or transformers tells it by a method."""
+    """The classifiers or the output projection, where a model of timm or transformers tells of them."""
+    wrapped = _wrapped(model)
     heads: list[nn.Module] = []
-    for name in ("get_classifier", "get_output_embeddings"):
-        try:
-            told = getattr(model, name)()
-        except (AttributeError, NotImplementedError, TypeError):  # there is none, or it is no method of that meaning
-            continue
-        heads += [head for head in (told if isinstance(told, tuple) else (told,)) if isinstance(head, nn.Module)]
-    return heads
+    for part in (model,) if wrapped is None else (model, wrapped):
+        for name in ("get_classifier", "get_output_embeddings"):
+            try:
+                told = getattr(part, name)()
+            except (AttributeError, NotImplementedError, TypeError):  # there is none, or it is of another meaning
+                continue
+            heads += [head for head in (told if isinstance(told, tuple) else (told,)) if isinstance(head, nn.Module)]
+    return heads or _label_layers(model, wrapped)
+
+
+def _wrapped(model: Any) -> nn.Module | None:
+    """The model that one of transformers puts a head on."""
+    inner = getattr(model, "base_model", None)
+    return inner if isinstance(inner, nn.Module) and inner is not model else None
+
+
+def _label_layers(model: Any, wrapped: nn.Module | None) -> list[nn.Module]:
+    """What has as many outputs as there are labels, beside the wrapped model; of a whole one, among its children."""
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if not isinstance(labels, int):
+        return []
+    inside = {id(module) for module in wrapped.modules()} if wrapped is not None else set[int]()
+    beside = model.children() if wrapped is None else (m for m in model.modules() if id(m) not in inside)
+    return [module for module in beside if getattr(module, "out_features", None) == labels]
 
 
 def _has_own_forward(module: nn.Module) -> bool:

@@ -2,62 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
+from adapterkit.training.classifiers import Size, heads_of, in_order_of, is_transformers, logits_of, take_size
 from adapterkit.training.config import Section
-from adapterkit.training.data import cover, examine, image_files, open_image
-from adapterkit.training.files import Notes, gather, is_hidden, name_of
-from adapterkit.training.loading import checkpoint_transformers, load_image_classifier
+from adapterkit.training.data import examine, image_files
+from adapterkit.training.files import Notes, gather, is_hidden, listed, name_of
+from adapterkit.training.loading import checkpoint_transformers, label_names, load_image_classifier
 from adapterkit.training.order import Draw, derive_seed
+from adapterkit.training.parts import inference
+from adapterkit.training.preprocessing import Pixels, pixels_of
 from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task
 
-_HALF = (0.5, 0.5, 0.5)
 _AT_ONCE = 16  # images that are measured at a time
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
+
+
+def _sides(value: object) -> object:
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if value is None or (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+        return value
+    raise ValueError("must be a side in pixels, or [height, width]")
 
 
 class Options(Section):
     """The keys under `options`.
 
     Attributes:
-        resolution: Side of the square that images are cut to, in pixels; by default the model's own.
+        resolution: Side of the square that images are brought to, or `[height, width]`, in pixels; by default what the
+            model was made for. A model with positions for another size interpolates them.
         flip: Mirror half of the training images.
         validation_fraction: Share of the images, of each class alike, that is held out to measure the accuracy.
-        train_head: Replace the model's head by a fresh one for these classes, train it too, and save it beside the
-            adapter as `head.safetensors`. Otherwise the model must have as many classes as there are subfolders.
+        train_head: Replace the model's head (or heads) by a fresh one for these classes, train it too, and save it
+            beside the adapter as `head.safetensors`. Otherwise the model must have as many classes as there are
+            subfolders.
         model_args: For `timm.create_model`, such as `{img_size: 32}` or `{pretrained: false}`.
     """
 
-    resolution: int | None = Field(None, gt=0)
+    resolution: Annotated[int | Sequence[int] | None, PlainValidator(_sides)] = None
     flip: bool = False
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     train_head: bool = False
     model_args: dict[str, Any] = Field({})
 
-
-@dataclass(frozen=True)
-class Pixels:
-    """What a model expects: side in pixels, channels, and what each channel is normalised by."""
-
-    side: int
-    channels: int
-    mean: Tensor
-    std: Tensor
-
-    def read(self, path: Path) -> Tensor:
-        """[channels, side, side], normalised."""
-        image = cover(open_image(path, "L" if self.channels == 1 else "RGB"), self.side, self.side)
-        return (image - self.mean) / self.std
+    @property
+    def size(self) -> Size | None:
+        """Height and width, where they are given."""
+        if self.resolution is None:
+            return None
+        height, width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
+        return height, width
 
 
 class Labelled:
@@ -90,20 +94,28 @@ class ImageClassificationTask(Task):
         found = [path for files in self.images.values() for path in files]
         keys = gather(found, lambda path: examine(path, notes))
         files = {name_of(path, folder): key for path, key in zip(found, keys, strict=True)}
-        record = DataRecord(files, list(self.images), notes.sentences()).following(before)
+        record = self._numbered(DataRecord(files, list(self.images), notes.sentences()), before)
         self.classes, self.keys = list(record.classes), dict(zip(found, keys, strict=True))
         return record
 
     def load_model(self) -> nn.Module:
-        """The classifier, with a fresh head if that is asked for."""
+        """The classifier, with a fresh head if that is asked for, ready for the size of the images."""
         fresh = len(self.classes) if self.options.train_head else None
         self.model = load_image_classifier(self.config.model, self.config.dtype, fresh, **self.options.model_args)
-        self._check_classes()
+        self.heads = heads_of(self.model, fresh) if fresh else {}
+        if is_transformers(self.model):  # keeps a head that happens to have as many outputs
+            for head in self.heads.values():
+                head.reset_parameters()  # type: ignore[operator]
+        self.pixels = pixels_of(self.model, self.config.model, self.options.size)
+        self.arguments, self.note = take_size(self.model, (self.pixels.height, self.pixels.width))
         return self.model.eval()
 
     def prepare(self, setting: Setting) -> Labelled:
-        """Splits the files."""
-        self.device, self.pixels = setting.device, pixels_of(self.model, self.options.resolution)
+        """Splits the files, and tries the model on a blank image."""
+        self.device = setting.device
+        for note in filter(None, (self.pixels.note, self.note)):
+            setting.tell(note)
+        self._check_outputs()
         training, self.held_out = self._split()
         files, labels = zip(*training, strict=True)
         return Labelled(list(files), list(labels), self.pixels, self.options.flip)
@@ -122,8 +134,8 @@ class ImageClassificationTask(Task):
             model.set_grad_checkpointing(True)
 
     def extra_modules(self) -> Mapping[str, nn.Module]:
-        """The fresh head, if there is one."""
-        return {"head": head_of(self.model)} if self.options.train_head else {}
+        """The fresh heads, if there are any."""
+        return self.heads
 
     def evaluate(self) -> Mapping[str, float]:
         """Accuracy on the images that were held out."""
@@ -140,12 +152,35 @@ class ImageClassificationTask(Task):
         return {"classes": self.classes, "held out images": len(self.held_out)}
 
     def _logits(self, images: Tensor) -> Tensor:
-        found = self.model(images.to(next(self.model.parameters()).dtype))
-        return found.logits if hasattr(found, "logits") else found
+        return logits_of(self.model(images.to(next(self.model.parameters()).dtype), **self.arguments))
 
-    def _check_classes(self) -> None:
-        model: Any = self.model
-        count = model.config.num_labels if is_transformers(model) else model.num_classes
+    def _numbered(self, record: DataRecord, before: DataRecord | None) -> DataRecord:
+        """With the classes in the order of the model's own outputs, where its head stays and they have names."""
+        told = [] if self.options.train_head or before is not None else label_names(self.config.model)
+        if not told:
+            return record.following(before)
+        if ordered := in_order_of(told, record.classes):
+            return replace(record, classes=ordered)
+        note = f"the model calls its classes {listed(told)}; they are taken in the order of the folders' names"
+        return replace(record, notes=[*record.notes, note])
+
+    def _check_outputs(self) -> None:
+        height, width = self.pixels.height, self.pixels.width
+        blank = torch.zeros(1, self.pixels.channels, height, width, device=self.device)
+        try:
+            with inference(self.model):
+                count = self._logits(blank).shape[-1]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                [
+                    f"options.resolution: {self.config.model} does not take images of {height} x {width} "
+                    f"({reason:.300}); set a size that it takes, for timm also in options.model_args: {{img_size: ...}}"
+                ],
+                "run",
+            ) from error
         if count != len(self.classes):
             raise ConfigError(
                 [
@@ -194,40 +229,3 @@ def class_images(folder: Path, notes: Notes) -> dict[str, list[Path]]:
     if empty := [folder / name for name, files in classes.items() if not files]:
         raise DataError("classes without an image that is read; remove their folders or fill them", empty)
     return classes
-
-
-def is_transformers(model: nn.Module) -> bool:
-    """Whether the model is one of transformers', else of timm's."""
-    return any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
-
-
-def head_of(model: Any) -> nn.Module:
-    """The last layer, which tells the classes apart."""
-    if not is_transformers(model):
-        return model.get_classifier()
-    return next(
-        module
-        for module in reversed(list(model.modules()))
-        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
-    )
-
-
-def pixels_of(model: Any, resolution: int | None) -> Pixels:
-    """What the model says of its input; where it says nothing, three channels between -1 and 1."""
-    if is_transformers(model):
-        channels = getattr(model.config, "num_channels", 3)
-        return _pixels(resolution or model.config.image_size, channels, _HALF, _HALF)
-    described = getattr(model, "pretrained_cfg", None) or {}
-    patches = getattr(model, "patch_embed", None)
-    side = getattr(patches, "img_size", None) or described.get("input_size", (3, 224, 224))[1:]
-    convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    mean, std = described.get("mean", _HALF), described.get("std", _HALF)
-    return _pixels(resolution or side[0], convolution.in_channels, mean, std)
-
-
-def _pixels(side: int, channels: int, mean: Any, std: Any) -> Pixels:
-    def per_channel(values: Any) -> Tensor:
-        row = torch.tensor(values, dtype=torch.float32)
-        return (row if len(row) == channels else row.mean().expand(channels)).view(-1, 1, 1)
-
-    return Pixels(side, channels, per_channel(mean), per_channel(std))

@@ -74,6 +74,39 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
         return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **fresh)
 
 
+def load_image_processor(name: str) -> tuple[Any, str]:
+    """What a model of transformers says of its images.
+
+    Returns:
+        Its image processor, and ""; or None, and why there is none that can be used.
+    """
+    with reading(name, "vision", "transformers"):
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(name, trust_remote_code=False), ""
+        except OSError:
+            return None, f"{name} has no preprocessor_config.json"
+        except (ImportError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            return None, f"the preprocessor_config.json of {name} cannot be used ({type(error).__name__}: {reason})"
+
+
+def label_names(name: str) -> list[str]:
+    """What a classifier calls its classes, in order; nothing where it does not say."""
+    if name.startswith(TIMM):
+        return []
+    with reading(name, "vision", "transformers"):
+        if is_timm_folder(name):
+            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+            return [str(label) for label in config.get("label_names") or []]
+        from transformers import AutoConfig
+
+        told: dict[Any, str] = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
+    labels = [str(told[number]) for number in sorted(told)]
+    return [] if labels == [f"LABEL_{number}" for number in range(len(labels))] else labels
+
+
 def checkpoint_transformers(model: Any) -> None:
     """Makes a model of transformers recompute its activations, under the name that its version has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -13,10 +13,11 @@ from timm.models import save_for_hf
 from transformers import ViTForImageClassification
 
 from adapterkit.errors import ConfigError
+from adapterkit.training.classifiers import heads_of
 from adapterkit.training.data import DataError
-from adapterkit.training.images import head_of, pixels_of
 from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
+from adapterkit.training.preprocessing import pixels_of
 from adapterkit.training.run import Run, load_run
 from tests.backends.vision_models import vit_config
 
@@ -112,7 +113,7 @@ def test_a_folder_that_timm_wrote(tmp_path: Path):
 @pytest.mark.parametrize(("channels", "grey"), [(3, False), (1, True)])
 def test_pixels_are_normalised_as_the_model_says(tmp_path: Path, channels: int, grey: bool):
     model: Any = timm.create_model("vit_tiny_patch16_224", **TIMM, in_chans=channels)
-    pixels = pixels_of(model, None)
+    pixels = pixels_of(model, "", None)
     Image.new("RGB", (20, 30), (255, 0, 51)).save(tmp_path / "a.png")
     image = pixels.read(tmp_path / "a.png")
     assert image.shape == (channels, 16, 16)
@@ -120,12 +121,14 @@ def test_pixels_are_normalised_as_the_model_says(tmp_path: Path, channels: int, 
     if not grey:
         expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(mean)) / torch.tensor(std)
         assert torch.allclose(image[:, 3, 3], expected)
-    assert pixels_of(model, 24).side == 24
+    found = pixels_of(model, "", (24, 32))
+    assert (found.height, found.width) == (24, 32)
+    assert found.read(tmp_path / "a.png").shape == (channels, 24, 32)
 
 
 def test_heads_are_the_last_layers(vit: Path):
     model = ViTForImageClassification.from_pretrained(vit)
-    assert head_of(model) is model.classifier
+    assert heads_of(model, 3) == {"head": model.classifier}
 
 
 def test_data_that_cannot_be_used(data: Path, tmp_path: Path, vit: Path):
