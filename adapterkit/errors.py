@@ -11,6 +11,7 @@ from pathlib import Path
 _LONGEST = 200  # characters of a name that near matches are looked for
 _COMPARED = 1000  # names on either side that are looked at
 _LONGEST_PROBLEM = 1000
+_ITSELF = "adapterkit"
 _SHOWN_PROBLEMS = 10  # a file can hold thousands; all of them are in `problems`
 
 
@@ -219,11 +220,11 @@ class UnknownAdapterTypeError(CheckpointError):
 
 
 class PluginError(AdapterKitError):
-    """A plug-in is broken; `plugin` names it."""
+    """A plug-in is broken; `plugin` names it. To who reads the message, adapterkit itself is none."""
 
     def __init__(self, message: str, plugin: str = "") -> None:
         self.plugin = plugin
-        super().__init__(f"plug-in {plugin!r}: {message}" if plugin else message)
+        super().__init__(f"plug-in {plugin!r}: {message}" if plugin not in ("", _ITSELF) else message)
 
 
 class DataError(AdapterKitError):

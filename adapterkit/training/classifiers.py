@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError, TargetNotFoundError
+from adapterkit.errors import AdapterKitError, ConfigError, TargetNotFoundError
 from adapterkit.handle.listing import points
 
 Size = tuple[int, int]
@@ -73,6 +75,25 @@ def take_size(model: Any, size: Size) -> tuple[Mapping[str, Any], str]:
         return arguments, ""
     told = "model: made for images of {} x {}; its positions are interpolated for {} x {}"
     return arguments, told.format(*made, *size)
+
+
+@contextlib.contextmanager
+def trying(name: str, size: Size) -> Iterator[None]:
+    """Turns what a model raises about images of a size into an error that says which keys to change.
+
+    Raises:
+        ConfigError: In the place of any error that is none of adapterkit's.
+    """
+    try:
+        yield
+    except (AdapterKitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        problem = (
+            f"options.resolution: {name} does not take images of {size[0]} x {size[1]} ({type(error).__name__}: "
+            f"{error!s:.300}); set a size that it takes, for timm also in options.model_args: {{img_size: ...}}"
+        )
+        raise ConfigError([problem], "run") from error
 
 
 def logits_of(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.classifiers import Size, heads_of, in_order_of, is_transformers, logits_of, take_size
+from adapterkit.training.classifiers import Size, heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
 from adapterkit.training.data import examine, image_files
 from adapterkit.training.files import Notes, gather, is_hidden, listed, name_of
@@ -107,7 +107,8 @@ class ImageClassificationTask(Task):
             for head in self.heads.values():
                 head.reset_parameters()  # type: ignore[operator]
         self.pixels = pixels_of(self.model, self.config.model, self.options.size)
-        self.arguments, self.note = take_size(self.model, (self.pixels.height, self.pixels.width))
+        with trying(self.config.model, self.pixels.size):
+            self.arguments, self.note = take_size(self.model, self.pixels.size)
         return self.model.eval()
 
     def prepare(self, setting: Setting) -> Labelled:
@@ -165,22 +166,9 @@ class ImageClassificationTask(Task):
         return replace(record, notes=[*record.notes, note])
 
     def _check_outputs(self) -> None:
-        height, width = self.pixels.height, self.pixels.width
-        blank = torch.zeros(1, self.pixels.channels, height, width, device=self.device)
-        try:
-            with inference(self.model):
-                count = self._logits(blank).shape[-1]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(
-                [
-                    f"options.resolution: {self.config.model} does not take images of {height} x {width} "
-                    f"({reason:.300}); set a size that it takes, for timm also in options.model_args: {{img_size: ...}}"
-                ],
-                "run",
-            ) from error
+        blank = torch.zeros(1, self.pixels.channels, *self.pixels.size, device=self.device)
+        with trying(self.config.model, self.pixels.size), inference(self.model):
+            count = self._logits(blank).shape[-1]
         if count != len(self.classes):
             raise ConfigError(
                 [

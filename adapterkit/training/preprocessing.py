@@ -29,13 +29,13 @@ class Pixels:
     """How an image file becomes a model's input.
 
     Attributes:
-        height, width, channels: Of the input.
+        size: Height and width of the input.
+        channels: Of the input.
         transform: Makes it of an image with these channels.
         note: What the user should know of it; empty where there is nothing.
     """
 
-    height: int
-    width: int
+    size: Size
     channels: int
     transform: Callable[[Image.Image], Tensor]
     note: str = ""
@@ -100,7 +100,7 @@ def _of_timm(model: Any, size: Size | None) -> Pixels:
     height, width = size or made_for(model) or config["input_size"][1:]
     mean, std = (_per_channel(config[key], channels).flatten().tolist() for key in ("mean", "std"))
     told = {**config, "input_size": (channels, height, width), "mean": mean, "std": std}
-    return Pixels(height, width, channels, data.create_transform(**told, is_training=False))
+    return Pixels((height, width), channels, data.create_transform(**told, is_training=False))
 
 
 def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
@@ -108,13 +108,13 @@ def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
     channels = getattr(config, "num_channels", 3)
     processor, reason = load_image_processor(name)
     if processor is not None and size is None and channels == 3 and (fixed := _fixed_size(processor, name)):
-        return Pixels(*fixed, channels, Processing(processor))
+        return Pixels(fixed, channels, Processing(processor))
     height, width = size or made_for(model) or _USUAL
     if processor is None:
         half = _per_channel(_HALF, channels)
         note = f"model: {reason}; images are cut to {height} x {width}, with values from -1 to 1"
-        return Pixels(height, width, channels, Covering(height, width, half, half), note)
-    return Pixels(height, width, channels, _normalising(processor, height, width, channels))
+        return Pixels((height, width), channels, Covering(height, width, half, half), note)
+    return Pixels((height, width), channels, _normalising(processor, height, width, channels))
 
 
 def _normalising(processor: Any, height: int, width: int, channels: int) -> Covering:

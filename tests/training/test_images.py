@@ -104,7 +104,7 @@ def test_the_wrong_number_of_classes_is_an_error_that_says_what_to_do(data: Path
 def test_a_folder_that_timm_wrote(tmp_path: Path):
     made = timm.create_model("vit_tiny_patch16_224", **{**TIMM, "num_classes": 5})
     arguments = {key: value for key, value in TIMM.items() if key != "pretrained"}
-    save_for_hf(made, tmp_path / "model", model_args=arguments)
+    save_for_hf(made, str(tmp_path / "model"), model_args=arguments)
     loaded = load_image_classifier(str(tmp_path / "model"), "float32", None)
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.eval()(images), made.eval()(images))
@@ -122,7 +122,7 @@ def test_pixels_are_normalised_as_the_model_says(tmp_path: Path, channels: int, 
         expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(mean)) / torch.tensor(std)
         assert torch.allclose(image[:, 3, 3], expected)
     found = pixels_of(model, "", (24, 32))
-    assert (found.height, found.width) == (24, 32)
+    assert found.size == (24, 32)
     assert found.read(tmp_path / "a.png").shape == (channels, 24, 32)
 
 
