@@ -148,8 +148,16 @@ def test_a_right_type_passes_each_of_them(check: str) -> None:
     only(check, Shift())()
 
 
-@pytest.mark.parametrize("check", sorted({check for check, _, _ in FAULTS}))
-@pytest.mark.parametrize("members", [{"module": shift.Sided, **SIDED}, {"module": shift.Attends, **ATTENDING}])
+def _right_types() -> Iterator[Any]:
+    """Right types, and every check: what a fault of such a type is found by, and the rest with the slow tests."""
+    for module, members in ((shift.Sided, SIDED), (shift.Attends, ATTENDING)):
+        found = {check for check, faulty_members, _ in FAULTS if faulty_members.items() >= members.items()}
+        for check in sorted({check for check, _, _ in FAULTS}):
+            marks = [pytest.mark.slow] * (check not in found)
+            yield pytest.param(check, {"module": module, **members}, marks=marks, id=f"{module.__name__}-{check}")
+
+
+@pytest.mark.parametrize(("check", "members"), list(_right_types()))
 def test_right_types_that_read_or_attend_pass_each_of_them(
     check: str, members: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
