@@ -67,7 +67,7 @@ class Shift(ak.AdapterConfig):
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
         layout: Any = point.layout
-        linear = point.kind != "weight" or (layout.form == "linear" and layout.access == "call" and not point.in_span)
+        linear = point.kind != "weight" or (layout.form == "linear" and not point.is_read and not point.in_span)
         return super().accepts(point) if linear else "only linear layers"
 
     def build(self, point: ak.InjectionPoint) -> ak.AdapterModule:
