@@ -69,15 +69,13 @@ def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torc
     """
     points = config.choose(mapped.points(), mapped.label)
     modules: dict[str, AdapterModule] = {}
-    owned: set[str] = set()
     with torch.random.fork_rng(devices=[]):
         _seed(seed, SHARED)
-        shared = build_shared(config, points, mapped, dtype)
+        sharing = Sharing(build_shared(config, points, mapped, dtype))
         for point in points:
             _seed(seed, point.id)
             module = modules[point.id] = build_one(config, point, mapped, dtype)
-            share(module, shared, owns=point.component not in owned)
-            owned.add(point.component)
+            sharing.bind(module, point)
             start_from_base(module, point, mapped)
     return Built(config, points, modules)
 
@@ -119,23 +117,33 @@ def _check_real(module: nn.Module, config: AdapterConfig) -> None:
         )
 
 
-def share(module: AdapterModule, shared: nn.Module | None, *, owns: bool) -> None:
-    """Gives a point's module what it shares with the others.
+class Sharing:
+    """Gives the modules of an adapter what all of them share.
 
-    Args:
-        module: Of one point.
-        shared: What all of them share.
-        owns: Whether it is registered below this one. It is below one alone in each model, so that the model's state
-            dict has it once: safetensors, and what saves with it, refuses tensors under several names.
+    In each model it is registered below one of them alone, so that the model's state dict has it once: safetensors, and
+    what saves with it, refuses tensors under several names.
     """
-    if shared is None:
-        return
-    module.bind(shared)
-    parts = set(map(id, shared.modules()))
-    for parent in [one for one in module.modules() if id(one) not in parts]:
-        for name in [name for name, child in parent._modules.items() if id(child) in parts]:
-            if not (owns and parent is module and parent._modules[name] is shared):
+
+    def __init__(self, shared: nn.Module | None) -> None:
+        self._shared = shared
+        self._parts = frozenset() if shared is None else frozenset(map(id, shared.modules()))
+        self._registered: dict[str, set[int]] = {}
+
+    def bind(self, module: AdapterModule, point: InjectionPoint) -> None:
+        """Gives it to the module of one point."""
+        if self._shared is not None:
+            module.bind(self._shared)
+            self._register(module, self._registered.setdefault(point.component, set()))
+
+    def _register(self, parent: nn.Module, registered: set[int]) -> None:
+        for name, child in [(name, child) for name, child in parent._modules.items() if child is not None]:
+            inside = {id(one) for one in child.modules()} if id(child) in self._parts else None
+            if inside is None:
+                self._register(child, registered)
+            elif inside & registered:
                 parent.__dict__[name] = parent._modules.pop(name)
+            else:
+                registered |= inside
 
 
 def build_one(

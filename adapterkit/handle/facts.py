@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterkit.adapter import AdapterModule
@@ -26,6 +26,7 @@ class Facts:
         fixed: Ids of the points where it acts or does not (`AdapterModule.scalable`).
         no_rows: Why the rows of a batch cannot have it each for itself, or None.
         no_tokens: Why it cannot be given a span of tokens, or None.
+        experts: By the model's name, its modules at experts: a call may reach some of them and not others.
     """
 
     extends: bool
@@ -34,12 +35,18 @@ class Facts:
     fixed: tuple[str, ...]
     no_rows: str | None
     no_tokens: str | None
+    experts: Mapping[str, Sequence[AdapterModule]]
 
     @classmethod
     def of(cls, points: Mapping[str, InjectionPoint], modules: Mapping[str, AdapterModule]) -> Facts:
         """Those of an adapter with these modules at these points."""
         fixed = tuple(key for key, module in modules.items() if not module.scalable)
+        experts: dict[str, list[AdapterModule]] = {}
+        for key, point in points.items():
+            if "expert" in point.tags:
+                experts.setdefault(point.component, []).append(modules[key])
         return cls(
+            experts=experts,
             extends=any(isinstance(points[key], AttentionPoint) and m.abilities.extend for key, m in modules.items()),
             lengthens=any(point.lengthens for point in points.values()),
             positional=any(module.positional for module in modules.values()),

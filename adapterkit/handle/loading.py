@@ -31,7 +31,7 @@ from adapterkit.errors import (
     printable,
     shown,
 )
-from adapterkit.handle.building import SHARED, Built, build_one, build_shared, checked_shared, share
+from adapterkit.handle.building import SHARED, Built, Sharing, build_one, build_shared, checked_shared
 from adapterkit.handle.skeletons import Skeleton, Skeletons
 from adapterkit.kernels.finite import not_finite
 from adapterkit.mapping.model import MappedModel, digest
@@ -98,13 +98,12 @@ def _build_part(
 ) -> Built:
     shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
-    owned: set[str] = set()
+    sharing = Sharing(shared)
     skeletons = Skeletons(config)
     for point in points:
         module = modules[point.id] = _load_one(skeletons, point, part.tensors[point.id], target)
         if shared is not None:
-            share(module, shared, owns=point.component not in owned)
-            owned.add(point.component)
+            sharing.bind(module, point)
             module.train(module.training)
     return Built(config, points, modules)
 

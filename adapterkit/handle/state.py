@@ -27,6 +27,7 @@ from adapterkit.handle.places import Place, Places, place_of
 from adapterkit.handle.quiet import require_no_calls, require_unused
 from adapterkit.handle.stand_ins import Original
 from adapterkit.handle.turns import Turn
+from adapterkit.handle.unreached import Unreached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
@@ -96,7 +97,7 @@ class State:
     merge: Merge | None = None
     trained: set[str] = field(default_factory=set)
     watched: dict[Place, list[RemovableHandle]] = field(default_factory=dict)
-    lookouts: dict[str, RemovableHandle] = field(default_factory=dict)
+    lookouts: dict[str, list[RemovableHandle]] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
     frozen: bool = False
     watches: Sequence[Any] = ()
@@ -161,7 +162,10 @@ class State:
             self.mapped = MappedModel(components, mapped.label, mapped.roles or self.mapped.roles)
         for name, component in self.mapped.components.items():
             if name not in self.lookouts:
-                self.lookouts[name] = component.root.register_forward_pre_hook(Lookout(self))
+                self.lookouts[name] = [
+                    component.root.register_forward_pre_hook(Lookout(self)),
+                    component.root.register_forward_hook(Unreached(self, name)),
+                ]
                 component.root.__dict__[STATE] = (*states_at(component.root), self)
                 guard(component)
 
@@ -298,7 +302,8 @@ class State:
         """Is no more about some of its models, in which nothing is adapted."""
         gone = set(components)
         for name in gone:
-            self.lookouts.pop(name).remove()
+            for handle in self.lookouts.pop(name):
+                handle.remove()
             root = self.mapped.components[name].root
             kept = tuple(one for one in states_at(root) if one is not self)
             root.__dict__[STATE] = kept

@@ -20,6 +20,7 @@ from tests.values import randomize
 CONFIGS = {
     "compacter": ak.Compacter(n=2),
     "invertible": ak.Invertible(),
+    "apart": ak.Union((ak.Compacter(n=2, targets="mlp@layer=1"), ak.Invertible())),
     "several": ak.Union((ak.Compacter(n=2, targets="mlp"), ak.LoRA(rank=1, targets="attn.o"), ak.Invertible())),
 }
 each = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
