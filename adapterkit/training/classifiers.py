@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.errors import AdapterKitError, ConfigError, TargetNotFoundError
 from adapterkit.handle.listing import points
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
+from adapterkit.training.sizes import Size, size_of
 
 
 def is_transformers(model: nn.Module) -> bool:
@@ -50,9 +48,7 @@ def made_for(model: Any) -> Size | None:
         told = getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
     else:
         told = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if isinstance(told, int):
-        return told, told
-    return (int(told[0]), int(told[1])) if isinstance(told, (tuple, list)) and len(told) == 2 else None
+    return size_of(told)
 
 
 def take_size(model: Any, size: Size) -> tuple[Mapping[str, Any], str]:

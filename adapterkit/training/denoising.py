@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapterkit.training.sizes import Size
+
 BATCH = 8
 """Images that the VAE encodes at a time."""
 
@@ -31,11 +33,11 @@ class Conditioning:
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
 
-    def arguments(self, resolution: int) -> dict[str, Any]:
+    def arguments(self, size: Size) -> dict[str, Any]:
         """The UNet's keyword arguments; for SDXL with the size that the image has, uncropped."""
         if self.pooled is None:
             return {"encoder_hidden_states": self.states}
-        sizes = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], device=self.pooled.device)
+        sizes = torch.tensor([*size, 0, 0, *size], device=self.pooled.device)
         times = sizes.to(self.pooled.dtype).expand(len(self.pooled), -1)
         return {
             "encoder_hidden_states": self.states,

@@ -18,9 +18,10 @@ from adapterkit.training.data import Captioned, captioned_images, cover, examine
 from adapterkit.training.denoising import BATCH, Conditioning, encode, latents_of, target_of, text_parts
 from adapterkit.training.files import Notes, content_key, gather, listed, name_of
 from adapterkit.training.grid import write_grid
-from adapterkit.training.loading import checkpoint_transformers, dtype_of, load_pipeline
+from adapterkit.training.loading import checkpoint_activations, dtype_of, load_pipeline
 from adapterkit.training.order import Draw
 from adapterkit.training.record import DataRecord
+from adapterkit.training.sizes import Resolution, size_of
 from adapterkit.training.task import Setting, Task, sample_name
 
 
@@ -28,7 +29,8 @@ class Options(Section):
     """The keys under `options`.
 
     Attributes:
-        resolution: Side of the square that images are cut to, in pixels; by default what the UNet was made for.
+        resolution: Side of the square that images are cut to, or `[height, width]`, in pixels; by default what the UNet
+            was made for.
         flip: Mirror half of the images.
         caption: For images that have no text file.
         caption_dropout: Share of the steps' captions that are emptied, so that guidance keeps working.
@@ -38,7 +40,7 @@ class Options(Section):
         guidance_scale: Guidance of a sample.
     """
 
-    resolution: int | None = Field(None, gt=0)
+    resolution: Resolution = None
     flip: bool = False
     caption: str | None = None
     caption_dropout: float = Field(0.1, ge=0, le=1)
@@ -124,14 +126,14 @@ class DiffusionTask(Task):
         latents, noise, times = batch["latents"], batch["noise"], batch["time"]
         noisy = self.scheduler.add_noise(latents, noise, times)
         conditioning = self._conditioning(batch["caption"].tolist())
-        prediction = self.pipe.unet(noisy.to(self.dtype), times, **conditioning.arguments(self.resolution)).sample
+        prediction = self.pipe.unet(noisy.to(self.dtype), times, **conditioning.arguments(self.size)).sample
         return F.mse_loss(prediction.float(), target_of(self.scheduler, latents, noise, times).float())
 
     def checkpoint_activations(self) -> None:
         """On the UNet and, for adapters that act there, the text encoders."""
         self.pipe.unet.enable_gradient_checkpointing()
         for name in text_parts(self.pipe):
-            checkpoint_transformers(getattr(self.pipe, name))
+            checkpoint_activations(getattr(self.pipe, name))
 
     def prompts(self) -> Sequence[str]:
         """Those of the options, or the first four different captions."""
@@ -145,8 +147,8 @@ class DiffusionTask(Task):
         """One image, from noise that depends on the seed alone."""
         image = self.pipe(
             prompt,
-            height=self.resolution,
-            width=self.resolution,
+            height=self.size[0],
+            width=self.size[1],
             num_inference_steps=self.options.sample_steps,
             guidance_scale=self.options.guidance_scale,
             generator=torch.Generator().manual_seed(seed),
@@ -170,9 +172,13 @@ class DiffusionTask(Task):
         self.device, self.dtype = device, dtype_of(self.config.dtype)
         self.scheduler: Any = diffusers.DDPMScheduler.from_config(self.pipe.scheduler.config)
         factor = self.pipe.vae_scale_factor
-        self.resolution = self.options.resolution or self.pipe.unet.config.sample_size * factor
-        if self.resolution % factor:
-            raise ConfigError([f"options.resolution: must be a multiple of {factor}, not {self.resolution}"], "run")
+        told, latents = self.options.resolution, size_of(self.pipe.unet.config.sample_size)
+        if told is None and latents is None:
+            raise ConfigError(["options.resolution: give one, for the UNet does not say what it was made for"], "run")
+        height, width = size_of(told) or tuple(side * factor for side in latents or ())
+        if height % factor or width % factor:
+            raise ConfigError([f"options.resolution: must be a multiple of {factor}, not {told}"], "run")
+        self.size = height, width
 
     def _check_prediction(self) -> None:
         kind = self.scheduler.config.prediction_type
@@ -208,7 +214,7 @@ class DiffusionTask(Task):
         return means, spreads
 
     def _encoded(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        pictures = torch.stack([cover(open_image(path), self.resolution, self.resolution) for path in paths])
+        pictures = torch.stack([cover(open_image(path), self.size[1], self.size[0]) for path in paths])
         variants = [pictures, pictures.flip(-1)] if self.options.flip else [pictures]
         encoded = [latents_of(self.pipe.vae, variant, self.device) for variant in variants]
         means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))

@@ -131,5 +131,5 @@ def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Resu
             failures.append((path, error))
     if failures:
         reason = str(failures[0][1]).partition(":\n")[0]
-        raise DataError(f"{len(failures)} files: {reason}", [path for path, _ in failures])
+        raise DataError(f"{len(failures)} file{'s' * (len(failures) > 1)}: {reason}", [path for path, _ in failures])
     return results

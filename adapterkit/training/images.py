@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PlainValidator
+from pydantic import Field
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.classifiers import Size, heads_of, in_order_of, is_transformers, logits_of, take_size, trying
+from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
 from adapterkit.training.data import examine, image_files
 from adapterkit.training.files import Notes, gather, is_hidden, listed, name_of
-from adapterkit.training.loading import checkpoint_transformers, label_names, load_image_classifier
+from adapterkit.training.loading import checkpoint_activations, label_names, load_image_classifier
 from adapterkit.training.order import Draw, derive_seed
 from adapterkit.training.parts import inference
 from adapterkit.training.preprocessing import Pixels, pixels_of
 from adapterkit.training.record import DataRecord
+from adapterkit.training.sizes import Resolution, size_of
 from adapterkit.training.task import Setting, Task
 
 _AT_ONCE = 16  # images that are measured at a time
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
-
-
-def _sides(value: object) -> object:
-    sides = value if isinstance(value, (list, tuple)) else (value, value)
-    if value is None or (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
-        return value
-    raise ValueError("must be a side in pixels, or [height, width]")
 
 
 class Options(Section):
@@ -49,19 +43,11 @@ class Options(Section):
         model_args: For `timm.create_model`, such as `{img_size: 32}` or `{pretrained: false}`.
     """
 
-    resolution: Annotated[int | Sequence[int] | None, PlainValidator(_sides)] = None
+    resolution: Resolution = None
     flip: bool = False
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     train_head: bool = False
     model_args: dict[str, Any] = Field({})
-
-    @property
-    def size(self) -> Size | None:
-        """Height and width, where they are given."""
-        if self.resolution is None:
-            return None
-        height, width = (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
-        return height, width
 
 
 class Labelled:
@@ -106,7 +92,7 @@ class ImageClassificationTask(Task):
         if is_transformers(self.model):  # keeps a head that happens to have as many outputs
             for head in self.heads.values():
                 head.reset_parameters()  # type: ignore[operator]
-        self.pixels = pixels_of(self.model, self.config.model, self.options.size)
+        self.pixels = pixels_of(self.model, self.config.model, size_of(self.options.resolution))
         with trying(self.config.model, self.pixels.size):
             self.arguments, self.note = take_size(self.model, self.pixels.size)
         return self.model.eval()
@@ -128,11 +114,7 @@ class ImageClassificationTask(Task):
 
     def checkpoint_activations(self) -> None:
         """As timm or transformers do it."""
-        model: Any = self.model
-        if is_transformers(model):
-            checkpoint_transformers(model)
-        else:
-            model.set_grad_checkpointing(True)
+        checkpoint_activations(self.model)
 
     def extra_modules(self) -> Mapping[str, nn.Module]:
         """The fresh heads, if there are any."""

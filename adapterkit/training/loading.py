@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.errors import AdapterKitError, MissingDependencyError, ModelNotFoundError, UnsupportedModelError
+from adapterkit.errors import (
+    AdapterKitError,
+    ConfigError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 TIMM = "timm:"
@@ -64,9 +70,15 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
         dtype: Of its weights.
         classes: Replace the head by a fresh one of that many classes; None keeps it.
         **arguments: For `timm.create_model`.
+
+    Raises:
+        ModelNotFoundError: There is no model at that place.
+        ConfigError: The arguments do not fit it.
     """
     if name.startswith(TIMM) or is_timm_folder(name):
         return _load_timm(name, classes, arguments).to(dtype_of(dtype))
+    if arguments:
+        raise ConfigError([f"options.model_args: {name} is no model of timm, and takes none"], "run")
     with reading(name, "vision", "transformers"):
         from transformers import AutoModelForImageClassification
 
@@ -107,10 +119,22 @@ def label_names(name: str) -> list[str]:
     return [] if labels == [f"LABEL_{number}" for number in range(len(labels))] else labels
 
 
-def checkpoint_transformers(model: Any) -> None:
-    """Makes a model of transformers recompute its activations, under the name that its version has for it."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
+def checkpoint_activations(model: Any) -> None:
+    """Makes a model of transformers or timm recompute its activations, by the name that its library has for it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "set_grad_checkpointing")
+    enable = next((found for name in names if (found := getattr(model, name, None)) is not None), None)
+    try:
+        if enable is not None:
+            enable()
+            return
+        reason = "it has no method for it"
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        reason = str(error)
+    raise ConfigError([f"gradient_checkpointing: {type(model).__name__} cannot ({reason}); set it to false"], "run")
 
 
 def is_timm_folder(name: str) -> bool:
@@ -127,7 +151,10 @@ def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.
         import timm
 
         known = name.removeprefix(TIMM) if name.startswith(TIMM) else f"local-dir:{name}"
-        model: Any = timm.create_model(known, **{"pretrained": True, **arguments})
+        try:
+            model: Any = timm.create_model(known, **{"pretrained": True, **arguments})
+        except (AssertionError, TypeError) as error:
+            raise ConfigError([f"options.model_args: {name} does not take {arguments} ({error})"], "run") from error
         if classes:
             model.reset_classifier(classes)
         return model

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.classifiers import Size, is_transformers, made_for
+from adapterkit.training.classifiers import is_transformers, made_for
 from adapterkit.training.loading import load_image_processor
 from adapterkit.training.pictures import cover, open_image
+from adapterkit.training.sizes import Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,7 +108,8 @@ def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
     config = getattr(model.config, "vision_config", model.config)
     channels = getattr(config, "num_channels", 3)
     processor, reason = load_image_processor(name)
-    if processor is not None and size is None and channels == 3 and (fixed := _fixed_size(processor, name)):
+    fixed = _fixed_size(processor, name) if processor is not None and channels == 3 else None
+    if fixed is not None and size in (None, fixed):
         return Pixels(fixed, channels, Processing(processor))
     height, width = size or made_for(model) or _USUAL
     if processor is None:

@@ -12,6 +12,7 @@ from adapterkit.errors import CorruptFileError, DataChangedError
 from adapterkit.training.files import listed
 
 _VERSION = 1
+_NONE = "is no record of a run's data; delete it to resume without comparing"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def read_record(path: Path) -> DataRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptFileError(f"is no record of a run's data ({type(error).__name__})", path) from error
+        raise CorruptFileError(f"{_NONE} ({type(error).__name__})", path) from error
     if not all(isinstance(part, str) for part in (*record.files, *record.files.values(), *record.classes)):
-        raise CorruptFileError("is no record of a run's data: names and keys must be text", path)
+        raise CorruptFileError(f"{_NONE}: names and keys must be text", path)
     return record

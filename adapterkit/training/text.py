@@ -16,7 +16,7 @@ from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.documents import read_documents, text_files
 from adapterkit.training.files import Notes, content_key, name_of
-from adapterkit.training.loading import checkpoint_transformers, load_causal_lm
+from adapterkit.training.loading import checkpoint_activations, load_causal_lm
 from adapterkit.training.order import Draw
 from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task
@@ -101,7 +101,7 @@ class CausalLMTask(Task):
 
     def checkpoint_activations(self) -> None:
         """As transformers does it."""
-        checkpoint_transformers(self.model)
+        checkpoint_activations(self.model)
 
     def evaluate(self) -> Mapping[str, float]:
         """Perplexity of the blocks that were held out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from transformers import (
 )
 
 from adapterkit.errors import ConfigError, PluginError
+from adapterkit.training import images
 from adapterkit.training.classifiers import heads_of, in_order_of, take_size
 from adapterkit.training.images import ImageClassificationTask
+from adapterkit.training.loading import checkpoint_activations, load_image_classifier
 from adapterkit.training.loop import train
+from adapterkit.training.preprocessing import Pixels
 from adapterkit.training.record import read_record
 from tests.backends.vision_models import vit_config
 from tests.training.test_images import TIMM, make_run
@@ -202,6 +206,41 @@ class TestNames:
         assert in_order_of(["Sea_lion", "cat"], ["cat", "sea-lion"]) == ["sea-lion", "cat"]
         assert in_order_of(["a", "b"], ["a", "c"]) is None
         assert in_order_of(["a"], ["a", "A"]) is None
+
+
+@pytest.mark.parametrize("make", [lambda: ResNetForImageClassification(RESNET), nn.Identity], ids=["resnet", "torch"])
+def test_a_model_that_cannot_recompute_is_told_by_its_key(make: Any):
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing: \w+ cannot .*; set it to false"):
+        checkpoint_activations(make())
+
+
+def test_arguments_that_do_not_fit_are_named(tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"options\.model_args: timm:resnet18 does not take \{'pretrained': False, 'dep"
+    ):
+        load_image_classifier("timm:resnet18", "float32", None, pretrained=False, depht=3)
+    ViTForImageClassification(vit_config()).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"options\.model_args: .* is no model of timm, and takes none"):
+        load_image_classifier(str(tmp_path), "float32", None, img_size=3)
+
+
+def test_images_are_decoded_when_they_are_needed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    alive: set[int] = set()
+    most = 0
+    read = Pixels.read
+
+    def watched(pixels: Pixels, path: Path) -> torch.Tensor:
+        nonlocal most
+        image = read(pixels, path)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most = max(most, len(alive))
+        return image
+
+    monkeypatch.setattr(Pixels, "read", watched)
+    monkeypatch.setattr(images, "_AT_ONCE", 2)
+    train(run_of(data, tmp_path / "run", "timm:vit_tiny_patch16_224", "batch_size=2", model_args=TIMM), silent=True)
+    assert 1 < most <= 4
 
 
 def test_a_built_in_task_is_no_plug_in(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

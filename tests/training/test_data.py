@@ -51,7 +51,7 @@ def test_folders_that_are_absent_or_empty(tmp_path: Path):
 def test_a_caption_that_is_no_text(tmp_path: Path):
     image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"(?s)1 files: cannot be read as UTF-8 text .*; save it as UTF-8:.*a\.txt"):
+    with pytest.raises(DataError, match=r"(?s)1 file: cannot be read as UTF-8 text .*; save it as UTF-8:.*a\.txt"):
         captioned_images(tmp_path, None)
 
 

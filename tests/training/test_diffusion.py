@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import adapterkit as ak
-from adapterkit.errors import ConfigError, UnsupportedModelError
-from adapterkit.training.data import DataError
+from adapterkit.errors import ConfigError, DataError, UnsupportedModelError
+from adapterkit.training import diffusion
 from adapterkit.training.diffusion import DiffusionTask, Images
 from adapterkit.training.loading import ModelNotFoundError
 from adapterkit.training.loop import train
@@ -252,6 +253,51 @@ def test_without_prompts_the_first_four_different_captions_are_drawn(base: Path,
     assert task.prompts() == ["b", "a", "c", "d"]
     given, _ = prepared(make_run(base, data, tmp_path, prompts=["one", "one"]))
     assert list(given.prompts()) == ["one", "one"]
+
+
+def test_images_need_not_be_square(base: Path, data: Path, tmp_path: Path):
+    run = make_run(base, data, tmp_path / "run", "steps=1", resolution=[16, 24])
+    _, images = prepared(run)
+    assert images.means.shape[-2:] == (8, 12)
+    train(run, silent=True)
+    with Image.open(tmp_path / "run/samples/step_000001_p0_s42.png") as image:
+        assert image.size == (24, 16)
+    wide = tmp_path / "wide"
+    shutil.copytree(base, wide)
+    config = wide / "unet/config.json"
+    config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": [8, 12]'))
+    assert prepared(make_run(wide, data, tmp_path / "run"))[1].means.shape[-2:] == (8, 12)
+    config.write_text(config.read_text().replace('"sample_size": [8, 12]', '"sample_size": null'))
+    with pytest.raises(ConfigError, match=r"options\.resolution: give one"):
+        train(make_run(wide, data, tmp_path / "other"), silent=True)
+
+
+def test_few_images_are_in_memory_at_a_time(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(diffusion, "BATCH", 2)
+    whole = prepared(make_run(base, data, tmp_path / "run", flip=True))[1]
+    encoded: list[int] = []
+    encode = diffusion.latents_of
+
+    def watched(vae: Any, images: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded.append(len(images))
+        return encode(vae, images, device)
+
+    monkeypatch.setattr(diffusion, "latents_of", watched)
+    _, images = prepared(make_run(base, data, tmp_path / "run", flip=True))
+    assert encoded == [2, 2, 1, 1]
+    assert torch.equal(images.means, whole.means)
+
+
+def test_captions_that_are_cut_are_told(base: Path, data: Path, tmp_path: Path):
+    folder = tmp_path / "long"
+    shutil.copytree(data, folder)
+    (folder / "1.txt").write_text("one red circle " * 10)
+    (folder / "2.txt").write_text("")
+    task: Any = make_run(base, folder, tmp_path / "run").make_task()
+    assert task.survey(None).notes == ["empty caption: 1 (2.txt)"]
+    model, told = task.load_model(), []
+    task.prepare(Setting(model, torch.device("cpu"), ak.points(model), told.append))
+    assert told == ["data: captions cut to the 16 tokens that the text encoder reads: 1 (1.png, 32 tokens)"]
 
 
 def test_what_cannot_be_trained_is_named(base: Path, data: Path, tmp_path: Path):
