@@ -113,6 +113,11 @@ Attending = Callable[[nn.Module, Positions, tuple[Any, ...], dict[str, Any]], tu
 sequence became, with masks that fit it."""
 
 
+Reading = Callable[[nn.Module, Callable[..., Any], Callable[[], tuple[int, int]], tuple[Any, ...], dict[str, Any]], Any]
+"""A module-level function `(module, read, lengths, args, kwargs)`: what a method `read` of a module gives, without what
+was put behind its tokens. `lengths()` tells, after `read` has run, how long the sequence became, and by how much."""
+
+
 Counting = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 """A module-level function `(module, args, kwargs)`: the arguments of a module with positions that count no padding."""
 
@@ -145,6 +150,8 @@ class Reach:
         attending: Paths of the modules that see what the module at this point adds, where it keeps that in what it
             returns -> how they are called. A decoder that attends to an encoder's output: there the mask is still that
             of the tokens.
+        reading: Path of a method -> what it gives without the added positions, for readers of what is between the
+            point's module and the layout's `until`: "forward_intermediates", "vision.forward_intermediates".
         counting: At an `attention` point, path of the module that makes positions -> how it is called while an adapter
             acts there, where a prefix would see padding in them (rotary embeddings).
         projections: At an `attention` point, the model's own layers for keys and for values, where they are known;
@@ -157,6 +164,7 @@ class Reach:
     plain: PlainForward | None = None
     lengthening: Lengthening | None = None
     attending: Mapping[str, Attending] = field(default_factory=dict)
+    reading: Mapping[str, Reading] = field(default_factory=dict)
     counting: Mapping[str, Counting] = field(default_factory=dict)
     projections: tuple[Projection, Projection] | None = None
     hides: bool = False

@@ -72,7 +72,8 @@ class TowersBackend(Backend):
                 found = _backend(module).reach(module, replace(point, path=point.path[len(path) + 1 :]))
                 attending = {f"{path}.{end}": how for end, how in found.attending.items()}
                 counting = {f"{path}.{end}".strip("."): how for end, how in found.counting.items()}
-                return replace(found, attending=attending, counting=counting)
+                reading = {f"{path}.{method}": how for method, how in found.reading.items()}
+                return replace(found, attending=attending, counting=counting, reading=reading)
             if isinstance(point, AttentionPoint):
                 return Reach(seam=TransformersAttentionSeam())
         return super().reach(model, point)

@@ -14,6 +14,7 @@ from torch import nn
 from adapterkit.backend import Backend, Reach
 from adapterkit.backends.longer import longer_blocks
 from adapterkit.backends.timm_attention import TimmAttentionSeam
+from adapterkit.backends.timm_features import forward_intermediates
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.everywhere import prompt_layer_points
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
@@ -138,6 +139,8 @@ class TimmViTBackend(Backend):
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if point.role == "prompt.layer":
             return Reach(lengthening=longer_blocks)
+        if point.role == "prompt":
+            return Reach(reading={"forward_intermediates": forward_intermediates})
         return Reach(seam=TimmAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import CHILD, SITE, Attending, Counting, Reach
+from adapterkit.backend import CHILD, SITE, Attending, Counting, Reach, Reading
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site
@@ -79,6 +79,28 @@ class _Attends:
         if not active:
             return None
         return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
+
+
+class _Reads:
+    """In the place of a method that reads what is within a longer sequence; see `Reach.reading`."""
+
+    def __init__(self, site: Site, key: str, module: nn.Module, name: str, reading: Reading) -> None:
+        self.site, self.key, self.reading = site, key, reading
+        self.module, self.name, self.before = module, name, module.__dict__.get(name)
+        module.__dict__[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        read = self.before or MethodType(getattr(type(self.module), self.name), self.module)
+        if not self.site.active(self.key):
+            return read(*args, **kwargs)
+        return self.reading(self.module, read, functools.partial(self.site.switch.lengths, self.key), args, kwargs)
+
+    def remove(self) -> None:
+        """Puts back what was there."""
+        if self.before is None:
+            self.module.__dict__.pop(self.name, None)
+        else:
+            self.module.__dict__[self.name] = self.before
 
 
 class _Counts:
@@ -256,6 +278,9 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         if layout.whole is not None:
             whole = root.get_submodule(layout.whole)
             site.hooks[point.id].append(whole.register_forward_hook(_Whole(site, point.id)))
+        for path, reading in reach.reading.items():
+            owner, _, method = path.rpartition(".")
+            site.hooks[point.id].append(_Reads(site, point.id, root.get_submodule(owner), method, reading))
         for path, attending in reach.attending.items():
             attends = _Attends(site, point.id, attending)
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))

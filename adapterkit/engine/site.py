@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
 from adapterkit.engine.attending import Attended, Projections
@@ -28,6 +27,14 @@ from adapterkit.points import ParameterPoint, WeightLayout
 _KEPT = 8  # plans: threads, and requests in turn, have selections of their own
 
 
+class Removable(Protocol):
+    """What was put at a module, and can be taken off it: a hook."""
+
+    def remove(self) -> None:
+        """Takes it off."""
+        ...
+
+
 @dataclass
 class Site:
     """What acts at one adapted module. Kept in the module's `__dict__`, so it is copied and pickled along."""
@@ -36,7 +43,7 @@ class Site:
     base: type[nn.Module] = nn.Module
     slots: Slots = field(init=False)
     norms: dict[str, tuple[nn.Module | None, nn.Module | None]] = field(default_factory=dict)
-    hooks: dict[str, list[RemovableHandle]] = field(default_factory=dict)
+    hooks: dict[str, list[Removable]] = field(default_factory=dict)
     seam: AttentionSeam | None = None
     seam_saved: object = None
     plain: PlainForward | None = None

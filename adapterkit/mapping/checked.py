@@ -56,6 +56,8 @@ def checked_reach(found: object, model: nn.Module, point: InjectionPoint) -> Rea
             raise PluginError(f"returned Reach({name}={called!r:.80}) for {point.id}; expected path -> function")
         for path in called:
             _check_path(model, path, f"what {what} {point.id} is at")
+    for path in found.reading:
+        _check_path(model, path.rpartition(".")[0], f"what reads beyond {point.id} is at")
     return found
 
 
