@@ -23,14 +23,12 @@ class Placement:
     Attributes:
         where: In words.
         config: With its targets.
-        moves: By dtype and seed, what its parameters are moved by: found in the first check that asks for it.
+        moves: Seed -> what its parameters are moved by, in every dtype: found in the first check that asks for it.
     """
 
     where: str
     config: ak.AdapterConfig
-    moves: dict[tuple[torch.dtype, int], float] = dataclasses.field(
-        default_factory=dict[tuple[torch.dtype, int], float]
-    )
+    moves: dict[int, float] = dataclasses.field(default_factory=dict[int, float])
 
 
 def placements(config: ak.AdapterConfig, example: Example) -> tuple[Placement, ...]:

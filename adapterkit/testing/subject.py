@@ -215,12 +215,13 @@ def _subject(
     made = Subject(f"{example.name} ({place.where})", model, adapters, place.config, example, dtype)
     if fresh:
         return made
-    key = dtype, seed
-    if key in place.moves:
-        randomise(adapters, NAME, seed, place.moves[key])
+    if seed not in place.moves and dtype != torch.float64:
+        _subject(example, place, torch.float64, seed, fresh, prepare)  # finds it
+    if seed in place.moves:
+        randomise(adapters, NAME, seed, place.moves[seed])
     else:
-        place.moves[key] = move(adapters, NAME, made, seed)
-    made.move = place.moves[key]
+        place.moves[seed] = move(adapters, NAME, made, seed)
+    made.move = place.moves[seed]
     return made
 
 
