@@ -49,6 +49,7 @@ class Plan:
         read: Name of a parameter that the model reads -> the points in it at which something acts.
         attention: What extends keys and values, in order.
         attending: What attends beside the softmax, in order, with the side inputs of its point.
+        beneath: What the module was before weights were merged, where that is to be called.
         call: The module's forward with all that acts around it; None where it is its own forward and nothing else.
     """
 
@@ -70,6 +71,9 @@ class Plan:
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
         self.call: Around | None = _nested(arounds, _instead(site, self))
+        self.beneath = site.beneath if selection.beneath else None
+        if self.beneath is not None:
+            self.call = functools.partial(_around_unmerged, self.beneath, self.call)
         if not (torch.compiler.is_dynamo_compiling() or site.placed):  # a trace would guard what it reads
             self.call = functools.partial(_first, site, self, self.call)
 
@@ -108,6 +112,19 @@ def _nested(arounds: list[Around], instead: Forward | None) -> Around | None:
     for around in arounds[1:]:
         call = functools.partial(_around_another, around, call)
     return call
+
+
+def _around_unmerged(
+    beneath: Callable[[nn.Module], nn.Module],
+    call: Around | None,
+    module: nn.Module,
+    forward: Forward,
+    args: Args,
+    kwargs: Kwargs,
+) -> Any:
+    unmerged = beneath(module)
+    plain = super(type(unmerged), unmerged).forward  # its class is that of an adapted module
+    return plain(*args, **kwargs) if call is None else call(unmerged, plain, args, kwargs)
 
 
 def _replaced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,9 +61,21 @@ class Selection:
 
     Attributes:
         lost: The name of an adapter in it that was removed since.
+        beneath: Whether it acts on weights as they were before others were merged into them.
     """
 
-    __slots__ = ("__weakref__", "acting", "asked", "computed", "idle", "lost", "routes", "tensors", "weights")
+    __slots__ = (
+        "__weakref__",
+        "acting",
+        "asked",
+        "beneath",
+        "computed",
+        "idle",
+        "lost",
+        "routes",
+        "tensors",
+        "weights",
+    )
 
     def __init__(
         self,
@@ -72,6 +85,7 @@ class Selection:
     ) -> None:
         self.routes = routes
         self.lost: str | None = None
+        self.beneath = False
         self.weights: dict[Expression, Weight] = dict(weights or {})
         self.asked: dict[Expression, Any] = dict(self.weights if asked is None else asked)
         self.acting = tuple((e, w) for e, w in self.weights.items() if not isinstance(w, (int, float)) or w != 0)
@@ -104,6 +118,12 @@ class Selection:
             ids = self.routes.kept([e in kept for e in self.weights])
             return Selection.of_rows(kept, ids, self.routes.copies)
         return Selection({e: self.weights[e] for e in kept}, {e: self.asked[e] for e in kept})
+
+    def on_unmerged(self) -> Selection:
+        """The same, where other weights are merged."""
+        other = copy.copy(self)
+        other.beneath, other.idle = True, False
+        return other
 
     def equals(self, other: Selection) -> bool:
         """Whether the same acts, as strongly, for all rows of a batch."""

@@ -53,6 +53,7 @@ class Site:
     handler: LayerHandler | None = None
     own_forward: Any = None
     placed: bool = False
+    beneath: Callable[[nn.Module], nn.Module] | None = None
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -126,8 +127,10 @@ class Site:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
         if name not in module._parameters:  # weight_norm was applied after the adapter
             return module.__dict__[name] if name in module.__dict__ else module.__getattr__(name)
-        own = module._parameters[name]
         plan = self.plan
+        if plan is not None and plan.beneath is not None:
+            module = plan.beneath(module)
+        own = module._parameters[name]
         parts = () if plan is None else plan.read.get(name, ())
         if not parts or own is None:
             return own

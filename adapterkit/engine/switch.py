@@ -65,11 +65,13 @@ class Switch:
         own = self.scopes.view.selection
         if self.folded is None:
             return self.default if own is None else own
-        if own is not None and own is not NOTHING and not own.equals(self.folded):
+        if own is None or own is NOTHING or own.equals(self.folded):
+            return NOTHING
+        if torch.compiler.is_dynamo_compiling():
             raise StateError(
-                f"{own!r} was to act here, in what a block has started, but by now {self.folded!r} is merged"
+                f"{self.folded!r} was merged in a block of {own!r}, which no compiled model can tell apart"
             )
-        return NOTHING
+        return own.on_unmerged()
 
     def fold(self, selection: Selection | None) -> None:
         """Says what is in the weights."""

@@ -58,18 +58,22 @@ class Switching(Access):
 
     @contextlib.contextmanager
     def activated(self, choice: Choice) -> Iterator[None]:
-        """Sets what acts in this thread inside a `with` block. Blocks nest; other threads see nothing of it."""
+        """Sets what acts inside a `with` block, in this thread or asyncio task and in those that are started there.
+
+        Blocks nest, and may end in any order; other threads and tasks see nothing of them. Generators do: they share
+        the blocks of whoever iterates them.
+        """
         self._require_unmerged("change what acts")
         with self._block(self._selection(choice), "change what acts"):
             yield
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
-        """Exactly the base model, in this thread, inside a `with` block."""
+        """Exactly the base model inside a `with` block; see `activated` for whom."""
         return self.activated(None)
 
     @contextlib.contextmanager
     def routed(self, routes: Sequence[Expression | None], *, copies: int | None = None) -> Iterator[None]:
-        """Gives every sample of a batch its own adapter, in this thread, inside a `with` block. Also in training.
+        """Gives every sample of a batch its own adapter inside a `with` block, as `activated` does. Also in training.
 
         Args:
             routes: One name (or expression) for each sample of the batch; None is the base. Where generation makes
@@ -92,7 +96,7 @@ class Switching(Access):
 
     @contextlib.contextmanager
     def context(self, **tensors: Tensor) -> Iterator[None]:
-        """Gives side inputs to the forwards of this thread inside a `with` block. Blocks nest, and add up.
+        """Gives side inputs to forwards inside a `with` block, for whom `activated` does. Blocks nest, and add up.
 
         Adapters that read one (`AdapterConfig.contexts`) see it as `base.context[name]`: task ids, image tokens, maps.
 
@@ -148,11 +152,13 @@ class Switching(Access):
         """Folds adapters into the weights: the same output at the base's speed.
 
         Args:
-            choice: What to fold, as for `activate`; by default what acts now. Nothing else acts while it is merged.
+            choice: What to fold, as for `activate`; by default what acts now. Nothing else acts while it is merged,
+                but for what blocks say that the caller is in.
 
         Raises:
             NotMergeableError: An adapter has no equivalent weight. Nothing is changed.
-            StateError: Weights are merged already, or nothing acts.
+            StateError: Weights are merged already, or nothing acts; or another thread or task is in a block in which
+                something else acts, or another thread in a call of the model.
         """
         with self._changing() as state:
             self._check()
@@ -168,7 +174,7 @@ class Switching(Access):
             force: Whether to do so where merged weights were written to or replaced, which is lost then.
 
         Raises:
-            StateError: Nothing is merged; or that would be lost.
+            StateError: Nothing is merged; or that would be lost; or another thread is in a call of the model.
             ReplacedError: A module was replaced.
         """
         with self._changing() as state:

@@ -7,6 +7,7 @@ becomes a plain one for as long.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.composition import Expression, names_of
+from adapterkit.engine.attach import site_of
 from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.quiet import require_alike, require_no_calls
-from adapterkit.handle.stand_ins import Original, replace_layer, replace_parameter
+from adapterkit.handle.stand_ins import Original, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
@@ -60,8 +62,20 @@ def merge(state: State, selection: Selection) -> Merge:
     with state.switch.held():
         _require_undisturbed(state, selection)
         state.merge = Merge(selection, [*_put(computed, plain)])
+        _tell_sites(state.merge, merged=True)
         state.switch.fold(selection)
     return state.merge
+
+
+def _tell_sites(merge: Merge, *, merged: bool) -> None:
+    """Lets each site know what its module was: blocks of the caller's own still say what they said."""
+    replaced: dict[int, list[Original]] = {}
+    for original in merge.originals:
+        replaced.setdefault(id(original.module), []).append(original)
+    for originals in replaced.values():
+        if (site := site_of(originals[0].module)) is not None:
+            site.beneath = functools.partial(as_it_was, originals) if merged else None
+            site.changed()
 
 
 def _require_undisturbed(state: State, selection: Selection) -> None:
@@ -112,6 +126,7 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
         for original in reversed(originals):
             original.restore()
         _put_back(state, stand_ins)
+        _tell_sites(state.merge, merged=False)
         state.merge = None
         state.switch.fold(None)
     return lost

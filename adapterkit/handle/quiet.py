@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -10,6 +11,9 @@ from adapterkit.engine.calls import others_inside
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
+
+if TYPE_CHECKING:
+    from adapterkit.handle.state import State
 
 
 def require_no_calls(roots: Iterable[nn.Module], what: str) -> None:
@@ -40,3 +44,18 @@ def require_alike(switch: Switch, selection: Selection) -> None:
                 f"cannot merge {', '.join(map(repr, selection))}: in a block of another thread or task {told} is to "
                 "act, and weights are the same for all; it has to leave that first"
             )
+
+
+def take_out(state: State, name: str) -> None:
+    """Lets nobody choose an adapter from here on. Raises StateError where somebody has; nothing is changed then."""
+    before, default = state.adapters, state.switch.default
+    state.adapters = {other: one for other, one in before.items() if other != name}
+    state.switch.default = default.without(frozenset({name}))
+    try:
+        require_unused(state.switch, [name])
+        if name in default.names:  # who has it without a block
+            require_no_calls(state.roots, f"remove {name!r}, which acts,")
+    except StateError:
+        state.adapters, state.switch.default = before, default
+        raise
+    state.switch.forget(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,10 @@ class Original(ABC):
         self.__post_init__()
 
     @abstractmethod
+    def recall(self, base: type[nn.Module], contents: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+        """Class and content of the module as they are, made what they were."""
+
+    @abstractmethod
     def restore(self) -> None:
         """Puts it back, on the device that the model has now."""
 
@@ -91,6 +95,12 @@ class OriginalParameter(Original):
     @property
     def originals(self) -> Mapping[str, nn.Parameter | None]:
         return {self.name: self.parameter}
+
+    def recall(self, base: type[nn.Module], contents: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+        original, present = self.parameter, contents["_parameters"].get(self.name)
+        if original is not None and present is not None and _moved(original, present):
+            original = nn.Parameter(original.to(present.device, present.dtype), original.requires_grad)
+        return base, {**contents, "_parameters": {**contents["_parameters"], self.name: original}}
 
     def restore(self) -> None:
         original, present = self.parameter, self.module._parameters.get(self.name)
@@ -113,11 +123,26 @@ class OriginalLayer(Original):
     def originals(self) -> Mapping[str, nn.Parameter | None]:
         return self.contents["_parameters"]
 
+    def recall(self, base: type[nn.Module], contents: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+        return self.base, {**contents, **self.contents}
+
     def restore(self) -> None:
         module, device = self.module, _device(self.module)
         _become(module, self.base, self.contents)
         if device is not None and _device(module) != device:
             module.to(device)
+
+
+def as_it_was(originals: Sequence[Original], module: nn.Module) -> nn.Module:
+    """What an adapted module was before stand-ins came: another object, whose forward can run in its place."""
+    site = module.__dict__[SITE]
+    base, contents = site.base, dict(module.__dict__)
+    for original in originals:
+        base, contents = original.recall(base, contents)
+    cls = adapted_class(base, site.read)
+    was = cls.__new__(cls)
+    was.__dict__.update(contents)
+    return was
 
 
 def replace_parameter(module: nn.Module, path: str, name: str, new: Tensor) -> OriginalParameter:

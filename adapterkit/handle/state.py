@@ -24,7 +24,7 @@ from adapterkit.handle.following import Lookout, check_places
 from adapterkit.handle.freezing import freeze, thaw
 from adapterkit.handle.guards import guard, unguard
 from adapterkit.handle.places import Place, Places, place_of
-from adapterkit.handle.quiet import require_no_calls, require_unused
+from adapterkit.handle.quiet import take_out
 from adapterkit.handle.stand_ins import Original
 from adapterkit.handle.turns import Turn
 from adapterkit.handle.unreached import Unreached
@@ -256,7 +256,7 @@ class State:
                 f"cannot detach {name!r}: the class of {stuck[0]}{more} was changed after attaching, by sharding or "
                 "parametrizing; undo that first, or detach(force=True), which leaves that class as it is"
             )
-        self._take_out(name)
+        take_out(self, name)
         for point in points:
             attach.detach(self.module(point), point, name)
         self.places.keep(place_of(p) for one in self.adapters.values() for p in one.points.values())
@@ -264,20 +264,6 @@ class State:
         if not self.adapters:
             self._restore_base()
         return stuck
-
-    def _take_out(self, name: str) -> None:
-        """From here on nobody can choose it, and nobody has."""
-        before, default = self.adapters, self.switch.default
-        self.adapters = {other: one for other, one in before.items() if other != name}
-        self.switch.default = default.without(frozenset({name}))
-        try:
-            require_unused(self.switch, [name])
-            if name in default.names:  # who has it without a block
-                require_no_calls(self.roots, f"remove {name!r}, which acts,")
-        except StateError:
-            self.adapters, self.switch.default = before, default
-            raise
-        self.switch.forget(name)
 
     def train(self, names: Iterable[str]) -> None:
         """Lets these adapters, and nothing else, require grad. How the base was found is remembered the first time."""

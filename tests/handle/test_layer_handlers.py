@@ -229,6 +229,19 @@ def test_a_merge_is_a_plain_layer_for_as_long(name: str) -> None:
 
 
 @pytest.mark.usefixtures("taught")
+@pytest.mark.parametrize("name", TYPES)
+def test_ones_own_block_sees_the_layer_beneath_a_merge(name: str) -> None:
+    model = net()
+    base, adapters = model(X), ak.Adapters(model)
+    adapters.add("a", TYPES[name])
+    randomize(adapters, "a")
+    with adapters.disabled():
+        adapters.merge("a")
+        assert torch.equal(model(X), base)
+    assert not torch.allclose(model(X), base)
+
+
+@pytest.mark.usefixtures("taught")
 def test_a_bias_comes_with_a_merge_where_the_layer_has_none() -> None:
     model = net()
     handler = Int8()
