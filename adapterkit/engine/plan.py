@@ -123,7 +123,8 @@ def _around_unmerged(
     kwargs: Kwargs,
 ) -> Any:
     unmerged = beneath(module)
-    plain = super(type(unmerged), unmerged).forward  # its class is that of an adapted module
+    base: Any = super(type(unmerged), unmerged)  # its class is that of an adapted module
+    plain = base.forward
     return plain(*args, **kwargs) if call is None else call(unmerged, plain, args, kwargs)
 
 

@@ -33,6 +33,8 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Linear):
     """Int8 weights as a buffer of the weight's name, as bitsandbytes has them: a Linear by its class alone."""
 
+    scale: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         weight, scale = quantized(self.weight)
@@ -47,6 +49,9 @@ class Int8Linear(nn.Linear):
 class PackedLinear(nn.Module):
     """A layer of no class of torch's, as HQQ's: nobody but its handler knows that it is one."""
 
+    packed: Tensor
+    scale: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         packed, scale = quantized(torch.randn(outputs, inputs))
@@ -54,7 +59,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ (self.packed * self.scale).T  # type: ignore[operator]
+        return x @ (self.packed * self.scale).T
 
 
 class Coded(Tensor):
@@ -76,7 +81,7 @@ class Int8(LayerHandler):
     def layout(self, module: nn.Module) -> tuple[WeightLayout, int, int] | None:
         if not isinstance(module, PackedLinear):
             return None
-        rows, columns = module.packed.shape  # type: ignore[misc]
+        rows, columns = module.packed.shape
         return WeightLayout("linear"), int(columns), int(rows)
 
     def weight(self, module: Any, layout: WeightLayout) -> Tensor:
