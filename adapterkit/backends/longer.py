@@ -37,6 +37,8 @@ def _longer_blocks(
     given[first] = torch.cat([added.to(x.dtype), x] if front else [x, added.to(x.dtype)], dim=1)
     name = next((name for name in MASKS if name in names), None)
     mask = None if name is None else given.get(name)
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] != 1 and _is_stack(module):
+        _check_alike(mask)
     if name is not None and (mask is not None or visible is not None):
         wider = _wider(_full(module, x) if mask is None else mask, count, visible)
         given[name] = _last_first(wider, count) if front else wider
@@ -55,6 +57,24 @@ see them and they see what any token sees.
 
 longer_rotary_blocks = functools.partial(_longer_blocks, front=True)
 """The same, put in front: for blocks that rotate as many positions as there are patches, the last ones."""
+
+
+def _is_stack(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.ModuleList) for child in module.children())
+
+
+def _check_alike(mask: Tensor) -> None:
+    """Raises StateError where tokens do not see the same: what one sees would reach another through the prompt."""
+    if torch.compiler.is_compiling():
+        return
+    visible = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
+    there = visible.any(dim=3, keepdim=True)
+    if bool((visible != visible.any(dim=2, keepdim=True)).logical_and(there).any()):
+        raise StateError(
+            "the tokens of a row do not see the same (documents one behind the other?), and a prompt that goes through "
+            "all blocks would carry from one to another what they must not see: give each document a row of its own, "
+            "or use targets='prompt.layer'"
+        )
 
 
 def _last_first(mask: Tensor, count: int) -> Tensor:

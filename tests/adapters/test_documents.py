@@ -234,6 +234,23 @@ def test_a_prefix_of_a_cross_attention_sees_no_padding(name: str) -> None:
     assert close(model(padded, attention_mask=mask, decoder_input_ids=SECOND).logits, y)
 
 
+@pytest.mark.parametrize("additive", [True, False])
+def test_documents_in_a_row_of_an_encoder(additive: bool) -> None:
+    """A deep prompt takes nothing along; one that goes through all blocks would."""
+    model = t.BertModel(t.BertConfig(**SMALL)).eval()
+    adapters = adapted(model, ak.Prompt(length=3), ak.Prompt(length=3, targets="prompt.layer"))
+    number = by_positions(POSITIONS).number[0]
+    mask = (number[:, None] == number)[None, None]
+    mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min) if additive else mask
+    y = model(PACKED, position_ids=POSITIONS, attention_mask=mask)[0]
+    assert close(y, torch.cat([model(one)[0] for one in (FIRST, SECOND, THIRD)], dim=1))
+    adapters.activate("a")
+    with pytest.raises(errors.StateError, match=r"prompt\.layer"):
+        model(PACKED, position_ids=POSITIONS, attention_mask=mask)
+    alike = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    assert close(model(FIRST, attention_mask=alike)[0], model(FIRST)[0])
+
+
 # -- positions that run out -------------------------------------------------------------------------------------------
 
 
