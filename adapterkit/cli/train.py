@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -82,7 +83,10 @@ def _show_plan(run: Run) -> None:
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:
     again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
-    say(f"stopped after step {result.step}; a checkpoint is saved. To go on: {again}", err=True)
+    kept = f"a checkpoint of step {result.saved} is there" if result.saved else "there is no checkpoint yet"
+    told = "a checkpoint is saved" if result.saved == result.step else f"{kept}, and what came after it is lost"
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        say(f"stopped after step {result.step}; {told}. To go on: {again}", err=True)
     sys.exit(result.exit_code)
 
 

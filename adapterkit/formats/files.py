@@ -68,7 +68,8 @@ def open_plain(path: Path, limit: int = SIZE_LIMIT, *, follow: bool = False) -> 
 def write_atomically(path: Path, *data: bytes | memoryview) -> None:
     """Replaces the file by these bytes, one after another, or leaves it untouched.
 
-    The mode is 0666 without the umask's bits; a link is replaced.
+    Owner and mode stay those of the file that is replaced; of a new one the mode is 0666 without the umask's bits. A
+    link is replaced.
 
     Raises:
         NotRegularFileError: The path is a folder, pipe or device.
@@ -77,18 +78,40 @@ def write_atomically(path: Path, *data: bytes | memoryview) -> None:
     _check_target(path)
     try:
         _remove_stale(path)
-        with _temporary(path) as (temporary, descriptor):
-            for piece in data:
-                _write_all(descriptor, piece)
-            os.fsync(descriptor)
-            temporary.replace(path)
+        _write(path, path, data)
         _sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
 
 
+def _write(path: Path, old: Path, data: Sequence[bytes | memoryview]) -> None:
+    """Makes the file, for those who might read the old one."""
+    with _temporary(path) as (temporary, descriptor):
+        _take_rights(descriptor, old)
+        for piece in data:
+            _write_all(descriptor, piece)
+        os.fsync(descriptor)
+        temporary.replace(path)
+
+
+def _take_rights(descriptor: int, old: Path) -> None:
+    """Owner and mode of a file or folder, if there is one, for what will replace it."""
+    try:
+        status = old.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode) or not hasattr(os, "fchmod"):
+        return
+    with contextlib.suppress(PermissionError):  # only its owner can give a file away
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    own = 0o700 if stat.S_ISDIR(status.st_mode) else 0  # files are still to be put there
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777 | own)
+
+
 def write_folder(path: Path, contents: Mapping[str, Sequence[bytes | memoryview]]) -> None:
     """Replaces the folder's files of these names, all or none; its other plain files stay as they are.
+
+    Owners and modes stay those of the folder and files that are replaced.
 
     The new folder is made beside the old one and put in its place: in one step where the system can exchange two names
     (Linux), otherwise in two, between which a crash leaves no folder there, and both beside it.
@@ -104,10 +127,12 @@ def write_folder(path: Path, contents: Mapping[str, Sequence[bytes | memoryview]
     _check_folder(path, contents)
     try:
         _remove_stale(path)
-        with _temporary(path, folder=True) as (temporary, _):
+        with _temporary(path, folder=True) as (temporary, descriptor):
+            _take_rights(descriptor, path)
             for name, data in contents.items():
-                write_atomically(temporary / name, *data)
+                _write(temporary / name, path / name, data)
             _carry_others(path, temporary, contents)
+            _sync_folder(temporary)
             _put_in_place(temporary, path)
         _sync_folder(path.parent)
     except (OSError, ValueError) as error:

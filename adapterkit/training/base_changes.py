@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapterkit.errors import CorruptFileError, MissingKeysError, ShapeMismatchError, UnexpectedKeysError
-from adapterkit.training.snapshots import copies
+from adapterkit.errors import MissingKeysError, ShapeMismatchError, UnexpectedKeysError
+from adapterkit.training.snapshots import copies, read_tensors, write_tensors
 from adapterkit.training.state import own_parameters, own_state
 
 
@@ -34,7 +32,7 @@ class BaseChanges:
         """Writes them; nothing where there are none."""
         changed = {key: now for key, now in self._buffers().items() if not torch.equal(now.cpu(), self._found[key])}
         if tensors := copies({**self._parameters(), **changed}):
-            save_file(tensors, path)
+            write_tensors(path, tensors)
 
     def restore(self, path: Path) -> None:
         """Puts back what `save` wrote there; buffers that had not changed then get the values that they had.
@@ -42,10 +40,7 @@ class BaseChanges:
         Raises:
             CheckpointError: The file is damaged, of another base, or other parameters train here. Nothing is changed.
         """
-        try:
-            tensors = load_file(path) if path.exists() else {}
-        except (OSError, SafetensorError) as error:
-            raise CorruptFileError(f"cannot be read: {error}", path) from error
+        tensors = read_tensors(path) if path.exists() else {}
         own: dict[str, Tensor] = {**self._parameters(), **self._buffers()}
         wanted = {**self._found, **tensors}
         _check(own, wanted, path)

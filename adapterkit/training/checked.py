@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, Setting, Task
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FULL = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""What the system says of a disk where nothing more can be written: no fault of a task's."""
 _OURS = frozenset({"adapter", "optimizer", "state"})
 """What the other files of a checkpoint are called."""
 
@@ -130,6 +133,8 @@ class CheckedTask(Task):
         except (AdapterKitError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # third-party code may raise anything
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise
             raise self._broken(f"{call} raised {type(error).__name__}: {error}") from error
 
     def _sequence(self, call: str, function: Callable[[], Any], kind: type) -> Sequence[Any]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, StateError
+from adapterkit.formats.files import write_atomically
 from adapterkit.training import yaml_values
 from adapterkit.training.config import FREE_ON_RESUME, read_values
 from adapterkit.training.record import DataRecord, read_record, write_record
 from adapterkit.training.run import Run
-from adapterkit.training.snapshots import ADAPTER, Snapshots
+from adapterkit.training.snapshots import ADAPTER, Snapshots, writing
 
 
 class RunFolder:
@@ -69,13 +70,15 @@ class RunFolder:
         Raises:
             StateError: Another process trains in it; it does so alone until `close`.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         if overwrite:
             self._clear()
         write_text(self.config, yaml_values.dump(self.run.resolved()))
         write_text(self.data, write_record(record))
-        self.samples.mkdir(exist_ok=True)
+        with writing(self.samples):
+            self.samples.mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Lets other processes train in the folder."""
@@ -96,7 +99,7 @@ class RunFolder:
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
 
     def _lock(self) -> None:
@@ -145,7 +148,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             break
@@ -155,6 +158,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: a reader sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        write_atomically(path, text.encode())

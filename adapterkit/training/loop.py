@@ -37,7 +37,7 @@ from adapterkit.training.progress import Progress, make_progress
 from adapterkit.training.rates import learning_rate
 from adapterkit.training.record import DataRecord, resumed
 from adapterkit.training.run import Run
-from adapterkit.training.snapshots import ADAPTER, Snapshot
+from adapterkit.training.snapshots import ADAPTER, Snapshot, writing
 from adapterkit.training.state import Trained, save_modules
 from adapterkit.training.task import Dataset, Setting
 
@@ -52,7 +52,8 @@ class Result:
         step: Optimizer steps done in all.
         loss: Mean loss of the last steps (up to 20) of this session; NaN where there was none.
         figures: What the task measured.
-        exit_code: 130 or 143 where a signal ended the run, else 0.
+        exit_code: 129, 130 or 143 where a signal ended the run, else 0.
+        saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Result:
     loss: float
     figures: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
+    saved: int | None = None
 
 
 def train(
@@ -137,7 +139,7 @@ class Trainer:
             else:
                 progress.message(f"resumed from {self.snapshot.folder}")
             self._attach(chosen)
-            with Interrupt() as interrupt:
+            with Interrupt(silent=self.silent) as interrupt:
                 self._steps(progress, interrupt)
             return self._finish(interrupt.exit_code, progress)
 
@@ -233,6 +235,9 @@ class Trainer:
         progress.begin()
         try:
             self._until_done(progress, interrupt)
+        except KeyboardInterrupt:
+            if interrupt.signal is None:
+                raise
         finally:
             self.batches = iter(())  # ends the processes that read data, which ignore signals, whatever has happened
 
@@ -313,7 +318,7 @@ class Trainer:
         """Samples and figures at a step; training goes on as if it had not happened."""
         figures: Mapping[str, float] = {}
         if self.main:
-            with inference(self.model):
+            with inference(self.model), writing(self.folder.samples):
                 figures = self.task.evaluate()
                 written = self.task.preview(step, self.folder.samples)
             if figures:
@@ -328,18 +333,20 @@ class Trainer:
         tail = self.losses[-20:]
         loss = sum(tail) / len(tail) if tail else math.nan
         if self.done < self.config.steps:
-            return Result(self.folder.path, None, self.done, loss, exit_code=exit_code or 0)
+            return Result(self.folder.path, None, self.done, loss, exit_code=exit_code or 0, saved=self.saved)
         self._save_final()
         last = self._preview(self.done, progress)
         figures: dict[str, Any] = {}
         if self.main:
             figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
-            figures |= {**last, **self.task.finish(self.folder.samples)}
-        return Result(self.folder.path, self.folder.adapter, self.done, loss, figures)
+            with writing(self.folder.samples):
+                figures |= {**last, **self.task.finish(self.folder.samples)}
+        return Result(self.folder.path, self.folder.adapter, self.done, loss, figures, saved=self.saved)
 
     def _save_final(self) -> None:
         if self.config.checkpoint_every:
             self._save()
         if self.main:
-            self.adapters.save(self.config.adapter_name, self.folder.adapter)
-            save_modules(self.task.extra_modules(), self.folder.path)
+            with writing(self.folder.adapter):
+                self.adapters.save(self.config.adapter_name, self.folder.adapter)
+                save_modules(self.task.extra_modules(), self.folder.path)

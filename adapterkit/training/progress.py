@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -76,7 +77,8 @@ class PlainProgress(Progress):
             )
 
     def message(self, text: str) -> None:
-        print(printable(text), file=self.stream, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that was closed, or a pipe's end, stops no training
+            print(printable(text), file=self.stream, flush=True)
 
 
 class BarProgress(Progress):
@@ -99,14 +101,17 @@ class BarProgress(Progress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
     def step(self, step: int, loss: float, rate: float) -> None:
         status = f"loss {loss:.4f}  lr {rate:.2e}  {self.speed(step):.2f} steps/s  ETA {self.remaining(step)}"
-        self._bar.update(self._task, completed=step, status=status)
+        with contextlib.suppress(OSError):
+            self._bar.update(self._task, completed=step, status=status)
 
     def message(self, text: str) -> None:
-        self._bar.console.print(printable(text), highlight=False, markup=False)
+        with contextlib.suppress(OSError):
+            self._bar.console.print(printable(text), highlight=False, markup=False)
 
 
 class NoProgress(Progress):

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapterkit.engine.slots import Slots
-from adapterkit.errors import CheckpointError, CorruptFileError, MissingKeysError
-from adapterkit.training.snapshots import Snapshot, copies
+from adapterkit.errors import CheckpointError, MissingKeysError
+from adapterkit.training.snapshots import Snapshot, read_tensors, write_tensors
 
 _OPTIMIZER = "optimizer"
 
@@ -83,7 +81,7 @@ class Trained:
 def save_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """Writes each module's tensors to `NAME.safetensors`."""
     for name, module in modules.items():
-        save_file(copies(own_state(module)), folder / f"{name}.safetensors")
+        write_tensors(folder / f"{name}.safetensors", own_state(module))
 
 
 def load_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
@@ -94,11 +92,7 @@ def load_modules(modules: Mapping[str, nn.Module], folder: Path) -> None:
     """
     for name, module in modules.items():
         path = folder / f"{name}.safetensors"
-        try:
-            tensors: dict[str, Any] = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CorruptFileError(f"cannot be read: {error}", path) from error
-        _fill(module, tensors, path)
+        _fill(module, read_tensors(path), path)
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -> None:

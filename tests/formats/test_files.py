@@ -16,7 +16,7 @@ import pytest
 
 from adapterkit.errors import CheckpointError, NotRegularFileError, UnsupportedFileError
 from adapterkit.formats import files
-from adapterkit.formats.files import open_plain, write_atomically
+from adapterkit.formats.files import open_plain, write_atomically, write_folder
 
 
 @pytest.fixture
@@ -27,16 +27,45 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002, 0o000])
-@pytest.mark.parametrize("existing", [False, True])
-def test_the_mode_is_what_the_umask_leaves(
-    tmp_path: Path, umask: Callable[[int], int], mask: int, existing: bool
-) -> None:
-    path = tmp_path / "x"
-    if existing:
-        path.touch(0o600)
+def test_the_mode_is_what_the_umask_leaves(tmp_path: Path, umask: Callable[[int], int], mask: int) -> None:
     umask(mask)
+    write_atomically(tmp_path / "x", b"new")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666])
+def test_a_file_that_is_replaced_keeps_its_mode_and_owner(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    if os.getuid() == 0:
+        os.chown(path, 65534, 65534)
+    before = path.stat()
     write_atomically(path, b"new")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    after = path.stat()
+    assert path.read_bytes() == b"new"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_link_that_is_replaced_says_nothing_of_the_mode(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    umask(0o022)
+    (tmp_path / "private").touch(0o600)
+    (tmp_path / "x").symlink_to(tmp_path / "private")
+    write_atomically(tmp_path / "x", b"new")
+    assert stat.S_IMODE((tmp_path / "x").lstat().st_mode) == 0o644
+
+
+def test_a_folder_that_is_replaced_keeps_its_modes(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    umask(0o022)
+    folder = tmp_path / "adapter"
+    write_folder(folder, {"config": [b"1"], "weights": [b"2"], "notes": [b"3"]})
+    folder.chmod(0o700)
+    (folder / "weights").chmod(0o600)
+    (folder / "notes").chmod(0o640)
+    write_folder(folder, {"config": [b"4"], "weights": [b"5"], "more": [b"6"]})
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+    assert modes == {"adapter": 0o700, "config": 0o644, "weights": 0o600, "notes": 0o640, "more": 0o644}
+    assert (folder / "weights").read_bytes() == b"5"
 
 
 def test_the_file_is_replaced_not_written_into(tmp_path: Path) -> None:

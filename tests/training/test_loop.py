@@ -20,7 +20,7 @@ from adapterkit.training.loop import Trainer, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
 from adapterkit.training.record import DataRecord
-from tests.training.toy_task import EXAMPLES, Sequences, toy_run
+from tests.training.toy_task import EXAMPLES, Sequences, ToyTask, toy_run
 
 EXACT = ("step", "loss", "lr", "grad_norm")
 
@@ -104,20 +104,19 @@ def test_training_lowers_the_loss_and_touches_only_the_adapter(tmp_path: Path):
     assert torch.equal(plain, toys.ToyModel(seed=3).eval()(tokens))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("call", [5, 8])
+@pytest.mark.parametrize(("number", "call"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGHUP, 5)])
 def test_a_signal_finishes_the_step_and_the_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, whole: Path, number: signal.Signals, call: int
 ):
     folder = tmp_path / "run"
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     values: dict[str, Any] = {"gradient_accumulation": 2, "sample_every": 3}
     options = {"signal_at": call, "signal_number": int(number)}
     stopped = train(toy_run(folder, options=options, checkpoint_every=None, **values), silent=True)
     assert stopped.exit_code == 128 + number
     assert stopped.adapter is None
     assert stopped.step == math.ceil(call / 2)  # two calls of the loss make a step
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
     assert (folder / f"checkpoints/step-{stopped.step:06d}/state.json").exists()
     # The signal is an option of the toy task, and a resumed run must have the same options.
     config = folder / "config.yaml"
@@ -130,6 +129,62 @@ def test_a_signal_finishes_the_step_and_the_resumed_run_equals_an_uninterrupted_
     assert (result.exit_code, result.step) == (0, 8)
     assert_same_run(folder, whole)
     assert result.figures["base entropy"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_stops_at_once_and_says_what_is_kept(
+    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+):
+    options = {"signal_at": 5, "signal_number": int(number), "signals": 2}
+    run = toy_run(tmp_path / "run", options=options)
+    before = signal.getsignal(number)
+    stopped = train(run)
+    assert (stopped.exit_code, stopped.step, stopped.saved) == (128 + number, 4, 4)  # within step 5
+    assert (stopped.adapter, signal.getsignal(number)) == (None, before)
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"step-000002", "step-000004"}
+    assert f"{number.name}: stopping after this step" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        result = train(
+            toy_run(tmp_path / "run", options={"signal_at": 3, "signal_number": int(signal.SIGHUP)}), silent=True
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.exit_code, result.step) == (0, 8)
+
+
+def test_a_terminal_that_is_gone_stops_no_training():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    progress = PlainProgress(3, 0, 1, Gone())
+    progress.step(1, 0.5, 0.1)
+    progress.message("a line")
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "metrics.jsonl" and "a" in arguments:
+            raise OSError(28, "No space left on device")
+        return original(path, *arguments, **options)
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: No space left on device\. .* --resume"):
+        train(toy_run(tmp_path / "run"), silent=True)
+
+
+def test_a_full_disk_is_no_fault_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ToyTask, "generate", full)
+    with pytest.raises(TrainingError, match=r"samples cannot be written: No space left on device\. .* --resume"):
+        train(toy_run(tmp_path / "run"), silent=True)
 
 
 def test_resume_from_a_damaged_newest_checkpoint_equals_an_uninterrupted_run(

@@ -30,6 +30,7 @@ class Options(Section):
     poison: int | None = None  # the loss of this call is not a number
     signal_at: int | None = None  # the process gets a signal in this call of the loss
     signal_number: int = int(signal.SIGTERM)
+    signals: int = 1  # how many it gets
     scale: float = Field(1.0, gt=0)
 
 
@@ -61,7 +62,8 @@ class ToyTask(Task):
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         self.calls += 1
         if self.calls == self.options.signal_at:
-            os.kill(os.getpid(), self.options.signal_number)
+            for _ in range(self.options.signals):
+                os.kill(os.getpid(), self.options.signal_number)
         tokens = batch["tokens"]
         loss = F.cross_entropy(self.model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         return loss * float("nan") if self.calls == self.options.poison else loss * self.options.scale
