@@ -70,8 +70,11 @@ class RunFolder:
         Raises:
             StateError: Another process trains in it; it does so alone until `close`.
         """
-        with writing(self.path):
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            told = f"output {self.path} cannot be made: {error.strerror}"
+            raise StateError(f"{told}; choose another folder with output=FOLDER") from error
         self._lock()
         if overwrite:
             self._clear()

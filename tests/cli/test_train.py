@@ -65,7 +65,9 @@ def test_what_the_system_refuses_is_one_line(run_file: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     result = call(run_file, f"output={tmp_path}/file/run")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == f"error: [Errno 20] Not a directory: '{tmp_path}/file/run'"
+    assert result.stderr.splitlines()[-1] == (
+        f"error: output {tmp_path}/file/run cannot be made: Not a directory; choose another folder with output=FOLDER"
+    )
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(run_file: Path, tmp_path: Path):
