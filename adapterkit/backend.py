@@ -182,12 +182,15 @@ class Backend(ABC):
             back alone or first, so that its output is a point of the role `hidden`.
         refuses: Methods, of the model or of modules in it, that would put other layers in the place of those that
             adapters act on -> why, and what to do instead. While adapters are attached, calling one is an error.
+        writes: Methods by which the model writes itself for others to load. While adapters are attached they write the
+            base's own tensors, and say so; unless they are given a `state_dict`.
     """
 
     component: ClassVar[str] = "model"
     in_pipelines: ClassVar[bool] = True
     whole_blocks: ClassVar[bool] = False
     refuses: ClassVar[Mapping[str, str]] = {}
+    writes: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

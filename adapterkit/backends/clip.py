@@ -53,6 +53,7 @@ class ClipTextBackend(Backend):
 
     component = "text_encoder"
     whole_blocks = True
+    writes = ("save_pretrained",)
     ignored: ClassVar[Mapping[str, str]] = {
         "*layer_norm*": "a norm's gain is no projection; adapters act on the projections beside it",
     }

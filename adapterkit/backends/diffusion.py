@@ -121,6 +121,7 @@ class DiffusersBackend(Backend):
 
     attention: ClassVar[type[AttentionSeam]] = DiffusersAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {}
+    writes = ("save_pretrained",)
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(("fuse_qkv_projections", "fuse_projections"), _FUSING)
 
     @abstractmethod

@@ -60,6 +60,7 @@ class GenericBackend(Backend):
         roles: Roles by path, as in `adapterkit.mapping.roles`, for a model of a known structure.
     """
 
+    writes = ("save_pretrained",)
     in_pipelines = False  # what no family claims there (a safety checker) is not what the user means
     roles: ClassVar[Mapping[str, str]] = {}
 

@@ -40,6 +40,7 @@ class Tower:
 class TowersBackend(Backend):
     """Maps each tower, and what stands beside them."""
 
+    writes = ("save_pretrained",)
     whole_blocks = True
     towers: ClassVar[tuple[Tower, ...]] = ()
     beside: ClassVar[tuple[Group, ...]] = ()

@@ -68,6 +68,7 @@ class FamilyBackend(Backend):
         families: Of several with the same classes, the first whose `when` holds is a model's.
     """
 
+    writes = ("save_pretrained",)
     whole_blocks = True
     name: ClassVar[str]
     generates: ClassVar[bool] = False

@@ -176,6 +176,7 @@ class ViTBackend(Backend):
 
     component = "vision"
     whole_blocks = True
+    writes = ("save_pretrained",)
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

@@ -57,7 +57,7 @@ class Site:
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.slots = Slots(self.changed)
+        self.slots = Slots(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "plans": {}}

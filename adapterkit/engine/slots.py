@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
+from adapterkit.backend import CHILD
 from adapterkit.engine.attending import Attending
 from adapterkit.engine.expressions import acting_at, outermost_last
 from adapterkit.engine.routed import Routed
@@ -19,6 +23,9 @@ from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Acting, Active, Strength
 from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
+
+if TYPE_CHECKING:
+    from adapterkit.engine.site import Site
 
 
 class Slot(nn.Module):
@@ -79,20 +86,64 @@ class Slot(nn.Module):
         return self.point.id
 
 
+_ALONE: ContextVar[bool] = ContextVar("adapterkit_base_alone", default=False)
+
+
+@contextlib.contextmanager
+def base_alone() -> Iterator[None]:
+    """Inside, a state dict holds the base's own tensors alone."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 class Slots(nn.Module):
     """The slots of one adapted module, by role.
 
+    A model's state dict has them. That of a part of the model is asked for by those who copy weights of the base into
+    another one, and has not; nor has any while adapters are merged, as the weights then are what they do.
+
     Args:
-        walked: Called where somebody asks for the named children: he may be about to put hooks around layers.
+        site: What is kept at the module. It hears of it where somebody asks for the named children: he may be about to
+            put hooks around layers.
     """
 
-    def __init__(self, walked: Callable[[], None]) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__()
-        self.walked = walked
+        self.site = site
+        self._absent = ""
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        if destination is None or not self._is_left_out(prefix):
+            return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if not _ALONE.get() and self.site.switch.folded is None:
+            warnings.warn(
+                "the state dict of a part of a model holds the base's own tensors, without the adapters in it: "
+                "Adapters.save() writes those, the state dict of the whole model has them, and after merge() the "
+                "weights have what they do",
+                stacklevel=2,
+            )
+        return destination
+
+    def _is_left_out(self, prefix: str) -> bool:
+        if _ALONE.get() or self.site.switch.folded is not None:
+            return True
+        path = next((slot.point.path for slot in self), "")
+        whole = f"{path}.{CHILD}." if path else f"{CHILD}."
+        return len(prefix) < len(whole) and f".{whole}".endswith(f".{prefix}")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As torch's. Where a state dict leaves the adapters out, so may what is read."""
+        self._absent = prefix if self._is_left_out(prefix) and not state_dict else ""
+        if self._absent and not self._load_state_dict_post_hooks:
+            self.register_load_state_dict_post_hook(_forgive)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """None: who walks a tree to offload, cast or replace its layers leaves the adapters alone."""
-        self.walked()
+        self.site.changed()
         return iter(())
 
     def children(self) -> Iterator[nn.Module]:
@@ -111,6 +162,12 @@ class Slots(nn.Module):
             return tensor.to(made.device) if narrowed else made
 
         return super()._apply(applied, recurse)
+
+
+def _forgive(slots: Any, keys: Any) -> None:
+    """A hook after loading: what was left out is not missing."""
+    if slots._absent:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith(slots._absent)]
 
 
 Found = list[tuple[Slot, Active]]

@@ -19,6 +19,7 @@ from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built, parameters_of
+from adapterkit.handle.exports import export, unexport
 from adapterkit.handle.facts import Facts
 from adapterkit.handle.following import Lookout, check_places
 from adapterkit.handle.freezing import freeze, thaw
@@ -168,6 +169,7 @@ class State:
                 ]
                 component.root.__dict__[STATE] = (*states_at(component.root), self)
                 guard(component)
+                export(self, component)
 
     def _refusal(self, mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
         root, module = mapped.root(point), mapped.module(point)
@@ -293,6 +295,9 @@ class State:
             root = self.mapped.components[name].root
             kept = tuple(one for one in states_at(root) if one is not self)
             root.__dict__[STATE] = kept
+            unexport(self, self.mapped.components[name])
+            for one in kept[:1]:
+                export(one, self.mapped.components[name])
             if not kept:
                 del root.__dict__[STATE]
                 unguard(self.mapped.components[name])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.engine.slots import Slots
+from adapterkit.engine.slots import Slots, base_alone
 from adapterkit.errors import CheckpointError, MissingKeysError
 from adapterkit.training.snapshots import Snapshot, read_tensors, write_tensors
 
@@ -99,17 +99,16 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor] | None, path: Path) -
     if tensors is None:
         raise MissingKeysError("the checkpoint lacks this file", path)
     try:
-        own = own_state(module)
-        adapters = {key: tensor for key, tensor in module.state_dict().items() if key not in own}
-        module.load_state_dict({**tensors, **adapters}, strict=True)
+        with base_alone():
+            module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(" ".join(str(error).split()), path) from error
 
 
 def own_state(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module of the base, without those of the adapters that act in it."""
-    prefixes = _prefixes(module)
-    return {key: tensor for key, tensor in module.state_dict().items() if not key.startswith(prefixes)}
+    with base_alone():
+        return module.state_dict()
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

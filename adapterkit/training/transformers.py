@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from adapterkit.engine.slots import Slot
 from adapterkit.errors import StateError
 from adapterkit.handle.adapters import Adapters
+from adapterkit.points import NormPoint
 from adapterkit.training.base_changes import BaseChanges
 from adapterkit.training.snapshots import ADAPTER
 
@@ -121,6 +123,15 @@ class AdapterTraining(_Trainer):
         if given is None:
             split_by_rate(optimizer, self._rates())
         return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's, with those of adapters, which it does not find; not at norms."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        for path, slot in model.named_modules():
+            if isinstance(slot, Slot) and not isinstance(slot.point, NormPoint):
+                for name, adapter in slot._modules.items():
+                    names += [f"{path}.{name}.{key}" for key in super().get_decay_parameter_names(adapter)]
+        return names
 
     def _rates(self) -> Mapping[int, float]:
         groups = self.adapters.parameter_groups(*self.adapters.trained, lr=1.0)

@@ -166,11 +166,11 @@ class KeptModule(ak.AdditiveModule):
 
 @pytest.mark.parametrize("config", [Kept(), Kept(odd=True), Kept(lacks=True)], ids=["plain", "odd", "lacks"])
 def test_buffers_children_and_own_ways_of_loading(adapters: ak.Adapters, config: Kept) -> None:
-    from adapterkit.handle.loading import _load_one, _Target
+    from adapterkit.handle.loading import Target, _load_one
 
     points = adapters.points("mlp.up")
     tensors = {key: torch.full_like(t, 3) for key, t in KeptModule(config).state_dict().items()}
-    skeletons, target = Skeletons(config), _Target(adapters._mapped, None, [], finite=False)
+    skeletons, target = Skeletons(config), Target(adapters._mapped, None, [], finite=False)
     loaded: list[Any] = [_load_one(skeletons, p, tensors, target) for p in points]
     for module in loaded:
         state = module.state_dict()
