@@ -117,7 +117,8 @@ class Slots(nn.Module):
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         if destination is None or not self._is_left_out(prefix):
-            return super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+            given: Any = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars}
+            return super().state_dict(*args, **given)
         if not _ALONE.get() and self.site.switch.folded is None:
             warnings.warn(
                 "the state dict of a part of a model holds the base's own tensors, without the adapters in it: "
