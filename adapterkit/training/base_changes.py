@@ -33,6 +33,8 @@ class BaseChanges:
         changed = {key: now for key, now in self._buffers().items() if not torch.equal(now.cpu(), self._found[key])}
         if tensors := copies({**self._parameters(), **changed}):
             write_tensors(path, tensors)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run in the same folder
 
     def restore(self, path: Path) -> None:
         """Puts back what `save` wrote there; buffers that had not changed then get the values that they had.
