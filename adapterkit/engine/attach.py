@@ -8,7 +8,7 @@ the module, so that `.to`, sharding and `train()` reach them. Detaching restores
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -16,106 +16,16 @@ import torch
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.backend import CHILD, SITE, Attending, Counting, Reach, Reading
-from adapterkit.engine.expressions import flattened
-from adapterkit.engine.lengthening import gathered
+from adapterkit.backend import CHILD, SITE, Reach
 from adapterkit.engine.site import Site
-from adapterkit.engine.slots import Slot
+from adapterkit.engine.slots import Slot, Slots
+from adapterkit.engine.stack import SiteStack
 from adapterkit.engine.switch import Switch
-from adapterkit.kernels.sequences import cut
+from adapterkit.engine.taps import Attends, Counts, End, Reads, Tap, Whole
 from adapterkit.mapping import hooked
 from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
-
-
-class _Tap:
-    """A forward pre-hook that keeps the residual stream for one output point. A class, so that it can be pickled."""
-
-    def __init__(self, site: Site, key: str) -> None:
-        self.site, self.key = site, key
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.site.active(self.key):
-            self.site.switch.tap(self.key, args[0] if args else next(iter(kwargs.values())))
-
-
-class _End:
-    """A forward pre-hook of the module before which a longer sequence ends; see `TokensLayout.until`."""
-
-    def __init__(self, site: Site, key: str) -> None:
-        self.site, self.key = site, key
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.site.active(self.key):
-            return None
-        length, added = self.site.switch.lengths(self.key)
-        return (cut(args[0], slice(0, length - added), length), *args[1:])
-
-
-class _Whole:
-    """A forward hook of the model that returns what happens inside; see `TokensLayout.whole`."""
-
-    def __init__(self, site: Site, key: str) -> None:
-        self.site, self.key = site, key
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-        if not self.site.active(self.key):
-            return None
-        length, added = self.site.switch.lengths(self.key)
-        return cut(result, slice(0, length - added), length)
-
-
-class _Attends:
-    """A forward pre-hook of a module that is given a longer sequence; see `Reach.attending`."""
-
-    def __init__(self, site: Site, key: str, attending: Attending) -> None:
-        self.site, self.key, self.attending = site, key, attending
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        active = flattened(self.site.active(self.key))
-        if not active:
-            return None
-        return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
-
-
-class _Reads:
-    """In the place of a method that reads what is within a longer sequence; see `Reach.reading`."""
-
-    def __init__(self, site: Site, key: str, module: nn.Module, name: str, reading: Reading) -> None:
-        self.site, self.key, self.reading = site, key, reading
-        self.module, self.name, self.before = module, name, module.__dict__.get(name)
-        module.__dict__[name] = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        read = self.before or MethodType(getattr(type(self.module), self.name), self.module)
-        if not self.site.active(self.key):
-            return read(*args, **kwargs)
-        return self.reading(self.module, read, functools.partial(self.site.switch.lengths, self.key), args, kwargs)
-
-    def remove(self) -> None:
-        """Puts back what was there."""
-        if self.before is None:
-            self.module.__dict__.pop(self.name, None)
-        else:
-            self.module.__dict__[self.name] = self.before
-
-
-class _Counts:
-    """A forward pre-hook of a module that makes positions; see `Reach.counting`."""
-
-    def __init__(self, site: Site, counting: Counting) -> None:
-        self.site, self.counting = site, counting
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if kwargs.get("position_ids") is not None:  # told, or counted for another point
-            return None
-        plan = self.site.plan
-        return self.counting(module, args, kwargs) if plan is not None and (plan.attention or plan.attending) else None
 
 
 @functools.cache
@@ -132,7 +42,10 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(self, Adapted):  # of another class by now, and a hook (accelerate's) still holds this
                 return type(self).forward(self, *args, **kwargs)
-            return self.__dict__[SITE].call(self, super().forward, args, kwargs)
+            site = self.__dict__.get(SITE)
+            if site is None:  # detached by force, and another library has made a class of this one
+                return super().forward(*args, **kwargs)
+            return site.call(self, super().forward, args, kwargs)
 
         def to(self, *args: Any, **kwargs: Any) -> Any:
             return _moved(self, super().to, args, kwargs)
@@ -168,11 +81,12 @@ def _moved(module: nn.Module, to: Callable[..., Any], args: tuple[Any, ...], kwa
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
     if dtype is None or not hooked.being_hooked(module):
         return to(*args, **kwargs)
-    slots = module._modules.pop(CHILD)
+    slots = module._modules.pop(CHILD, None)
     try:
         to(*args, **kwargs)
     finally:
-        module._modules[CHILD] = slots
+        if slots is not None:
+            module._modules[CHILD] = slots
     if device is not None and slots is not None:
         slots.to(device)
     return module
@@ -180,7 +94,7 @@ def _moved(module: nn.Module, to: Callable[..., Any], args: tuple[Any, ...], kwa
 
 def _reading(name: str) -> property:
     def read(module: nn.Module) -> Any:
-        site = site_of(module)
+        site = module.__dict__.get(SITE)
         if site is None:  # detached, and another library has made a class of this one
             return module.__getattr__(name)
         return site.parameter(module, name)
@@ -201,9 +115,48 @@ def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def site_of(module: nn.Module) -> Site | None:
-    """The site of an adapted module."""
-    return module.__dict__.get(SITE)
+def site_of(module: nn.Module, switch: Switch | None = None) -> Site | None:
+    """The site of an adapted module: of the handles with this switch, or the innermost."""
+    return next((site for site in sites_of(module) if switch is None or site.switch is switch), None)
+
+
+def sites_of(module: nn.Module) -> tuple[Site, ...]:
+    """The sites of an adapted module, one for each state that has adapters there, the innermost first."""
+    found = module.__dict__.get(SITE)
+    return found.sites if isinstance(found, SiteStack) else () if found is None else (found,)
+
+
+def _put(module: nn.Module, sites: Sequence[Site], *, adapted: bool = True) -> None:
+    """Makes these the sites of a module; without any it is what it was.
+
+    Args:
+        module: The module.
+        sites: The innermost first.
+        adapted: Whether the module's class is ours to set.
+    """
+    for site in sites:
+        for name in [name for name, one in site.slots._modules.items() if isinstance(one, Slots)]:
+            del site.slots._modules[name]
+    before = sites_of(module)
+    if not sites:
+        first = before[0]
+        del module.__dict__[SITE]
+        del module._modules[CHILD]
+        hooked.exchange_forward(module, first.own_forward or MethodType(first.base.forward, module))
+        if adapted:
+            module.__class__ = first.base
+        return
+    first, *others = sites
+    own = before[0].own_forward if before else hooked.exchange_forward(module, MethodType(_beneath(first.base), module))
+    for site in sites:
+        site.own_forward = own
+    for place, site in enumerate(others, 2):
+        first.slots._modules[f"handle_{place}"] = site.slots
+    stack = first if not others else SiteStack(sites)
+    module.__dict__[SITE] = stack
+    module._modules[CHILD] = first.slots
+    if adapted:
+        module.__class__ = adapted_class(stack.base, stack.read)
 
 
 def refusal(root: nn.Module, path: str) -> str | None:
@@ -235,14 +188,13 @@ def attach(
 ) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
     module = module_at(root, point.path)
-    site = site_of(module)
+    site = site_of(module, switch)
     if site is None:
+        already = sites_of(module)
         site = Site(switch)
         site.slots.train(module.training)
-        module.__dict__[SITE] = site
-        module._modules[CHILD] = site.slots
-        site.base, site.handler = type(module), handler_of(module)
-        site.own_forward = hooked.exchange_forward(module, MethodType(_beneath(site.base), module))
+        site.base, site.handler = (already[0].base if already else type(module)), handler_of(module)
+        _put(module, [*already, site])
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):
@@ -252,7 +204,8 @@ def attach(
         _connect(root, module, site, slot, reach)
         site.plain = reach.plain or site.plain
         site.lengthening = reach.lengthening or site.lengthening
-        module.__class__ = adapted_class(site.base, site.read)
+        top = module.__dict__[SITE]
+        module.__class__ = adapted_class(top.base, top.read)
     site.projections = reach.projections or site.projections
     slot._modules[name] = adapter
     site.changed()
@@ -268,61 +221,61 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         if layout.whole:
             return
         residual = root.get_submodule(layout.residual)
-        site.hooks[point.id] = [residual.register_forward_pre_hook(_Tap(site, point.id), with_kwargs=True)]
+        site.hooks[point.id] = [residual.register_forward_pre_hook(Tap(site, point.id), with_kwargs=True)]
     if isinstance(point, TokensPoint):
         layout = point.layout
         site.hooks[point.id] = []
         if layout.until is not None:
             end = root.get_submodule(layout.until)
-            site.hooks[point.id].append(end.register_forward_pre_hook(_End(site, point.id)))
+            site.hooks[point.id].append(end.register_forward_pre_hook(End(site, point.id)))
         if layout.whole is not None:
             whole = root.get_submodule(layout.whole)
-            site.hooks[point.id].append(whole.register_forward_hook(_Whole(site, point.id)))
+            site.hooks[point.id].append(whole.register_forward_hook(Whole(site, point.id)))
         for path, reading in reach.reading.items():
             owner, _, method = path.rpartition(".")
-            site.hooks[point.id].append(_Reads(site, point.id, root.get_submodule(owner), method, reading))
+            site.hooks[point.id].append(Reads(site, point.id, root.get_submodule(owner), method, reading))
         for path, attending in reach.attending.items():
-            attends = _Attends(site, point.id, attending)
+            attends = Attends(site, point.id, attending)
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
     if reach.seam is not None:
-        site.seam, site.seam_saved = reach.seam, reach.seam.install(module)
+        others = [one for one in sites_of(module) if one is not site and one.seam is not None]
+        site.seam_saved = others[0].seam_saved if others else reach.seam.install(module)
+        site.seam = reach.seam
         site.hooks[point.id] = [
-            root.get_submodule(path).register_forward_pre_hook(_Counts(site, counting), with_kwargs=True)
+            root.get_submodule(path).register_forward_pre_hook(Counts(site, counting), with_kwargs=True)
             for path, counting in reach.counting.items()
         ]
 
 
-def attached_with(module: nn.Module, point: InjectionPoint) -> InjectionPoint | None:
+def attached_with(module: nn.Module, point: InjectionPoint, switch: Switch) -> InjectionPoint | None:
     """The point that the adapters which are at a point were built for."""
-    site = site_of(module)
+    site = site_of(module, switch)
     slot = None if site is None else site.slots._modules.get(_key(point))
     return slot.point if isinstance(slot, Slot) else None
 
 
 def move(old: nn.Module, new: nn.Module) -> None:
     """Takes the adapters of weights from a module to one of its own class, which has taken its place."""
-    site: Site = old.__dict__.pop(SITE)
-    del old._modules[CHILD]
-    old.__class__ = site.base
-    new.__dict__[SITE] = site
-    new._modules[CHILD] = site.slots
-    site.slots.train(new.training)
-    site.handler = handler_of(new)
-    new.__class__ = adapted_class(site.base, site.read)
-    site.changed()
+    sites = sites_of(old)
+    _put(old, ())
+    for site in sites:
+        site.slots.train(new.training)
+        site.handler = handler_of(new)
+        site.changed()
+    _put(new, sites)
 
 
-def detach(module: nn.Module, point: InjectionPoint, name: str) -> None:
+def detach(module: nn.Module, point: InjectionPoint, name: str, switch: Switch) -> None:
     """Takes one adapter away from one point of a module; the last one restores the module.
 
     A class that another library gave it after attaching stays, and then computes what the module's own does.
     """
-    site = site_of(module)
+    site = site_of(module, switch)
     if site is None:
         return
     adapted = is_adapted(module)
     key = _key(point)
-    slot = site.slots._modules[key]
+    slot = site.slots._modules.get(key)
     if slot is None:
         return
     slot._modules.pop(name, None)
@@ -333,20 +286,17 @@ def detach(module: nn.Module, point: InjectionPoint, name: str) -> None:
     for hook in site.hooks.pop(point.id, ()):
         hook.remove()
     site.norms.pop(point.id, None)
+    sites = sites_of(module)
     if isinstance(point, AttentionPoint) and site.seam is not None:
-        site.seam.remove(module, site.seam_saved)
+        if not any(one.seam is not None for one in sites if one is not site):
+            site.seam.remove(module, site.seam_saved)
         site.seam = site.seam_saved = None
-    if not site.slots._modules:
-        del module.__dict__[SITE]
-        del module._modules[CHILD]
-        hooked.exchange_forward(module, site.own_forward or MethodType(site.base.forward, module))
-    if adapted:
-        module.__class__ = adapted_class(site.base, site.read) if site.slots._modules else site.base
+    _put(module, [one for one in sites if one is not site or any(True for _ in site.slots)], adapted=adapted)
 
 
 def is_adapted(module: nn.Module) -> bool:
     """Whether the module still has the class that attaching gave it."""
-    site = site_of(module)
+    site = module.__dict__.get(SITE)
     return site is not None and adapted_class(site.base, site.read) is type(module)
 
 

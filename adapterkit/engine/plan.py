@@ -50,7 +50,9 @@ class Plan:
         attention: What extends keys and values, in order.
         attending: What attends beside the softmax, in order, with the side inputs of its point.
         beneath: What the module was before weights were merged, where that is to be called.
-        call: The module's forward with all that acts around it; None where it is its own forward and nothing else.
+        arounds: What goes around the module's forward, the innermost first.
+        instead: What runs in the place of that forward, or None.
+        call: Both together; None where it is the module's own forward and nothing else.
     """
 
     def __init__(self, site: Site, selection: Selection) -> None:
@@ -70,7 +72,8 @@ class Plan:
         arounds = [
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
-        self.call: Around | None = _nested(arounds, _instead(site, self))
+        self.arounds, self.instead = arounds, _instead(site, self)
+        self.call: Around | None = nested(arounds, self.instead)
         self.beneath = site.beneath if selection.beneath else None
         if self.beneath is not None:
             self.call = functools.partial(_around_unmerged, self.beneath, self.call)
@@ -81,12 +84,18 @@ class Plan:
 def _first(
     site: Site, plan: Plan, call: Around | None, module: nn.Module, forward: Forward, args: Any, kwargs: Any
 ) -> Any:
-    """The first call: adapters go to where hooks have their module compute, whose weights may be elsewhere."""
-    plan.call, site.placed = call, True
+    """The first call."""
+    plan.call = call
+    place(site, module)
+    return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
+
+
+def place(site: Site, module: nn.Module) -> None:
+    """Adapters go to where hooks have their module compute, whose weights may be elsewhere."""
+    site.placed = True
     device = hooked.hook_device(module)
     if device is not None:
         site.slots.to(device)
-    return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 
 def _read(found: Found) -> dict[str, list[Part]]:
@@ -104,7 +113,7 @@ def _instead(site: Site, plan: Plan) -> Callable[..., Any] | None:
     return site.seam.forward if (plan.attention or plan.attending) and site.seam is not None else None
 
 
-def _nested(arounds: list[Around], instead: Forward | None) -> Around | None:
+def nested(arounds: list[Around], instead: Forward | None) -> Around | None:
     """The last of them around all others."""
     if not arounds:
         return None if instead is None else functools.partial(_replaced, instead)

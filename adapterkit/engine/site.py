@@ -125,47 +125,58 @@ class Site:
 
     def parameter(self, module: nn.Module, name: str) -> Any:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
-        if name not in module._parameters:  # weight_norm was applied after the adapter
-            return module.__dict__[name] if name in module.__dict__ else module.__getattr__(name)
         plan = self.plan
-        if plan is not None and plan.beneath is not None:
+        if plan is not None and plan.beneath is not None and name in module._parameters:
             module = plan.beneath(module)
-        own = module._parameters[name]
-        parts = () if plan is None else plan.read.get(name, ())
-        if not parts or own is None:
-            return own
-        point = parts[0][0]
-        if not isinstance(point, ParameterPoint):
-            return own
-        layout = point.layout
-        away = own.is_meta or layout.access == "any"
-        if away and _is_apart(own, parts):  # an offload hook looks at a weight that is not here, or puts it away
-            return own
-        weight, bias = stored_weight(module, layout)
-        if layout.index is not None:
-            return self._stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
-        folded = functools.partial(_folded, weight, bias, parts, layout, is_bias=name != layout.parameter)
-        if layout.access == "any":
-            if not self.switch.inside:  # the user looks at the base's weight
-                return own
-            if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
-                return ReadWeight.of(own, folded, _learning(own, parts) if torch.is_grad_enabled() else ())
-        return folded()
+        return read_parameter(module, name, self.parts(name), inside=self.switch.inside)
 
-    @staticmethod
-    def _stacked(
-        own: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        parts: Sequence[Part],
-        *,
-        is_bias: bool,
-    ) -> StackedWeight:
-        by_index: dict[int, list[Part]] = {}
-        for point, active in parts:
-            if isinstance(point, ParameterPoint) and point.layout.index is not None:
-                by_index.setdefault(point.layout.index, []).append((point, active))
-        return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
+    def parts(self, name: str) -> Sequence[Part]:
+        """What acts now in a parameter that the model reads."""
+        plan = self.plan
+        return () if plan is None else plan.read.get(name, ())
+
+
+def read_parameter(module: nn.Module, name: str, parts: Sequence[Part], *, inside: bool) -> Any:
+    """What the model gets when it reads a parameter in which adapters act.
+
+    Args:
+        module: The module that has it.
+        name: Its name.
+        parts: What acts in it.
+        inside: Whether this thread is inside the forward of a module that may read weights.
+    """
+    if name not in module._parameters:  # weight_norm was applied after the adapter
+        return module.__dict__[name] if name in module.__dict__ else module.__getattr__(name)
+    own = module._parameters[name]
+    if not parts or own is None:
+        return own
+    point = parts[0][0]
+    if not isinstance(point, ParameterPoint):
+        return own
+    layout = point.layout
+    away = own.is_meta or layout.access == "any"
+    if away and _is_apart(own, parts):  # an offload hook looks at a weight that is not here, or puts it away
+        return own
+    weight, bias = stored_weight(module, layout)
+    if layout.index is not None:
+        return _stacked(own, weight, bias, parts, is_bias=name != layout.parameter)
+    folded = functools.partial(_folded, weight, bias, parts, layout, is_bias=name != layout.parameter)
+    if layout.access == "any":
+        if not inside:  # the user looks at the base's weight
+            return own
+        if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
+            return ReadWeight.of(own, folded, _learning(own, parts) if torch.is_grad_enabled() else ())
+    return folded()
+
+
+def _stacked(
+    own: Tensor, weight: Tensor | None, bias: Tensor | None, parts: Sequence[Part], *, is_bias: bool
+) -> StackedWeight:
+    by_index: dict[int, list[Part]] = {}
+    for point, active in parts:
+        if isinstance(point, ParameterPoint) and point.layout.index is not None:
+            by_index.setdefault(point.layout.index, []).append((point, active))
+    return StackedWeight(own, by_index, weight if is_bias else bias, is_bias=is_bias)
 
 
 def _is_apart(own: Tensor, parts: Sequence[Part]) -> bool:

@@ -100,7 +100,7 @@ def base_alone() -> Iterator[None]:
 
 
 class Slots(nn.Module):
-    """The slots of one adapted module, by role.
+    """The slots of one adapted module, by role; with them those of other handles, in `Slots` of their own.
 
     A model's state dict has them. That of a part of the model is asked for by those who copy weights of the base into
     another one, and has not; nor has any while adapters are merged, as the weights then are what they do.
@@ -152,7 +152,7 @@ class Slots(nn.Module):
         return (module for module in self._modules.values() if module is not None)
 
     def __iter__(self) -> Iterator[Slot]:
-        return iter(list(self._modules.values()))  # type: ignore[arg-type]
+        return iter([one for one in self._modules.values() if isinstance(one, Slot)])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As torch's. A cast to floats of eight bits is for frozen weights: here it is a move alone."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.engine.attach import sites_of
 from adapterkit.errors import ConfigError, StateError, shown
 from adapterkit.handle import building
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
-from adapterkit.handle.freezing import base_parameters
+from adapterkit.handle.freezing import base_modules, base_parameters
 from adapterkit.handle.reports import AdapterReport, Report
 from adapterkit.handle.training import Learning
 from adapterkit.plugins import get_plugin_manager
@@ -128,10 +129,12 @@ class Adapters(Switching, Learning, Exchange):
         """
         self._check()
         state = self._state
-        base = list(base_parameters(one.root for one in self._mapped.components.values()))
+        roots = [one.root for one in self._mapped.components.values()]
+        base = list(base_parameters(roots))
         adapters = [self._report(name) for name in state.adapters]
         trainable = sum(p.numel() for p in [*base, *self.parameters()] if p.requires_grad)
-        return Report(self._mapped.label, sum(p.numel() for p in base), trainable, adapters)
+        beside = sum(any(s.switch is not state.switch for s in sites_of(one)) for one in base_modules(roots))
+        return Report(self._mapped.label, sum(p.numel() for p in base), trainable, adapters, beside)
 
     def _report(self, name: str) -> AdapterReport:
         state, attached = self._state, self._attached(name)

@@ -71,6 +71,10 @@ def check_places(state: State) -> None:
 def _follow(state: State, place: Place, now: nn.Module | None) -> bool:
     """Takes adapters to a module that goes on where another one was; False where it does not."""
     old = state.places[place]
+    if now is not None and attach.site_of(old, state.switch) is None and attach.site_of(now, state.switch) is not None:
+        # Another handle has followed.
+        state.places.move(place, now)
+        return True
     merged = [one for one in (state.merge.originals if state.merge else ()) if one.module is old]
     if now is None or not _goes_on(old, now) or not all(isinstance(one, OriginalParameter) for one in merged):
         return False
@@ -84,8 +88,10 @@ def _follow(state: State, place: Place, now: nn.Module | None) -> bool:
 
 def _goes_on(old: nn.Module, new: nn.Module) -> bool:
     """Whether a module is of another's class and begins with its very weights."""
-    site = attach.site_of(old)
-    if site is None or type(new) is not site.base or SITE in new.__dict__ or site.seam or site.hooks or site.norms:
+    sites = attach.sites_of(old)
+    if not sites or type(new) is not sites[0].base or SITE in new.__dict__:
+        return False
+    if any(site.seam or site.hooks or site.norms for site in sites):
         return False
     if new._modules or old._parameters.keys() != new._parameters.keys():
         return False
@@ -110,7 +116,7 @@ def _replaced(state: State, place: Place, now: nn.Module | None) -> str:
 
 def _grow(state: State, place: Place, name: str, was: Shape, now: Shape) -> bool:
     """Lets adapters act on the rows that there were, where some were added; False where that cannot be."""
-    site = attach.site_of(state.places[place])
+    site = attach.site_of(state.places[place], state.switch)
     if site is None or not was or now[1:] != was[1:] or now[0] < was[0]:
         return False
     slots = [

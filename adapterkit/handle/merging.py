@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.composition import Expression, names_of
-from adapterkit.engine.attach import site_of
+from adapterkit.engine.attach import site_of, sites_of
 from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
@@ -151,6 +151,9 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
             problems.append(f"{point.id}: {reason}")
             continue
         module, layout = state.module(point), point.layout
+        if len(sites_of(module)) > 1:
+            problems.append(f"{point.full_path} has adapters of another handle too, on a model that shares this part")
+            continue
         target = targets.setdefault((id(module), layout.parameter), _Target(module, point.full_path, layout))
         parts = target.matrices.setdefault(layout.index, {})
         active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]

@@ -50,16 +50,25 @@ class AdapterReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Every adapter on a model, and the size of the base. Prints as a table."""
+    """Every adapter on a model, and the size of the base. Prints as a table.
+
+    Attributes:
+        model: The model's class, or the pipeline's.
+        base_parameters, trainable_parameters: Numbers in all parameters, and in those that require grad.
+        adapters: Those of this handle.
+        beside: In how many modules other handles have adapters, on models that share a part with this one.
+    """
 
     model: str
     base_parameters: int
     trainable_parameters: int
     adapters: Sequence[AdapterReport] = field(default_factory=tuple)
+    beside: int = 0
 
     def __str__(self) -> str:
         head = f"{self.model}: {self.base_parameters:,} parameters, {self.trainable_parameters:,} trainable"
-        return "\n".join([head, *(f"  {adapter}" for adapter in self.adapters)])
+        others = [f"  beside adapters of other handles, in {self.beside} modules"] if self.beside else []
+        return "\n".join([head, *(f"  {adapter}" for adapter in self.adapters), *others])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
@@ -26,11 +25,12 @@ from adapterkit.handle.freezing import freeze, thaw
 from adapterkit.handle.guards import guard, unguard
 from adapterkit.handle.places import Place, Places, place_of
 from adapterkit.handle.quiet import take_out
+from adapterkit.handle.refusals import reach_of, refusal
 from adapterkit.handle.stand_ins import Original
 from adapterkit.handle.turns import Turn
 from adapterkit.handle.unreached import Unreached
 from adapterkit.mapping.model import MappedModel
-from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
+from adapterkit.points import InjectionPoint, ParameterPoint
 
 STATE = "_adapterkit_state"
 """Key under which every root component of an adapted model keeps its states."""
@@ -132,8 +132,8 @@ class State:
         points = [point for part in parts for point in part.points]
         modules = {key: module for part in parts for key, module in part.modules.items()}
         reads = _side_inputs(parts)
-        reach = {point.id: _reach(mapped, point, modules[point.id]) for point in points}
-        refused = [(p, self._refusal(mapped, p, modules[p.id], reach[p.id])) for p in points]
+        reach = {point.id: reach_of(mapped, point, modules[point.id]) for point in points}
+        refused = [(p, refusal(mapped, p, modules[p.id], reach[p.id], self.switch)) for p in points]
         problems = [f"{point.full_path}: {reason}" for point, reason in refused if reason]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -145,7 +145,7 @@ class State:
                 attach.attach(mapped.root(point), point, name, modules[point.id], self.switch, reach[point.id])
         except BaseException:
             for point in done:
-                attach.detach(mapped.module(point), point, name)
+                attach.detach(mapped.module(point), point, name, self.switch)
             raise
         for point in points:
             self.places.put(point, mapped.root(point), mapped.module(point))
@@ -170,21 +170,6 @@ class State:
                 component.root.__dict__[STATE] = (*states_at(component.root), self)
                 guard(component)
                 export(self, component)
-
-    def _refusal(self, mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule, reach: Reach) -> str | None:
-        root, module = mapped.root(point), mapped.module(point)
-        if point.lengthens and point.layout.until is None and reach.lengthening is None:
-            return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
-        site = attach.site_of(module)
-        if site is not None and site.switch is not self.switch:
-            return (
-                "it has adapters of a handle on another model, of which this one shares a part or is one; use that "
-                "handle, or detach it first"
-            )
-        if (told := attach.attached_with(module, point)) is not None and _cut(told) != _cut(point):
-            return "it was resized after adapters had been attached to it; remove those first"
-        unreached = None if reach.seam is None else _unreached(reach.seam, module, adapter)
-        return attach.refusal(root, point.path) or unreached
 
     def _watch(self, places: Iterable[Place]) -> None:
         """Tells the switch of calls that may read a weight: of the module that holds its layer, and of the model."""
@@ -212,7 +197,7 @@ class State:
         self.switch.default = Selection({**mine.weights, **theirs.weights}, {**mine.asked, **theirs.asked})
         self.places.take(other.places)
         for place in other.places:
-            if (site := attach.site_of(other.places[place])) is not None:
+            if (site := attach.site_of(other.places[place], other.switch)) is not None:
                 site.switch = self.switch
                 site.changed()
         watched = [*other.watched]
@@ -260,7 +245,7 @@ class State:
             )
         take_out(self, name)
         for point in points:
-            attach.detach(self.module(point), point, name)
+            attach.detach(self.module(point), point, name, self.switch)
         self.places.keep(place_of(p) for one in self.adapters.values() for p in one.points.values())
         self.trained.discard(name)
         if not self.adapters:
@@ -313,20 +298,9 @@ class State:
         self.leave(self.lookouts)
 
 
-def _cut(point: InjectionPoint) -> tuple[object, ...]:
-    return (point.span, point.in_span, point.shape)
-
-
 def states_at(root: nn.Module) -> tuple[State, ...]:
     """The states of all handles that have put adapters into a model."""
     return root.__dict__.get(STATE, ())
-
-
-def _reach(mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule) -> Reach:
-    reach = mapped.reach(point)
-    if not isinstance(point, AttentionPoint) or not adapter.abilities.attend:
-        return reach
-    return dataclasses.replace(reach, projections=mapped.projections(point))
 
 
 def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
@@ -342,10 +316,3 @@ def _side_inputs(parts: Sequence[Built]) -> frozenset[str]:
     """The names of what the types read as `base.context`."""
     with torch.device("meta"):
         return frozenset(name for part in parts for name in part.config.example_context(part.points, 1))
-
-
-def _unreached(seam: AttentionSeam, module: nn.Module, adapter: AdapterModule) -> str | None:
-    """Why a seam cannot do at a module what the adapter does with an attention."""
-    return (seam.refusal(module) if adapter.abilities.extend else None) or (
-        seam.attend_refusal(module) if adapter.abilities.attend else None
-    )

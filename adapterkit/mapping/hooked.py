@@ -132,10 +132,11 @@ def as_computed(root: nn.Module, path: str) -> Iterator[None]:
 
 
 def _chain(root: nn.Module, path: str) -> list[nn.Module]:
-    """The modules on the way to a path, the model itself first."""
+    """The modules on the way to a path, the model itself first; wrappers answer for what they wrap."""
     found = [root]
     for name in path.split(".") if path else ():
-        found.append(found[-1]._modules[name])  # type: ignore[arg-type]
+        child = found[-1]._modules.get(name)
+        found.append(getattr(found[-1], name) if child is None else child)
     return found
 
 
