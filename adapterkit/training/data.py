@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterkit.errors import DataError
 from adapterkit.training.documents import read_text
-from adapterkit.training.files import Notes, content_key, gather, walk
+from adapterkit.training.files import Notes, content_key, gather, listed, walk
 from adapterkit.training.pictures import ENDINGS, cover, open_image
 
 __all__ = ["Captioned", "captioned_images", "cover", "examine", "image_files", "open_image"]
@@ -49,7 +49,7 @@ def captioned_images(folder: Path, fallback: str | None, notes: Notes | None = N
     if lacking and fallback is None:
         raise DataError(
             f"{len(lacking)} of {len(files)} images in {folder} lack a caption; write NAME.txt beside each, "
-            "or set options.caption for all that have none",
+            f"or set options.caption for all that have none{_alone(found, files)}",
             lacking,
         )
     captions = dict(zip(texts, gather(texts.values(), _caption), strict=True))
@@ -70,6 +70,13 @@ def _texts_of(images: Sequence[Path], found: Sequence[Path], notes: Notes) -> di
             elif texts.setdefault(_unended(path), path) != path:
                 notes.add("left out, a second caption of the same image", path)
     return texts
+
+
+def _alone(found: Sequence[Path], images: Sequence[Path]) -> str:
+    """Captions that may have been meant for an image of another name."""
+    stems = {_unended(path) for path in images}
+    names = [path.name for path in found if path.suffix.lower() in CAPTIONS and _unended(path) not in stems]
+    return f". Captions without an image: {listed(names)}. Without a caption" if names else ""
 
 
 def examine(path: Path, notes: Notes) -> str:

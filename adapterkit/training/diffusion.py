@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from adapterkit.training.order import Draw
 from adapterkit.training.record import DataRecord
 from adapterkit.training.sizes import Resolution, size_of
 from adapterkit.training.task import Setting, Task, sample_name
+
+_KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
 
 
 class Options(Section):
@@ -105,7 +108,7 @@ class DiffusionTask(Task):
         return self.pipe
 
     def prepare(self, setting: Setting) -> Images:
-        """Computes the latents and, where the adapter leaves them alone, the captions' embeddings."""
+        """Computes the latents; the captions' embeddings are kept where the adapter leaves them alone."""
         self._set_up(setting.device)
         images = captioned_images(Path(self.config.data), self.options.caption)
         self.captions = [image.caption for image in images]
@@ -113,7 +116,7 @@ class DiffusionTask(Task):
         self._tell_what_is_cut(images, setting.tell)
         means, spreads = self._latents([image.path for image in images])
         self.live = bool(setting.components & text_parts(self.pipe))
-        self.cache = None if self.live else self._embeddings()
+        self.cache = None if self.live else functools.lru_cache(_KEPT)(self._embedding)
         return Images(means, spreads, self.scheduler.config.num_train_timesteps, self.options.caption_dropout)
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
@@ -220,12 +223,12 @@ class DiffusionTask(Task):
         means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
         return means, spreads
 
-    def _embeddings(self) -> dict[str, Conditioning]:
-        with torch.no_grad():
-            return {text: encode(self.pipe, [text], self.device) for text in dict.fromkeys(["", *self.captions])}
+    def _embedding(self, text: str) -> Conditioning:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return encode(self.pipe, [text], self.device)
 
     def _conditioning(self, numbers: Sequence[int]) -> Conditioning:
         texts = ["" if number < 0 else self.captions[number] for number in numbers]
         if self.cache is None:
             return encode(self.pipe, texts, self.device)
-        return Conditioning.joined([self.cache[text] for text in texts])
+        return Conditioning.joined([self.cache(text) for text in texts])

@@ -46,6 +46,8 @@ def open_image(path: Path, mode: str = "RGB", notes: Notes | None = None) -> Ima
     Raises:
         DataError: The file is no image that Pillow reads.
     """
+    from PIL import UnidentifiedImageError
+
     try:
         if notes is None:
             return _read(path, mode, Notes(path.parent))
@@ -58,7 +60,9 @@ def open_image(path: Path, mode: str = "RGB", notes: Notes | None = None) -> Ima
     except DataError:
         raise
     except Exception as error:  # a damaged file makes decoders raise anything
-        raise DataError(f"cannot be read as an image ({type(error).__name__}: {error})", [path]) from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is about the stream
+        reason = "of no format that is read" if unknown else f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot be read as an image ({reason})", [path]) from error
 
 
 def _read(path: Path, mode: str, notes: Notes) -> Image.Image:

@@ -288,6 +288,14 @@ def test_few_images_are_in_memory_at_a_time(base: Path, data: Path, tmp_path: Pa
     assert torch.equal(images.means, whole.means)
 
 
+def test_embeddings_of_a_few_captions_are_kept(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train(make_run(base, data, tmp_path / "all", "mixed_precision=bf16"), silent=True)
+    monkeypatch.setattr(diffusion, "_KEPT", 1)
+    train(make_run(base, data, tmp_path / "few", "mixed_precision=bf16"), silent=True)
+    one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("all", "few"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_captions_that_are_cut_are_told(base: Path, data: Path, tmp_path: Path):
     folder = tmp_path / "long"
     shutil.copytree(data, folder)

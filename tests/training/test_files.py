@@ -117,6 +117,15 @@ def test_captions_that_are_empty_odd_or_alone_are_told(tmp_path: Path):
     ]
 
 
+def test_captions_of_other_names_are_told_where_some_are_lacking(tmp_path: Path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    touch(tmp_path / "A1.txt")
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 1 images .* lack .*Captions without an image: 1 \(A1\.txt\)\. .*a\.png"
+    ):
+        captioned_images(tmp_path, None)
+
+
 @pytest.mark.parametrize("content", ["a bear".encode("utf-16-le"), b"\0\0", "Bär".encode("latin-1")])
 def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: bytes):
     for name in ("a", "b"):

@@ -141,5 +141,5 @@ def test_several_frames_are_told(tmp_path: Path):
 
 def test_what_an_ending_hides_runs_no_program(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(DataError, match="cannot identify image file"):
+    with pytest.raises(DataError, match="of no format that is read"):
         open_image(tmp_path / "a.png")
