@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ class Abilities:
         attend: It has an attention of its own.
         lengthen: It makes sequences longer.
         initialise: It takes start values from the base.
+        beside: Those of `extend` and `lengthen` that take a parameter `base`.
     """
 
     forward: bool = False
@@ -44,6 +46,7 @@ class Abilities:
     attend: bool = False
     lengthen: bool = False
     initialise: bool = False
+    beside: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, kind: type) -> Abilities:
@@ -54,7 +57,9 @@ class Abilities:
         merge = factors or _defines(kind, "merged") or _defines(kind, "delta_weight")
         others = {name: _defines(kind, name) for name in ("combine", "extend", "attend", "lengthen", "initialise")}
         low_rank = factors and all(_depth(kind, "factors") <= _depth(kind, name) for name in _FOLLOWING)
-        return cls(forward=forward, delta=delta, adds=delta and not forward, low_rank=low_rank, merge=merge, **others)
+        beside = frozenset(name for name in ("extend", "lengthen") if others[name] and _takes_base(kind, name))
+        adds = delta and not forward
+        return cls(forward, delta, adds=adds, low_rank=low_rank, merge=merge, beside=beside, **others)
 
 
 _FOLLOWING = ("delta", "added", "forward", "__call__", "delta_weight", "merged")
@@ -64,6 +69,10 @@ _FOLLOWING = ("delta", "added", "forward", "__call__", "delta_weight", "merged")
 def _defines(kind: type, name: str) -> bool:
     method = getattr(kind, name, None)
     return method is not None and not getattr(method, "by_default", False)
+
+
+def _takes_base(kind: type, name: str) -> bool:
+    return "base" in inspect.signature(getattr(kind, name)).parameters
 
 
 def _depth(kind: type, name: str) -> int:

@@ -90,6 +90,8 @@ class AdapterModule(nn.Module):
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with more positions put in FRONT; called at an `attention` point.
 
+        Where it takes a further parameter `base`, it is given one with `base.context`; see `adapterkit.base.Beside`.
+
         Args:
             keys, values: [batch, kv_heads, length, head_dim], after the rotary embedding and the cache update. Values
                 may have another width: see `AttentionLayout`.
@@ -115,6 +117,8 @@ class AdapterModule(nn.Module):
     @by_default
     def lengthen(self, tokens: Tensor) -> Tensor:
         """More positions for the sequence; called at a `tokens` point whose layout `lengthens`.
+
+        Where it takes a further parameter `base`, it is given one, as `extend` is.
 
         Args:
             tokens: The embedded sequence [batch, length, features].

@@ -30,6 +30,15 @@ class Base(Protocol):
         ...
 
 
+class Beside(Protocol):
+    """What is given to an adapter that puts something beside what the model has: no output, and the side inputs."""
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        """As `Base.context`; the rows are those of the keys, or of the sequence."""
+        ...
+
+
 class WeightBase(Base, Protocol):
     """The base at a `weight` point: its frozen weight can be read too.
 

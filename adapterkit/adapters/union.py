@@ -60,13 +60,14 @@ class UnionModule(AdapterModule):
     def _side_by_side(self) -> Active:
         return [(member, 1.0) for member in self.members.values()]  # type: ignore[misc]
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, keys: Tensor, values: Tensor, base: Any = None) -> tuple[Tensor, Tensor]:
         """See `AdapterModule.extend`. A gate scales what is put in front."""
         for key, member in self.members.items():
             if not _can(member).extend:
                 continue
             before = keys.shape[-2]
-            keys, values = member.extend(keys, values)  # type: ignore[operator]
+            given = (base,) if "extend" in _can(member).beside else ()
+            keys, values = member.extend(keys, values, *given)  # type: ignore[operator]
             if self.gates:
                 keys, values = (self._gated(key, t, t.shape[-2] - before) for t in (keys, values))
         return keys, values
@@ -81,9 +82,12 @@ class UnionModule(AdapterModule):
                 total = total + (self.gates[key](y) * added if self.gates else added)
         return total
 
-    def lengthen(self, tokens: Tensor) -> Tensor:
+    def lengthen(self, tokens: Tensor, base: Any = None) -> Tensor:
         """See `AdapterModule.lengthen`. A gate scales a part's positions."""
-        parts = {key: member.lengthen(tokens) for key, member in self.members.items()}  # type: ignore[operator]
+        parts: dict[str, Tensor] = {}
+        for key, member in self.members.items():
+            given = (base,) if "lengthen" in _can(member).beside else ()
+            parts[key] = member.lengthen(tokens, *given)  # type: ignore[operator]
         return torch.cat([self.gates[key](part) * part if self.gates else part for key, part in parts.items()], dim=-2)
 
     def _gated(self, key: str, tensor: Tensor, added: int) -> Tensor:

@@ -7,12 +7,20 @@ import math
 import torch
 from torch import Tensor
 
+from adapterkit.engine.context import Beside, Side, no_side
 from adapterkit.kernels.batches import Share
 from adapterkit.kernels.sums import Active, Strength, is_one
 
 
 def extend_all(
-    keys: Tensor, values: Tensor, mask: Tensor | None, active: Active, *, queries: int, causal: bool
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    active: Active,
+    side: Side = no_side,
+    *,
+    queries: int,
+    causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys and values extended by every active adapter, and the mask that goes with them.
 
@@ -22,6 +30,8 @@ def extend_all(
     Args:
         keys, values: [batch, kv_heads, length, head_dim].
         mask: Broadcastable to [batch, heads, queries, length], boolean or additive, or None.
+        active: What extends them, with its weights.
+        side: The side inputs.
         queries: Number of query positions.
         causal: What a missing mask means.
     """
@@ -32,7 +42,8 @@ def extend_all(
         mask = mask.expand(*mask.shape[:-1], keys.shape[2])  # a mask may broadcast over the keys
     for adapter, weight in active:
         before = keys.shape[2]
-        keys, values = adapter.extend(keys, values)
+        given = (Beside(keys, side),) if "extend" in adapter.abilities.beside else ()
+        keys, values = adapter.extend(keys, values, *given)  # type: ignore[call-arg]
         mask = _widen(mask, keys.shape[2] - before, weight, keys)
     return keys, values, mask
 

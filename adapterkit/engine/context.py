@@ -59,6 +59,22 @@ class Context(Mapping[str, Tensor]):
         return len(self._given)
 
 
+class Beside:
+    """See `adapterkit.base.Beside`.
+
+    Args:
+        x: What has the rows.
+        side: The side inputs.
+    """
+
+    def __init__(self, x: Tensor, side: Side) -> None:
+        self._x, self._side = x, side
+
+    @property
+    def context(self) -> Mapping[str, Tensor]:
+        return self._side(self._x)
+
+
 def no_side(x: Tensor) -> Mapping[str, Tensor]:
     """What a base has that no block can reach."""
     return Context({}, x, "a weight that is read")

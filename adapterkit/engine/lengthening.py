@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from adapterkit.backend import Positions
+from adapterkit.engine.context import Beside, Side
 from adapterkit.errors import AttachError
 from adapterkit.kernels.batches import Share
 from adapterkit.kernels.sums import Acting, Active, Strength
 
 
-def gathered(active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+def gathered(active: Active, side: Side, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
     """What active adapters put to a sequence, one behind the other; see `adapterkit.backend.Positions`."""
     parts: list[Tensor] = []
     visible: list[Tensor] = []
     for adapter, weight in _each_once(active):
-        part = adapter.lengthen(tokens)
+        given = (Beside(tokens, side),) if "lengthen" in adapter.abilities.beside else ()
+        part = adapter.lengthen(tokens, *given)  # type: ignore[call-arg]
         parts.append(part if part.ndim == 3 else part.expand(len(tokens), *part.shape))
         rows = weight.rows(tokens) if isinstance(weight, Share) else tokens.new_ones(len(tokens))
         visible.append((rows != 0)[:, None].expand(-1, part.shape[-2]))

@@ -47,9 +47,10 @@ class Plan:
     Attributes:
         active: Point id -> what acts there; nothing else is in it.
         read: Name of a parameter that the model reads -> the points in it at which something acts.
-        attention: What extends keys and values, in order.
+        attention: What extends keys and values, in order, with the side inputs of its point.
         attending: What attends beside the softmax, in order, with the side inputs of its point.
         beneath: What the module was before weights were merged, where that is to be called.
+        lengthening: Point id -> what makes a sequence longer there.
         arounds: What goes around the module's forward, the innermost first.
         instead: What runs in the place of that forward, or None.
         call: Both together; None where it is the module's own forward and nothing else.
@@ -65,10 +66,15 @@ class Plan:
         self.active = {slot.point.id: active for slot, active in found}
         self.read = _read([one for one in found if "read" in one[0].ways])
         attention = [one for one in found if "attention" in one[0].ways]
-        flat = [[one for one in flattened(active) if one[0].abilities.extend] for _, active in attention]
-        self.attention = [active for active in flat if active]
+        flat = [(slot, [one for one in flattened(active) if one[0].abilities.extend]) for slot, active in attention]
+        self.attention = [(_side(site.switch, slot), active) for slot, active in flat if active]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
         self.attending = [(_side(site.switch, slot), active) for slot, active in beside if active]
+        self.lengthening = {
+            slot.point.id: functools.partial(gathered, flattened(active), _side(site.switch, slot))
+            for slot, active in found
+            if slot.point.lengthens
+        }
         arounds = [
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
@@ -257,7 +263,7 @@ def _around_tokens(site: Site, found: Found) -> list[Around]:
     arounds: list[Around] = []
     for slot, active in sorted(found, key=lambda one: one[0].point.lengthens):
         if slot.point.lengthens:
-            longer = functools.partial(_positions, site.switch, slot.point.id, flattened(active))
+            longer = functools.partial(_positions, site.switch, slot, flattened(active))
             arounds.append(functools.partial(_longer, site.lengthening, longer))
         else:
             arounds.append(functools.partial(_changed, active, _side(site.switch, slot)))
@@ -283,10 +289,10 @@ def _longer(
     return lengthening(module, forward, positions, args, kwargs)
 
 
-def _positions(switch: Switch, key: str, active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    added, visible = gathered(active, tokens)
+def _positions(switch: Switch, slot: Slot, active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    added, visible = gathered(active, _side(switch, slot), tokens)
     count = added.shape[1]
-    switch.lengthened(key, tokens.shape[1] + count, count)
+    switch.lengthened(slot.point.id, tokens.shape[1] + count, count)
     return added, visible
 
 

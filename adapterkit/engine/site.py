@@ -109,8 +109,8 @@ class Site:
         self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         plan = self.plan
-        for active in () if plan is None else plan.attention:
-            keys, values, mask = extend_all(keys, values, mask, active, queries=queries, causal=causal)
+        for side, active in () if plan is None else plan.attention:
+            keys, values, mask = extend_all(keys, values, mask, active, side, queries=queries, causal=causal)
             causal = False
         return keys, values, mask
 

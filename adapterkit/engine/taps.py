@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 
 from adapterkit.backend import Attending, Counting, Reading
-from adapterkit.engine.expressions import flattened
-from adapterkit.engine.lengthening import gathered
 from adapterkit.engine.site import Site
 from adapterkit.kernels.sequences import cut
 
@@ -61,10 +59,9 @@ class Attends:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        active = flattened(self.site.active(self.key))
-        if not active:
-            return None
-        return self.attending(module, lambda tokens: gathered(active, tokens), args, kwargs)
+        plan = self.site.plan
+        positions = None if plan is None else plan.lengthening.get(self.key)
+        return None if positions is None else self.attending(module, positions, args, kwargs)
 
 
 class Reads:

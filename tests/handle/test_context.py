@@ -88,6 +88,42 @@ class Control(ak.AdapterConfig):
         return ControlModule(point)
 
 
+class TaskPositions(ak.AdapterModule):
+    """Puts the positions of each sample's task in front of keys, or to the sequence."""
+
+    scalable = False
+
+    def __init__(self, point: ak.InjectionPoint) -> None:
+        super().__init__()
+        layout: Any = point.layout
+        shape = (layout.kv_heads, 2, layout.head_dim) if point.kind == "attention" else (2, point.out_features)
+        self.rows = nn.Parameter(torch.zeros(TASKS, *shape))
+
+    def extend(self, keys: Tensor, values: Tensor, base: Any = None) -> tuple[Tensor, Tensor]:
+        rows = self.rows[base.context["task"]].to(keys.dtype)
+        return torch.cat([rows, keys], dim=2), torch.cat([rows, values], dim=2)
+
+    def lengthen(self, tokens: Tensor, base: Any = None) -> Tensor:
+        return self.rows[base.context["task"]].to(tokens.dtype)
+
+
+@dataclass(frozen=True)
+class Positions(Task):
+    kinds = frozenset({"attention", "tokens"})
+    neutral = False
+    targets: str = "attn.kv"
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        return None if point.kind == "attention" or point.lengthens else "the sequence cannot be made longer there"
+
+    def build(self, point: ak.InjectionPoint) -> Any:
+        return TaskPositions(point)
+
+
+class TestPositions(AdapterConformance):
+    config = Positions()
+
+
 class TestTask(AdapterConformance):
     config = Task()
 
@@ -128,6 +164,28 @@ def test_every_kind_of_point_sees_its_rows(targets: str) -> None:
         for_all = model(x)
     assert torch.allclose(for_all, run_alone(model, adapters, x, [1, 1, 1]), atol=1e-10)
     assert not torch.allclose(for_all, together)
+
+
+@pytest.mark.parametrize("united", [False, True])
+@pytest.mark.parametrize("targets", ["attn.kv", "prompt"])
+def test_positions_see_their_rows(targets: str, united: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=11)).double().eval()
+    adapters = ak.Adapters(model)
+    config: ak.AdapterConfig = Positions(targets=targets)
+    adapters.add("a", ak.Union((config, ak.LoRA(rank=1))) if united else config)
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter)
+    x, tasks = toys.ids(3), [2, 0, 1]
+    alone = []
+    for row, task in zip(x, tasks, strict=True):
+        with adapters.context(task=torch.tensor([task])):
+            alone.append(model(row[None]).logits)
+    with adapters.context(task=torch.tensor(tasks)):
+        assert torch.allclose(model(x).logits, torch.cat(alone), atol=1e-9)
+    with pytest.raises(ContextError, match=r"'task'"):
+        model(x)
 
 
 @pytest.mark.parametrize("choice", [ak.Stack("a", "b"), ["a", "b"], ak.Average("a", "b"), {"a": 0.5, "b": 2.0}])
@@ -302,7 +360,7 @@ def test_what_is_recomputed_outside_of_the_block_sees_it() -> None:
         model(toys.ids(3)).square().sum().backward()
     expected = [p.grad.clone() for p in adapters.parameters("a") if p.grad is not None]
     model.zero_grad()
-    run = {"use_reentrant": False, "preserve_rng_state": False}
+    run: Any = {"use_reentrant": False, "preserve_rng_state": False}
     with adapters.context(task=tasks):
         y = checkpoint(model, toys.ids(3), context_fn=adapters.checkpoint_context, **run)
         bare = checkpoint(model, toys.ids(3), **run)
