@@ -49,6 +49,7 @@ class AdapterModule(nn.Module):
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         abilities: What the type can do, from what it defines.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
+        empty: Whether it has memory and no values: it was built on the meta device; see `Adapters.initialise`.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
 
@@ -59,6 +60,7 @@ class AdapterModule(nn.Module):
     outermost: bool = False
     positional: bool = False
     from_base: bool = True
+    empty: bool = False
     shared: Any
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -20,7 +20,7 @@ from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
 from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.slots import Found, Slot
+from adapterkit.engine.slots import Found, Slot, has_meta
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
@@ -91,13 +91,18 @@ def _first(
     site: Site, plan: Plan, call: Around | None, module: nn.Module, forward: Forward, args: Any, kwargs: Any
 ) -> Any:
     """The first call."""
-    plan.call = call
     place(site, module)
+    plan.call = call
     return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 
 def place(site: Site, module: nn.Module) -> None:
-    """Adapters go to where hooks have their module compute, whose weights may be elsewhere."""
+    """What acts must have values, and goes to where hooks have the module compute.
+
+    Raises:
+        StateError: It has none.
+    """
+    _require_values(site, module)
     site.placed = True
     device = hooked.hook_device(module)
     if device is not None:
@@ -173,6 +178,18 @@ def _around_another(
     kwargs: Kwargs,
 ) -> Any:
     return outer(module, lambda *args, **kwargs: inner(module, forward, args, kwargs), args, kwargs)
+
+
+def _require_values(site: Site, module: nn.Module) -> None:
+    names = site.switch.current.names
+    base = next(module.parameters(), None)  # children come first that are the model's own
+    away = base is not None and not base.is_meta
+    for name, adapter in ((name, one) for slot in site.slots for name, one in slot.adapters() if name in names):
+        if adapter.empty or (away and has_meta(adapter)):
+            raise StateError(
+                f"{name!r} has no values: it was attached on the meta device; initialise({name!r}) gives it those of "
+                "add(), load_into() those of a file"
+            )
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

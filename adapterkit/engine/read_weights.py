@@ -70,9 +70,7 @@ class StackedWeight:
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """The whole, moved or cast. To the meta device goes the parameter: an offload hook puts it away."""
-        device, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        away = device is not None and device.type == "meta"
-        return (self._parameter if away else self.whole()).to(*args, **kwargs)
+        return (self._parameter if _goes_away(*args, **kwargs) else self.whole()).to(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -158,6 +156,8 @@ class ReadWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():  # what is looked up on the stand-ins themselves
             if function in _OF_THE_PARAMETER:
                 return function(args[0]._parameter, *args[1:], **(kwargs or {}))
+            if function is Tensor.to and _goes_away(*args[1:], **(kwargs or {})):
+                return args[0]._parameter.to(*args[1:], **(kwargs or {}))
             made = _tensors(args)
             named = {key: _tensors(value) for key, value in (kwargs or {}).items()}
             if function is Tensor.__deepcopy__:  # a copy has no graph, as the parameter's has none
@@ -184,6 +184,12 @@ class _Folded(torch.autograd.Function):
         with torch.enable_grad():
             folded = ctx.fold()
         return None, None, *torch.autograd.grad(folded, ctx.saved_tensors, grad, allow_unused=True)
+
+
+def _goes_away(*args: Any, **kwargs: Any) -> bool:
+    """Whether `to` has these arguments from an offload hook, which puts the parameter on the meta device."""
+    device = kwargs.get("device", args[0] if args else None)
+    return device == "meta" or (isinstance(device, torch.device) and device.type == "meta")
 
 
 def _tensors(value: Any) -> Any:

@@ -182,7 +182,8 @@ def _stacked(
 def _is_apart(own: Tensor, parts: Sequence[Part]) -> bool:
     """Whether either a weight or the adapters in it have no values now."""
     adapters = (adapter for _, active in parts for adapter, _ in active)
-    return any(parameter.is_meta != own.is_meta for adapter in adapters for parameter in adapter.parameters())
+    theirs = [parameter.is_meta for adapter in adapters for parameter in adapter.parameters()]
+    return (not own.is_meta) in theirs or (own.is_meta and not theirs)
 
 
 def _learning(own: Tensor, parts: Sequence[Part]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -43,6 +44,10 @@ class Slot(nn.Module):
         access = point.layout.access if isinstance(point, ParameterPoint) else "call"
         self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
         self.parameters_read = point.parameters if isinstance(point, ParameterPoint) and "read" in self.ways else ()
+
+    def adapters(self) -> Iterator[tuple[str, AdapterModule]]:
+        """By name."""
+        yield from self._modules.items()  # type: ignore[misc]
 
     def active(self, selection: Selection) -> Active:
         """What acts at this point, with its weights."""
@@ -141,6 +146,10 @@ class Slots(nn.Module):
         if self._absent and not self._load_state_dict_post_hooks:
             self.register_load_state_dict_post_hook(_forgive)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for role, slot in zip(self._modules, self, strict=True):
+            for name, adapter in slot.adapters():
+                if is_held(adapter) and all(f"{prefix}{role}.{name}.{k}" in state_dict for k in adapter.state_dict()):
+                    adapter.empty = False
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """None: who walks a tree to offload, cast or replace its layers leaves the adapters alone."""
@@ -162,7 +171,28 @@ class Slots(nn.Module):
             narrowed = made.is_floating_point() and made.element_size() == 1 < tensor.element_size()
             return tensor.to(made.device) if narrowed else made
 
-        return super()._apply(applied, recurse)
+        waiting = [adapter for slot in self for _, adapter in slot.adapters() if has_meta(adapter)]
+        super()._apply(applied, recurse)
+        for adapter in waiting:
+            if not has_meta(adapter):  # `to_empty`: memory, and what happens to be in it
+                adapter.empty = True
+                self.site.changed()
+        return self
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Its parameters and buffers."""
+    return itertools.chain(module.parameters(), module.buffers())
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether its state dict has all of them: there is no buffer that no file holds."""
+    return len(module.state_dict()) >= len([*tensors_of(module)])
+
+
+def has_meta(module: nn.Module) -> bool:
+    """Whether one of them is on the meta device."""
+    return any(tensor.is_meta for tensor in tensors_of(module))
 
 
 def _forgive(slots: Any, keys: Any) -> None:

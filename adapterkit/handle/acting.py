@@ -14,6 +14,7 @@ from adapterkit.errors import ConfigError, StateError, UnknownNameError, shown
 from adapterkit.handle import baking, choices, merging
 from adapterkit.handle.base import Access
 from adapterkit.handle.choices import Choice
+from adapterkit.handle.initialising import require_values
 from adapterkit.handle.state import State
 
 
@@ -219,6 +220,7 @@ class Switching(Access):
             raise StateError("samples are routed here, and one weight cannot be several; name an adapter")
         if not selection:
             raise StateError("nothing acts, so there is nothing to merge; name an adapter")
+        require_values(selection.names, self._state, "merge")
         return selection
 
     @contextlib.contextmanager

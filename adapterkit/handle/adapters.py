@@ -13,10 +13,11 @@ from torch import Tensor
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.engine.attach import sites_of
 from adapterkit.errors import ConfigError, StateError, shown
-from adapterkit.handle import building
+from adapterkit.handle import building, choices
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
 from adapterkit.handle.freezing import base_modules, base_parameters
+from adapterkit.handle.initialising import initialise, without_values
 from adapterkit.handle.reports import AdapterReport, Report
 from adapterkit.handle.training import Learning
 from adapterkit.plugins import get_plugin_manager
@@ -81,6 +82,24 @@ class Adapters(Switching, Learning, Exchange):
             self.activate(name)
             self.train(name)
         return self._report(name)
+
+    def initialise(self, *names: str) -> None:
+        """Gives adapters the values that `add` gives them on a model that has some: the same bits, by the same seed.
+
+        For a model that was adapted on the meta device: after `model.to_empty(device=...)`, and after the base has its
+        values, from which some types start.
+
+        Args:
+            names: Which ones; where none is named, those that have no values.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+            StateError: An adapter was read from a file (see `load_into`), or the model is on the meta device.
+        """
+        with self._changing() as state:
+            choices.check_names(names, state.adapters)
+            for name in names or [name for name, one in state.adapters.items() if without_values(one)]:
+                initialise(name, state.adapters[name], state.mapped)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

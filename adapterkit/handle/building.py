@@ -28,11 +28,17 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt
 
 @dataclass(frozen=True)
 class Built:
-    """The modules of one type, which are ready to be attached: all of an adapter, or a part of one of several types."""
+    """The modules of one type, which are ready to be attached: all of an adapter, or a part of one of several types.
+
+    Attributes:
+        seed, dtype: Of values that `build_new` gave; a file's have no seed.
+    """
 
     config: AdapterConfig
     points: Sequence[InjectionPoint]
     modules: Mapping[str, AdapterModule]
+    seed: int | None = None
+    dtype: torch.dtype | None = None
 
 
 def check_name(name: object, taken: Iterable[str] = ()) -> str:
@@ -77,7 +83,7 @@ def build_new(config: AdapterConfig, mapped: MappedModel, seed: int, dtype: torc
             module = modules[point.id] = build_one(config, point, mapped, dtype)
             sharing.bind(module, point)
             start_from_base(module, point, mapped)
-    return Built(config, points, modules)
+    return Built(config, points, modules, seed, dtype)
 
 
 def _seed(seed: int, key: str) -> None:

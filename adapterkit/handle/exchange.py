@@ -17,6 +17,7 @@ from adapterkit.formats import registry
 from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
+from adapterkit.handle.initialising import require_values
 from adapterkit.handle.quiet import require_no_calls, require_unused
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
@@ -248,6 +249,7 @@ class Exchange(Access):
         """
         self._check()
         attached = self._attached(name)
+        require_values([name], self._state, "save")
         return saving.to_checkpoint(attached, self._mapped_for(attached))
 
     def remove(self, name: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdapterModule
 from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.config import AdapterConfig
+from adapterkit.engine.slots import is_held
 from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.loading import Target, check_base, config_of, fitting, points_of
@@ -64,6 +66,8 @@ def refill(
     with torch.no_grad():
         for module, values in filled:
             module.load_state_dict(values, strict=False)
+            if isinstance(module, AdapterModule) and is_held(module):
+                module.empty = False
     for note in target.notes:
         warnings.warn(printable(f"{source}: {note}"), stacklevel=4)
     return target.notes
@@ -115,8 +119,13 @@ def _fitted(value: Tensor, own: Any, key: str, target: Target) -> Tensor:
     cast = value.to(own.dtype)
     if cast.dtype != value.dtype and (bad := not_finite(cast)):
         raise NonFiniteError(f"{bad} of {cast.numel()} values are beyond {own.dtype}", target.source, key)
+    return like(cast, own)
+
+
+def like(value: Tensor, own: Any) -> Tensor:
+    """A value, in the shards of what it is copied into."""
     if not hasattr(own, "device_mesh"):
-        return cast
+        return value
     from torch.distributed.tensor import distribute_tensor  # sharding has imported it already
 
-    return distribute_tensor(cast.to(own.device), own.device_mesh, own.placements)
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
