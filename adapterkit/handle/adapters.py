@@ -63,7 +63,8 @@ class Adapters(Switching, Learning, Exchange):
         Raises:
             InvalidNameError: The name is malformed or taken.
             TargetNotFoundError, IncompatibleTargetError: The config's targets do not fit the model.
-            StateError: Weights are merged, or this is inside an `activated` block, where it would not act.
+            StateError: Weights are merged, or this is inside an `activated` block, where it would not act; or the model
+                was made in `torch.inference_mode()`, where it could not train.
         """
         with self._changing() as state:
             self._check()
@@ -78,6 +79,7 @@ class Adapters(Switching, Learning, Exchange):
                 config = dataclasses.replace(config, settings=settings)
             built = building.build_new(config, self._mapped, seed, dtype)
             self._check_parts([built])
+            self._require_trainable()
             state.insert(name, [built], self._mapped)
             self.activate(name)
             self.train(name)

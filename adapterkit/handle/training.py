@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterModule
 from adapterkit.engine.scopes import Key
 from adapterkit.engine.switch import Switch
-from adapterkit.errors import ConfigError, IncompatibleTargetError
+from adapterkit.errors import ConfigError, IncompatibleTargetError, StateError
 from adapterkit.handle import choices
 from adapterkit.handle.base import Access
 from adapterkit.handle.building import Built, parameters_of
@@ -30,16 +30,32 @@ class Learning(Access):
     # -- what trains ------------------------------------------------------------------------------------------------
 
     def train(self, *names: str) -> None:
-        """Makes these adapters, and nothing else on the model, require grad."""
+        """Makes these adapters, and nothing else on the model, require grad.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+            ConfigError: None is named.
+            StateError: The model was made in `torch.inference_mode()`.
+        """
         choices.check_names(names, self._state.adapters)
         if not names:
             raise ConfigError(["name the adapters that should train; freeze() stops all"], "train()")
         self._check()
+        self._require_trainable()
         state = self._state
         state.train(names)
         for watch in state.watches:
             watch.stop()
         state.watches = watch_steps({name: state.adapters[name] for name in names})
+
+    def _require_trainable(self) -> None:
+        for component in self._mapped.components.values():
+            first = next(component.root.parameters(), None)
+            if first is not None and first.is_inference():
+                raise StateError(
+                    f"the {component.name} was made in torch.inference_mode(), and nothing can be trained beside such "
+                    "tensors; make or load it outside of that"
+                )
 
     def freeze(self, *names: str) -> None:
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""

@@ -378,5 +378,21 @@ def test_what_is_made_in_inference_mode_trains(model: toys.ToyModel, adapters: a
     with torch.inference_mode():
         adapters.merge("read")
     assert not any(parameter.is_inference() for parameter in model.parameters())
-    x = model(X)
-    assert x.requires_grad is False
+
+
+def test_nothing_trains_on_a_model_of_inference_mode() -> None:
+    toys.register()
+    with torch.inference_mode():
+        model = toys.ToyModel()
+    adapters = ak.Adapters(model)
+    with pytest.raises(errors.StateError, match="inference_mode"):
+        adapters.add("a", ak.LoRA(rank=2))
+    assert not len(adapters)
+    other = toys.ToyModel()
+    ak.Adapters(other).add("a", ak.LoRA(rank=2))
+    adapters.install("a", ak.Adapters(other).checkpoint("a"))  # to be used, it may be there
+    with torch.inference_mode(), adapters.activated("a"):
+        model(X)
+    with pytest.raises(errors.StateError, match="inference_mode"):
+        adapters.train("a")
+    adapters.detach()
