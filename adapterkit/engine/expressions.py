@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
-from adapterkit.composition import Average, Composition, Expression, Split, Stack
+from adapterkit.composition import Average, Composition, Expression, Split, Stack, names_of
 from adapterkit.engine.bases import Computed
 from adapterkit.errors import NotMergeableError, RoutingError
 from adapterkit.kernels.documents import Documents
-from adapterkit.kernels.sums import Acting, Active, Strength, combine, effects, merge_weights
+from adapterkit.kernels.sums import Acting, Active, Strength, combine, effects, is_one, merge_weights
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"
 
@@ -28,6 +29,26 @@ def acting_at(expression: Expression, modules: Mapping[str, AdapterModule]) -> A
     if not any(part is not None for part in parts):
         return None
     return _composed(expression, parts)
+
+
+def taken_apart(expression: Expression, modules: Mapping[str, Any]) -> Iterator[Acting]:
+    """What acts for an expression at one point, where adapters in it that are `outermost` stand for themselves."""
+    outer = [] if isinstance(expression, str) else [n for n in names_of(expression) if is_outermost(modules.get(n))]
+    acting = acting_at(expression, {name: one for name, one in modules.items() if name not in outer})
+    if acting is not None:
+        yield acting
+    yield from (modules[name] for name in outer)
+
+
+def acting_alone(expression: Expression, modules: Mapping[str, AdapterModule]) -> Acting | None:
+    """What acts for an expression where no other does; None where nothing is there."""
+    active = outermost_last([(acting, 1.0) for acting in taken_apart(expression, modules)])
+    return active[0][0] if active else None
+
+
+def is_outermost(adapter: object) -> bool:
+    """Whether an adapter acts around all others; see `AdapterModule.outermost`."""
+    return getattr(adapter, "outermost", False)
 
 
 def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting:
@@ -46,11 +67,12 @@ def _composed(expression: Composition, parts: Sequence[Acting | None]) -> Acting
 
 def outermost_last(active: Active) -> Active:
     """The same, where adapters that are `outermost` act around all others, whose base they would else not share."""
-    outer = [adapter for adapter, _ in active if getattr(adapter, "outermost", False)]
+    outer = [one for one in active if is_outermost(one[0])]
     if not outer:
         return active
-    inner = [one for one in active if not getattr(one[0], "outermost", False)]
-    parts = [Together(inner), *outer] if inner else outer
+    inner = [one for one in active if not is_outermost(one[0])]
+    around = [adapter if is_one(weight) else Together([(adapter, weight)]) for adapter, weight in outer]
+    parts = [Together(inner), *around] if inner else around
     return [(Stacked(parts) if len(parts) > 1 else parts[0], 1.0)]
 
 

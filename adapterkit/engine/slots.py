@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD
 from adapterkit.engine.attending import Attending
-from adapterkit.engine.expressions import acting_at, outermost_last
+from adapterkit.engine.expressions import acting_alone, outermost_last, taken_apart
 from adapterkit.engine.routed import Routed
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.kernels.batches import Share
@@ -65,23 +65,21 @@ class Slot(nn.Module):
         compiling = torch.compiler.is_dynamo_compiling()
         found: list[tuple[Acting, Strength]] = []
         for expression, weight in selection.tensors if compiling else selection.acting:
-            acting = acting_at(expression, mine)
-            if acting is None:
-                continue
-            strength: Any = strength_at(weight, self.point)
-            if isinstance(strength, Gates):
-                strength = strength.at(self.repeats)
-            elif selection.routes is not None:
-                strength = Share(strength, selection.routes.batch(self.repeats, self.point.id))
-            elif compiling and not acting.scalable:
-                strength = 1.0
-            if not isinstance(strength, (int, float)) or strength != 0:
-                found.append((acting, strength))
+            for acting in taken_apart(expression, mine):
+                strength: Any = strength_at(weight, self.point)
+                if isinstance(strength, Gates):
+                    strength = strength.at(self.repeats)
+                elif selection.routes is not None:
+                    strength = Share(strength, selection.routes.batch(self.repeats, self.point.id))
+                elif compiling and not acting.scalable:
+                    strength = 1.0
+                if not isinstance(strength, (int, float)) or strength != 0:
+                    found.append((acting, strength))
         return outermost_last(found)
 
     def _routed(self, selection: Selection, routes: Routes, mine: Mapping[str, AdapterModule]) -> Active:
         """What acts for each row. A trace never asks: it computes all rows with each, wherever theirs are."""
-        found = [(place, acting_at(expression, mine)) for place, expression in enumerate(selection.weights)]
+        found = [(place, acting_alone(expression, mine)) for place, expression in enumerate(selection.weights)]
         placed = {place: acting for place, acting in found if acting is not None}
         batch = routes.batch(self.repeats, self.point.id)
         return [(Routed(placed, routes, batch), 1.0)] if placed else []

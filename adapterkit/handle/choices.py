@@ -248,6 +248,7 @@ def check_together(weights: Mapping[Expression, Weight], adapters: Mapping[str, 
     """
     for expression in weights:
         _check_splits(expression, adapters)
+        _check_outermost(expression, adapters)
     _check_alone(weights, adapters)
     _check_positions(weights, adapters)
 
@@ -268,6 +269,14 @@ def _check_splits(expression: Expression, adapters: Mapping[str, Attached]) -> N
     for name in expression.names:
         if reason := adapters[name].facts.no_tokens:
             raise RoutingError(f"Split cannot give {name!r} a span of tokens: {reason}")
+
+
+def _check_outermost(expression: Expression, adapters: Mapping[str, Attached]) -> None:
+    for name in names_of(expression):
+        at = adapters[name].facts.outermost
+        if at is not None and (share_of(name, expression) != 1 or _is_split(name, expression)):
+            told = f"{name!r} acts around all others at {at}, which {expression!r} cannot say of it; name it for itself"
+            raise ConfigError([told], "activate()")
 
 
 def _check_alone(weights: Mapping[Expression, Weight], adapters: Mapping[str, Attached]) -> None:

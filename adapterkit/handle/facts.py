@@ -24,6 +24,7 @@ class Facts:
         lengthens: Whether it makes a sequence longer somewhere.
         positional: Whether it counts the positions of a sequence somewhere.
         fixed: Ids of the points where it acts or does not (`AdapterModule.scalable`).
+        outermost: Id of a point where it acts around all others (`AdapterModule.outermost`), or None.
         no_rows: Why the rows of a batch cannot have it each for itself, or None.
         no_tokens: Why it cannot be given a span of tokens, or None.
         experts: By the model's name, its modules at experts: a call may reach some of them and not others.
@@ -33,6 +34,7 @@ class Facts:
     lengthens: bool
     positional: bool
     fixed: tuple[str, ...]
+    outermost: str | None
     no_rows: str | None
     no_tokens: str | None
     experts: Mapping[str, Sequence[AdapterModule]]
@@ -51,6 +53,7 @@ class Facts:
             lengthens=any(point.lengthens for point in points.values()),
             positional=any(module.positional for module in modules.values()),
             fixed=fixed,
+            outermost=next((key for key, module in modules.items() if module.outermost), None),
             no_rows=_no_rows(points, fixed),
             no_tokens=next((reason for point in points.values() if (reason := tokenless(point))), None),
         )

@@ -119,6 +119,20 @@ def test_several_act_with_others_at_the_embedding_in_any_order() -> None:
     for order in (["one", "two", "lora"], ["lora", "two", "one"], ["two", "lora", "one"]):
         adapters.activate({name: 0.5 if name == "lora" else 1.0 for name in order})
         assert torch.allclose(model(text).logits, expected, rtol=1e-10, atol=1e-10), order
+    adapters.activate(None)
+    with adapters.activated(["one", "two", "lora"]):
+        expected = model(text).logits
+    for same in (
+        [ak.Stack("one", "lora"), "two"],
+        [ak.Parallel("lora", "two"), "one"],
+        ak.Stack("two", ak.Parallel("one", "lora")),
+        [ak.Average("lora", "lora"), ak.Stack("one", "two")],
+    ):
+        with adapters.activated(same):
+            assert torch.allclose(model(text).logits, expected, rtol=1e-10, atol=1e-10), same
+    for unsayable in (ak.Average("one", "lora"), ak.Parallel("one", "one")):
+        with pytest.raises(errors.ConfigError, match=r"acts around all others|its weight must be 1"):
+            adapters.activate(unsayable)
     with adapters.activated(ak.Stack("lora", "one")), pytest.raises(IndexError):
         model(text)  # nobody knows <two> there
     with pytest.raises(errors.ConfigError, match="its weight must be 1, not"):
