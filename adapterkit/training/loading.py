@@ -23,6 +23,8 @@ from adapterkit.errors import (
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 TIMM = "timm:"
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""For every load of diffusers and transformers: without it transformers asks at a terminal, and "y" runs the code."""
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -51,7 +53,7 @@ def load_pipeline(name: str, dtype: str) -> Any:
         absent: dict[str, Any] = {part: None for part in _OPTIONAL if part in listed}
         if "requires_safety_checker" in index:
             absent["requires_safety_checker"] = False
-        return diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **absent)
+        return diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
 
 
 def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
@@ -59,7 +61,8 @@ def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
     with reading(name, "llm", "transformers"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype_of(dtype)), AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE)
+        return model, AutoTokenizer.from_pretrained(name, **NO_CODE)
 
 
 def load_image_classifier(name: str, dtype: str, classes: int | None, **arguments: Any) -> nn.Module:
@@ -83,7 +86,7 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
         from transformers import AutoModelForImageClassification
 
         fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
-        return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **fresh)
+        return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **fresh)
 
 
 def load_image_processor(name: str) -> tuple[Any, str]:
@@ -96,7 +99,7 @@ def load_image_processor(name: str) -> tuple[Any, str]:
         from transformers import AutoImageProcessor
 
         try:
-            return AutoImageProcessor.from_pretrained(name, trust_remote_code=False), ""
+            return AutoImageProcessor.from_pretrained(name, **NO_CODE), ""
         except OSError:
             return None, f"{name} has no preprocessor_config.json"
         except (ImportError, KeyError, TypeError, ValueError) as error:
@@ -114,7 +117,7 @@ def label_names(name: str) -> list[str]:
             return [str(label) for label in config.get("label_names") or []]
         from transformers import AutoConfig
 
-        told: dict[Any, str] = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label or {}
+        told: dict[Any, str] = AutoConfig.from_pretrained(name, **NO_CODE).id2label or {}
     labels = [str(told[number]) for number in sorted(told)]
     return [] if labels == [f"LABEL_{number}" for number in range(len(labels))] else labels
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.training.loading import TIMM, is_timm_folder, reading
+from adapterkit.training.loading import NO_CODE, TIMM, is_timm_folder, reading
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _component(name: str, part: str, library: str | None, class_name: str | None
     with torch.device("meta"):
         if library == "diffusers":
             return cls.from_config(cls.load_config(name, subfolder=part))
-        return cls(cls.config_class.from_pretrained(name, subfolder=part))
+        return cls(cls.config_class.from_pretrained(name, subfolder=part, **NO_CODE))
 
 
 def _is_module_class(cls: object) -> bool:
@@ -94,9 +94,9 @@ def _single(name: str) -> nn.Module:
     with reading(name, "llm", "transformers"):
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, **NO_CODE)
         known = [getattr(transformers, found, None) for found in config.architectures or []]
         with torch.device("meta"):
             if known and known[0] is not None:
                 return known[0](config)
-            return transformers.AutoModel.from_config(config)
+            return transformers.AutoModel.from_config(config, **NO_CODE)

@@ -1,0 +1,58 @@
+"""Code that comes with a model is never run, and nobody is asked whether it may."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adapterkit
+from adapterkit.errors import ModelNotFoundError
+from adapterkit.training import loading
+from adapterkit.training.skeleton import skeleton
+
+LOADS: dict[str, Callable[[str], Any]] = {
+    "language model": lambda name: loading.load_causal_lm(name, "float32"),
+    "classifier": lambda name: loading.load_image_classifier(name, "float32", 2),
+    "skeleton": skeleton,
+    "pipeline": lambda name: loading.load_pipeline(name, "float32"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of a kind that nobody knows, with code that leaves a trace, before a terminal where "y" is typed."""
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification", "AutoTokenizer")
+    config = {"model_type": "strange", "auto_map": dict.fromkeys(kinds, "code.Strange"), "architectures": ["Strange"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    index = {"_class_name": ["code", "Strange"], "_diffusers_version": "0.30.0"}
+    index |= {part: ["code", "Strange"] for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    trace = f"open({str(tmp_path / 'trace')!r}, 'w')"
+    (tmp_path / "code.py").write_text(f"{trace}\nclass Strange: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    return tmp_path
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_models_own_code_is_not_run(folder: Path, load: str):
+    if load != "pipeline":
+        (folder / "model_index.json").unlink()
+    with pytest.raises(ModelNotFoundError):
+        LOADS[load](str(folder))
+    assert not (folder / "trace").exists()
+
+
+def test_every_load_says_that_no_code_is_run():
+    calls = [
+        (path.name, ast.unparse(node))
+        for path in Path(adapterkit.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+    ]
+    assert len(calls) > 5
+    assert not [call for call in calls if "**NO_CODE" not in call[1]]
