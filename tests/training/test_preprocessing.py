@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_a_preprocessor_config_beside_the_model_is_what_happens(processor: Any, 
     assert torch.equal(pixels.read(picture), expected["pixel_values"][0])
     assert pixels.size == tuple(pixels.read(picture).shape[1:])
     assert pixels.note == ""
+    assert torch.equal(pickle.loads(pickle.dumps(pixels)).read(picture), pixels.read(picture))  # for reading processes
 
 
 def test_values_that_the_file_leaves_out_are_those_of_its_class(picture: Path, tmp_path: Path):
@@ -128,6 +130,7 @@ def test_timms_own_evaluation(picture: Path, size: tuple[int, int]):
     pixels = of(model, "timm:vit_tiny_patch16_224")
     assert torch.equal(pixels.read(picture), expected(Image.open(picture)))
     assert pixels.read(picture).shape == (3, *size)
+    assert torch.equal(pickle.loads(pickle.dumps(pixels)).read(picture), pixels.read(picture))
 
 
 def test_channels_that_images_do_not_have_are_refused():
