@@ -45,6 +45,7 @@ class Switch:
         self.folded: Selection | None = None
         self.gate: _Gate | None = None
         self.plain = True
+        self.switched = self.learning = False
         self.scopes = Scopes()
         self.local = _Local()
 
@@ -115,6 +116,10 @@ class Switch:
     def recalled(self) -> contextlib.AbstractContextManager[Key | None]:
         """A block in which a thread sees what this one sees now: the selection and the side inputs."""
         return self.scopes.entered(self.current, self.scopes.view.context)
+
+    def recalls(self, selection: Selection) -> bool:
+        """Whether something else than this may act in a backward: something trains, and this is a block's or a switch's."""
+        return self.learning and (self.switched or selection is not self.default)
 
     def side(self, x: Tensor, at: str, repeats: Repeats | None = None) -> Context:
         """The side inputs as the adapters at a point see them, whose input is x."""

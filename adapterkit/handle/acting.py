@@ -56,6 +56,7 @@ class Switching(Access):
         except UnknownNameError:
             state.switch.default = before.without(before.names - state.adapters.keys())
             raise
+        state.switch.switched |= bool(before)
 
     @contextlib.contextmanager
     def activated(self, choice: Choice) -> Iterator[None]:
@@ -140,9 +141,8 @@ class Switching(Access):
     ) -> tuple[contextlib.AbstractContextManager[object], contextlib.AbstractContextManager[object]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
-        Needed where the forward was inside of `activated`, `routed` or `context`, or where something else is activated
-        before the backward. On a GPU it is needed even where the backward is in the same block: it runs in a thread of
-        its own.
+        Where something acted, that is found without it. It is needed where nothing did (`disabled`), for `context`
+        alone, and where torch keeps its records in a way that is not known here.
         `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`
         """
         return contextlib.nullcontext(), self._state.switch.recalled()

@@ -270,6 +270,11 @@ class State:
                 for key in attached.held.get(point, ()):
                     module.get_parameter(key).requires_grad_(False)
             (self.trained.add if value else self.trained.discard)(name)
+        if self.trained and not self.switch.learning:
+            self.switch.learning = True
+            for place in self.places:  # plans that were made do not remember what acted
+                if (site := attach.site_of(self.places[place])) is not None:
+                    site.changed()
 
     def leave(self, components: Iterable[str]) -> None:
         """Is no more about some of its models, in which nothing is adapted."""
