@@ -118,7 +118,7 @@ class Switch:
         return self.scopes.entered(self.current, self.scopes.view.context)
 
     def recalls(self, selection: Selection) -> bool:
-        """Whether something else than this may act in a backward: something trains, and this is a block's or a switch's."""
+        """Whether something else may act in a backward: something trains, and this is a block's or one of several."""
         return self.learning and (self.switched or selection is not self.default)
 
     def side(self, x: Tensor, at: str, repeats: Repeats | None = None) -> Context:

@@ -259,6 +259,7 @@ class State:
         names = set(names)
         self.set_trainable(self.trained - names, value=False)
         self.set_trainable(names, value=True)
+        self.tell_learning()
 
     def set_trainable(self, names: Iterable[str], *, value: bool) -> None:
         """Sets requires_grad of whole adapters, but for what their types hold."""
@@ -270,9 +271,12 @@ class State:
                 for key in attached.held.get(point, ()):
                     module.get_parameter(key).requires_grad_(False)
             (self.trained.add if value else self.trained.discard)(name)
-        if self.trained and not self.switch.learning:
-            self.switch.learning = True
-            for place in self.places:  # plans that were made do not remember what acted
+
+    def tell_learning(self) -> None:
+        """Tells the switch whether anything trains. Plans that were made while nothing did remember not what acted."""
+        before, self.switch.learning = self.switch.learning, bool(self.trained)
+        if self.switch.learning and not before:
+            for place in self.places:
                 if (site := attach.site_of(self.places[place])) is not None:
                     site.changed()
 

@@ -61,6 +61,7 @@ class Learning(Access):
         """Makes these adapters not require grad; all of them where none is named. The base is left alone."""
         choices.check_names(names, self._state.adapters)
         self._state.set_trainable(names or self._state.adapters, value=False)
+        self._state.tell_learning()
 
     @property
     def trained(self) -> list[str]:
