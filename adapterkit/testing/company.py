@@ -168,9 +168,8 @@ def _add_another(subject: Subject) -> None:
 
 
 def _shapes(config: ak.AdapterConfig, subject: Subject) -> dict[str, torch.Size]:
-    points = subject.config.choose(subject.adapters.points(), subject.label)
     with torch.device("meta"):
-        return {name: value.shape for name, value in config.example_context(points, 1).items()}
+        return {name: value.shape for name, value in config.example_context(subject.points, 1).items()}
 
 
 def _variants(config: ak.AdapterConfig) -> Iterator[ak.AdapterConfig]:

@@ -44,7 +44,7 @@ def placement_at(role: str, config: ak.AdapterConfig, example: Example) -> Place
         wanted = dataclasses.replace(config, targets=role)
     except AdapterKitError:  # a type may say that its targets are fixed
         return None
-    there = {point.role for point in chosen(wanted, _points(example))} == {role}
+    there = {point.role for point in chosen(wanted, points_of(example))} == {role}
     return Placement(role, wanted) if there else None
 
 
@@ -52,7 +52,7 @@ def reads_side_inputs(config: ak.AdapterConfig) -> bool:
     """Whether there is an example of side inputs that it reads on any of the tiny models."""
     placed = [(place.config, example) for example in EXAMPLES for place in placements(config, example)]
     with torch.device("meta"):  # draws no random numbers
-        return any(wanted.example_context(chosen(wanted, _points(example)), 1) for wanted, example in placed)
+        return any(wanted.example_context(chosen(wanted, points_of(example)), 1) for wanted, example in placed)
 
 
 class _Same:
@@ -71,11 +71,12 @@ class _Same:
 @lru_cache(maxsize=32)
 def _placements(same: _Same, example: Example) -> tuple[Placement, ...]:
     """Where a type can act on a tiny model: what each of its checks would find out again."""
-    return tuple(_found_placements(same.config, _points(example)))
+    return tuple(_found_placements(same.config, points_of(example)))
 
 
 @lru_cache(maxsize=len(EXAMPLES))
-def _points(example: Example) -> tuple[ak.InjectionPoint, ...]:
+def points_of(example: Example) -> tuple[ak.InjectionPoint, ...]:
+    """The points of a tiny model: each model that it makes has the same."""
     return tuple(ak.points(example.make()))
 
 

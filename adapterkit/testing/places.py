@@ -66,10 +66,9 @@ class PlaceChecks(Case):
     def test_meta(self) -> None:
         """On the meta device an adapter is built and added without allocating anything."""
         for subject in self.subjects():
-            chosen = [point for point in subject.adapters.points() if point.id in subject.adapters.modules(NAME)]
             with torch.device("meta"):
                 adapters = ak.Adapters(subject.example.make())
-                built = [subject.config.shared(chosen), *map(subject.config.build, chosen)]
+                built = [subject.config.shared(subject.points), *map(subject.config.build, subject.points)]
             self.prepare(adapters, subject.config)
             adapters.add(NAME, subject.config)
             tensors = [tensor for one in built if one is not None for tensor in (*one.parameters(), *one.buffers())]

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.points import ParameterPoint
 from adapterkit.testing.models import EXAMPLES, Example
-from adapterkit.testing.placements import Placement, chosen, placement_at, placements
+from adapterkit.testing.placements import Placement, chosen, placement_at, placements, points_of
 
 NAME = "mine"
 TIGHT, LOOSE = 1e-10, 1e-5
@@ -94,16 +93,14 @@ class Subject:
         if (batch, seed) not in self.made:  # threads that run what was run before draw no random numbers
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                points = chosen(self.config, self.adapters.points())
-                self.made[batch, seed] = dict(self.config.example_context(points, batch))
+                self.made[batch, seed] = dict(self.config.example_context(self.points, batch))
         found = self.made[batch, seed].items()
         return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found}
 
     @property
-    def acts_on_weights_alone(self) -> bool:
-        """Whether every point is one that can be merged into."""
-        points = {point.id: point for point in self.adapters.points()}
-        return all(isinstance(points[key], ParameterPoint) for key in self.adapters.modules(NAME))
+    def points(self) -> list[ak.InjectionPoint]:
+        """Where the adapter acts."""
+        return chosen(self.config, points_of(self.example))
 
 
 def randomise(adapters: ak.Adapters, name: str, seed: int = 0, scale: float = _MOVE) -> None:
