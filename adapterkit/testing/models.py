@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.testing.toys import VOCABULARY, WIDTH, ToyAttention, ToyModel
 
-EXPERTS, IMAGE, STEPS = 3, 6, 10
+EXPERTS, IMAGE, STEPS = 2, 6, 10
 
 
 class ToyCross(nn.Module):
