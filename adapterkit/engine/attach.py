@@ -17,6 +17,7 @@ from torch import nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD, SITE, Reach
+from adapterkit.engine.of_class import made_once
 from adapterkit.engine.site import Site
 from adapterkit.engine.slots import Slot, Slots
 from adapterkit.engine.stack import SiteStack
@@ -28,7 +29,7 @@ from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
 
 
-@functools.cache
+@made_once
 def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> type[nn.Module]:
     """The subclass of `base` whose instances ask their site. It bears its base's name.
 
@@ -65,7 +66,7 @@ def adapted_class(base: type[nn.Module], read: frozenset[str] = frozenset()) -> 
     return Adapted
 
 
-@functools.cache
+@made_once
 def _beneath(base: type[nn.Module]) -> Callable[..., Any]:
     """What hooks around a module's forward are given in place of the module's own: that of whatever class it has."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +76,15 @@ class Skeletons:
 
     def __init__(self, config: AdapterConfig) -> None:
         self.config, self._made = config, dict[Hashable, Skeleton]()
+        self._says_alike: dict[type[AdapterConfig], bool] = {}
 
     def at(self, point: InjectionPoint, training: bool) -> tuple[AdapterModule, Skeleton]:
         """A module for a point, in its mode, and the skeleton that fills it; errors as for `checked_module`."""
         own = self.config.at(point)
-        alike = own.alike(point) if _says_alike(type(own)) else None
+        cls = type(own)
+        if cls not in self._says_alike:
+            self._says_alike[cls] = _says_alike(cls)
+        alike = own.alike(point) if self._says_alike[cls] else None
         key = None if alike is None else (type(own), alike, training)
         skeleton = None if key is None else self._made.get(key)
         if skeleton is None:
@@ -95,7 +98,6 @@ class Skeletons:
         return module, skeleton
 
 
-@functools.cache
 def _says_alike(cls: type[AdapterConfig]) -> bool:
     """Whether `alike` is meant for the `build` that a config has: a subclass may build otherwise."""
     ancestry = cls.__mro__
