@@ -61,7 +61,7 @@ def merge(state: State, selection: Selection) -> Merge:
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
     with state.switch.held():
         _require_undisturbed(state, selection)
-        state.merge = Merge(selection, [*_put(computed, plain)])
+        state.merge = Merge(selection, _all_put(_put(computed, plain)))
         _tell_sites(state.merge, merged=True)
         state.switch.fold(selection)
     return state.merge
@@ -81,6 +81,19 @@ def _tell_sites(merge: Merge, *, merged: bool) -> None:
 def _require_undisturbed(state: State, selection: Selection) -> None:
     require_alike(state.switch, selection)
     require_no_calls(state.roots, "merge")
+
+
+def _all_put(steps: Iterator[Original]) -> list[Original]:
+    """All of them or, where somebody interrupts, none."""
+    done: list[Original] = []
+    try:
+        for original in steps:
+            done.append(original)
+    except BaseException:
+        for original in reversed(done):
+            original.restore()
+        raise
+    return done
 
 
 def _put(

@@ -7,6 +7,8 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.handle import merging
 from adapterkit.testing import toys
 from tests.engine import test_read_weights
 from tests.values import randomize
@@ -263,6 +266,51 @@ def test_a_task_that_outlives_its_block(model: toys.ToyModel, adapters: ak.Adapt
             await task
 
     asyncio.run(main())
+
+
+def test_threads_begin_outside_of_all_blocks(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    base, found = model(X), []
+    with adapters.activated("a"), ThreadPoolExecutor(1) as pool:
+        found.append(pool.submit(model, X).result())
+    assert torch.equal(found[0], base)
+
+
+def test_a_merge_that_is_interrupted_changes_nothing(
+    model: toys.ToyModel, adapters: ak.Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(model, adapters, "a")
+    real, left = merging.replace_parameter, [2]
+
+    def replace(*args: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(merging, "replace_parameter", replace)
+    with pytest.raises(KeyboardInterrupt):
+        adapters.merge("a")
+    assert torch.equal(run(model, adapters, "a"), expected)
+
+
+def test_only_forwards_in_the_block_are_observed(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    def started(other: bool) -> dict[str, Tensor]:
+        adapters.add("eva", ak.LoRA(rank=2, targets="attn.q", init="eva"))
+        with adapters.observing("eva"):
+            model(X)
+            if other:
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(model, toys.ids(3, seed=5)).result()
+                with adapters.disabled():
+                    model(X)
+            else:
+                model(X)
+        found = {key: tensor.clone() for key, tensor in adapters.state_dict("eva").items()}
+        adapters.remove("eva")
+        return found
+
+    alone, beside = started(False), started(True)
+    assert all(torch.equal(tensor, beside[key]) for key, tensor in alone.items())
 
 
 # --- removing --------------------------------------------------------------------------------------------------------
