@@ -139,7 +139,7 @@ def as_it_was(originals: Sequence[Original], module: nn.Module) -> nn.Module:
     base, contents = site.base, dict(module.__dict__)
     for original in originals:
         base, contents = original.recall(base, contents)
-    cls = adapted_class(base, site.read)
+    cls = type(module) if base is site.base else adapted_class(base, site.read)
     was = cls.__new__(cls)
     was.__dict__.update(contents)
     return was

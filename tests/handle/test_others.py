@@ -243,6 +243,24 @@ def test_a_merge_leaves_ones_own_block_what_it_is(targets: str, choice: object) 
         assert torch.equal(model(x), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_a_compiled_model_says_what_it_cannot_tell_apart(
+    model: toys.ToyModel, adapters: ak.Adapters, fullgraph: bool
+) -> None:
+    merged = run(model, adapters, "a")
+    compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
+    with adapters.disabled():
+        base = compiled(X)
+        adapters.merge("a")
+        if fullgraph:
+            with pytest.raises(Exception, match="merged in a block"):
+                compiled(X)
+        else:
+            assert torch.allclose(compiled(X), base, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(compiled(X), merged, rtol=1e-12, atol=1e-12)
+
+
 def test_a_task_that_outlives_its_block(model: toys.ToyModel, adapters: ak.Adapters) -> None:
     expected = run(model, adapters, "b")
 
