@@ -82,6 +82,8 @@ def _moved(module: nn.Module, to: Callable[..., Any], args: tuple[Any, ...], kwa
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
     if dtype is None or not hooked.being_hooked(module):
         return to(*args, **kwargs)
+    for site in sites_of(module):
+        site.switch.exchanging = True
     slots = module._modules.pop(CHILD, None)
     try:
         to(*args, **kwargs)
@@ -196,6 +198,7 @@ def attach(
         site.slots.train(module.training)
         site.base, site.handler = (already[0].base if already else type(module)), handler_of(module)
         _put(module, [*already, site])
+        switch.exchanging = switch.exchanging or hooked.exchanges_data(module)
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):

@@ -19,15 +19,15 @@ from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
 from adapterkit.engine.lengthening import gathered, with_behind
+from adapterkit.engine.placing import place
 from adapterkit.engine.recomputing import remember
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.slots import Found, Slot, has_meta
+from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
 from adapterkit.kernels.sums import Active, Combine, combine, effects, together
 from adapterkit.kernels.weights import base_weight
-from adapterkit.mapping import hooked
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
@@ -108,19 +108,6 @@ def _remembered(
     return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 
-def place(site: Site, module: nn.Module) -> None:
-    """What acts must have values, and goes to where hooks have the module compute.
-
-    Raises:
-        StateError: It has none.
-    """
-    _require_values(site, module)
-    site.placed = True
-    device = hooked.hook_device(module)
-    if device is not None:
-        site.slots.to(device)
-
-
 def _read(found: Found) -> dict[str, list[Part]]:
     parts: dict[str, list[Part]] = {}
     for slot, active in found:
@@ -190,18 +177,6 @@ def _around_another(
     kwargs: Kwargs,
 ) -> Any:
     return outer(module, lambda *args, **kwargs: inner(module, forward, args, kwargs), args, kwargs)
-
-
-def _require_values(site: Site, module: nn.Module) -> None:
-    names = site.switch.current.names
-    base = next(module.parameters(), None)  # children come first that are the model's own
-    away = base is not None and not base.is_meta
-    for name, adapter in ((name, one) for slot in site.slots for name, one in slot.adapters() if name in names):
-        if adapter.empty or (away and has_meta(adapter)):
-            raise StateError(
-                f"{name!r} has no values: it was attached on the meta device; initialise({name!r}) gives it those of "
-                "add(), load_into() those of a file"
-            )
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

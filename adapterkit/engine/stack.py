@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.engine.folding import Part
-from adapterkit.engine.plan import Around, nested, place
+from adapterkit.engine.placing import place
+from adapterkit.engine.plan import Around, nested
 from adapterkit.engine.site import Site, read_parameter
 from adapterkit.kernels.sums import Active
 from adapterkit.layer import LayerHandler

@@ -38,7 +38,11 @@ class _Gate:
 
 
 class Switch:
-    """Holds the selection, and the residual streams on their way to the sublayers' ends."""
+    """Holds the selection, and the residual streams on their way to the sublayers' ends.
+
+    Attributes:
+        exchanging: Whether hooks put other data into the model's parameters after each call.
+    """
 
     def __init__(self) -> None:
         self.default = Selection()
@@ -46,6 +50,7 @@ class Switch:
         self.gate: _Gate | None = None
         self.plain = True
         self.switched = self.learning = False
+        self.exchanging = False
         self.scopes = Scopes()
         self.local = _Local()
 
@@ -185,9 +190,9 @@ class Switch:
         return self.local.lengths.get(key, (0, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"default": self.default, "folded": self.folded}
+        return {"default": self.default, "folded": self.folded, "exchanging": self.exchanging}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()
-        self.default = state["default"]
+        self.default, self.exchanging = state["default"], state["exchanging"]
         self.fold(state["folded"])

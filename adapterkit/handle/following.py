@@ -13,6 +13,7 @@ from adapterkit.backend import SITE
 from adapterkit.engine import attach
 from adapterkit.errors import ReplacedError
 from adapterkit.handle.freezing import hand_over
+from adapterkit.handle.kept import keep_data
 from adapterkit.handle.places import Place, place_of
 from adapterkit.handle.stand_ins import OriginalParameter
 from adapterkit.points import InjectionPoint, ParameterPoint, Span
@@ -38,6 +39,8 @@ class Lookout:
         selection = switch.current
         if selection.idle and not switch.folded:
             return
+        if switch.exchanging:
+            keep_data(module)
         self._state.check(near=self._seen is not None and self._seen() is selection)
         self._seen = weakref.ref(selection)
 

@@ -50,6 +50,12 @@ def being_hooked(module: nn.Module) -> bool:
     return _DIFFUSERS in own or "_old_forward" in own
 
 
+def exchanges_data(module: nn.Module) -> bool:
+    """Whether hooks put other data into the parameters of a module after each call: cast, or on another device."""
+    registered = (hook for one in module.modules() if _DIFFUSERS in one.__dict__ for hook in _hooks(one))
+    return any(hasattr(hook, "storage_dtype") or hasattr(hook, "group") for hook in registered)
+
+
 def stored_elsewhere(root: nn.Module, path: str) -> str | None:
     """Why a weight of a module cannot be replaced: hooks keep it in another place or dtype. None where none do."""
     *around, module = _chain(root, path)

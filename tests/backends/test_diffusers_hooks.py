@@ -122,3 +122,28 @@ def test_projections_may_be_fused_after_baking() -> None:
     adapters.bake()
     model.fuse_qkv_projections()
     torch.testing.assert_close(models.run(model), y)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["cast first", "adapted first"])
+def test_training_beside_layerwise_casting_has_the_gradients_of_the_cast_weights(before: bool) -> None:
+    """diffusers casts the data of parameters that the backward has kept: torch finds floats of eight bits there."""
+    model = models.sd3()
+    model.train()
+    plain = copy.deepcopy(model)
+    for one in plain.modules():
+        if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d)):
+            for parameter in one.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
+    if before:
+        model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+    adapters, wanted = added(model, LORA), added(plain, LORA)
+    if not before:
+        model.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32, skip_modules_pattern=())
+    models.run(model).square().mean().backward()
+    models.run(plain).square().mean().backward()
+    for mine, theirs in zip(adapters.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0.05, atol=1e-3)
+    hooks = {name: len(one._forward_hooks) for name, one in model.named_modules()}
+    with pytest.raises(TypeError):
+        model(nonsense=1)  # what is kept is kept until the call ends, however it does
+    assert hooks == {name: len(one._forward_hooks) for name, one in model.named_modules()}
