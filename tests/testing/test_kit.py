@@ -12,6 +12,8 @@ import adapterkit as ak
 from adapterkit.testing import check_adapter
 from adapterkit.testing.case import Case
 from adapterkit.testing.effects import EffectChecks
+from adapterkit.testing.models import EXAMPLES
+from adapterkit.testing.placements import chosen, placements, points_of
 from adapterkit.testing.reports import CheckReport, run_checks
 from adapterkit.testing.states import StateChecks
 from adapterkit.testing.subject import subjects
@@ -81,6 +83,22 @@ def test_moving_an_adapter_changes_an_output_by_about_its_size(factor: float) ->
     for subject in subjects(broken(module=type("Scaled", (Scaled,), {"factor": factor}))):
         change, base = (subject.bits() - subject.bits(None)).abs().max(), subject.bits(None).abs().max()
         assert 0.01 <= change / base <= 1, subject.label
+
+
+@pytest.mark.parametrize("targets", ["attn.q", "mlp.up conv", "*"])
+def test_a_types_own_points_are_among_every_point(targets: str) -> None:
+    """So what holds at every point holds at its own."""
+    config = ak.LoRA(rank=2, targets=targets)
+    for example in EXAMPLES:
+        places = [{p.id for p in chosen(one.config, points_of(example))} for one in placements(config, example)]
+        assert all(own <= places[-1] for own in places)
+        assert len(places) == (2 if places[0] < places[-1] else 1)
+
+
+def test_what_moves_a_type_is_found_once_whatever_is_checked_first() -> None:
+    first, other = Shift(), Shift()
+    moved = [[subject.move for subject in subjects(first, dtype)] for dtype in (torch.bfloat16, torch.float64)]
+    assert moved[0] == moved[1] == [subject.move for subject in subjects(other)]
 
 
 def test_a_type_without_an_effect_can_be_moved_too() -> None:
