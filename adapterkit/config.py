@@ -204,7 +204,7 @@ class AdapterConfig:
         """Whether `after_step` does anything: a loop that never calls it is told so. By default, if it is defined."""
         return type(self).after_step is not AdapterConfig.after_step
 
-    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
+    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int | None) -> None:
         """Runs after every optimizer step in training, without grad; gradients are still there.
 
         `self.at(id)` has a point's own settings, as in `observed`.
@@ -212,7 +212,7 @@ class AdapterConfig:
         Args:
             modules: Point id -> module.
             step: Number of this step, from 1.
-            steps: Of the whole training.
+            steps: Of the whole training; None where nobody knows.
         """
 
     def example_context(self, points: Sequence[InjectionPoint], rows: int) -> Mapping[str, Tensor]:

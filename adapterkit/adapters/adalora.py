@@ -90,7 +90,7 @@ class AdaLoRA(AdapterConfig):
     After `warmup` steps, the ranks that are kept fall from `initial` a point to `rank` a point on average, by a cubic
     schedule, and every `interval` steps the most important of all points are kept. In the last `final` steps
     the choice stands. Training with adapterkit's trainer, or calling `Adapters.after_step` and adding
-    `Adapters.penalty`, does it.
+    `Adapters.penalty`, does it. Where the number of all steps is not told, `rank` a point are kept after `warmup`.
 
     Attributes:
         rank: Average rank at the end.
@@ -149,7 +149,8 @@ class AdaLoRA(AdapterConfig):
     def shared(self, points: Sequence[InjectionPoint]) -> Count:
         return Count(len(points))
 
-    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
+    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int | None) -> None:
+        steps = step + self.final if steps is None else steps  # without an end the budget is the last one at once
         own: list[Any] = [module for module in modules.values() if isinstance(module, AdaLoRAModule)]
         choosing = self.warmup < step <= max(self.warmup + 1, steps - self.final)
         for module in own:

@@ -246,7 +246,7 @@ class Union(AdapterConfig):
     def adapts(self) -> bool:
         return any(part.adapts for part in self.parts)
 
-    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int) -> None:
+    def after_step(self, modules: Mapping[str, AdapterModule], step: int, steps: int | None) -> None:
         for place, part in enumerate(self.parts):
             part.after_step(_members(modules, place), step, steps)
 

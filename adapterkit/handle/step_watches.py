@@ -7,10 +7,13 @@ is how a step is noticed; the look costs a backward nothing.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterModule
@@ -58,7 +61,7 @@ class _Watch:
 
 
 class Untold(_Watch):
-    """An adapter that adapts itself after every step, and is told of none.
+    """An adapter that adapts itself after every step, and is told of none: it is told from then on, without the end.
 
     Args:
         name: What it is called.
@@ -66,15 +69,47 @@ class Untold(_Watch):
     """
 
     def __init__(self, name: str, part: Built) -> None:
-        super().__init__(_first_trained(part.modules.values()))
-        self._name, self._type = name, type(part.config).__name__
+        self._own = _first_trained(part.modules.values())
+        super().__init__(self._own)
+        self._name, self._part = name, part
+        self._after: RemovableHandle | None = None
 
     def _told(self) -> str:
+        self._after = register_optimizer_step_post_hook(_After(self))
+        weakref.finalize(self, self._after.remove)
         return (
-            f"{self._name!r} ({self._type}) adapts itself after each optimizer step, and was not told of the last "
-            f"{_STEPS}: it stays as it was made. Call adapters.after_step(step, steps) between optimizer.step() "
-            "and zero_grad(), and add adapters.penalty() to the loss"
+            f"{self._name!r} ({type(self._part.config).__name__}) adapts itself after each optimizer step, and was not "
+            f"told of the first {_STEPS}. From here on it is, but not of how many there will be. Call "
+            "adapters.after_step(step, steps) between optimizer.step() and zero_grad(), and add adapters.penalty() to "
+            "the loss"
         )
+
+    @torch.no_grad()
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a step of any optimizer."""
+        if any(parameter is self._own for group in optimizer.param_groups for parameter in group["params"]):
+            self._steps += 1
+            self._part.config.after_step(self._part.modules, self._steps, None)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._after is not None:
+            self._after.remove()
+            self._after = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_after": None}
+
+
+class _After:
+    """A hook of all optimizers, which keeps no model alive."""
+
+    def __init__(self, watch: Untold) -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (watch := self._watch()) is not None:
+            watch.after(optimizer)
 
 
 class UnreachedHead(_Watch):

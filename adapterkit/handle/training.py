@@ -100,14 +100,14 @@ class Learning(Access):
         return sum((term for term in terms if term is not None), 0.0)
 
     @torch.no_grad()
-    def after_step(self, step: int, steps: int) -> None:
+    def after_step(self, step: int, steps: int | None = None) -> None:
         """Tells the adapters that train of an optimizer step: some adapt themselves (`AdapterConfig.after_step`).
 
         Call it between `optimizer.step()` and `optimizer.zero_grad()`; adapterkit's trainer does.
 
         Args:
             step: Number of this step, from 1.
-            steps: Of the whole training.
+            steps: Of the whole training; None where nobody knows.
         """
         for watch in self._state.watches:
             if isinstance(watch, Untold):
