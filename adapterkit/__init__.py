@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         UnexpectedKeysError,
         UnknownAdapterTypeError,
         UnknownNameError,
+        UnregisteredTypeWarning,
         UnsupportedFileError,
         UnsupportedModelError,
     )
@@ -143,6 +144,7 @@ __all__ = [
     "Union",
     "UnknownAdapterTypeError",
     "UnknownNameError",
+    "UnregisteredTypeWarning",
     "UnsupportedFileError",
     "UnsupportedModelError",
     "__version__",

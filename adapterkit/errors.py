@@ -274,6 +274,10 @@ class PluginIncompatibleError(PluginError):
     """A plug-in asks for another version of adapterkit."""
 
 
+class UnregisteredTypeWarning(UserWarning):
+    """An adapter of a type that no plug-in has registered was added: it works, and cannot be saved."""
+
+
 @contextlib.contextmanager
 def blaming(what: object, call: str, plugin: str) -> Generator[None, None, None]:
     """Names the plug-in whose code fails in the block in a way that no contract allows.

@@ -3,7 +3,7 @@
 `torch.utils.checkpoint` without reentrance keeps a record of each part of a forward that it will run again. It has no
 public way to it but `context_fn`, which whoever calls it must give, and libraries' models do not. The record is found
 through the hooks that it puts around the tensors that the part saves; where torch keeps it in another way, nothing is
-done, and `Adapters.checkpoint_context` is the way.
+done, and `Adapters.recompute_context` is the way.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,16 +137,24 @@ class Switching(Access):
         self.at_step(step + 1)
         return kwargs
 
-    def checkpoint_context(
+    def recompute_context(
         self,
     ) -> tuple[contextlib.AbstractContextManager[object], contextlib.AbstractContextManager[object]]:
         """A `context_fn` for `torch.utils.checkpoint`: what is recomputed sees what acted in the first forward.
 
         Where something acted, that is found without it. It is needed where nothing did (`disabled`), for `context`
         alone, and where torch keeps its records in a way that is not known here.
-        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.checkpoint_context})`
+        `model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": adapters.recompute_context})`
         """
         return contextlib.nullcontext(), self._state.switch.recalled()
+
+    def checkpoint_context(
+        self,
+    ) -> tuple[contextlib.AbstractContextManager[object], contextlib.AbstractContextManager[object]]:
+        """The earlier name of `recompute_context`."""
+        told = "checkpoint_context is called recompute_context: a checkpoint is what a file holds of an adapter"
+        warnings.warn(told, DeprecationWarning, stacklevel=2)
+        return self.recompute_context()
 
     # -- merging ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.engine.attach import sites_of
-from adapterkit.errors import ConfigError, StateError, shown
-from adapterkit.handle import building, choices
+from adapterkit.errors import ConfigError, StateError, UnregisteredTypeWarning, shown
+from adapterkit.handle import building, choices, saving
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
 from adapterkit.handle.freezing import base_modules, base_parameters
@@ -49,8 +50,13 @@ class Adapters(Switching, Learning, Exchange):
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
         dtype: torch.dtype | None = None,
+        activate: bool = True,
+        train: bool = True,
     ) -> AdapterReport:
         """Builds an adapter, attaches it, makes it the one that acts and the one that trains, and freezes the base.
+
+        After a second `add` the first adapter is there, but neither acts nor trains: say `activate(["a", "b"])` and
+        `train("a", "b")` for both, or leave the first as it is with `activate=False, train=False`.
 
         Args:
             name: 1 to 64 letters, digits, `_` or `-`.
@@ -59,6 +65,11 @@ class Adapters(Switching, Learning, Exchange):
                 are the points, and the config's `targets` are not read: for data. `AdapterConfig.settings` is the same.
             seed: Of the initial values. No global random number is consumed.
             dtype: Of the parameters; by default the base's, but at least float32.
+            activate: Whether it acts, and nothing else does; otherwise what acts stays.
+            train: Whether it trains, and nothing else does; otherwise what requires grad stays, and it requires none.
+
+        Warns:
+            UnregisteredTypeWarning: The type has no name in any plug-in, so the adapter cannot be saved.
 
         Raises:
             InvalidNameError: The name is malformed or taken.
@@ -69,20 +80,26 @@ class Adapters(Switching, Learning, Exchange):
         with self._changing() as state:
             self._check()
             self._require_unmerged("add an adapter")
-            self._require_outside("add()")
+            if activate:
+                self._require_outside("add()")
             building.check_name(name, state.adapters)
             if not isinstance(config, AdapterConfig):
                 raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {shown(config)}"], "add()")
-            if problems := building.option_problems(seed, dtype):
+            if problems := building.option_problems(seed, dtype, activate=activate, train=train):
                 raise ConfigError(problems, "add()")
             if settings is not None:
                 config = dataclasses.replace(config, settings=settings)
             built = building.build_new(config, self._mapped, seed, dtype)
             self._check_parts([built])
-            self._require_trainable()
+            if train:
+                self._require_trainable()
             state.insert(name, [built], self._mapped)
-            self.activate(name)
-            self.train(name)
+            if activate:
+                self.activate(name)
+            if train:
+                self.train(name)
+        if reason := saving.unsavable(config):
+            warnings.warn(f"{name!r} cannot be saved: {reason}", UnregisteredTypeWarning, stacklevel=2)
         return self._report(name)
 
     def initialise(self, *names: str) -> None:

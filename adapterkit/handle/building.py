@@ -59,12 +59,15 @@ def check_name(name: object, taken: Iterable[str] = ()) -> str:
     return name
 
 
-def option_problems(seed: object, dtype: object) -> list[str]:
+def option_problems(seed: object, dtype: object, **flags: object) -> list[str]:
     """What is wrong with the options of `Adapters.add`."""
     fits = isinstance(seed, int) and not isinstance(seed, bool) and -(1 << 64) < seed < 1 << 64
     found = [] if fits else [f"seed must be an int of 64 bits, not {shown(seed)}"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         found.append(f"dtype must be a floating-point torch.dtype, not {shown(dtype)}")
+    found += [
+        f"{name} must be True or False, not {shown(it)}" for name, it in flags.items() if not isinstance(it, bool)
+    ]
     return found
 
 

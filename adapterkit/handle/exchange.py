@@ -50,8 +50,17 @@ class Exchange(Access):
             options: Further ones of the format; see `Format.read_options`.
 
         Raises:
-            CheckpointError: What is read is damaged, foreign or for another base. The model is left as it was.
-            ConfigError: The format has no such option.
+            CheckpointError: What is read cannot be used, and the model is left as it was. Its subclasses say why: it is
+                no plain file (NotRegularFileError), damaged (CorruptFileError), not to be read by this release
+                (UnsupportedFileError), of several formats (AmbiguousFormatError), described wrongly
+                (InvalidHeaderError), of an unknown type (UnknownAdapterTypeError), for another base
+                (BaseMismatchError), lacks tensors or has more (MissingKeysError, UnexpectedKeysError), or has some of
+                another shape or dtype, or with NaN (ShapeMismatchError, DtypeMismatchError, NonFiniteError).
+            InvalidNameError: The name is malformed or taken.
+            UnknownNameError: There is no such format.
+            ConfigError: The format has no such option, or the adapter combines others that are not there.
+            PluginError: A plug-in's format or type fails.
+            AttachError, ReplacedError: The model cannot be adapted in place, or is not what it was.
         """
         source = Source.of(source, allow_pickle=allow_pickle)
         name = building.check_name(source.name if name is None else name, self._state.adapters)
@@ -242,7 +251,7 @@ class Exchange(Access):
         return list(found)
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """One adapter with all that a file must know of it; the tensors are copies on the CPU.
+        """One adapter with all that a file must know of it; the tensors are copies on the CPU. `install` takes it.
 
         Raises:
             PluginError: The adapter's type is not registered, so no file could name it.

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapterkit.adapter import AdapterConfig
 from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.errors import ConfigError, PluginError, StateError, shown
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.state import Attached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins import get_plugin_manager
+from adapterkit.specs import AdapterSpec
 
 
 def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
@@ -29,6 +31,27 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
         backends={k: c.backend_name for k, c in mapped.components.items() if k in components},
         metadata=dict(attached.metadata),
     )
+
+
+def unsavable(config: AdapterConfig) -> str | None:
+    """Why no file could hold an adapter of this config; None where one can."""
+    try:
+        _spec(config)
+        if not config.settings:  # types that are made of others look at theirs
+            config.to_dict()
+    except PluginError as error:
+        return str(error)
+    return None
+
+
+def _spec(config: AdapterConfig) -> AdapterSpec:
+    spec = get_plugin_manager().spec_of(type(config))
+    if spec is None:
+        raise PluginError(
+            f"{type(config).__name__} is not a registered adapter type, so a file could not name it. "
+            "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
+        )
+    return spec
 
 
 def checked_names(names: object) -> list[str]:
@@ -73,12 +96,7 @@ def checked_dtype(dtype: object) -> torch.dtype | None:
 
 
 def _part(built: Built) -> Part:
-    spec = get_plugin_manager().spec_of(type(built.config))
-    if spec is None:
-        raise PluginError(
-            f"{type(built.config).__name__} is not a registered adapter type, so a file could not name it. "
-            "Register it: get_plugin_manager().register(module) with an adapterkit_register_adapters hook"
-        )
+    spec = _spec(built.config)
     config = built.config.to_dict()
     return Part(
         type=spec.name,

@@ -57,7 +57,7 @@ class SideChecks(Case):
                         lambda anchor, subject=subject: _forward(subject) + 0 * anchor,
                         anchor,
                         use_reentrant=False,
-                        context_fn=subject.adapters.checkpoint_context,
+                        context_fn=subject.adapters.recompute_context,
                     )
             for found, one in zip(_gradients(y, parameters), expected, strict=True):  # type: ignore[arg-type]
                 assert_close(found, one, TIGHT, f"{subject.label}: a gradient, recomputed outside of the block")

@@ -90,7 +90,7 @@ def test_recomputed_activations_keep_their_routes(model: toys.ToyModel, adapters
     for again in (False, True):
         with adapters.routed(ROUTES):
             block = model.blocks[0]
-            context = adapters.checkpoint_context
+            context = adapters.recompute_context
             y = checkpoint(block, h, use_reentrant=False, context_fn=context) if again else block(h)
         y.square().sum().backward()
         gradients.append([p.grad.clone() for p in adapters.parameters() if p.grad is not None])

@@ -362,7 +362,7 @@ def test_what_is_recomputed_outside_of_the_block_sees_it() -> None:
     model.zero_grad()
     run: Any = {"use_reentrant": False, "preserve_rng_state": False}
     with adapters.context(task=tasks):
-        y = checkpoint(model, toys.ids(3), context_fn=adapters.checkpoint_context, **run)
+        y = checkpoint(model, toys.ids(3), context_fn=adapters.recompute_context, **run)
         bare = checkpoint(model, toys.ids(3), **run)
     with adapters.context(task=torch.tensor([1])):  # another block around the backward
         y.square().sum().backward()  # type: ignore[union-attr]

@@ -575,7 +575,7 @@ def test_a_backward_outside_the_block_recomputes_what_acted_in_the_forward() -> 
         with adapters.activated("a"):
             y = model.blocks[0](h)
             if again:
-                y = checkpoint(model.blocks[0], h, use_reentrant=False, context_fn=adapters.checkpoint_context)
+                y = checkpoint(model.blocks[0], h, use_reentrant=False, context_fn=adapters.recompute_context)
         y.square().sum().backward()
         grads = [p.grad for p in adapters.parameters("a")]
         gradients.append([g.clone() for g in grads if g is not None])

@@ -88,7 +88,7 @@ def test_checkpointed_blocks_give_the_gate_its_gradients() -> None:
     grads = []
     for checkpointed in (False, True):
         if checkpointed:
-            options = {"use_reentrant": False, "context_fn": adapters.checkpoint_context}
+            options = {"use_reentrant": False, "context_fn": adapters.recompute_context}
             model.gradient_checkpointing_enable(options)
             model.train()
         gate.zero_grad()
