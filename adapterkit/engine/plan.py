@@ -344,7 +344,7 @@ def _around_output(
     # Attention modules return (output, weights, ...): the sublayer's output is the first.
     output = result[0] if isinstance(result, tuple) else result
     for slot, active in found:
-        x = switch.take(slot.point.id)
+        x = switch.take(slot.point.id, output)
         # A mixture of experts may give its tokens in one row, [batch * length, features].
         shaped = output if output.shape == x.shape else output.view(x.shape)
         combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot)), active)

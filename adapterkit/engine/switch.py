@@ -172,14 +172,27 @@ class Switch:
         """Keeps the residual stream until the sublayer has run."""
         self.local.taps[key] = x
 
-    def take(self, key: str) -> Tensor:
-        """What was tapped last under this key."""
+    def take(self, key: str, output: Tensor) -> Tensor:
+        """What was tapped last under this key.
+
+        A sublayer may be called chunk by chunk (diffusers' `set_chunk_feed_forward`): the next part, then.
+
+        Args:
+            key: Of the point.
+            output: What the sublayer gave.
+        """
         taps = self.local.taps
         if key not in taps:
             raise AttachError(
                 f"the sublayer at {key} ran without its residual stream; was it called outside its block?"
             )
-        return taps.pop(key)
+        x = taps.pop(key)
+        axis = _cut_axis(x.shape, output.shape)
+        if axis is None:
+            return x
+        done = output.shape[axis]
+        taps[key] = x.narrow(axis, done, x.shape[axis] - done)
+        return x.narrow(axis, 0, done)
 
     def lengthened(self, key: str, length: int, added: int) -> None:
         """Keeps how long a sequence has become, and by how much."""
@@ -196,3 +209,12 @@ class Switch:
         self.__init__()
         self.default, self.exchanging = state["default"], state["exchanging"]
         self.fold(state["folded"])
+
+
+def _cut_axis(whole: torch.Size, part: torch.Size) -> int | None:
+    """The one axis but the features' along which a tensor is shorter than another; None where it is no part of it."""
+    if whole == part or len(whole) != len(part):
+        return None
+    differing = [axis for axis, (size, other) in enumerate(zip(whole, part, strict=True)) if size != other]
+    axis = differing[0]
+    return axis if len(differing) == 1 and axis < len(whole) - 1 and part[axis] < whole[axis] else None

@@ -147,3 +147,17 @@ def test_training_beside_layerwise_casting_has_the_gradients_of_the_cast_weights
     with pytest.raises(TypeError):
         model(nonsense=1)  # what is kept is kept until the call ends, however it does
     assert hooks == {name: len(one._forward_hooks) for name, one in model.named_modules()}
+
+
+@pytest.mark.parametrize(("size", "axis"), [(4, 1), (1, 0), (2, 0)])
+def test_a_feed_forward_that_runs_chunk_by_chunk_is_adapted_chunk_by_chunk(size: int, axis: int) -> None:
+    model: Any = models.pixart()
+    for config in (ak.Bottleneck(reduction=2), ak.Compacter(n=2, targets="attn mlp"), LORA):
+        for block in model.transformer_blocks:
+            block.set_chunk_feed_forward(None, 0)
+        adapters = added(model, config)
+        y = models.run(model)
+        for block in model.transformer_blocks:
+            block.set_chunk_feed_forward(size, axis)
+        torch.testing.assert_close(models.run(model), y)
+        adapters.detach()
