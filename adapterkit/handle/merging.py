@@ -22,7 +22,7 @@ from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.quiet import require_alike, require_no_calls
-from adapterkit.handle.stand_ins import Original, as_it_was, replace_layer, replace_parameter
+from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
@@ -63,6 +63,7 @@ def merge(state: State, selection: Selection) -> Merge:
         _require_undisturbed(state, selection)
         state.merge = Merge(selection, _all_put(_put(computed, plain)))
         _tell_sites(state.merge, merged=True)
+        _tell_places(state, state.merge)
         state.switch.fold(selection)
     return state.merge
 
@@ -76,6 +77,16 @@ def _tell_sites(merge: Merge, *, merged: bool) -> None:
         if (site := site_of(originals[0].module)) is not None:
             site.beneath = functools.partial(as_it_was, originals) if merged else None
             site.changed()
+
+
+def _tell_places(state: State, merge: Merge) -> None:
+    """Lets a weight that has come with another size, or gone, be no weight that somebody else has resized."""
+    places = {id(state.places[place]): place for place in state.places}
+    for original in merge.originals:
+        place = places.get(id(original.module))
+        if place is not None and isinstance(original, OriginalParameter) and original.resizes:
+            present = original.module.get_parameter(original.name)
+            state.places.resize(place, original.name, tuple(present.shape))
 
 
 def _require_undisturbed(state: State, selection: Selection) -> None:
@@ -140,6 +151,7 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
             original.restore()
         _put_back(state, stand_ins)
         _tell_sites(state.merge, merged=False)
+        _tell_places(state, state.merge)
         state.merge = None
         state.switch.fold(None)
     return lost

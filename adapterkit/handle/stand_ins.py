@@ -91,6 +91,8 @@ class OriginalParameter(Original):
 
     name: str
     parameter: nn.Parameter | None
+    resizes: bool
+    """Whether the stand-in is of another size: a new head."""
 
     @property
     def originals(self) -> Mapping[str, nn.Parameter | None]:
@@ -107,7 +109,7 @@ class OriginalParameter(Original):
         if original is not None and present is not None:
             if _moved(original, present):
                 original.data = original.data.to(present.device, present.dtype)
-            if _longer(original, present):
+            if not self.resizes and _longer(original, present):
                 original.data = torch.cat([original.data, present.data[len(original) :]])
         self.module._parameters[self.name] = original
 
@@ -150,7 +152,7 @@ def replace_parameter(module: nn.Module, path: str, name: str, new: Tensor) -> O
     old = module._parameters[name]
     wanted = old.requires_grad if old is not None else False
     stand_in = module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
-    return OriginalParameter(module, path, {name: stand_in}, name, old)
+    return OriginalParameter(module, path, {name: stand_in}, name, old, old is not None and old.shape != new.shape)
 
 
 def replace_layer(module: nn.Module, path: str, plain: nn.Module) -> OriginalLayer:

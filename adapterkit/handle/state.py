@@ -167,7 +167,7 @@ class State:
                     component.root.register_forward_pre_hook(Lookout(self)),
                     component.root.register_forward_hook(Unreached(self, name)),
                 ]
-                component.root.__dict__[STATE] = (*states_at(component.root), self)
+                component.root.__dict__[STATE] = [*states_at(component.root), self]
                 guard(component)
                 export(self, component)
 
@@ -287,7 +287,7 @@ class State:
             for handle in self.lookouts.pop(name):
                 handle.remove()
             root = self.mapped.components[name].root
-            kept = tuple(one for one in states_at(root) if one is not self)
+            kept = [one for one in states_at(root) if one is not self]
             root.__dict__[STATE] = kept
             unexport(self, self.mapped.components[name])
             for one in kept[:1]:
@@ -307,7 +307,7 @@ class State:
         self.leave(self.lookouts)
 
 
-def states_at(root: nn.Module) -> tuple[State, ...]:
+def states_at(root: nn.Module) -> Sequence[State]:
     """The states of all handles that have put adapters into a model."""
     return root.__dict__.get(STATE, ())
 

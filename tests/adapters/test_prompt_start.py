@@ -127,7 +127,7 @@ def test_values_that_are_not_there_on_meta() -> None:
         ({"init_ids": (1,)}, "for init='vocabulary'"),
         ({"init": "vocabulary", "init_ids": ()}, "at least one token"),
         ({"init": "vocabulary", "init_ids": (-1,)}, "whole numbers from 0"),
-        ({"init": "vocabulary", "init_ids": 3}, "whole numbers from 0"),
+        ({"init": "vocabulary", "init_ids": 3}, "init_ids must be tuple"),
         ({"init": "vocabulary", "reparam": "mlp"}, "a network makes them"),
     ],
 )

@@ -99,14 +99,18 @@ def test_single_rows_of_an_embedding_and_its_tied_head(model: toys.ToyModel, tmp
     assert torch.equal(model(X), y)
 
 
-def test_a_new_head_of_another_size(model: toys.ToyModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("outputs", [3, toys.VOCABULARY + 4])
+def test_a_new_head_of_another_size(model: toys.ToyModel, tmp_path: Path, outputs: int) -> None:
     adapters, base = ak.Adapters(model), model(X)
-    adapters.add("classes", ak.Trainable("head", outputs=3))
+    adapters.add("classes", ak.Trainable("head", outputs=outputs))
     y = model(X)
-    assert y.shape == (3, 5, 3)
+    assert y.shape == (3, 5, outputs)
     with adapters.merged():
         assert close(model(X), y)
         assert model.embed.weight.shape == (toys.VOCABULARY, toys.WIDTH)  # tied to the head, and left as it is
+    assert torch.equal(model(X), y)
+    with adapters.disabled():
+        assert torch.equal(model(X), base)
     path = adapters.save("classes", tmp_path / "classes.safetensors")
     adapters.detach()
     assert torch.equal(model(X), base)

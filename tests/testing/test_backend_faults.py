@@ -37,7 +37,9 @@ def _roles(entry: Entry) -> tuple[str, ...]:
 
 
 def with_seam(seam: type[AttentionSeam]) -> type[Backend]:
-    return type("Broken", (toys.ToyBackend,), {"reach": lambda self, model, point: Reach(seam=seam())})
+    return type(
+        "Broken", (toys.ToyBackend,), {"reach": lambda self, model, point: Reach(seam=seam()), "__module__": __name__}
+    )
 
 
 class Missing(toys.ToyBackend):
