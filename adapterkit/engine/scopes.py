@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,15 +24,18 @@ from torch import Tensor
 
 from adapterkit.engine.selection import Selection
 
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
 
 class Key:
     """Which block a scope is of."""
 
-    __slots__ = ("is_open", "owner", "token")
+    __slots__ = ("generator", "is_open", "owner", "token")
 
     def __init__(self) -> None:
         self.is_open = True
         self.owner = _caller()
+        self.generator = _generator()
         self.token: Token[View] | None = None
 
 
@@ -75,6 +81,33 @@ class View:
     def without(self, key: Key) -> tuple[Scope, ...]:
         """The blocks but one."""
         return tuple(scope for scope in self.scopes if scope.key is not key)
+
+
+class _Overlapping(View):
+    """What blocks say together of which some are generators': those count that run, before those that are suspended.
+
+    One that is suspended counts where no other does: a generator may also stand for a block (a fixture).
+    """
+
+    __slots__ = ()
+
+    def show(self, scopes: tuple[Scope, ...]) -> None:
+        self.scopes = scopes
+
+    @property
+    def selection(self) -> Selection | None:  # type: ignore[override]
+        found = (View(scopes).selection for scopes in (self._running(), self.scopes))
+        return next((selection for selection in found if selection is not None), None)
+
+    @property
+    def context(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {**View(self.scopes).context, **View(self._running()).context}
+
+    def _running(self) -> tuple[Scope, ...]:
+        if torch.compiler.is_dynamo_compiling():
+            return self.scopes
+        frames = set(_outwards(sys._getframe(1)))
+        return tuple(s for s in self.scopes if s.key is None or s.key.generator is None or s.key.generator in frames)
 
 
 class _Traced(threading.local):
@@ -154,7 +187,8 @@ class Scopes:
                 scope.selection.lost = name
 
     def _show(self, scopes: tuple[Scope, ...]) -> Token[View]:
-        view = View(scopes)
+        mixed = len(scopes) > 1 and any(scope.key is not None and scope.key.generator for scope in scopes)
+        view = _Overlapping(scopes) if mixed else View(scopes)
         self._views.add(weakref.ref(view, self._views.discard))
         return self._current.set(view)
 
@@ -164,7 +198,7 @@ class Scopes:
 
     def _leave(self, key: Key) -> None:
         """Takes a block out, wherever it stands: generators end in any order, and in any thread or task."""
-        key.is_open, token, key.token = False, key.token, None
+        key.is_open, key.generator, token, key.token = False, None, key.token, None
         view = self.here.view
         inner = view.scopes and view.scopes[-1].key is not key
         left = view.without(key)
@@ -184,8 +218,26 @@ class Scopes:
 
 _OVERLAP = (
     "a block that says what acts was left while one entered after it was open, or in another thread or task than it "
-    "was entered in. Generators do so; what ran between may have seen another's adapters. Give each a task or a thread"
+    "was entered in. Generators do so; what ran between outside of them, or was compiled, may have seen another's "
+    "adapters. Give each a task or a thread"
 )
+
+
+def _generator() -> FrameType | None:
+    """The generator in which a block was entered, or None; one by which contextlib makes a block is none."""
+    frame, *outer = _outwards(sys._getframe(1))
+    for back in outer:
+        drives = back.f_code.co_filename == contextlib.__file__
+        if not drives and frame.f_code.co_filename not in (contextlib.__file__, __file__):
+            return frame if frame.f_code.co_flags & _GENERATOR else None
+        frame = back
+    return None
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _caller() -> tuple[int, object]:

@@ -63,8 +63,8 @@ class Switching(Access):
     def activated(self, choice: Choice) -> Iterator[None]:
         """Sets what acts inside a `with` block, in this thread or asyncio task and in those that are started there.
 
-        Blocks nest, and may end in any order; other threads and tasks see nothing of them. Generators do: they share
-        the blocks of whoever iterates them.
+        Blocks nest, and may end in any order; other threads and tasks see nothing of them. Those of generators that
+        take turns are their own; code outside of them sees the last of these where it is in no block.
         """
         self._require_unmerged("change what acts")
         with self._block(self._selection(choice), "change what acts"):

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from typing import Any
 
 import pytest
@@ -172,6 +172,78 @@ def test_generators_leave_nothing_behind(
     assert torch.equal(model(X), expected[None])
     adapters.activate("a")
     assert torch.equal(model(X), expected["a"])
+
+
+@pytest.mark.filterwarnings("ignore:a block that says what acts was left")
+def test_generators_that_take_turns_see_their_own(
+    model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
+) -> None:
+    @contextlib.contextmanager
+    def chosen(choice: str | None) -> Generator[None, None, None]:
+        with adapters.activated("b" if choice == "a" else "a"), adapters.activated(choice):
+            yield
+
+    def helped(choice: str | None) -> Generator[Tensor, None, None]:
+        with chosen(choice), contextlib.ExitStack() as stack:
+            yield model(X)
+            stack.enter_context(adapters.disabled())
+            assert torch.equal(model(X), expected[None])
+            stack.close()
+            yield model(X)
+
+    for around in (None, "b"):
+        with contextlib.nullcontext() if around is None else adapters.activated(around):
+            turns = [make(choice) for choice in CHOICES for make in (lambda c: stream(model, adapters, c), helped)]
+            for _ in range(2):
+                for i, one in enumerate(turns):
+                    assert torch.equal(next(one), expected[CHOICES[i // 2]])
+                if around is not None:
+                    assert torch.equal(model(X), expected[around])
+            for one in turns:
+                one.close()
+        assert torch.equal(model(X), expected[None])
+
+
+def test_a_generator_that_is_given_up_ends_its_block(
+    model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
+) -> None:
+    assert torch.equal(next(stream(model, adapters, "a")), expected["a"])
+    assert torch.equal(model(X), expected[None])
+
+
+def test_a_generator_may_stand_for_a_block(
+    model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
+) -> None:
+    fixture = stream(model, adapters, "a")
+    next(fixture)
+    assert torch.equal(model(X), expected["a"])
+    with adapters.disabled():
+        assert torch.equal(model(X), expected[None])
+    assert torch.equal(model(X), expected["a"])
+    fixture.close()
+    assert torch.equal(model(X), expected[None])
+
+
+@pytest.mark.filterwarnings("ignore:a block that says what acts was left")
+def test_asynchronous_generators_of_one_task_see_their_own(
+    model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
+) -> None:
+    async def stream(choice: str | None) -> AsyncGenerator[Tensor, None]:
+        with adapters.activated(choice):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                yield model(X)
+
+    async def main() -> None:
+        turns = {choice: stream(choice) for choice in CHOICES}
+        for _ in range(2):
+            for choice, one in turns.items():
+                assert torch.equal(await anext(one), expected[choice])
+        for one in turns.values():
+            await one.aclose()
+        assert torch.equal(model(X), expected[None])
+
+    asyncio.run(main())
 
 
 def test_an_outer_block_outlives_generators(
