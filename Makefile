@@ -1,8 +1,8 @@
 # Targets: demo, test, test-slow, bench, lint, types, clean, venv.
 #
 #   PYTHON=python3.12       the interpreter; by default the first one of 3.11, 3.12, 3.10 and python3 that works
-#   TORCH_INDEX=<url>       a package index that holds CPU builds of torch (pytorch.org lists its own)
-#   ALLOW_CUDA=1            install CUDA builds although this machine shows no NVIDIA GPU
+#   TORCH_INDEX=<url>       a package index with other builds of torch, such as https://download.pytorch.org/whl/cpu
+#   ANY_DISK=1              install although the disk seems to have no room
 #   WORKERS=2               processes that run tests; by default one a core
 
 SHELL := /bin/sh
@@ -57,10 +57,7 @@ $(STAMP):
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or later with venv and ensurepip. Pass PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --dry-run --report $(VENV)/plan.json $(REQUIREMENTS)
-	@if [ -z "$(ALLOW_CUDA)" ] && ! command -v nvidia-smi >/dev/null && grep -Eq '"name": *"nvidia-' $(VENV)/plan.json; then \
-		echo "error: this would install CUDA builds of torch (several GB), but this machine shows no NVIDIA GPU." >&2; \
-		echo "Run: make $(or $(MAKECMDGOALS),venv) TORCH_INDEX=<url of an index with CPU builds, see pytorch.org>" >&2; \
-		echo "or, to install them all the same: make $(or $(MAKECMDGOALS),venv) ALLOW_CUDA=1" >&2; exit 1; fi
+	@test -n "$(ANY_DISK)" || $(BIN)/python .ci/room.py $(VENV)/plan.json $(VENV) "$(or $(MAKECMDGOALS),demo)"
 	$(PIP) install $(REQUIREMENTS)
 	rm -f $(VENV)/.installed-*
 	touch $@
