@@ -22,6 +22,7 @@ from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.quiet import require_alike, require_no_calls
+from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
@@ -55,6 +56,7 @@ def merge(state: State, selection: Selection) -> Merge:
         StateError: A block of another thread or task says that something else acts, or another thread is in a call.
     """
     _require_undisturbed(state, selection)
+    put_away(state.roots)
     targets = _targets(state, selection)
     with torch.no_grad():
         computed = [(target, *_merged(target)) for target in targets]

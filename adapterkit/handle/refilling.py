@@ -17,6 +17,7 @@ from adapterkit.engine.slots import is_held
 from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.loading import Target, check_base, config_of, fitting, points_of
+from adapterkit.handle.sharding import put_away
 from adapterkit.handle.state import Attached
 from adapterkit.kernels.finite import not_finite
 from adapterkit.mapping.model import MappedModel
@@ -54,6 +55,7 @@ def refill(
         CheckpointError: Anything does not fit.
         StateError: The adapter's own parameters have no values.
     """
+    put_away(component.root for component in mapped.components.values())
     target = Target(mapped, source, [], finite)
     configs = [config_of(part, source) for part in checkpoint.parts]
     _check_types(attached, configs, source)

@@ -18,7 +18,7 @@ from adapterkit.errors import NotMergeableError
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     yield
     dist.destroy_process_group()
 
@@ -47,3 +47,27 @@ def test_a_sharded_adapter_is_saved_whole_and_not_merged(tmp_path: Path) -> None
     fresh.load(path)
     fresh.activate("a")
     assert torch.allclose(twin(x), y)
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_values_go_into_a_sharded_adapter(tmp_path: Path) -> None:
+    theirs, x = layers(), torch.randn(3, 4)
+    others = ak.Adapters(theirs)
+    others.add("a", ak.LoRA(rank=2, targets="*"))
+    with torch.no_grad():
+        for parameter in others.parameters():
+            parameter.normal_()
+    path = others.save("a", tmp_path / "a.safetensors")
+    model = layers()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="*"))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    before = [*adapters.parameters()]
+    model(x)  # and the parameters stay gathered for the backward
+    adapters.load_into("a", path)
+    assert all(now is then for now, then in zip(adapters.parameters(), before, strict=True))
+    assert torch.allclose(model(x), theirs(x))
+    with pytest.raises(NotMergeableError, match="sharded"):
+        adapters.bake()
+    assert torch.allclose(model(x), theirs(x))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -236,12 +240,58 @@ def test_the_callback_alone_tells_of_steps_and_leaves_files(tmp_path: Path) -> N
     model, adapters = language(ak.AdaLoRA(rank=2))
     args = arguments(tmp_path, lr_scheduler_type="constant")
     Trainer(model=model, args=args, train_dataset=TEXTS, callbacks=[AdapterCallback()]).train()
-    assert adapters.state_dict("x").keys()
     kept = [int(tensor.sum()) for key, tensor in adapters.state_dict("x").items() if key.endswith("/kept")]
     assert sum(kept) == 2 * len(kept)
     fresh, other = language(ak.AdaLoRA(rank=2), seed=1)
     other.load_into("x", tmp_path / "checkpoint-4/adapter.safetensors")
     assert same(values(fresh), values(model))
+
+
+@pytest.mark.parametrize("config", [ak.LoRA(rank=2), ak.Compacter(n=2)])  # the latter's points share parameters
+def test_a_plain_trainer_has_base_and_adapters_in_its_checkpoints(config: ak.AdapterConfig, tmp_path: Path) -> None:
+    def train(folder: str, resume: str | None = None, seed: int = 0) -> Any:
+        model, _ = language(config, seed)
+        args = arguments(tmp_path / folder, weight_decay=0.1)
+        trainer = Trainer(model=model, args=args, train_dataset=TEXTS)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trainer = train("whole")
+    whole = values(trainer.model)
+    resumed = train("resumed", str(tmp_path / "whole/checkpoint-2"), seed=1)
+    assert same(values(resumed.model), whole)
+    with safe_open(tmp_path / "whole/checkpoint-2/model.safetensors", "pt") as file:
+        assert {*file.keys()} <= {*whole}
+        assert [key for key in file.keys() if "adapterkit" in key]  # noqa: SIM118 - it is no mapping
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert {decays[id(parameter)] for parameter in ak.Adapters(trainer.model).parameters()} == {0.0}
+
+
+@pytest.mark.slow
+def test_two_processes_train_alike_and_resume_exactly(tmp_path: Path) -> None:
+    program = """
+import sys, torch
+from pathlib import Path
+from adapterkit.torchvision_ops import ensure_torchvision_ops
+ensure_torchvision_ops()
+from tests.training.test_transformers import TEXTS, AdapterTrainer, ak, arguments, language, same, values
+folder, found = Path(sys.argv[1]), []
+for name, resume, seed in (("a", None, 0), ("b", str(folder / "a/checkpoint-2"), 3)):
+    model, _ = language(ak.AdaLoRA(rank=2, targets="attn.q mlp.up"), seed)
+    trainer = AdapterTrainer(model=model, args=arguments(folder / name, weight_decay=0.1), train_dataset=TEXTS)
+    trainer.train(resume_from_checkpoint=resume)
+    found.append(values(model))
+rank = torch.distributed.get_rank()
+torch.save(found[0], folder / f"{rank}.pt")
+torch.distributed.barrier()
+assert same(*found) and same(found[0], torch.load(folder / f"{1 - rank}.pt"))
+assert not (folder / "a/checkpoint-2/model.safetensors").exists()
+"""
+    (tmp_path / "program.py").write_text(program)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "program.py")]
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([*run, str(tmp_path)], check=True, cwd=root, env={**os.environ, "PYTHONPATH": paths}, timeout=110)
 
 
 @pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
