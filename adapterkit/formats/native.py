@@ -29,6 +29,7 @@ from adapterkit.errors import (
     MissingKeysError,
     NonFiniteError,
     UnexpectedKeysError,
+    UnsupportedFileError,
     did_you_mean,
 )
 from adapterkit.formats import container, native_header
@@ -52,8 +53,13 @@ class NativeFormat(Format):
         return ENTRY in source.metadata
 
     def diagnose(self, source: Source) -> None:
-        """What is not a plain file, a pickle, or a container cut short."""
+        """What is not a plain file, a pickle, a container cut short, or tensors of which nothing says what they are."""
         assert source.entries is not None
+        if source.path is None and not source.metadata:
+            told = "its tensors alone do not say which adapter they are of, and no other format knows their names"
+            raise UnsupportedFileError(
+                f"{told}; give a file, or Source.of(tensors, metadata) with the metadata of one", source.where
+            )
 
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[dict[str, Checkpoint], ReadReport]:
         """The adapters in the file, checked against its index; `points` serve for suggestions only.

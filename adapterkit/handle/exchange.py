@@ -42,7 +42,8 @@ class Exchange(Access):
         """Reads an adapter. It neither acts nor trains until it is told to, and freezes nothing.
 
         Args:
-            source: A file, a folder, tensors by name (which are copied), or a `Source`.
+            source: A file, a folder, or a `Source`. Tensors by name, which are copied, where a format knows an adapter
+                by their names alone; the native one needs a file's metadata with them, `Source.of(tensors, metadata)`.
             name: By default the file's name without its ending, or the folder's.
             format: A format's name; by default the content tells.
             strict: Whether everything that is read must fit this model.

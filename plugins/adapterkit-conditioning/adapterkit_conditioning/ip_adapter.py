@@ -35,7 +35,14 @@ class IPAdapterModule(ak.AdapterModule):
         nn.init.zeros_(self.to_v_ip.weight)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:
-        tokens = base.context[self.context].to(query.dtype)
+        tokens = base.context[self.context]
+        width = self.to_k_ip.in_features
+        if tokens.ndim != 3 or not tokens.shape[1] or tokens.shape[2] != width:
+            raise ak.ContextError(
+                f"the side input {self.context!r} is {tuple(tokens.shape)}, and the adapter at {self.at} reads image "
+                f"tokens [rows, tokens, {width}], or [1, tokens, {width}] for all rows"
+            )
+        tokens = tokens.to(query.dtype)
         own = (F.linear(tokens, layer.weight.to(query.dtype)) for layer in (self.to_k_ip, self.to_v_ip))
         keys, values = (part.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for part in own)
         return base(query) + base.mix(query, keys, values)

@@ -167,8 +167,16 @@ def test_what_is_missing_or_wrong_is_told() -> None:
         base(x, steps, text)
     with pytest.raises(errors.UnknownNameError, match="image"), adapters.context(imgae=torch.randn(3, TOKENS, WIDTH)):
         pass
+    for shape in ((3, TOKENS, WIDTH + 1), (3, WIDTH), (3, 0, WIDTH), (1, TOKENS, WIDTH, 1)):
+        with pytest.raises(errors.ContextError, match=r"'image' is \(\d.*image tokens \[rows, tokens, \d+\]"):
+            _run(adapters, torch.randn(shape), base, x, steps, text)
     with adapters.disabled():
         base(x, steps, text)
+
+
+def _run(adapters: ak.Adapters, image: Tensor, base: Any, *inputs: Tensor) -> None:
+    with adapters.context(image=image):
+        base(*inputs)
 
 
 def test_files(tmp_path: Path) -> None:
