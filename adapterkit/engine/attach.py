@@ -23,6 +23,7 @@ from adapterkit.engine.slots import Slot, Slots
 from adapterkit.engine.stack import SiteStack
 from adapterkit.engine.switch import Switch
 from adapterkit.engine.taps import Attends, Counts, End, Reads, Tap, Whole
+from adapterkit.engine.unhooked import release, unhook
 from adapterkit.mapping import hooked
 from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
@@ -212,6 +213,7 @@ def attach(
         module.__class__ = adapted_class(top.base, top.read)
     site.projections = reach.projections or site.projections
     slot._modules[name] = adapter
+    unhook(adapter, site)
     site.changed()
 
 
@@ -282,7 +284,8 @@ def detach(module: nn.Module, point: InjectionPoint, name: str, switch: Switch) 
     slot = site.slots._modules.get(key)
     if slot is None:
         return
-    slot._modules.pop(name, None)
+    if (adapter := slot._modules.pop(name, None)) is not None:
+        release(adapter)
     site.changed()
     if slot._modules:
         return

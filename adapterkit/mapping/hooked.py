@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-_ACCELERATE, _DIFFUSERS = "_hf_hook", "_diffusers_hook"
-RECORDS = frozenset({"forward", "_old_forward", _ACCELERATE, _DIFFUSERS})
+_ACCELERATE = "_hf_hook"
+DIFFUSERS = "_diffusers_hook"
+"""Where diffusers keeps the hooks of a module."""
+
+RECORDS = frozenset({"forward", "_old_forward", _ACCELERATE, DIFFUSERS})
 """The attributes of a module in which they keep what they do."""
 
 
@@ -27,7 +30,7 @@ def held_forwards(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
     """Where what is around a module's forward keeps the module's own: dictionaries, and the keys in them."""
     if not is_hooked(module):
         return []
-    registry = module.__dict__.get(_DIFFUSERS)
+    registry = module.__dict__.get(DIFFUSERS)
     holders = [module.__dict__, *(vars(one) for one in getattr(registry, "_fn_refs", ()))]
     return [(holder, key) for holder in holders for key, value in holder.items() if _is_forward_of(module, value)]
 
@@ -47,12 +50,12 @@ def _is_forward_of(module: nn.Module, value: object) -> bool:
 def being_hooked(module: nn.Module) -> bool:
     """Whether a hook is around the module, or is being put there."""
     own = module.__dict__
-    return _DIFFUSERS in own or "_old_forward" in own
+    return DIFFUSERS in own or "_old_forward" in own
 
 
 def exchanges_data(module: nn.Module) -> bool:
     """Whether hooks put other data into the parameters of a module after each call: cast, or on another device."""
-    registered = (hook for one in module.modules() if _DIFFUSERS in one.__dict__ for hook in _hooks(one))
+    registered = (hook for one in module.modules() if DIFFUSERS in one.__dict__ for hook in _hooks(one))
     return any(hasattr(hook, "storage_dtype") or hasattr(hook, "group") for hook in registered)
 
 
@@ -102,7 +105,7 @@ def _first_device(modules: Iterable[nn.Module], *, moving: bool) -> torch.device
         modules: Where to look, in order.
         moving: Whether to ask those alone that move weights which are on a device.
     """
-    hooked = (module for module in modules if _ACCELERATE in module.__dict__ or _DIFFUSERS in module.__dict__)
+    hooked = (module for module in modules if _ACCELERATE in module.__dict__ or DIFFUSERS in module.__dict__)
     for hook in (hook for module in hooked for hook in _hooks(module)):
         group = getattr(hook, "group", None)
         device = None if moving else getattr(hook, "execution_device", None)
@@ -115,11 +118,11 @@ def _first_device(modules: Iterable[nn.Module], *, moving: bool) -> torch.device
 def _has_registry(module: nn.Module, path: str) -> bool:
     # Asked for every point of every adapter that is added: no list is made.
     for name in path.split(".") if path else ():
-        if _DIFFUSERS in module.__dict__:
+        if DIFFUSERS in module.__dict__:
             return True
         module = module._modules[name]  # type: ignore[assignment]
     inside = (module,) if module._parameters else module.modules()
-    return any(_DIFFUSERS in one.__dict__ for one in inside)
+    return any(one.__dict__[DIFFUSERS].hooks for one in inside if DIFFUSERS in one.__dict__)
 
 
 @contextlib.contextmanager
@@ -151,6 +154,6 @@ def _hooks(module: nn.Module) -> list[Any]:
     found: list[Any] = []
     if (hook := own.get(_ACCELERATE)) is not None:
         found += getattr(hook, "hooks", [hook])
-    if (registry := own.get(_DIFFUSERS)) is not None:
+    if (registry := own.get(DIFFUSERS)) is not None:
         found += registry.hooks.values()
     return found
