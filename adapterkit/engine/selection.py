@@ -109,7 +109,8 @@ class Selection:
     @property
     def names(self) -> frozenset[str]:
         """Every adapter that is named."""
-        return frozenset(name for expression in self.weights for name in names_of(expression))
+        # No generator: a hook asks, and Dynamo refuses any that runs beside a model that it compiles.
+        return frozenset([name for expression in self.weights for name in names_of(expression)])
 
     def without(self, names: frozenset[str]) -> Selection:
         """The same selection, without the expressions that name one of these."""

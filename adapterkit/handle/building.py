@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,8 +215,10 @@ def count_parameters(config: AdapterConfig, points: Sequence[InjectionPoint]) ->
     return counts
 
 
-def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Every parameter of these modules, one that several share once."""
+    # No generator: hooks ask, and Dynamo refuses any that runs beside a model that it compiles.
+    found: list[nn.Parameter] = []
     seen, stack = set[int](), [*modules][::-1]
     while stack:  # as Module.parameters() has it, in a fraction of its time
         module = stack.pop()
@@ -224,7 +226,8 @@ def parameters_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield parameter
+                found.append(parameter)
+    return found
 
 
 def own_state(module: AdapterModule) -> dict[str, Any]:

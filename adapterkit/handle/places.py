@@ -138,12 +138,14 @@ class _Steps:
         # One call for all: a look costs 40 ns a step.
         if [*map(dict.get, self._parents[:steps], self._names[:steps])] != self._children[:steps]:
             return False
-        if any(told.get("num_embeddings", 0) > count for told, count in self._rows[:sizes]):
-            return False
-        found = ((held.get(name), shape) for held, name, shape in self._sizes[:sizes])
-        return not any(
-            one is not None and one.shape != shape and _differ(shape, tuple(one.shape)) for one, shape in found
-        )
+        for told, count in self._rows[:sizes]:  # no generators: Dynamo refuses any beside a model that it compiles
+            if told.get("num_embeddings", 0) > count:
+                return False
+        for held, name, shape in self._sizes[:sizes]:
+            one = held.get(name)
+            if one is not None and one.shape != shape and _differ(shape, tuple(one.shape)):
+                return False
+        return True
 
 
 def _differ(was: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -5,7 +5,6 @@ Whoever averages gradients between processes waits for each of them. So they are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +54,8 @@ class Unreached:
 
         return tree_map_only(Tensor, reach, result)
 
-    def _modules(self) -> Iterator[nn.Module]:
+    def _modules(self) -> list[nn.Module]:
+        found: list[nn.Module] = []
         state = self._state
         selection = state.switch.current
         names = selection.names if not state.switch.folded else frozenset()
@@ -63,10 +63,11 @@ class Unreached:
         for name in state.trained:
             attached = state.adapters[name]
             if name in names:
-                yield from attached.facts.experts.get(self._component, ())
+                found += attached.facts.experts.get(self._component, ())
             elif left_out:
                 points = attached.points
-                yield from (one for key, one in attached.modules.items() if points[key].component == self._component)
+                found += [one for key, one in attached.modules.items() if points[key].component == self._component]
+        return found
 
 
 def _is_distributed() -> bool:
