@@ -166,6 +166,7 @@ class ReadReport:
         base: The base that it is for, and how that is known, where it is.
         format: The format's name; adapterkit fills it in.
         finite: Whether `read` has refused NaN and infinity itself; otherwise every value is looked at afterwards.
+        fresh: Whether `read` has made every tensor, in memory that nobody else has; otherwise they are copied.
     """
 
     matched: Sequence[str] = ()
@@ -177,6 +178,7 @@ class ReadReport:
     base: str = ""
     format: str = ""
     finite: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

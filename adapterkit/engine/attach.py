@@ -166,7 +166,8 @@ def _put(module: nn.Module, sites: Sequence[Site], *, adapted: bool = True) -> N
 def refusal(root: nn.Module, path: str) -> str | None:
     """Why the module at a path cannot be adapted in place, or None."""
     module = module_at(root, path)
-    first = next(module.parameters(), None)
+    first = next((one for one in module._parameters.values() if one is not None), None)  # the usual case, and quick
+    first = next(module.parameters(), None) if first is None else first
     if hasattr(first, "device_mesh"):  # a DTensor
         return "its weights are sharded; add adapters before fully_shard, which then shards them too"
     if site_of(module) is not None:

@@ -82,7 +82,8 @@ class NativeFormat(Format):
         for key, checksum in checksums.items():
             _check_tensor(where, key, tensors[key], checksum)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
-        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release, finite=True)
+        checked = {"finite": True, "fresh": source.path is not None}
+        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release, **checked)
 
     def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
         """Writes them atomically. NaN and infinity are written, so that no work is lost, but not read back.
@@ -178,5 +179,4 @@ def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> Non
 
 def _checksum(tensor: Tensor) -> str:
     """The first 128 bits of the bytes' SHA-256, in hex. Dtype and shape are for the model and the config to check."""
-    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().data).hexdigest()[:32]
+    return hashlib.sha256(container.memory(tensor.detach().cpu().contiguous())).hexdigest()[:32]

@@ -141,8 +141,8 @@ class Exchange(Access):
         with self._changing() as state:
             self._check()
             building.check_name(name, state.adapters)
-            finite = report is not None and report.finite
-            built, notes = loading.build_loaded(checkpoint, self._mapped, points, strict, source, finite=finite)
+            told = {} if report is None else {"finite": report.finite, "fresh": report.fresh}
+            built, notes = loading.build_loaded(checkpoint, self._mapped, points, strict, source, **told)
             self._check_parts(built)
             state.insert(name, built, self._mapped, checkpoint.metadata)
         return self._loaded(name, checkpoint, notes, report)

@@ -45,16 +45,24 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!-]{0,39}")
 
 @dataclass(frozen=True)
 class Target:
-    """Where tensors are put, what they are named after in errors, and whether they are known to be finite."""
+    """Where tensors are put, what they are named after in errors, whether they are known to be finite, and ours alone."""
 
     mapped: MappedModel
     source: object
     notes: list[str]
     finite: bool
+    fresh: bool = False
 
 
 def build_loaded(
-    checkpoint: Checkpoint, mapped: MappedModel, here: Points, strict: bool, source: object, *, finite: bool = False
+    checkpoint: Checkpoint,
+    mapped: MappedModel,
+    here: Points,
+    strict: bool,
+    source: object,
+    *,
+    finite: bool = False,
+    fresh: bool = False,
 ) -> tuple[list[Built], list[str]]:
     """Modules that hold a checkpoint's tensors. Sizes are compared on the meta device before anything is allocated.
 
@@ -65,6 +73,7 @@ def build_loaded(
         strict: Whether everything must match. Otherwise what does not is left out.
         source: Named in errors.
         finite: Whether who has read the tensors has refused NaN and infinity already.
+        fresh: Whether nobody else has them, so that they need not be copied.
 
     Returns:
         The modules of each type, and a sentence for everything that was left out or looked past.
@@ -78,7 +87,7 @@ def build_loaded(
     wanted = [_wanted(part, checkpoint.base, _choose(config, here, mapped.label, source)) for part, config in configs]
     points = [points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
     _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
-    target = Target(mapped, source, notes, finite)
+    target = Target(mapped, source, notes, finite, fresh)
     built = [
         _build_part(part, config, [*asked.values()], own, target)
         for (part, config), asked, own in zip(configs, wanted, points, strict=True)
@@ -265,7 +274,7 @@ def _load_one(
         module, skeleton = skeletons.at(point, around.training)
     except IncompatibleTargetError as error:
         raise BaseMismatchError(str(error), target.source, point.id) from error
-    loaded = fitting(skeleton.expected, point.id, tensors, target.mapped.placement(point), target)
+    loaded = fitting(skeleton.expected, point.id, tensors, target.mapped.placement(point, around), target)
     if skeleton.lacks:
         # Buffers that are not saved must be computed: build for real and copy.
         with torch.random.fork_rng(devices=[]):
@@ -338,8 +347,10 @@ def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) ->
 
 
 def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, target: Target, key: str) -> Tensor:
-    """A copy on the base's device; the caller's tensor is never aliased."""
+    """The tensor on the base's device: a copy where it is the caller's."""
     dtype = tensor.dtype
+    if target.fresh and tensor.device == device and (dtype != torch.float64 or base_dtype == torch.float64):
+        return tensor
     if dtype == torch.float64 and base_dtype != torch.float64:
         dtype = torch.float32
         note = "float64 tensors were cast to float32"

@@ -40,9 +40,10 @@ def refusal(
     if point.lengthens and point.layout.until is None and reach.lengthening is None:
         return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
     others = [site for site in attach.sites_of(module) if site.switch is not switch]
-    if told := _unshared(others, point, reach):
+    if others and (told := _unshared(others, point, reach)):
         return f"adapters of another handle, on a model that shares this part, are there, and {told}"
-    if (told := attach.attached_with(module, point, switch)) is not None and _cut(told) != _cut(point):
+    told = attach.attached_with(module, point, switch)
+    if told is not None and told is not point and _cut(told) != _cut(point):
         return "it was resized after adapters had been attached to it; remove those first"
     unreached = None if reach.seam is None else _unreached(reach.seam, module, adapter)
     return attach.refusal(root, point.path) or unreached

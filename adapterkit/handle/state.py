@@ -265,11 +265,12 @@ class State:
         """Sets requires_grad of whole adapters, but for what their types hold."""
         for name in set(names):
             attached = self.adapters[name]
-            for point, module in attached.modules.items():
-                for parameter in parameters_of([module]):
+            for parameter in parameters_of(attached.modules.values()):
+                if parameter.requires_grad != value:
                     parameter.requires_grad_(value)
-                for key in attached.held.get(point, ()):
-                    module.get_parameter(key).requires_grad_(False)
+            for point, keys in attached.held.items() if value else ():
+                for key in keys:
+                    attached.modules[point].get_parameter(key).requires_grad_(False)
             (self.trained.add if value else self.trained.discard)(name)
 
     def tell_learning(self) -> None:
@@ -314,6 +315,8 @@ def states_at(root: nn.Module) -> Sequence[State]:
 
 def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
     """Of modules as they were built: point id -> names of the parameters that do not require grad, where there are."""
+    if all(parameter.requires_grad for parameter in parameters_of(modules.values())):  # as almost always
+        return {}
     holding = {key: one for key, one in modules.items() if not all(p.requires_grad for p in parameters_of([one]))}
     return {
         key: frozenset(name for name, parameter in one.named_parameters() if not parameter.requires_grad)

@@ -16,6 +16,7 @@ from torch import nn
 
 from adapterkit.backend import Backend, Projection, Reach
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
+from adapterkit.layouts import Repeats
 from adapterkit.mapping import hooked
 from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
@@ -66,8 +67,7 @@ class Component:
 
     def reach(self, point: InjectionPoint) -> Reach:
         """How adapters act at a point; errors as for `points`."""
-        with self.blaming("repeats()"):
-            repeats = checked_repeats(self.backend.repeats(point), point)
+        repeats = self._repeats(point)
         if isinstance(point, ParameterPoint) and point.layout.access == "any":
             return Reach(plain=call_plainly, repeats=repeats)
         whole = isinstance(point, OutputPoint) and point.is_block
@@ -75,6 +75,13 @@ class Component:
             return Reach(repeats=repeats)
         with self.blaming("reach()"):
             return replace(checked_reach(self.backend.reach(self.root, point), self.root, point), repeats=repeats)
+
+    def _repeats(self, point: InjectionPoint) -> Repeats | None:
+        try:  # a block of its own for each of thousands of points would be felt
+            return checked_repeats(self.backend.repeats(point), point)
+        except Exception:  # noqa: BLE001 - third-party code may raise anything; it is called again to be blamed
+            with self.blaming("repeats()"):
+                return checked_repeats(self.backend.repeats(point), point)
 
 
 class _Known:
@@ -171,9 +178,14 @@ class MappedModel:
         keys, values = (Projection(self.module(one), one, point.layout.kv_heads) for one in found)
         return keys, values
 
-    def placement(self, point: InjectionPoint) -> tuple[torch.device, torch.dtype]:
-        """Device and floating dtype of the weights around a point, where and as they are computed with."""
-        module, root = self.module(point), self.root(point)
+    def placement(self, point: InjectionPoint, module: nn.Module | None = None) -> tuple[torch.device, torch.dtype]:
+        """Device and floating dtype of the weights around a point, where and as they are computed with.
+
+        Args:
+            point: The point.
+            module: Its module, where that is at hand.
+        """
+        module, root = module or self.module(point), self.root(point)
         own = (parameter for parameter in module._parameters.values() if parameter is not None)  # the usual case
         for parameter in itertools.chain(own, module.parameters(), root.parameters()):
             if parameter.is_floating_point():
