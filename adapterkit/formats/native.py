@@ -179,4 +179,6 @@ def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> Non
 
 def _checksum(tensor: Tensor) -> str:
     """The first 128 bits of the bytes' SHA-256, in hex. Dtype and shape are for the model and the config to check."""
-    return hashlib.sha256(container.memory(tensor.detach().cpu().contiguous())).hexdigest()[:32]
+    if tensor.requires_grad or not tensor.is_cpu or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(container.memory(tensor)).hexdigest()[:32]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
 MAX_DIGITS = 32
-_KEY = re.compile(r'(?<!\\)"[ \t\n\r]*:')
-"""The end of a key: a quote inside a string has a backslash before it."""
-_ENDS_IN_BACKSLASH = '\\\\"'
-_LONG = re.compile(rf"[0-9]{{{MAX_DIGITS}}}")  # as many digits, in strings too
 
 
 class StrictJSONError(ValueError):
@@ -29,7 +24,9 @@ def loads(text: bytes | str) -> Any:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = _parsed(text)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+        )
     except StrictJSONError:
         raise
     except ValueError as error:
@@ -54,27 +51,6 @@ def dumps(value: Any) -> str:
         raise StrictJSONError(f"nested deeper than {MAX_DEPTH}") from None
     loads(text)  # keys 1 and "1" collide, integers may be too long: what cannot be read back is not written
     return text
-
-
-def _parsed(text: str) -> Any:
-    # Digits and keys are counted in one go: a call for each of thousands of numbers and objects would be felt.
-    numbers: dict[str, Any] = {"parse_constant": _constant, "parse_float": _float}
-    if _LONG.search(text):
-        numbers["parse_int"] = _int
-    if _ENDS_IN_BACKSLASH not in text:
-        value = json.loads(text, **numbers)
-        if len(_KEY.findall(text)) == _keys(value):
-            return value
-    return json.loads(text, object_pairs_hook=_object, **numbers)
-
-
-def _keys(value: Any) -> int:
-    """How many keys there are in a value and all that is in it; no more levels than are allowed."""
-    level, found = _nested([value]), 0
-    for _ in range(MAX_DEPTH):
-        found += sum(len(one) for one in level if type(one) is dict)
-        level = _nested(item for outer in level for item in (outer.values() if type(outer) is dict else outer))
-    return found
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!-]{0,39}")
 
 @dataclass(frozen=True)
 class Target:
-    """Where tensors are put, what they are named after in errors, whether they are known to be finite, and ours alone."""
+    """Where tensors are put, what they are named after in errors, whether they are finite for sure, and ours alone."""
 
     mapped: MappedModel
     source: object

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ class Component:
             return Reach(plain=call_plainly, repeats=repeats)
         whole = isinstance(point, OutputPoint) and point.is_block
         if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read and not whole:
-            return Reach(repeats=repeats)
+            return _PLAIN[repeats]
         with self.blaming("reach()"):
             return replace(checked_reach(self.backend.reach(self.root, point), self.root, point), repeats=repeats)
 
@@ -82,6 +82,10 @@ class Component:
         except Exception:  # noqa: BLE001 - third-party code may raise anything; it is called again to be blamed
             with self.blaming("repeats()"):
                 return checked_repeats(self.backend.repeats(point), point)
+
+
+_PLAIN: Mapping[Repeats | None, Reach] = {repeats: Reach(repeats=repeats) for repeats in (None, *get_args(Repeats))}
+"""Where nothing else is to be told: one for thousands of points."""
 
 
 class _Known:

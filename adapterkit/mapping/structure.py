@@ -81,7 +81,13 @@ def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[An
         cls.__module__,
         cls.__qualname__,
         [(name, id(child)) for name, child in children],
-        [(name, None if p is None or is_lazy(p) else (p.shape, p.dtype)) for name, p in module._parameters.items()],
-        [*module._buffers.keys()],  # a scripted module's have no iterator
-        [(name, value) for name, value in module.__dict__.items() if type(value) in _SIZES],
+        [(name, _size(p)) for name, p in module._parameters.items()] if module._parameters else [],
+        [*module._buffers.keys()] if module._buffers else [],  # a scripted module's have no iterator
+        [item for item in module.__dict__.items() if type(item[1]) in _SIZES],
     )
+
+
+def _size(parameter: nn.Parameter | None) -> tuple[Any, ...] | None:
+    if parameter is None or (type(parameter) is not nn.Parameter and is_lazy(parameter)):
+        return None
+    return (parameter.shape, parameter.dtype)

@@ -168,3 +168,18 @@ def test_guidance_and_several_images_of_a_prompt(tmp_path: Path) -> None:
     for wrong in (0, True, "2"):
         with pytest.raises(errors.ConfigError, match="copies must be"):
             adapters.routed(["a", None], copies=wrong).__enter__()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fault", ["twice", RuntimeError("no")])
+def test_a_backend_that_cannot_say_how_rows_repeat_is_named(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repeats(self: Any, point: ak.InjectionPoint) -> Any:
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    toys.register()
+    adapters = ak.Adapters(toys.ToyModel())
+    monkeypatch.setattr(type(next(iter(adapters._mapped.components.values())).backend), "repeats", repeats)
+    with pytest.raises(errors.PluginError, match=r"repeats\(\).*(RuntimeError: no|expected 'each', 'whole' or None)"):
+        adapters.add("a", ak.LoRA(rank=1))
+    assert not adapters
