@@ -82,7 +82,7 @@ class NativeFormat(Format):
         for key, checksum in checksums.items():
             _check_tensor(where, key, tensors[key], checksum)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
-        checked = {"finite": True, "fresh": source.path is not None}
+        checked: Any = {"finite": True, "fresh": source.path is not None}
         return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release, **checked)
 
     def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
