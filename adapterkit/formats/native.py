@@ -82,8 +82,9 @@ class NativeFormat(Format):
         for key, checksum in checksums.items():
             _check_tensor(where, key, tensors[key], checksum)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
-        checked: Any = {"finite": True, "fresh": source.path is not None}
-        return found, ReadReport(matched=list(checksums), tool="adapterkit", version=header.release, **checked)
+        fresh = source.path is not None
+        report = ReadReport([*checksums], tool="adapterkit", version=header.release, finite=True, fresh=fresh)
+        return found, report
 
     def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
         """Writes them atomically. NaN and infinity are written, so that no work is lost, but not read back.
