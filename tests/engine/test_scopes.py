@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +27,13 @@ OVERLAP = pytest.warns(UserWarning, match="while one entered after it was open")
 def model() -> toys.ToyModel:
     toys.register()
     return toys.ToyModel().double().eval()
+
+
+@pytest.fixture
+def _compiles_anew() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture
@@ -69,6 +76,7 @@ def test_tasks_see_their_own(model: toys.ToyModel, adapters: ak.Adapters, expect
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_compiles_anew")
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_tasks_see_their_own_in_a_compiled_model(
     model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor], fullgraph: bool
@@ -309,6 +317,7 @@ def test_an_error_in_a_block_leaves_nothing_behind(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_compiles_anew")
 def test_blocks_that_are_compiled_are_seen(
     model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
 ) -> None:
@@ -326,6 +335,7 @@ def test_blocks_that_are_compiled_are_seen(
                 assert torch.allclose(found, expected[choice], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("_compiles_anew")
 def test_blocks_around_what_cannot_be_compiled_are_seen(
     model: toys.ToyModel, adapters: ak.Adapters, expected: dict[str | None, Tensor]
 ) -> None:

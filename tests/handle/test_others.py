@@ -31,6 +31,13 @@ def model() -> toys.ToyModel:
 
 
 @pytest.fixture
+def _compiles_anew() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def adapters(model: toys.ToyModel) -> ak.Adapters:
     adapters = ak.Adapters(model)
     for i, name in enumerate("ab"):
@@ -244,6 +251,7 @@ def test_a_merge_leaves_ones_own_block_what_it_is(targets: str, choice: object) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_compiles_anew")
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_a_compiled_model_says_what_it_cannot_tell_apart(
     model: toys.ToyModel, adapters: ak.Adapters, fullgraph: bool
