@@ -17,9 +17,9 @@ class Turn:
         self._lock = threading.RLock()
         _turns().add(self)
 
-    def take(self, *, wait: bool = True) -> bool:
-        """Whether it could be taken."""
-        return self._lock.acquire(blocking=wait)
+    def take(self, *, seconds: float = -1) -> bool:
+        """Whether it could be taken within some time, or ever."""
+        return self._lock.acquire(timeout=seconds)
 
     def give_back(self) -> None:
         """Lets another thread have it."""
@@ -45,13 +45,13 @@ class _Turns:
             self._known.add(turn)
 
     def take(self) -> None:
-        while not self._take():  # never waits for one while it has another: who has that may want this
+        while not self._take():  # never waits long for one while it has another: who has that may want this
             time.sleep(0.001)
 
     def _take(self) -> bool:
         self._lock.acquire()
         for turn in list(self._known):
-            if not turn.take(wait=False):
+            if not turn.take(seconds=0.05):
                 self.give_back()
                 return False
             self._taken.append(turn)
