@@ -70,7 +70,7 @@ class ConfigError(AdapterKitError):
     def __init__(self, problems: Sequence[str], where: str = "") -> None:
         self.problems = list(problems)
         self.where = where
-        head = f"invalid {where}" if where else "invalid configuration"
+        head = f"invalid {where[:_LONGEST_PROBLEM]}" if where else "invalid configuration"
         more = len(self.problems) - _SHOWN_PROBLEMS
         tail = f"; and {more} more" if more > 0 else ""
         shortened = [p if len(p) <= _LONGEST_PROBLEM else f"{p[:_LONGEST_PROBLEM]}..." for p in self.problems]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel
 
 from adapterkit.adapter import AdapterConfig
-from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you_mean
+from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you_mean, shown
+from adapterkit.formats.source import path_of
 from adapterkit.handle.building import check_name
 from adapterkit.plugins.manager import class_of, get_plugin_manager, owner
 from adapterkit.specs import TaskSpec
@@ -60,8 +61,11 @@ def load_run(path: Path | str | None, overrides: Sequence[str] = (), **values: A
     Raises:
         ConfigError: With every problem that was found.
     """
+    given: Any = overrides
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
+        raise ConfigError([f"expected a list of overrides such as 'steps=500', not {shown(given)}"], "load_run()")
     problems: list[str] = []
-    merged = read_values(Path(path) if path is not None else None, overrides, problems) | values
+    merged = read_values(None if path is None else path_of(path, "load_run()"), overrides, problems) | values
     run = check_run(merged, problems)
     if problems or run is None:
         raise ConfigError(problems, str(path) if path is not None else "run")

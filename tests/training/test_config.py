@@ -192,6 +192,19 @@ def test_places_that_hold_no_run(tmp_path: Path, make: str):
         load_run(path)
 
 
+@pytest.mark.parametrize("path", [3, b"run.yaml", ["run.yaml"], object(), "x" * 5000, ""])
+def test_what_is_no_path_of_a_run_file(path: Any):
+    with pytest.raises(ConfigError) as caught:
+        load_run(path)
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("overrides", ["steps=5", None, 3, [3], [b"steps=5"], [["steps=5"]]])
+def test_what_is_no_list_of_overrides(overrides: Any):
+    with pytest.raises(ConfigError, match="expected a list of overrides such as 'steps=500'"):
+        load_run(None, overrides)
+
+
 def test_a_run_file_may_be_a_link(tmp_path: Path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here/run.yaml").symlink_to(written(tmp_path, BASE))
