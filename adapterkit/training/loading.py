@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,13 +16,17 @@ from torch import nn
 
 from adapterkit.errors import (
     AdapterKitError,
+    CheckpointError,
     ConfigError,
     MissingDependencyError,
     ModelNotFoundError,
     UnsupportedModelError,
+    shown,
 )
+from adapterkit.formats.files import open_plain
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
+_CONFIG_LIMIT = 1 << 24
 TIMM = "timm:"
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every load of diffusers and transformers: without it transformers asks at a terminal, and "y" runs the code."""
@@ -113,8 +118,7 @@ def label_names(name: str) -> list[str]:
         return []
     with reading(name, "vision", "transformers"):
         if is_timm_folder(name):
-            config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-            return [str(label) for label in config.get("label_names") or []]
+            return [str(label) for label in timm_config(name).get("label_names") or []]
         from transformers import AutoConfig
 
         told: dict[Any, str] = AutoConfig.from_pretrained(name, **NO_CODE).id2label or {}
@@ -142,11 +146,17 @@ def checkpoint_activations(model: Any) -> None:
 
 def is_timm_folder(name: str) -> bool:
     """Whether a folder was written by timm, whose `config.json` names an architecture."""
+    return isinstance(timm_config(name).get("architecture"), str)
+
+
+def timm_config(name: str) -> dict[str, Any]:
+    """What the `config.json` of a folder says; nothing where there is none that could be read."""
     try:
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "architecture" in config
+        with open_plain(Path(name) / "config.json", _CONFIG_LIMIT, follow=True) as (file, _):
+            config = json.loads(file.read())
+    except (CheckpointError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.Module:
@@ -173,6 +183,9 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
         *libraries: Those of diffusers and transformers whose progress bars are for terminals only.
     """
     ensure_torchvision_ops()
+    for file in (Path(name) / told for told in ("config.json", "model_index.json")):
+        if os.path.lexists(file) and not file.is_file():  # a pipe would be waited for
+            raise ModelNotFoundError(f"cannot load the model {shown(name)}: {file} is no plain file")
     try:
         with _bars_on_terminals_only(libraries):
             yield
@@ -182,10 +195,10 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
         raise MissingDependencyError(
             f"{name} needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[{extra}]'"
         ) from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # of files that are none of theirs the libraries raise anything
         place = "" if Path(name).exists() or name.startswith(TIMM) else f"; there is no such folder in {Path.cwd()}"
-        reason = " ".join(str(error).split())[:400]
-        raise ModelNotFoundError(f"cannot load the model {name!r}{place}. {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        raise ModelNotFoundError(f"cannot load the model {shown(name)}{place}. {reason}") from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.training.loading import NO_CODE, TIMM, is_timm_folder, reading
+from adapterkit.training.loading import NO_CODE, TIMM, is_timm_folder, reading, timm_config
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def _timm(name: str) -> nn.Module:
 
         if name.startswith(TIMM):
             return timm.create_model(name.removeprefix(TIMM), pretrained=False)
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        config = timm_config(name)
         arguments = {"num_classes": config.get("num_classes", 1000), **(config.get("model_args") or {})}
         return timm.create_model(config["architecture"], pretrained=False, **arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,29 @@ def test_a_models_own_code_is_not_run(folder: Path, load: str):
     with pytest.raises(ModelNotFoundError):
         LOADS[load](str(folder))
     assert not (folder / "trace").exists()
+
+
+CONFIGS = {
+    "deep": "[" * 100_000,
+    "list": "[1]",
+    "number": '{"architecture": 5}',
+    "steering": '{"architecture": "\\u001b[2J"}',
+}
+
+
+@pytest.mark.parametrize("load", ["language model", "classifier", "skeleton"])
+@pytest.mark.parametrize("config", [*CONFIGS, "pipe", "folder"])
+def test_a_folder_of_another_kind_is_no_model(tmp_path: Path, load: str, config: str):
+    file = tmp_path / "config.json"
+    if config == "pipe":
+        os.mkfifo(file)
+    elif config == "folder":
+        file.mkdir()
+    else:
+        file.write_text(CONFIGS[config])
+    with pytest.raises(ModelNotFoundError) as caught:
+        LOADS[load](str(tmp_path))
+    assert str(caught.value).isprintable()
 
 
 def test_every_load_says_that_no_code_is_run():
