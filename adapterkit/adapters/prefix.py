@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -104,6 +105,9 @@ class Prefix(AdapterConfig):
         if isinstance(self.init_std, (int, float)) and not 0 < self.init_std <= _MAX_STD:
             found.append(f"init_std must be more than 0 and at most {_MAX_STD:g}, not {self.init_std!r}")
         return found
+
+    def alike(self, point: InjectionPoint) -> Hashable:
+        return (point.layout, self.length, self.reparam)
 
     def build(self, point: InjectionPoint) -> PrefixModule:
         layout = point.layout

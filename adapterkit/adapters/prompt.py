@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -136,6 +136,9 @@ class Prompt(AdapterConfig):
         if isinstance(point, TokensPoint) and not point.lengthens:
             return "the sequence cannot be made longer there; use 'prompt', where the family offers it"
         return super().accepts(point)
+
+    def alike(self, point: InjectionPoint) -> Hashable:
+        return (point.out_features, self.length, self.reparam, self.width, self.init, self.init_ids)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
         features = point.out_features

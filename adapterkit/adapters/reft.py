@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,6 +142,9 @@ class ReFT(AdapterConfig):
         if self.rank > point.out_features:
             return f"rank must be at most the width of the hidden states, {point.out_features}, not {self.rank}"
         return super().accepts(point)
+
+    def alike(self, point: InjectionPoint) -> Hashable:
+        return (point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied)
 
     def build(self, point: InjectionPoint) -> ReFTModule:
         return ReFTModule(point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied)

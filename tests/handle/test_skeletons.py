@@ -61,6 +61,30 @@ def test_alike_points_are_built_once_and_share_nothing(
         assert torch.equal(tensor, adapters.state_dict("a")[key])
 
 
+ALIKE: dict[str, tuple[ak.AdapterConfig, dict[str, Any]]] = {
+    "prefix": (ak.Prefix(length=2), {"length": 3}),
+    "prefix of a network": (ak.Prefix(length=2, reparam=3), {"reparam": 4}),
+    "reft": (ak.ReFT(rank=2, prefix=1, suffix=1), {"tied": False}),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_types_of_the_kit_say_what_is_alike(name: str, adapters: ak.Adapters, tmp_path: Path) -> None:
+    config, other = ALIKE[name]
+    first, *rest = [point.id for point in adapters.points() if config.means(point)]
+    adapters.add("a", config, settings={first: other, **{key: {} for key in rest}})
+    for number, parameter in enumerate(adapters.parameters("a")):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    built: list[str] = []
+    path, build = adapters.save("a", tmp_path / "a"), type(config).build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config), "build", lambda self, p: (built.append(p.id), build(self, p))[1])
+        adapters.load(path, "b")
+    assert built == [first, *rest[:1]]
+    for key, tensor in adapters.state_dict("b").items():
+        assert torch.equal(tensor, adapters.state_dict("a")[key])
+
+
 def test_what_is_loaded_is_as_what_is_built(adapters: ak.Adapters, tmp_path: Path) -> None:
     """In every attribute but its tensors."""
     adapters.add("a", ak.LoRA(rank=2, targets="attn.{q,v} conv", dropout=0.5, rank_dropout=0.1))
