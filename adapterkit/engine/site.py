@@ -53,6 +53,7 @@ class Site:
     handler: LayerHandler | None = None
     own_forward: Any = None
     placed: bool = False
+    seen: bool = False
     beneath: Callable[[nn.Module], nn.Module] | None = None
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
 
@@ -128,7 +129,10 @@ class Site:
         plan = self.plan
         if plan is not None and plan.beneath is not None and name in module._parameters:
             module = plan.beneath(module)
-        return read_parameter(module, name, self.parts(name), inside=self.switch.inside)
+        parts, inside = self.parts(name), self.switch.inside
+        if parts and not inside and torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
+            self.seen = True
+        return read_parameter(module, name, parts, inside=inside)
 
     def parts(self, name: str) -> Sequence[Part]:
         """What acts now in a parameter that the model reads."""

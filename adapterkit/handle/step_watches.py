@@ -17,8 +17,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterModule
+from adapterkit.engine.attach import site_of
+from adapterkit.engine.site import Site
 from adapterkit.handle.building import Built
-from adapterkit.handle.state import Attached
+from adapterkit.handle.state import State
 
 _STEPS = 3
 
@@ -40,12 +42,15 @@ class _Watch:
         self._version = parameter._version
         if self._as_it_should_be():
             self.stop()
-        elif self._steps >= _STEPS:
+        elif self._is_certain():
             self.stop()
             warnings.warn(self._told(), stacklevel=2)
 
     def _as_it_should_be(self) -> bool:
         return False
+
+    def _is_certain(self) -> bool:
+        return self._steps >= _STEPS
 
     def _told(self) -> str:
         raise NotImplementedError
@@ -120,12 +125,18 @@ class UnreachedHead(_Watch):
 
     Args:
         heads: Point id -> the modules there that train.
+        sites: What is kept there. Where a weight was seen from outside, one backward is enough.
         before: A parameter that trains, of what comes before them.
     """
 
-    def __init__(self, heads: Mapping[str, Sequence[AdapterModule]], before: nn.Parameter | None) -> None:
-        super().__init__(before if heads else None)
-        self._heads = heads
+    def __init__(
+        self, heads: Mapping[str, Sequence[AdapterModule]], sites: Sequence[Site], before: nn.Parameter | None
+    ) -> None:
+        super().__init__(before)
+        self._heads, self._sites = heads, sites
+
+    def _is_certain(self) -> bool:
+        return super()._is_certain() or any(site.seen for site in self._sites)
 
     def _as_it_should_be(self) -> bool:
         return not self._unreached()
@@ -135,9 +146,9 @@ class UnreachedHead(_Watch):
 
     def _told(self) -> str:
         return (
-            f"no gradient has reached the adapter at {self._unreached()[0]} in the last {_STEPS} steps: the loss does "
-            "not call that layer, and reads its weight outside of the model's forward, where it is the base's. Compute "
-            "the loss in the model's forward, call the layer, or leave it out of the targets"
+            f"no gradient reaches the adapter at {self._unreached()[0]}: the loss does not call that layer, and reads "
+            "its weight outside of the model's forward, where it is the base's. Compute the loss in the model's "
+            "forward, call the layer, or leave it out of the targets"
         )
 
 
@@ -150,17 +161,19 @@ def _is_reached(module: nn.Module) -> bool:
     return not trained or any(parameter.grad is not None for parameter in trained)
 
 
-def watch_steps(named: Mapping[str, Attached]) -> list[_Watch]:
+def watch_steps(state: State, names: Iterable[str]) -> list[_Watch]:
     """Begins to count the steps of adapters that train."""
-    watches: list[_Watch] = [
-        Untold(name, part) for name, one in named.items() for part in one.parts if part.config.adapts
-    ]
+    watches: list[_Watch] = []
     heads: dict[str, list[AdapterModule]] = {}
     others: list[AdapterModule] = []
-    for one in named.values():
+    sites: list[Site] = []
+    for name in names:
+        one = state.adapters[name]
+        watches += [Untold(name, part) for part in one.parts if part.config.adapts]
         for key, module in one.modules.items():
-            if one.points[key].role == "head":
-                heads.setdefault(key, []).append(module)
-            else:
+            if one.points[key].role != "head":
                 others.append(module)
-    return [*watches, UnreachedHead(heads, _first_trained(others))] if heads else watches
+            elif (site := site_of(state.module(one.points[key]))) is not None:
+                heads.setdefault(key, []).append(module)
+                sites.append(site)
+    return [*watches, UnreachedHead(heads, sites, _first_trained(others))] if heads else watches

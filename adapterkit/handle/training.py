@@ -46,7 +46,7 @@ class Learning(Access):
         state.train(names)
         for watch in state.watches:
             watch.stop()
-        state.watches = watch_steps({name: state.adapters[name] for name in names})
+        state.watches = watch_steps(state, names)
 
     def _require_trainable(self) -> None:
         for component in self._mapped.components.values():
