@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.backend import Backend
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import AdapterKitError, UnregisteredTypeWarning
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping.layouts import weight_layout
 from adapterkit.points import AttentionPoint, OutputPoint, ParameterPoint, Points, WeightPoint
@@ -244,7 +245,9 @@ class BackendConformance:
         for name, sample, model, points in self.each():
             if found := sublayers.sublayers(points):
                 adapters = self._adapters(model)
-                adapters.add("probe", sublayers.Probe(targets=_targets(found)))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UnregisteredTypeWarning)  # nobody saves a probe
+                    adapters.add("probe", sublayers.Probe(targets=_targets(found)))
                 yield name, sample, model, found, adapters
 
     def test_extended_attention_is_masked_right(self) -> None:
