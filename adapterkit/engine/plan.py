@@ -20,7 +20,7 @@ from adapterkit.engine.expressions import flattened
 from adapterkit.engine.folding import Part
 from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.placing import place
-from adapterkit.engine.recomputing import remember
+from adapterkit.engine.recomputing import remembered
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
@@ -85,7 +85,7 @@ class Plan:
         if self.beneath is not None:
             self.call = functools.partial(_around_unmerged, self.beneath, self.call)
         if site.switch.recalls(selection) and not torch.compiler.is_dynamo_compiling():
-            self.call = functools.partial(_remembered, site.switch, self.call)
+            self.call = functools.partial(remembered, site.switch, self.call)
         if not (torch.compiler.is_dynamo_compiling() or site.placed):  # a trace would guard what it reads
             self.call = functools.partial(_first, site, self, self.call)
 
@@ -96,15 +96,6 @@ def _first(
     """The first call."""
     place(site, module)
     plan.call = call
-    return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
-
-
-def _remembered(
-    switch: Switch, call: Around | None, module: nn.Module, forward: Forward, args: Any, kwargs: Any
-) -> Any:
-    """A call that may be run again in a backward, when something else acts."""
-    if torch.is_grad_enabled():
-        remember(switch)
     return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
 
 from adapterkit.engine.switch import Switch
 
@@ -30,6 +31,20 @@ class _Recalled:
     def __call__(self, *args: Any) -> Any:
         with self._switch.scopes.entered(self._selection, self._context):
             return self._run(*args)
+
+
+def remembered(
+    switch: Switch,
+    call: Callable[..., Any] | None,
+    module: nn.Module,
+    forward: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    """A call of an adapted module that may be run again in a backward, when something else acts."""
+    if torch.is_grad_enabled():
+        remember(switch)
+    return forward(*args, **kwargs) if call is None else call(module, forward, args, kwargs)
 
 
 def remember(switch: Switch) -> None:

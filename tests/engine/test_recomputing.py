@@ -113,7 +113,7 @@ def test_a_backward_may_run_twice_and_side_inputs_come_along() -> None:
 
 def test_nothing_is_asked_where_one_adapter_acts_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("adapterkit.engine.plan.remember", asked.append)
+    monkeypatch.setattr(recomputing, "remember", asked.append)
     model = model_of()
     adapters = ak.Adapters(model)
     adapters.add("a", TYPES["weights"])
