@@ -7,7 +7,6 @@ import itertools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +17,10 @@ from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.errors import (
     AdapterKitError,
     BaseMismatchError,
-    DtypeMismatchError,
     IncompatibleTargetError,
     InvalidHeaderError,
     MissingKeysError,
-    NonFiniteError,
     PluginError,
-    ShapeMismatchError,
     UnexpectedKeysError,
     UnknownAdapterTypeError,
     did_you_mean,
@@ -32,8 +28,8 @@ from adapterkit.errors import (
     shown,
 )
 from adapterkit.handle.building import SHARED, Built, Sharing, build_one, build_shared, checked_shared
+from adapterkit.handle.fitting import Target, fitting
 from adapterkit.handle.skeletons import Skeleton, Skeletons
-from adapterkit.kernels.finite import not_finite
 from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
@@ -41,17 +37,6 @@ from adapterkit.points import InjectionPoint, Points
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!-]{0,39}")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where tensors are put, what they are named after in errors, whether they are finite for sure, and ours alone."""
-
-    mapped: MappedModel
-    source: object
-    notes: list[str]
-    finite: bool
-    fresh: bool = False
 
 
 def build_loaded(
@@ -308,55 +293,3 @@ def _load_shared(
         shared = built
         shared.load_state_dict(loaded, strict=True, assign=True)
     return shared
-
-
-def fitting(
-    expected: Mapping[str, Tensor],
-    key: str,
-    tensors: Mapping[str, Tensor],
-    placement: tuple[torch.device, torch.dtype],
-    target: Target,
-) -> dict[str, Tensor]:
-    """The tensors, if they are just those that the module asks for, in place."""
-    source = target.source
-    if lacking := [name for name in expected if name not in tensors]:
-        raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
-    if left := [name for name in tensors if name not in expected]:
-        asked = ", ".join(expected) or "none"
-        raise UnexpectedKeysError(f"nothing receives it; the config asks for {asked}", source, f"{key}/{left[0]}")
-    loaded: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        _check_tensor(tensor, expected[name], target, f"{key}/{name}")
-        loaded[name] = _placed(tensor, *placement, target, f"{key}/{name}")
-    return loaded
-
-
-def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) -> None:
-    source = target.source
-    if tensor.shape != expected.shape:
-        hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
-        raise ShapeMismatchError(
-            f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}",
-            source,
-            key,
-        )
-    if tensor.is_floating_point() != expected.is_floating_point():
-        raise DtypeMismatchError(f"dtype {tensor.dtype} cannot hold what should be {expected.dtype}", source, key)
-    if not target.finite and (bad := not_finite(tensor)):
-        raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
-
-
-def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, target: Target, key: str) -> Tensor:
-    """The tensor on the base's device: a copy where it is the caller's."""
-    dtype = tensor.dtype
-    if target.fresh and tensor.device == device and (dtype != torch.float64 or base_dtype == torch.float64):
-        return tensor
-    if dtype == torch.float64 and base_dtype != torch.float64:
-        dtype = torch.float32
-        note = "float64 tensors were cast to float32"
-        if note not in target.notes:
-            target.notes.append(note)
-    placed = torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)
-    if dtype != tensor.dtype and (bad := not_finite(placed)):
-        raise NonFiniteError(f"{bad} of {tensor.numel()} values are beyond {dtype}", target.source, key)
-    return placed

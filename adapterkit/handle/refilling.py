@@ -16,7 +16,8 @@ from adapterkit.config import AdapterConfig
 from adapterkit.engine.slots import is_held
 from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
-from adapterkit.handle.loading import Target, check_base, config_of, fitting, points_of
+from adapterkit.handle.fitting import Target, fitting
+from adapterkit.handle.loading import check_base, config_of, points_of
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.state import Attached
 from adapterkit.kernels.finite import not_finite

@@ -190,7 +190,8 @@ class KeptModule(ak.AdditiveModule):
 
 @pytest.mark.parametrize("config", [Kept(), Kept(odd=True), Kept(lacks=True)], ids=["plain", "odd", "lacks"])
 def test_buffers_children_and_own_ways_of_loading(adapters: ak.Adapters, config: Kept) -> None:
-    from adapterkit.handle.loading import Target, _load_one
+    from adapterkit.handle.fitting import Target
+    from adapterkit.handle.loading import _load_one
 
     points = adapters.points("mlp.up")
     tensors = {key: torch.full_like(t, 3) for key, t in KeptModule(config).state_dict().items()}

@@ -1,0 +1,82 @@
+"""Tensors that were read, held against what a module asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapterkit.errors import (
+    DtypeMismatchError,
+    MissingKeysError,
+    NonFiniteError,
+    ShapeMismatchError,
+    UnexpectedKeysError,
+)
+from adapterkit.kernels.finite import not_finite
+from adapterkit.mapping.model import MappedModel
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where tensors are put, what they are named after in errors, whether they are finite for sure, and ours alone."""
+
+    mapped: MappedModel
+    source: object
+    notes: list[str]
+    finite: bool
+    fresh: bool = False
+
+
+def fitting(
+    expected: Mapping[str, Tensor],
+    key: str,
+    tensors: Mapping[str, Tensor],
+    placement: tuple[torch.device, torch.dtype],
+    target: Target,
+) -> dict[str, Tensor]:
+    """The tensors, if they are just those that the module asks for, in place."""
+    source = target.source
+    if lacking := [name for name in expected if name not in tensors]:
+        raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
+    if left := [name for name in tensors if name not in expected]:
+        asked = ", ".join(expected) or "none"
+        raise UnexpectedKeysError(f"nothing receives it; the config asks for {asked}", source, f"{key}/{left[0]}")
+    loaded: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        _check_tensor(tensor, expected[name], target, f"{key}/{name}")
+        loaded[name] = _placed(tensor, *placement, target, f"{key}/{name}")
+    return loaded
+
+
+def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) -> None:
+    source = target.source
+    if tensor.shape != expected.shape:
+        hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
+        raise ShapeMismatchError(
+            f"shape {tuple(tensor.shape)}, but config and base require {tuple(expected.shape)}{hint}",
+            source,
+            key,
+        )
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise DtypeMismatchError(f"dtype {tensor.dtype} cannot hold what should be {expected.dtype}", source, key)
+    if not target.finite and (bad := not_finite(tensor)):
+        raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
+
+
+def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, target: Target, key: str) -> Tensor:
+    """The tensor on the base's device: a copy where it is the caller's."""
+    dtype = tensor.dtype
+    if target.fresh and tensor.device == device and (dtype != torch.float64 or base_dtype == torch.float64):
+        return tensor
+    if dtype == torch.float64 and base_dtype != torch.float64:
+        dtype = torch.float32
+        note = "float64 tensors were cast to float32"
+        if note not in target.notes:
+            target.notes.append(note)
+    placed = torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)
+    if dtype != tensor.dtype and (bad := not_finite(placed)):
+        raise NonFiniteError(f"{bad} of {tensor.numel()} values are beyond {dtype}", target.source, key)
+    return placed
