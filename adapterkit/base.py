@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapterkit.kernels.documents import Documents
+    from adapterkit.kernels.packed_documents import Documents
 
 
 class Base(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
 from adapterkit.errors import did_you_mean
-from adapterkit.kernels.documents import Documents
+from adapterkit.kernels.packed_documents import Documents
 from adapterkit.points import InjectionPoint, Kind, OutputPoint
 
 FORMS = ("loreft", "noreft", "direft")

@@ -13,7 +13,7 @@ import click
 from adapterkit.cli.messages import plain_warnings, say
 
 if TYPE_CHECKING:
-    from adapterkit.training.loop import Result
+    from adapterkit.training.result import Result
     from adapterkit.training.run import Run
 
 

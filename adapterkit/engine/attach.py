@@ -17,14 +17,14 @@ from torch import nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD, SITE, Reach
-from adapterkit.engine.of_class import made_once
+from adapterkit.engine.class_cache import made_once
+from adapterkit.engine.hook_registry import release, unhook
+from adapterkit.engine.hooks import Attends, Counts, End, Reads, Tap, Whole
+from adapterkit.engine.several_handles import SiteStack
 from adapterkit.engine.site import Site
 from adapterkit.engine.slots import Slot, Slots
-from adapterkit.engine.stack import SiteStack
 from adapterkit.engine.switch import Switch
-from adapterkit.engine.taps import Attends, Counts, End, Reads, Tap, Whole
-from adapterkit.engine.unhooked import release, unhook
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
@@ -81,7 +81,7 @@ def _beneath(base: type[nn.Module]) -> Callable[..., Any]:
 def _moved(module: nn.Module, to: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     """`module.to`. A cast of this layer alone, by what is around its forward, is none of its adapters'."""
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-    if dtype is None or not hooked.being_hooked(module):
+    if dtype is None or not offload_hooks.being_hooked(module):
         return to(*args, **kwargs)
     for site in sites_of(module):
         site.switch.exchanging = True
@@ -146,12 +146,13 @@ def _put(module: nn.Module, sites: Sequence[Site], *, adapted: bool = True) -> N
         first = before[0]
         del module.__dict__[SITE]
         del module._modules[CHILD]
-        hooked.exchange_forward(module, first.own_forward or MethodType(first.base.forward, module))
+        offload_hooks.exchange_forward(module, first.own_forward or MethodType(first.base.forward, module))
         if adapted:
             module.__class__ = first.base
         return
     first, *others = sites
-    own = before[0].own_forward if before else hooked.exchange_forward(module, MethodType(_beneath(first.base), module))
+    plain = MethodType(_beneath(first.base), module)
+    own = before[0].own_forward if before else offload_hooks.exchange_forward(module, plain)
     for site in sites:
         site.own_forward = own
     for place, site in enumerate(others, 2):
@@ -172,9 +173,9 @@ def refusal(root: nn.Module, path: str) -> str | None:
         return "its weights are sharded; add adapters before fully_shard, which then shards them too"
     if site_of(module) is not None:
         return None if is_adapted(module) else "its class was changed after an adapter was attached"
-    if hooked.is_hooked(module) and not hooked.held_forwards(module):
+    if offload_hooks.is_hooked(module) and not offload_hooks.held_forwards(module):
         return "its forward was replaced on the instance by a function that hides its own; attach adapters before that"
-    if first is not None and (reason := hooked.takes_along(root, path, first.device)):
+    if first is not None and (reason := offload_hooks.takes_along(root, path, first.device)):
         return reason
     if isinstance(module._modules.get(CHILD), nn.Module):
         return f"it already has a child called {CHILD!r}"
@@ -200,7 +201,7 @@ def attach(
         site.slots.train(module.training)
         site.base, site.handler = (already[0].base if already else type(module)), handler_of(module)
         _put(module, [*already, site])
-        switch.exchanging = switch.exchanging or hooked.exchanges_data(module)
+        switch.exchanging = switch.exchanging or offload_hooks.exchanges_data(module)
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):

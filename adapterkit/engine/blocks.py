@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapterkit.engine.bases import SublayerBase
 from adapterkit.errors import AttachError
-from adapterkit.kernels.documents import Documents, by_lengths, by_mask, by_positions
+from adapterkit.kernels.packed_documents import Documents, by_lengths, by_mask, by_positions
 from adapterkit.mapping.everywhere import MASKS
 
 ALONE = 0

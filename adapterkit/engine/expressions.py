@@ -14,7 +14,7 @@ from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack, names_of
 from adapterkit.engine.bases import Computed
 from adapterkit.errors import NotMergeableError, RoutingError
-from adapterkit.kernels.documents import Documents
+from adapterkit.kernels.packed_documents import Documents
 from adapterkit.kernels.sums import Acting, Active, Strength, combine, effects, is_one, merge_weights
 
 _SPANS = "every token span has an adapter of its own, and one weight serves all tokens"

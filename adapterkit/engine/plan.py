@@ -17,9 +17,10 @@ from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, 
 from adapterkit.engine.blocks import BlockBase, argument_names, documents_told
 from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
+from adapterkit.engine.first_call import place
 from adapterkit.engine.folding import Part
 from adapterkit.engine.lengthening import gathered, with_behind
-from adapterkit.engine.placing import place
+from adapterkit.engine.nesting import Args, Around, Forward, Kwargs, first_argument, nested
 from adapterkit.engine.recomputing import remembered
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.slots import Found, Slot
@@ -32,12 +33,6 @@ from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
-
-Forward = Callable[..., Any]
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
-Around = Callable[[nn.Module, Forward, Args, Kwargs], Any]
-"""`(module, forward, args, kwargs)`: a call of the module's forward with adapters around it."""
 
 _ORDER = ("weight", "tokens", "output")  # the first is innermost
 
@@ -114,16 +109,6 @@ def _instead(site: Site, plan: Plan) -> Callable[..., Any] | None:
     return site.seam.forward if (plan.attention or plan.attending) and site.seam is not None else None
 
 
-def nested(arounds: list[Around], instead: Forward | None) -> Around | None:
-    """The last of them around all others."""
-    if not arounds:
-        return None if instead is None else functools.partial(_replaced, instead)
-    call = arounds[0] if instead is None else functools.partial(_around_replaced, arounds[0], instead)
-    for around in arounds[1:]:
-        call = functools.partial(_around_another, around, call)
-    return call
-
-
 def _around_unmerged(
     beneath: Callable[[nn.Module], nn.Module],
     call: Around | None,
@@ -136,38 +121,6 @@ def _around_unmerged(
     base: Any = super(type(unmerged), unmerged)  # its class is that of an adapted module
     plain = base.forward
     return plain(*args, **kwargs) if call is None else call(unmerged, plain, args, kwargs)
-
-
-def _replaced(
-    instead: Forward,
-    module: nn.Module,
-    forward: Forward,
-    args: Args,
-    kwargs: Kwargs,
-) -> Any:
-    return instead(module, *args, **kwargs)
-
-
-def _around_replaced(
-    around: Around,
-    instead: Forward,
-    module: nn.Module,
-    forward: Forward,
-    args: Args,
-    kwargs: Kwargs,
-) -> Any:
-    return around(module, functools.partial(instead, module), args, kwargs)
-
-
-def _around_another(
-    outer: Around,
-    inner: Around,
-    module: nn.Module,
-    forward: Forward,
-    args: Args,
-    kwargs: Kwargs,
-) -> Any:
-    return outer(module, lambda *args, **kwargs: inner(module, forward, args, kwargs), args, kwargs)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -344,11 +297,3 @@ def _around_output(
 
 
 _AROUND = {"weight": _around_weights, "tokens": _around_tokens, "output": _around_outputs}
-
-
-def first_argument(forward: Forward, args: Args, kwargs: Kwargs) -> tuple[Any, Callable[[Any], Any]]:
-    """The module's input, and the forward as a function of it alone."""
-    if args:
-        return args[0], lambda x: forward(x, *args[1:], **kwargs)
-    name = next(iter(kwargs))
-    return kwargs[name], lambda x: forward(**{**kwargs, name: x})

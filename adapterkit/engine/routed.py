@@ -14,7 +14,7 @@ from adapterkit.errors import RoutingError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.batches import Batch, Share
-from adapterkit.kernels.documents import Documents
+from adapterkit.kernels.packed_documents import Documents
 from adapterkit.kernels.rows import Routes, Rows
 from adapterkit.kernels.sums import Acting, Active, effect, effects, is_added
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapterkit.composition import Expression, names_of
 from adapterkit.kernels.gates import Gates
-from adapterkit.kernels.modes import ordinary_tensors
+from adapterkit.kernels.inference_mode import ordinary_tensors
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Strength
 from adapterkit.points import InjectionPoint

@@ -16,7 +16,7 @@ from adapterkit.engine import attach
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import NotMergeableError, StateError
 from adapterkit.handle import merging
-from adapterkit.handle.quiet import require_unused
+from adapterkit.handle.concurrency import require_unused
 from adapterkit.handle.stand_ins import OriginalParameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.mapping.model import Component

@@ -14,9 +14,9 @@ from adapterkit.errors import ReplacedError, StateError
 from adapterkit.handle import choices
 from adapterkit.handle.choices import Choice
 from adapterkit.handle.identity import known_as, mapped_as_found, state_of
+from adapterkit.handle.locks import first_lock
 from adapterkit.handle.state import Attached, State
-from adapterkit.handle.turns import first_turn
-from adapterkit.kernels.modes import ordinary_tensors
+from adapterkit.kernels.inference_mode import ordinary_tensors
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins.matching import peel
 
@@ -112,7 +112,7 @@ class Access:
         with ordinary_tensors():
             while True:
                 state = self._state
-                with first_turn() if state is self._fresh else contextlib.nullcontext(), state.lock:
+                with first_lock() if state is self._fresh else contextlib.nullcontext(), state.lock:
                     if self._state is state:
                         yield state
                         return

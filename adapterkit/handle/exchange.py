@@ -17,8 +17,8 @@ from adapterkit.formats import registry
 from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
+from adapterkit.handle.concurrency import require_no_calls, require_unused
 from adapterkit.handle.initialising import require_values
-from adapterkit.handle.quiet import require_no_calls, require_unused
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
 from adapterkit.handle.state import State

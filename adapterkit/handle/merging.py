@@ -20,15 +20,15 @@ from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
+from adapterkit.handle.concurrency import require_alike, require_no_calls
 from adapterkit.handle.freezing import base_modules
-from adapterkit.handle.quiet import require_alike, require_no_calls
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 
@@ -174,7 +174,7 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         if not isinstance(point, ParameterPoint):
             problems.append(f"{expression!r} at {point.id} acts on a sublayer's {point.kind}, not on a weight")
             continue
-        if reason := hooked.stored_elsewhere(state.mapped.root(point), point.path):
+        if reason := offload_hooks.stored_elsewhere(state.mapped.root(point), point.path):
             problems.append(f"{point.id}: {reason}")
             continue
         module, layout = state.module(point), point.layout

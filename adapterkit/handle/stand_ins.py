@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapterkit.backend import SITE
 from adapterkit.engine.attach import CHILD, adapted_class, site_of
 from adapterkit.errors import AttachError
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 from adapterkit.plugins.handlers import handler_of
 
 _CONTENT = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"))
@@ -168,7 +168,7 @@ def replace_layer(module: nn.Module, path: str, plain: nn.Module) -> OriginalLay
 
 def _become(module: nn.Module, base: type[nn.Module], contents: dict[str, Any]) -> None:
     own, site = module.__dict__, module.__dict__[SITE]
-    kept_names = (*nn.Module().__dict__, *hooked.RECORDS, SITE)
+    kept_names = (*nn.Module().__dict__, *offload_hooks.RECORDS, SITE)
     kept = {name: own[name] for name in kept_names if name in own and name not in _CONTENT}
     children = {**contents["_modules"], CHILD: site.slots}
     own.clear()

@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterkit.adapter import AdapterModule
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.kernels.weights import base_weight, wide_dtype
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import InjectionPoint, ParameterPoint, TokensPoint, WeightPoint
 
@@ -51,7 +51,7 @@ def base_values(taker: str, point: InjectionPoint, mapped: MappedModel) -> Value
         scale = source.layout.scale
     elif not isinstance(point, ParameterPoint):
         return None
-    with hooked.as_computed(mapped.root(source), source.path):
+    with offload_hooks.as_computed(mapped.root(source), source.path):
         weight, bias = base_weight(mapped.module(source), source)
     if weight is None or not weight.is_floating_point():
         raise IncompatibleTargetError(

@@ -18,17 +18,17 @@ from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
 from adapterkit.handle.building import Built, parameters_of
+from adapterkit.handle.concurrency import take_out
 from adapterkit.handle.exports import export, unexport
 from adapterkit.handle.facts import Facts
-from adapterkit.handle.following import Lookout, check_places
 from adapterkit.handle.freezing import freeze, thaw
-from adapterkit.handle.guards import guard, unguard
+from adapterkit.handle.guarded_methods import guard, unguard
+from adapterkit.handle.locks import Lock
 from adapterkit.handle.places import Place, Places, place_of
-from adapterkit.handle.quiet import take_out
 from adapterkit.handle.refusals import reach_of, refusal
+from adapterkit.handle.replaced_modules import Lookout, check_places
 from adapterkit.handle.stand_ins import Original
-from adapterkit.handle.turns import Turn
-from adapterkit.handle.unreached import Unreached
+from adapterkit.handle.unused_parameters import Unreached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import InjectionPoint, ParameterPoint
 
@@ -102,13 +102,13 @@ class State:
     places: Places = field(default_factory=Places)
     frozen: bool = False
     watches: Sequence[Any] = ()
-    lock: Turn = field(default_factory=Turn, compare=False, repr=False)
+    lock: Lock = field(default_factory=Lock, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, lock=Turn())
+        self.__dict__.update(state, lock=Lock())
 
     @property
     def roots(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from torch import nn
 from adapterkit.backend import Backend, Projection, Reach
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
 from adapterkit.layouts import Repeats
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.layers import call_plainly
@@ -193,7 +193,7 @@ class MappedModel:
         own = (parameter for parameter in module._parameters.values() if parameter is not None)  # the usual case
         for parameter in itertools.chain(own, module.parameters(), root.parameters()):
             if parameter.is_floating_point():
-                return hooked.compute_device(root, point.path, parameter.device), parameter.dtype
+                return offload_hooks.compute_device(root, point.path, parameter.device), parameter.dtype
         return torch.device("cpu"), torch.get_default_dtype()
 
     def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:

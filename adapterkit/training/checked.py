@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
-from adapterkit.training.record import DataRecord
+from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, Setting, Task
 

@@ -11,8 +11,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,41 +26,19 @@ from adapterkit.handle.listing import points
 from adapterkit.handle.training import trained_parameters
 from adapterkit.points import Points
 from adapterkit.training.checked import CheckedTask
-from adapterkit.training.folder import RunFolder
+from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.interrupt import Interrupt
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
 from adapterkit.training.processes import any_process, make_accelerator, mean_over_processes
 from adapterkit.training.progress import Progress, make_progress
 from adapterkit.training.rates import learning_rate
-from adapterkit.training.record import DataRecord, resumed
+from adapterkit.training.result import Result
 from adapterkit.training.run import Run
+from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.snapshots import ADAPTER, Snapshot, writing
 from adapterkit.training.state import Trained, save_modules
 from adapterkit.training.task import Dataset, Setting
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        folder: The run folder.
-        adapter: The adapter's file; None where the run was interrupted.
-        step: Optimizer steps done in all.
-        loss: Mean loss of the last steps (up to 20) of this session; NaN where there was none.
-        figures: What the task measured.
-        exit_code: 129, 130 or 143 where a signal ended the run, else 0.
-        saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
-    """
-
-    folder: Path
-    adapter: Path | None
-    step: int
-    loss: float
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    exit_code: int = 0
-    saved: int | None = None
 
 
 def train(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import is_transformers, made_for
+from adapterkit.training.image_files import cover, open_image
 from adapterkit.training.loading import load_image_processor
-from adapterkit.training.pictures import cover, open_image
 from adapterkit.training.sizes import Size
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig, Section, Seed
-from adapterkit.training.files import Notes, content_key
+from adapterkit.training.data_files import Notes, content_key
+from adapterkit.training.data_record import DataRecord
 from adapterkit.training.order import Draw, derive_seed
-from adapterkit.training.record import DataRecord
 
 __all__ = [
     "DataError",

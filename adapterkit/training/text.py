@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.documents import read_documents, text_files
-from adapterkit.training.files import Notes, content_key, name_of
+from adapterkit.training.data_files import Notes, content_key, name_of
+from adapterkit.training.data_record import DataRecord
 from adapterkit.training.loading import checkpoint_activations, load_causal_lm
 from adapterkit.training.order import Draw
-from adapterkit.training.record import DataRecord
 from adapterkit.training.task import Setting, Task
+from adapterkit.training.text_files import read_documents, text_files
 
 
 class Options(Section):

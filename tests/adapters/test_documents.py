@@ -11,7 +11,7 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit import errors
-from adapterkit.kernels.documents import Documents, by_lengths, by_mask, by_positions
+from adapterkit.kernels.packed_documents import Documents, by_lengths, by_mask, by_positions
 from adapterkit.testing import toys
 from tests.adapters.test_prompt import SMALL, decoder, seq2seq
 from tests.values import randomize

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from adapterkit.cli.main import main
 from adapterkit.training import yaml_values
-from adapterkit.training.folder import read_metrics
+from adapterkit.training.run_folder import read_metrics
 from tests.training import toy_task
 
 

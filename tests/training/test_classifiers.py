@@ -29,11 +29,11 @@ from transformers import (
 from adapterkit.errors import ConfigError, PluginError
 from adapterkit.training import images
 from adapterkit.training.classifiers import heads_of, in_order_of, take_size
+from adapterkit.training.data_record import read_record
 from adapterkit.training.images import ImageClassificationTask
 from adapterkit.training.loading import checkpoint_activations, load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.preprocessing import Pixels
-from adapterkit.training.record import read_record
 from tests.backends.vision_models import vit_config
 from tests.training.test_images import TIMM, make_run
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 import adapterkit as ak
 from adapterkit.errors import ConfigError, StateError, TrainingError
 from adapterkit.testing import toys
-from adapterkit.training.folder import RunFolder, read_metrics
+from adapterkit.training.data_record import DataRecord
 from adapterkit.training.loop import Trainer, train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
-from adapterkit.training.record import DataRecord
+from adapterkit.training.run_folder import RunFolder, read_metrics
 from tests.training.toy_task import EXAMPLES, Sequences, ToyTask, toy_run
 
 EXACT = ("step", "loss", "lr", "grad_norm")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from adapterkit.cli.main import main
-from adapterkit.training.folder import read_metrics
+from adapterkit.training.run_folder import read_metrics
 from tests.backends import vision_models
 
 

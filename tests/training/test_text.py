@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import adapterkit as ak
 from adapterkit.cli.main import main
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.documents import read_documents
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
+from adapterkit.training.text_files import read_documents
 
 WORDS = ["<end>", "<unk>", "the", "cat", "dog", "sat", "ran", "far"]
 

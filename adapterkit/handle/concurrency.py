@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from adapterkit.engine.calls import others_inside
+from adapterkit.engine.running_calls import others_inside
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterkit.errors import DataError
-from adapterkit.training.documents import read_text
-from adapterkit.training.files import Notes, content_key, gather, listed, walk
-from adapterkit.training.pictures import ENDINGS, cover, open_image
+from adapterkit.training.data_files import Notes, content_key, gather, listed, walk
+from adapterkit.training.image_files import ENDINGS, cover, open_image
+from adapterkit.training.text_files import read_text
 
 __all__ = ["Captioned", "captioned_images", "cover", "examine", "image_files", "open_image"]
 

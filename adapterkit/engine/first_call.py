@@ -8,7 +8,7 @@ from torch import nn
 
 from adapterkit.engine.slots import has_meta
 from adapterkit.errors import StateError
-from adapterkit.mapping import hooked
+from adapterkit.mapping import offload_hooks
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
@@ -22,7 +22,7 @@ def place(site: Site, module: nn.Module) -> None:
     """
     _require_values(site, module)
     site.placed = True
-    device = hooked.hook_device(module)
+    device = offload_hooks.hook_device(module)
     if device is not None:
         site.slots.to(device)
 

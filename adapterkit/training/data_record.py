@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from adapterkit.errors import CorruptFileError, DataChangedError
-from adapterkit.training.files import listed
+from adapterkit.training.data_files import listed
 
 _VERSION = 1
 _NONE = "is no record of a run's data; delete it to resume without comparing"

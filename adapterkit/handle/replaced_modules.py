@@ -13,8 +13,8 @@ from adapterkit.backend import SITE
 from adapterkit.engine import attach
 from adapterkit.errors import ReplacedError
 from adapterkit.handle.freezing import hand_over
-from adapterkit.handle.kept import keep_data
 from adapterkit.handle.places import Place, place_of
+from adapterkit.handle.saved_tensors import keep_data
 from adapterkit.handle.stand_ins import OriginalParameter
 from adapterkit.points import InjectionPoint, ParameterPoint, Span
 

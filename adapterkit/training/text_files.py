@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from adapterkit.errors import DataError
-from adapterkit.training.files import Notes, gather, walk
+from adapterkit.training.data_files import Notes, gather, walk
 
 _ENDINGS = (".txt", ".md", ".jsonl")
 _ROWS = frozenset({".json", ".csv", ".tsv"})  # which would be trained on with their brackets and commas

@@ -13,9 +13,9 @@ from PIL import Image
 
 from adapterkit.cli.main import main
 from adapterkit.errors import CorruptFileError, DataChangedError
-from adapterkit.training.files import content_key
+from adapterkit.training.data_files import content_key
+from adapterkit.training.data_record import DataRecord, read_record, resumed, write_record
 from adapterkit.training.loop import train
-from adapterkit.training.record import DataRecord, read_record, resumed, write_record
 from adapterkit.training.task import Setting
 from tests.training.toy_task import Sequences, ToyTask, toy_run
 

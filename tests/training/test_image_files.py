@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from adapterkit.errors import DataError
-from adapterkit.training.files import Notes
-from adapterkit.training.pictures import open_image
+from adapterkit.training.data_files import Notes
+from adapterkit.training.image_files import open_image
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 GREY = np.rint(RAMP * 255).astype("uint8")

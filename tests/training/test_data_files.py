@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from adapterkit.errors import DataError
-from adapterkit.training.data import captioned_images, image_files
-from adapterkit.training.documents import read_documents
-from adapterkit.training.files import Notes, content_key, listed, walk
+from adapterkit.training.data_files import Notes, content_key, listed, walk
+from adapterkit.training.image_folders import captioned_images, image_files
+from adapterkit.training.text_files import read_documents
 
 
 def touch(*paths: Path, content: bytes = b"x") -> None:

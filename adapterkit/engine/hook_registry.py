@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adapterkit.mapping.hooked import DIFFUSERS
+from adapterkit.mapping.offload_hooks import DIFFUSERS
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
 
 
-class Unhooked:
+class NoHooks:
     """What stands in an adapter's modules where diffusers keeps its hooks, and takes none.
 
     A hook runs where its module is called, and an adapter is not called for all that it does. Its site puts it where
@@ -39,7 +39,7 @@ class Unhooked:
 
 def unhook(adapter: nn.Module, site: Site) -> None:
     """Puts it into every module of an adapter."""
-    registry = Unhooked(site)
+    registry = NoHooks(site)
     for module in adapter.modules():
         module.__dict__[DIFFUSERS] = registry
 

@@ -14,7 +14,7 @@ from adapterkit.errors import ConfigError, StateError
 from adapterkit.formats.files import write_atomically
 from adapterkit.training import yaml_values
 from adapterkit.training.config import FREE_ON_RESUME, read_values
-from adapterkit.training.record import DataRecord, read_record, write_record
+from adapterkit.training.data_record import DataRecord, read_record, write_record
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshots, writing
 

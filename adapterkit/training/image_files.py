@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.errors import DataError
-from adapterkit.training.files import Notes
+from adapterkit.training.data_files import Notes
 
 if TYPE_CHECKING:
     from PIL import Image

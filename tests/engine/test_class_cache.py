@@ -14,7 +14,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.engine.attach import adapted_class, is_adapted
-from adapterkit.engine.of_class import made_once
+from adapterkit.engine.class_cache import made_once
 from adapterkit.points import InjectionPoint, Kind
 from adapterkit.testing import toys
 

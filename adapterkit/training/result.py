@@ -1,0 +1,31 @@
+"""What a run came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        folder: The run folder.
+        adapter: The adapter's file; None where the run was interrupted.
+        step: Optimizer steps done in all.
+        loss: Mean loss of the last steps (up to 20) of this session; NaN where there was none.
+        figures: What the task measured.
+        exit_code: 129, 130 or 143 where a signal ended the run, else 0.
+        saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
+    """
+
+    folder: Path
+    adapter: Path | None
+    step: int
+    loss: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    saved: int | None = None
