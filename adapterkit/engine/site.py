@@ -77,7 +77,7 @@ class Site:
         plan = plans.get(selection)
         if plan is None:
             plan = Plan(self, selection)
-            for old in list(plans)[: len(plans) - _KEPT + 1]:
+            for old in list(plans)[: max(0, len(plans) - _KEPT + 1)]:
                 plans.pop(old, None)
             plans[selection] = plan
         return plan
@@ -111,8 +111,8 @@ class Site:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         plan = self.plan
         for side, active in () if plan is None else plan.attention:
+            # Once there is a mask it is kept, so that `causal` is told to the first alone.
             keys, values, mask = extend_all(keys, values, mask, active, side, queries=queries, causal=causal)
-            causal = False
         return keys, values, mask
 
     def attend(

@@ -44,12 +44,12 @@ def dumps(value: Any) -> str:
         StrictJSONError: Something in it is no JSON value.
     """
     try:
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise StrictJSONError(f"not a JSON value: {error}") from None
     except RecursionError:
         raise StrictJSONError(f"nested deeper than {MAX_DEPTH}") from None
-    loads(text)  # keys 1 and "1" collide, integers may be too long: what cannot be read back is not written
+    loads(text)  # NaN, keys 1 and "1", a long integer: what cannot be read back is not written
     return text
 
 

@@ -102,7 +102,7 @@ class State:
     places: Places = field(default_factory=Places)
     frozen: bool = False
     watches: Sequence[Any] = ()
-    lock: Lock = field(default_factory=Lock, compare=False, repr=False)
+    lock: Lock = field(default_factory=Lock)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "lock"}

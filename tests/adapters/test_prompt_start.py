@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.handle.starting import _embedding
+from adapterkit.points import TokensLayout, TokensPoint, WeightLayout, WeightPoint
 from adapterkit.testing import toys
 
 SMALL: dict[str, Any] = {
@@ -23,8 +26,9 @@ IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 
 def decoder(name: str) -> t.PreTrainedModel:
     torch.manual_seed(0)
-    if name == "Gemma2":
-        return t.Gemma2ForCausalLM(t.Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8, pad_token_id=0)).eval()
+    if name.startswith("Gemma2"):  # it multiplies by the root of its width
+        size = {**SMALL, "hidden_size": 4} if name == "Gemma2 by 2" else SMALL
+        return t.Gemma2ForCausalLM(t.Gemma2Config(**size, num_key_value_heads=1, head_dim=8, pad_token_id=0)).eval()
     return t.LlamaForCausalLM(t.LlamaConfig(**SMALL, num_key_value_heads=1)).eval()
 
 
@@ -35,7 +39,7 @@ def prompt(adapters: ak.Adapters, **options: Any) -> Tensor:
     return module.prompt.detach()  # type: ignore[union-attr,operator,return-value]
 
 
-@pytest.mark.parametrize("name", ["Llama", "Gemma2"])
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Gemma2 by 2"])
 def test_it_starts_as_the_words_themselves(name: str) -> None:
     model = decoder(name)
     adapters = ak.Adapters(model)
@@ -53,7 +57,7 @@ def test_any_words_by_the_seed() -> None:
     adapters = ak.Adapters(model)
     rows = prompt(adapters, length=4)
     table = model.get_input_embeddings().weight
-    found = [int((table == row).all(1).nonzero()) for row in rows]
+    found = [int((table == row).all(1).nonzero()) for row in rows]  # type: ignore
     assert len(set(found)) > 1
     adapters.remove("p")
     assert torch.equal(prompt(adapters, length=4), rows)
@@ -135,3 +139,21 @@ def test_wrong_values(options: dict[str, Any], message: str) -> None:
     toys.register()
     with pytest.raises(errors.ConfigError, match=message):
         ak.Prompt(**options)
+
+
+def test_of_several_tables_the_nearest_is_taken() -> None:
+    def table(path: str, features: int = 16) -> WeightPoint:
+        return WeightPoint("embed.tokens", path, "", 11, features, WeightLayout("embedding"))
+
+    others = [
+        table("model.encoder.embed", 8),
+        WeightPoint("head", "model.encoder.head", "", 16, 16, WeightLayout("linear")),
+    ]
+    mapped: Any = SimpleNamespace(points=lambda: [*tables, *others], label="a model")
+    tables = [table("model.encoder.embed"), table("model.decoder.embed"), table("embed")]
+    for path, expected in (("model.encoder.norm", 0), ("model.decoder", 1), ("model.decoder.blocks.0", 1)):
+        point = TokensPoint("tokens", path, "", 16, 16, TokensLayout())
+        assert _embedding("Prompt", point, mapped) is tables[expected]
+        tables.reverse()
+        assert _embedding("Prompt", point, mapped) is tables[2 - expected]
+        tables.reverse()

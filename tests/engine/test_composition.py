@@ -152,6 +152,15 @@ def test_split_gives_every_span_its_own(model: toys.ToyModel, positionwise: ak.A
         assert close(split[:, span], run(model, positionwise, choice)[:, span])
 
 
+def test_a_span_without_a_token_overlaps_nothing(model: toys.ToyModel, adapters: ak.Adapters) -> None:
+    adapters.add("c", ak.LoRA(rank=1, targets="mlp.up"))
+    randomize(adapters, "c")
+    alone = run(model, adapters, ak.Split({"b": (0, 4)}))
+    assert close(run(model, adapters, ak.Split({"b": (0, 4), "c": (2, -3)})), alone)
+    with pytest.raises(errors.RoutingError, match="overlap in a sequence of 5 tokens"):
+        run(model, adapters, ak.Split({"b": (0, 4), "c": (2, -2)}))
+
+
 def test_split_refuses_what_has_no_tokens(model: toys.ToyModel, adapters: ak.Adapters) -> None:
     adapters.add("conv", ak.LoRA(rank=1, targets="conv"))
     for name in ("kv", "conv"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.kernels.gates import Gates
 from adapterkit.testing import toys
 from tests.values import randomize
 
@@ -84,7 +85,7 @@ def test_what_cannot_be_weighted_so_is_refused(model: toys.ToyModel, adapters: a
         ({"conv": tokens}, "there is no axis of tokens at conv@toy.0"),
         ({"head": rows}, "it acts or does not at head@toy"),
     ):
-        with pytest.raises(errors.RoutingError, match=message), adapters.activated(choice):
+        with pytest.raises(errors.RoutingError, match=message), adapters.activated(choice):  # type: ignore
             pass
     for wrong in (torch.ones(2, 2, 2), torch.ones(3).long(), torch.tensor(1.0)):
         with pytest.raises(errors.ConfigError, match=r"must be a floating-point tensor \[rows\]"):
@@ -97,6 +98,8 @@ def test_what_cannot_be_weighted_so_is_refused(model: toys.ToyModel, adapters: a
         model(X)
     with adapters.activated({"a": rows}), pytest.raises(errors.StateError, match="samples are routed here"):
         adapters.merge()
+    with pytest.raises(errors.RoutingError, match="one for each row and token"):  # windows, heads
+        Gates(tokens).scaled(torch.ones(*X.shape, 2, 3))
     adapters.activate({"a": {"*": rows}})
     with pytest.raises(errors.StateError, match="samples are routed here"):
         adapters.merge()

@@ -194,6 +194,36 @@ def test_equals_the_dense_update(model: ReadModel, targets: str) -> None:
     assert torch.equal(model(x()), base)
 
 
+class Rescaled(ak.AdapterModule):
+    """An equivalent weight and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.factor, bias
+
+
+@dataclass(frozen=True)
+class Rescale(ak.AdapterConfig):
+    kinds: ClassVar = frozenset({"weight"})
+    targets: str = "moe.down"
+
+    def build(self, point: InjectionPoint) -> ak.AdapterModule:
+        return Rescaled()
+
+
+def test_what_has_a_weight_alone_acts_in_a_batched_product() -> None:
+    register()
+    model = ReadModel(Batched()).double().eval()
+    adapters = ak.Adapters(model)
+    adapters.add("a", Rescale())
+    y = model(x())
+    with adapters.merged():
+        assert torch.allclose(model(x()), y, rtol=1e-10, atol=1e-10)
+
+
 def test_every_used_parameter_gets_its_gradient(model: ReadModel) -> None:
     adapters = ak.Adapters(model)
     adapters.add("a", ak.LoRA(rank=2, targets="*"))

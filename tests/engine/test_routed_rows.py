@@ -15,6 +15,7 @@ from adapterkit.engine.bases import Computed, PartBase, WholeBase
 from adapterkit.engine.context import no_side
 from adapterkit.engine.routed import Routed
 from adapterkit.kernels.rows import Routes
+from adapterkit.kernels.sums import effect
 from adapterkit.points import Span, WeightLayout, WeightPoint
 from adapterkit.testing import toys
 from tests.values import randomize
@@ -74,7 +75,9 @@ def test_every_way_of_acting_equals_each_row_alone(kind: Any, by_rows: bool) -> 
         alone = x[row : row + 1]
         expected = parts[place](alone, whole_base(layer, alone)) if place in parts else layer(alone)
         torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(routed.effect(x, layer(x), base), found - layer(x), rtol=1e-10, atol=1e-10)
+    added = routed.effect(x, layer(x), base)
+    torch.testing.assert_close(added, found - layer(x), rtol=1e-10, atol=1e-10)
+    assert torch.equal(effect(routed, x, layer(x), base), added)  # not by way of the sum, which rounds
 
 
 def test_an_adapter_is_given_its_own_rows_alone() -> None:

@@ -131,6 +131,10 @@ def test_what_cannot_be_routed_is_an_error(model: toys.ToyModel, adapters: ak.Ad
             adapters.routed(routes).__enter__()  # type: ignore[arg-type]
     with pytest.raises(errors.UnknownNameError, match="Did you mean 'lora'"):
         adapters.routed(["loar", None]).__enter__()
+    adapters.add("head", ak.Trainable("head", outputs=3))
+    with pytest.raises(errors.RoutingError, match="head@toy it replaces the base, which other rows would need"):
+        adapters.routed(["head", None]).__enter__()
+    adapters.remove("head")
     with adapters.routed(["lora", None]), pytest.raises(errors.StateError, match="routed"):
         adapters.merge()
     adapters.merge("lora")

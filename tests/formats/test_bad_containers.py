@@ -103,10 +103,13 @@ CONTAINERS: list[tuple[str, type[CheckpointError], str, Callable[[bytes], bytes]
         lambda d: _raw({"a": forge.entry(0, 4, [1 << 62, 4, 1 << 62])}, bytes(4)),
     ),
     ("row11_shape_negative", CorruptFileError, "'a'", lambda d: _raw({"a": forge.entry(0, 4, [-1, -1])}, bytes(4))),
+    ("row11_shape_is_text", CorruptFileError, "'a'", lambda d: _raw({"a": {**_FULL, "shape": "11"}}, bytes(4))),
+    ("row11_shape_2^63", CorruptFileError, "its shape is", lambda d: _raw({"a": forge.entry(0, 0, [1 << 63, 0])})),
     ("row11_shape_bool", CorruptFileError, "'a'", lambda d: _raw({"a": forge.entry(0, 4, [True])}, bytes(4))),
     ("row11_shape_1000d", CorruptFileError, "'a'", lambda d: _raw({"a": forge.entry(0, 4, [1] * 1000)}, bytes(4))),
     ("row11_entry_is_list", CorruptFileError, "'a'", lambda d: _raw({"a": [0, 4]}, bytes(4))),
     ("row11_entry_with_more", CorruptFileError, "'a'", lambda d: _raw({"a": {**_FULL, "url": "x"}}, bytes(4))),
+    ("row11_long_name", CorruptFileError, "n" * 200 + "...", lambda d: _raw({"n" * 201: [0, 4]}, bytes(4))),
     ("row11_dtype", UnsupportedFileError, "'a'", lambda d: _raw({"a": forge.entry(0, 4, dtype="F31")}, bytes(4))),
     ("row11_dtype_is_list", UnsupportedFileError, "'a'", lambda d: _raw({"a": {**_FULL, "dtype": []}}, bytes(4))),
     ("metadata_of_numbers", CorruptFileError, "__metadata__", lambda d: _raw({"__metadata__": {"a": 1}})),
@@ -182,8 +185,10 @@ def test_row12_strange_key_names(file: Path, refused: Refusal, key: str) -> None
         (CorruptFileError, "cut short", b""),
         (CorruptFileError, "no safetensors", b"hello, this is text " * 9),
         (UnsupportedFileError, "format", _raw({"a": _FULL}, bytes(4))),
+        (UnsupportedFileError, "is a JSON file", b'  {"a": 1} ' * 9),
+        (CorruptFileError, "no safetensors", b"{" + bytes(7) + b"x" * 200),  # a length, that of 123 bytes
     ],
-    ids=["pickle", "empty", "text", "foreign"],
+    ids=["pickle", "empty", "text", "foreign", "json", "length"],
 )
 def test_an_unrecognised_file_says_what_it_is(
     file: Path, refused: Refusal, expected: type[CheckpointError], words: str, data: bytes

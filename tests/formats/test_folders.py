@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable
@@ -43,9 +44,11 @@ def test_the_system_exchanges_names_here(tmp_path: Path) -> None:
     one.mkdir()
     other.mkdir()
     (one / "a").touch()
-    if not files._exchange(one, other):
+    system = getattr(ctypes.CDLL(None), "renameat2", None)
+    if system is None or system(-100, os.fsencode(one), -100, os.fsencode(other), 2) != 0:
         pytest.skip("this system or file system has no exchange of names")
-    assert list(other.iterdir()) == [other / "a"]
+    assert files._exchange(one, other)
+    assert list(one.iterdir()) == [one / "a"]
     assert not files._exchange(one, tmp_path / "absent")
 
 
@@ -66,6 +69,18 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(
             write_folder(path, {"a": [b"new"], "b": [b"new"]})
     assert contents(path) == {"a": b"old", "b": b"old"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_folder_that_cannot_be_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "adapter", {"a": [b"old"]})
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", fail)
+        write_folder(tmp_path / "adapter", {"a": [b"new"]})
+    assert contents(tmp_path / "adapter") == {"a": b"new"}
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:

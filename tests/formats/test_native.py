@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 import adapterkit as ak
-from adapterkit.checkpoint import Checkpoint
+from adapterkit.checkpoint import Checkpoint, ReadOptions
 from adapterkit.errors import (
     CheckpointError,
     CorruptFileError,
@@ -27,8 +27,11 @@ from adapterkit.errors import (
     UnexpectedKeysError,
     UnsupportedFileError,
 )
+from adapterkit.formats.native import NativeFormat
+from adapterkit.formats.native_header import KEY_LIMIT
+from adapterkit.formats.source import Source
 from tests.formats import forge, reading
-from tests.formats.reading import read, recognised
+from tests.formats.reading import NONE, read, recognised
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
@@ -71,8 +74,12 @@ def test_everything_comes_back_bit_for_bit(file: Path) -> None:
     assert_equal(read(file), checkpoint())
 
 
+def test_whoever_loads_need_not_look_at_the_values_again(file: Path) -> None:
+    assert NativeFormat().read(Source.of(file), NONE, ReadOptions())[1].finite
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3), (2, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 5), (2, 3, 1, 1)], ids=str)
 def test_every_weight_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape, dtype=torch.float64).to(dtype)
     path = write(tmp_path / "x", tensors={"p@m": {"w": tensor}})
@@ -288,6 +295,9 @@ class TestHeader:
         assert recognised(file)
         with pytest.raises(UnsupportedFileError, match=r"file version 4, written by adapterkit 9\.9.*pip install -U"):
             read(file)
+        forge.header(file, lambda h: h.update(adapterkit="9" * 60))
+        with pytest.raises(UnsupportedFileError, match=r"written by adapterkit 9{40};"):
+            read(file)
 
 
 class TestWrite:
@@ -307,6 +317,13 @@ class TestWrite:
     def test_an_impossible_point(self, tmp_path: Path, point: str) -> None:
         with pytest.raises(InvalidHeaderError, match="key"):
             write(tmp_path / "x", tensors={point: {"A": torch.ones(1)}})
+
+    def test_the_longest_point(self, tmp_path: Path) -> None:
+        longest = "x" * (KEY_LIMIT - len("/A"))
+        path = write(tmp_path / "x", tensors={longest: {"A": torch.ones(1)}})
+        assert list(read(path).tensors) == [longest]
+        with pytest.raises(InvalidHeaderError, match="key"):
+            write(tmp_path / "x", tensors={longest + "x": {"A": torch.ones(1)}})
 
     @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16], ids=str)
     def test_a_dtype_that_holds_no_weights(self, tmp_path: Path, dtype: torch.dtype) -> None:

@@ -52,9 +52,23 @@ def test_code_is_never_run(tmp_path: Path, zipped: bool) -> None:
 
 
 def test_a_tensor_that_says_that_it_is_larger_than_its_memory(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "x.bin")
-    with pytest.raises(CorruptFileError, match="more than the file"):
-        assert Source.of(tmp_path / "x.bin", allow_pickle=True).entries
+    for size in (500, 1 << 40):  # of 4 bytes each; the file has about 1200
+        torch.save({"a": torch.zeros(1).expand(size)}, tmp_path / "x.bin")
+        with pytest.raises(CorruptFileError, match="more than the file"):
+            assert Source.of(tmp_path / "x.bin", allow_pickle=True).entries
+
+
+def test_the_permitted_depth(tmp_path: Path) -> None:
+    value: Any = torch.ones(1)
+    for depth in range(1, 10):
+        value = {"a": value}
+        torch.save(value, tmp_path / "x.bin")
+        source = Source.of(tmp_path / "x.bin", allow_pickle=True)
+        if depth == 9:
+            with pytest.raises(UnsupportedFileError, match="nested deeper than 8"):
+                assert source.entries
+        else:
+            assert list(source.entries) == [".".join("a" * depth)]
 
 
 def test_an_archive_that_unpacks_to_more(tmp_path: Path) -> None:
@@ -65,6 +79,18 @@ def test_an_archive_that_unpacks_to_more(tmp_path: Path) -> None:
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(UnsupportedFileError, match="unpacks to"):
         assert Source.of(packed, allow_pickle=True).entries
+
+
+def test_of_what_torch_says_the_first_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("x" * 300 + "\nmore")
+
+    torch.save(TENSORS, tmp_path / "x.bin")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UnsupportedFileError) as caught:
+        assert Source.of(tmp_path / "x.bin", allow_pickle=True).entries
+    assert f"damaged: {'x' * 200}" in str(caught.value)
+    assert "x" * 201 not in str(caught.value)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from typing import Any
 
 import pytest
@@ -63,11 +64,12 @@ def test_refusals_say_why(text: str | bytes, words: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_the_permitted_depth() -> None:
+def test_the_permitted_depth_and_length() -> None:
     assert strict_json.loads("[" * 32 + "]" * 32)
+    assert strict_json.loads("9" * 32) == 10**32 - 1
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"x", object(), float("nan"), {1: 2, "1": 3}, {(1, 2): 3}, 10**40])
+@pytest.mark.parametrize("value", [{1, 2}, b"x", object(), math.nan, [-math.inf], {1: 2, "1": 3}, {(1, 2): 3}, 10**40])
 def test_what_is_no_json_is_not_written(value: object) -> None:
     with pytest.raises(StrictJSONError):
         strict_json.dumps(value)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.backend import Backend
+from adapterkit.handle.stand_ins import replace_layer
 from adapterkit.mapping.family import Experts, Group, resolve
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import toys
@@ -149,7 +150,7 @@ def test_a_replaced_forward_alone_is_no_offloading() -> None:
 def test_what_has_no_weight_is_not_merged() -> None:
     """An adapter that could not be merged is no obstacle where it has weight 0."""
     toys.register()
-    model = toys.ToyModel()
+    model: Any = toys.ToyModel()
     adapters = ak.Adapters(model)
     adapters.add("both", ak.Union(parts=(ak.LoRA(rank=2, targets="mlp.up"), ak.Bottleneck(width=2))))
     with pytest.raises(errors.NotMergeableError, match="not on a weight"):
@@ -161,3 +162,15 @@ def test_what_has_no_weight_is_not_merged() -> None:
     assert after[0] is not before[0]
     assert after[1] is before[1]
     assert model.blocks[1].up._parameters["weight"] is not None
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_layer_comes_back_to_where_the_model_is_by_then(device: str) -> None:
+    model = nn.Linear(4, 4)
+    ak.Adapters(model).add("a", ak.LoRA(rank=2, targets="*"))
+    before = model.weight
+    original = replace_layer(model, "", nn.Linear(4, 4).to(device))
+    assert model.weight is not before
+    original.restore()
+    assert model.weight.device.type == device
+    assert device == "meta" or model.weight is before

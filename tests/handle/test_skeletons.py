@@ -167,6 +167,7 @@ class Kept(ak.AdapterConfig):
     targets: str = "mlp.up"
     odd: bool = False
     lacks: bool = False
+    norm: bool = True
 
     def build(self, point: InjectionPoint) -> ak.AdapterModule:
         return KeptModule(self)
@@ -179,7 +180,7 @@ class KeptModule(ak.AdditiveModule):
     def __init__(self, config: Kept) -> None:
         super().__init__()
         self.inner = (Odd if config.odd else nn.Linear)(2, 2)
-        self.norm = nn.BatchNorm1d(2)
+        self.norm = nn.BatchNorm1d(2) if config.norm else None
         self.inner.bias.requires_grad_(False)
         if config.lacks:
             self.register_buffer("steps", torch.arange(3.0), persistent=False)
@@ -188,7 +189,15 @@ class KeptModule(ak.AdditiveModule):
         return 0 * x.sum() + 0 * self.inner.weight.sum()
 
 
-@pytest.mark.parametrize("config", [Kept(), Kept(odd=True), Kept(lacks=True)], ids=["plain", "odd", "lacks"])
+CONFIGS = {
+    "plain": Kept(),
+    "odd": Kept(odd=True),
+    "lacks": Kept(lacks=True),
+    "lacks all": Kept(lacks=True, norm=False),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_buffers_children_and_own_ways_of_loading(adapters: ak.Adapters, config: Kept) -> None:
     from adapterkit.handle.fitting import Target
     from adapterkit.handle.loading import _load_one
@@ -201,7 +210,7 @@ def test_buffers_children_and_own_ways_of_loading(adapters: ak.Adapters, config:
         state = module.state_dict()
         expected = {k: t + 1 if config.odd and k == "inner.weight" else t for k, t in tensors.items()}
         assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
-        assert state["norm.num_batches_tracked"].dtype == torch.int64
+        assert not config.norm or state["norm.num_batches_tracked"].dtype == torch.int64
         if config.lacks:
             assert module.steps.tolist() == [0, 1, 2]
     assert len({module.inner.weight.data_ptr() for module in loaded}) == len(loaded)

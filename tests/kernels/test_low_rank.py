@@ -29,14 +29,14 @@ LAYERS: Mapping[str, tuple[nn.Module, WeightLayout, Tensor]] = {
 class Thin(ak.AdditiveModule):
     """Writes nothing but `factors`."""
 
-    def __init__(self, layout: WeightLayout, shape: tuple[int, ...]) -> None:
+    def __init__(self, layout: WeightLayout, shape: tuple[int, ...], scale: float = 1.0) -> None:
         super().__init__()
         out, *rest = shape
-        self.layout = layout
+        self.layout, self.scale = layout, scale
         self.A, self.B = nn.Parameter(torch.randn(3, *rest)), nn.Parameter(torch.randn(out, 3))
 
     def factors(self) -> ak.Factors:
-        return ak.Factors(self.A, self.B, self.layout, 0.7)
+        return ak.Factors(self.A, self.B, self.layout, self.scale)
 
 
 class Bent(Thin):
@@ -44,15 +44,16 @@ class Bent(Thin):
         return super().delta(x) * 2
 
 
+@pytest.mark.parametrize("scale", [0.7, 1.0, 2.0])
 @pytest.mark.parametrize("form", LAYERS)
-def test_factors_alone_are_a_type(form: str) -> None:
+def test_factors_alone_are_a_type(form: str, scale: float) -> None:
     layer, layout, x = LAYERS[form]
     layer = layer.double()
     x = x.double() if x.is_floating_point() else x
     weight = canonical(layer.weight.detach(), layout)  # type: ignore[arg-type]
-    module = Thin(layout, tuple(weight.shape)).double()
+    module = Thin(layout, tuple(weight.shape), scale).double()
     base = layer(x) * layout.scale
-    dense = 0.7 * torch.einsum("or,r...->o...", module.B, module.A)
+    dense = scale * torch.einsum("or,r...->o...", module.B, module.A)
     torch.testing.assert_close(module.delta_weight(), dense)
     bias = getattr(layer, "bias", None)
     merged, same = module.merged(weight, bias)
