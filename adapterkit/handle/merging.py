@@ -187,7 +187,7 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         parts[point.id] = (point, active)
     if problems:
         more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
-        raise NotMergeableError(f"{problems[0]}{more}; or keep it active instead of merging it")
+        raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
     return targets.values()
 
 

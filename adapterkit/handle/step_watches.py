@@ -1,7 +1,7 @@
 """What training does without, in a loop that is not ours: a warning, once.
 
-Nothing in such a loop is ours but the parameters of adapters. That an optimizer has changed one since the last backward
-is how a step is noticed; the look costs a backward nothing.
+Nothing in such a loop is ours but the parameters of adapters. That one has changed since the last backward, or was in a
+step of torch's optimizers, is how a step is noticed; the look costs a backward nothing.
 """
 
 from __future__ import annotations
@@ -29,22 +29,26 @@ class _Watch:
     """Counts the steps, in each of which something is as it should not be."""
 
     def __init__(self, parameter: nn.Parameter | None) -> None:
+        self._parameter = parameter
         self._version: int | None = None
+        self._stepped = False
         self._steps = 0
         self._hook: RemovableHandle | None = None
+        self._after: RemovableHandle | None = None
         if parameter is not None:
             self._hook = parameter.register_post_accumulate_grad_hook(self)
+            self._after = register_optimizer_step_post_hook(_After(self))
+            weakref.finalize(self, self._after.remove)
 
     def __call__(self, parameter: Tensor) -> None:
         """After a backward."""
-        if self._version not in (None, parameter._version):
+        if self._version is not None and (self._stepped or self._version != parameter._version):
             self._steps += 1
-        self._version = parameter._version
+        self._version, self._stepped = parameter._version, False
         if self._as_it_should_be():
             self.stop()
         elif self._is_certain():
-            self.stop()
-            warnings.warn(self._told(), stacklevel=2)
+            self._warn()
 
     def _as_it_should_be(self) -> bool:
         return False
@@ -55,14 +59,26 @@ class _Watch:
     def _told(self) -> str:
         raise NotImplementedError
 
+    def _warn(self) -> None:
+        self.stop()
+        warnings.warn(self._told(), stacklevel=3)
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a step of any of torch's optimizers: one that is fused leaves the versions of what it changes."""
+        self._stepped = self._stepped or self._is_of(optimizer)
+
+    def _is_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        return any(parameter is self._parameter for group in optimizer.param_groups for parameter in group["params"])
+
     def stop(self) -> None:
         """Counts no more."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in (self._hook, self._after):
+            if hook is not None:
+                hook.remove()
+        self._hook = self._after = None
 
     def __getstate__(self) -> dict[str, Any]:  # a copied parameter has no hooks
-        return {**self.__dict__, "_hook": None}
+        return {**self.__dict__, "_hook": None, "_after": None}
 
 
 class Untold(_Watch):
@@ -74,14 +90,17 @@ class Untold(_Watch):
     """
 
     def __init__(self, name: str, part: Built) -> None:
-        self._own = _first_trained(part.modules.values())
-        super().__init__(self._own)
+        super().__init__(_first_trained(part.modules.values()))
         self._name, self._part = name, part
-        self._after: RemovableHandle | None = None
+        self._warned = False
+
+    def _warn(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._warned = True
+        warnings.warn(self._told(), stacklevel=3)
 
     def _told(self) -> str:
-        self._after = register_optimizer_step_post_hook(_After(self))
-        weakref.finalize(self, self._after.remove)
         return (
             f"{self._name!r} ({type(self._part.config).__name__}) adapts itself after each optimizer step, and was not "
             f"told of the first {_STEPS}. From here on it is, but not of how many there will be. Call "
@@ -91,25 +110,18 @@ class Untold(_Watch):
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer) -> None:
-        """After a step of any optimizer."""
-        if any(parameter is self._own for group in optimizer.param_groups for parameter in group["params"]):
+        """From the warning on it is told."""
+        if not self._warned:
+            super().after(optimizer)
+        elif self._is_of(optimizer):
             self._steps += 1
             self._part.config.after_step(self._part.modules, self._steps, None)
-
-    def stop(self) -> None:
-        super().stop()
-        if self._after is not None:
-            self._after.remove()
-            self._after = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_after": None}
 
 
 class _After:
     """A hook of all optimizers, which keeps no model alive."""
 
-    def __init__(self, watch: Untold) -> None:
+    def __init__(self, watch: _Watch) -> None:
         self._watch = weakref.ref(watch)
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -95,6 +95,12 @@ class AdapterTraining(_Trainer):
         kwargs: For the Trainer behind it.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order[: order.index(AdapterTraining)]:
+            raise TypeError(f"{cls.__name__} names a Trainer before AdapterTraining, which then does nothing")
+
     def __init__(self, *args: Any, adapters: Adapters | None = None, **kwargs: Any) -> None:
         self._on = _Handle(adapters)
         model = kwargs.get("model", args[0] if args else None)
@@ -138,8 +144,16 @@ class AdapterTraining(_Trainer):
         return {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The Trainer's loss; in training with the penalties of the adapters that train."""
+        """The Trainer's loss; in training with the penalties of the adapters that train.
+
+        Raises:
+            StateError: No adapter that trains has a part in it.
+        """
         result: Any = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        loss = result[0] if return_outputs else result
+        if model.training and torch.is_grad_enabled() and not loss.requires_grad:
+            names = ", ".join(map(repr, self.adapters.trained))
+            raise StateError(f"no adapter that trains ({names}) has a part in the loss; activate() it, or unmerge()")
         penalty = self.adapters.penalty() if model.training else 0.0
         if not isinstance(penalty, Tensor):
             return result

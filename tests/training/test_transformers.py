@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -320,3 +321,17 @@ def test_what_cannot_train_is_refused_before_the_first_step(tmp_path: Path) -> N
     model.is_quantized = True  # as far as the Trainer knows: the base cannot train, and need not
     AdapterTrainer(model=model, args=arguments(tmp_path), train_dataset=TEXTS)
     assert "_hf_peft_config_loaded" not in vars(model)
+
+
+@pytest.mark.parametrize("spoil", [lambda a: a.activate(None), lambda a: a.merge()], ids=["acts not", "merged"])
+def test_what_has_no_part_in_the_loss_is_told(tmp_path: Path, spoil: Callable[[ak.Adapters], None]) -> None:
+    model, adapters = language(ak.LoRA(rank=2))
+    spoil(adapters)
+    with pytest.raises(errors.StateError, match=r"\('x'\) has a part in the loss"):
+        AdapterTrainer(model=model, args=arguments(tmp_path), train_dataset=TEXTS).train()
+
+
+def test_a_trainer_that_would_hide_it_is_refused() -> None:
+    with pytest.raises(TypeError, match="Hidden names a Trainer before AdapterTraining"):
+        type("Hidden", (Trainer, AdapterTraining), {})
+    assert issubclass(type("Mine", (AdapterTraining, Trainer), {}), Trainer)
