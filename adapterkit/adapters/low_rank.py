@@ -55,7 +55,7 @@ class LowRank(AdapterModule):
         out, *rest = point.shape
         self.layout, self.scale, self.init = point.layout, scale, init
         self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else None  # no Identity: a load makes what is there at each point
         self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
         self._drops = bool(dropout or rank_dropout or module_dropout)
         self._update = low_rank.update_of(self.layout)
@@ -200,15 +200,18 @@ class LowRank(AdapterModule):
         """What is added where training drops a part of it."""
         product, layout = self.product(), self.layout
         if layout.form == "embedding":
-            h = self.dropout(low_rank.reduced(x, product.A, layout))
+            h = self._thinned(low_rank.reduced(x, product.A, layout))
         else:
-            h = low_rank.reduced(self.dropout(x), product.A, layout)
+            h = low_rank.reduced(self._thinned(x), product.A, layout)
         if self.rank_dropout:
             h = h * self._kept_ranks(h)
         y = low_rank.expanded(h, product.B, layout, product.scale)
         if self.module_dropout:
             y = y * (torch.rand((), device=y.device) >= self.module_dropout)
         return y
+
+    def _thinned(self, x: Tensor) -> Tensor:
+        return x if self.dropout is None else self.dropout(x)
 
     def _kept_ranks(self, h: Tensor) -> Tensor:
         """A mask for each sample and rank, in the dtype of h [batch, ..., ranks] (or [batch, ranks, ...])."""

@@ -30,14 +30,16 @@ class Places:
 
     def put(self, point: InjectionPoint, root: nn.Module, module: nn.Module) -> None:
         """Keeps in mind that a point's module is in a model, and how large the whole weight is."""
-        place = place_of(point)
+        place, known = place_of(point), len(self._shapes)
+        before = self._modules.get(place)
         self._modules[place] = (root, module)
         if isinstance(point, ParameterPoint) and point.layout.index is None:
             name = point.layout.parameter
             parameter = module._parameters.get(name)
             if parameter is not None and parameter.is_floating_point():
                 self._shapes.setdefault((place, name), tuple(parameter.shape))
-        self._steps = None
+        if before is None or before[1] is not module or before[0] is not root or len(self._shapes) > known:
+            self._steps = None
 
     def take(self, other: Places) -> None:
         """Keeps in mind what another one does."""
@@ -58,6 +60,8 @@ class Places:
     def keep(self, places: Iterable[Place]) -> None:
         """Forgets all others."""
         kept = set(places)
+        if kept >= self._modules.keys():
+            return
         self._modules = {place: both for place, both in self._modules.items() if place in kept}
         self._shapes = {key: shape for key, shape in self._shapes.items() if key[0] in kept}
         self._steps = None
