@@ -15,11 +15,11 @@ from torch import Tensor
 
 from adapterkit.errors import ConfigError, UnsupportedModelError
 from adapterkit.training.config import Section, Seed
+from adapterkit.training.data import Captioned, captioned_images, cover, examine, open_image
 from adapterkit.training.data_files import Notes, content_key, gather, listed, name_of
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.denoising import BATCH, Conditioning, encode, latents_of, target_of, text_parts
 from adapterkit.training.grid import write_grid
-from adapterkit.training.image_folders import Captioned, captioned_images, cover, examine, open_image
 from adapterkit.training.loading import checkpoint_activations, dtype_of, load_pipeline
 from adapterkit.training.order import Draw
 from adapterkit.training.sizes import Resolution, size_of

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
+from adapterkit.training.data import examine, image_files
 from adapterkit.training.data_files import Notes, gather, is_hidden, listed, name_of
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.image_folders import examine, image_files
 from adapterkit.training.loading import checkpoint_activations, label_names, load_image_classifier
 from adapterkit.training.order import Draw, derive_seed
 from adapterkit.training.parts import inference

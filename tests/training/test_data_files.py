@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from adapterkit.errors import DataError
+from adapterkit.training.data import captioned_images, image_files
 from adapterkit.training.data_files import Notes, content_key, listed, walk
-from adapterkit.training.image_folders import captioned_images, image_files
 from adapterkit.training.text_files import read_documents
 
 

@@ -14,7 +14,7 @@ from transformers import ViTForImageClassification
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of
-from adapterkit.training.image_folders import DataError
+from adapterkit.training.data import DataError
 from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.preprocessing import pixels_of

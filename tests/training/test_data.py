@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from adapterkit.errors import DataError
+from adapterkit.training.data import captioned_images, cover, open_image
 from adapterkit.training.data_files import gather
 from adapterkit.training.grid import write_grid
-from adapterkit.training.image_folders import captioned_images, cover, open_image
 
 
 def image(path: Path, size: tuple[int, int] = (8, 8), colour: str = "red") -> Path:
