@@ -229,3 +229,20 @@ def test_both_follow_a_head_that_has_grown() -> None:
         handle.detach()
     assert type(part.head) is nn.Linear
     assert not any("adapterkit" in key for key in part.state_dict())
+
+
+def test_a_part_that_is_exchanged_is_followed_where_nothing_acts_in_it() -> None:
+    pipe = Pipeline(unet=toy(), text=toy())
+    adapters = ak.Adapters(pipe)
+    adapters.add("text", ak.LoRA(rank=2, targets="mlp.*@component=text"))
+    pipe.unet = other = toy()
+    adapters.add("both", ak.LoRA(rank=2, targets="attn.q"))
+    randomize(adapters, "both", 1)
+    y, before = other(toys.ids()), toys.ToyModel(layers=1).double()
+    before.load_state_dict({key: value for key, value in other.state_dict().items() if "adapterkit" not in key})
+    assert not torch.allclose(y, before.eval()(toys.ids()))
+    pipe.unet = toy()
+    with pytest.raises(errors.ReplacedError, match="unet"):
+        adapters.activate("both")
+    adapters.remove("both")
+    adapters.activate("text")
