@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
@@ -78,15 +77,15 @@ def _int(text: str) -> int:
     return int(text)
 
 
+_NESTS = frozenset((dict, list))
+
+
 def _check_depth(value: Any, most: int) -> None:
-    level = _nested([value])
+    level = [value] if type(value) in _NESTS else []
     for _ in range(most):
         if not level:
             return
-        level = _nested(item for outer in level for item in (outer.values() if type(outer) is dict else outer))
+        inside = [outer.values() if type(outer) is dict else outer for outer in level]
+        level = [item for items in inside for item in items if type(item) in _NESTS]
     if level:
         raise StrictJSONError(f"nested deeper than {MAX_DEPTH}")
-
-
-def _nested(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if type(value) is dict or type(value) is list]

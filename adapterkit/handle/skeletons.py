@@ -94,7 +94,7 @@ class Skeletons:
                 return skeleton.module, skeleton  # type: ignore[return-value]
             self._made[key] = skeleton
         module: Any = skeleton.twin()
-        module.at = point.id
+        module.__dict__["at"] = point.id  # an attribute like any other; torch's way to set one takes 2 us
         return module, skeleton
 
 

@@ -315,7 +315,7 @@ def states_at(root: nn.Module) -> Sequence[State]:
 
 def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
     """Of modules as they were built: point id -> names of the parameters that do not require grad, where there are."""
-    if all(parameter.requires_grad for parameter in parameters_of(modules.values())):  # as almost always
+    if False not in {parameter.requires_grad for parameter in parameters_of(modules.values())}:  # as almost always
         return {}
     holding = {key: one for key, one in modules.items() if not all(p.requires_grad for p in parameters_of([one]))}
     return {

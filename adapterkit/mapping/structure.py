@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from adapterkit.backend import CHILD, SITE
 
-_SIZES = (int, tuple, str)
+_SIZES = frozenset((int, tuple, str))
 """Types of the attributes that say what a layer computes: widths, heads, strides, modes."""
 
 
