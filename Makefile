@@ -1,7 +1,7 @@
 # Targets: demo, test, test-slow, bench, lint, types, clean, venv.
 #
 #   PYTHON=python3.12       the interpreter; by default the first one of 3.11, 3.12, 3.10 and python3 that works
-#   TORCH_INDEX=<url>       a package index with other builds of torch, such as https://download.pytorch.org/whl/cpu
+#   TORCH_INDEX=<url>       a package index with CPU builds of torch; PyTorch's page "Get Started" names one
 #   ANY_DISK=1              install although the disk seems to have no room
 #   WORKERS=2               processes that run tests; by default one a core
 

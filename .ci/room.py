@@ -22,7 +22,7 @@ KEPT = 3
 """A wheel of CUDA's is kept in pip's cache and unpacked to twice its size."""
 UNKNOWN = {"torch": 900 << 20, "triton": 200 << 20}
 OTHER = 250 << 20
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CPU_INDEX = '<url of an index with CPU builds: PyTorch\'s page "Get Started" names it>'
 
 
 def is_cuda(name: str) -> bool:
