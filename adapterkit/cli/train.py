@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in the run folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that the run folder holds.")
 @click.option("--accept-changed-data", is_flag=True, help="Resume although the data is not what the run began with.")
-@click.option("--dry-run", is_flag=True, help="Check everything, show what would be trained, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check run file, data and model, show what would be trained, and stop.")
 def command(
     run_file: str,
     overrides: tuple[str, ...],

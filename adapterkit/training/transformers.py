@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from adapterkit.engine.slots import Slot
-from adapterkit.errors import StateError
+from adapterkit.errors import ConfigError, StateError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.points import NormPoint
 from adapterkit.training.base_changes import BaseChanges
@@ -99,7 +99,7 @@ class AdapterTraining(_Trainer):
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
         if Trainer in order[: order.index(AdapterTraining)]:
-            raise TypeError(f"{cls.__name__} names a Trainer before AdapterTraining, which then does nothing")
+            raise ConfigError(["a Trainer stands before AdapterTraining, which must come first"], cls.__name__)
 
     def __init__(self, *args: Any, adapters: Adapters | None = None, **kwargs: Any) -> None:
         self._on = _Handle(adapters)

@@ -332,6 +332,6 @@ def test_what_has_no_part_in_the_loss_is_told(tmp_path: Path, spoil: Callable[[a
 
 
 def test_a_trainer_that_would_hide_it_is_refused() -> None:
-    with pytest.raises(TypeError, match="Hidden names a Trainer before AdapterTraining"):
+    with pytest.raises(errors.ConfigError, match="invalid Hidden: a Trainer stands before"):
         type("Hidden", (Trainer, AdapterTraining), {})
     assert issubclass(type("Mine", (AdapterTraining, Trainer), {}), Trainer)
