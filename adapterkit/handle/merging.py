@@ -25,6 +25,7 @@ from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
+from adapterkit.handle.ties import Ties
 from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
@@ -63,7 +64,8 @@ def merge(state: State, selection: Selection) -> Merge:
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
     with state.switch.held():
         _require_undisturbed(state, selection)
-        state.merge = Merge(selection, _all_put(_put(computed, plain)))
+        originals = _all_put(_put(computed, plain))
+        state.merge = Merge(selection, originals, Ties(state.roots, originals))
         _tell_sites(state.merge, merged=True)
         _tell_places(state, state.merge)
         state.switch.fold(selection)
@@ -134,11 +136,18 @@ def unmerge(state: State, *, force: bool = False) -> list[str]:
         What was lost.
 
     Raises:
-        StateError: Merged weights were changed or replaced, and are not to be lost. Nothing is changed.
+        StateError: Merged weights were changed or replaced, and are not to be lost; or they are offloaded. Nothing is
+            changed.
     """
     if state.merge is None:
         return []
     originals = state.merge.originals
+    if elsewhere := [told for original in originals if (told := original.elsewhere())]:
+        more = f" (and {len(elsewhere) - 1} more)" if len(elsewhere) > 1 else ""
+        raise StateError(
+            f"cannot unmerge: {elsewhere[0]}{more}. Take the offload hooks off first, with "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True), or pipe.remove_all_hooks()"
+        )
     stand_ins = {id(new): old for original in originals for new, old in original.pairs}
     lost = [told for original in originals if (told := original.lost(stand_ins))]
     if lost and not force:

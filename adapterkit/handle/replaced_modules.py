@@ -42,6 +42,8 @@ class Lookout:
         if switch.exchanging:
             keep_data(module)
         self._state.check(near=self._seen is not None and self._seen() is selection)
+        if self._state.merge is not None:
+            self._state.merge.ties.check()
         self._seen = weakref.ref(selection)
 
     def __getstate__(self) -> dict[str, Any]:

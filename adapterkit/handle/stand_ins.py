@@ -68,6 +68,12 @@ class Original(ABC):
                 return f"the merged {name} of {self.path} was replaced by another one"
         return None
 
+    def elsewhere(self) -> str | None:
+        """Which stand-in has gone to the meta device, its numbers being with somebody who will bring them back."""
+        present = {name: self.module._parameters.get(name) for name, own in self.stand_ins.items() if not own.is_meta}
+        gone = [name for name, parameter in present.items() if parameter is not None and parameter.is_meta]
+        return f"the merged {gone[0]} of {self.path} is offloaded, or on the meta device" if gone else None
+
     module: nn.Module
 
     def move(self, module: nn.Module) -> None:
@@ -184,8 +190,10 @@ def _device(module: nn.Module) -> torch.device | None:
 
 
 def _is_moved(stand_in: Tensor, present: Tensor | None) -> bool:
-    """Whether another parameter is there because the module has gone to another device: not all go in place."""
-    return present is not None and present.device != stand_in.device and present.shape == stand_in.shape
+    """Whether another parameter is there because the module has gone to another device, or has come back from one."""
+    if present is None or present.shape != stand_in.shape:
+        return False
+    return present.device != stand_in.device or (present.dtype == stand_in.dtype and torch.equal(present, stand_in))
 
 
 def _longer(original: Tensor, present: Tensor) -> bool:

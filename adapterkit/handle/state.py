@@ -28,6 +28,7 @@ from adapterkit.handle.places import Place, Places, place_of
 from adapterkit.handle.refusals import reach_of, refusal
 from adapterkit.handle.replaced_modules import Lookout, check_places
 from adapterkit.handle.stand_ins import Original
+from adapterkit.handle.ties import Ties
 from adapterkit.handle.unused_parameters import Unreached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import InjectionPoint, ParameterPoint
@@ -86,6 +87,7 @@ class Merge:
 
     selection: Selection
     originals: list[Original]
+    ties: Ties
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import adapterkit as ak
-from adapterkit.errors import ReplacedError
+from adapterkit.errors import ReplacedError, StateError
 from tests.values import randomize
 
 SIZES = {"vocab_size": 32, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
@@ -86,3 +86,25 @@ def test_a_resize_that_is_lost_in_what_the_model_reads_is_told() -> None:
         model.resize_token_embeddings(40)
     torch.testing.assert_close(model(IDS).logits[..., :32], y, rtol=1e-5, atol=1e-5)
     model(torch.full((1, 3), 39))
+
+
+@pytest.mark.parametrize("targets", ["embed.tokens", "head"])
+@pytest.mark.parametrize("again", ["tie_weights", "resize_token_embeddings"])
+@torch.no_grad()
+def test_a_tie_that_is_made_again_while_it_is_merged_apart_is_told(targets: str, again: str) -> None:
+    model = built("GPT2", vocab_size=32, n_embd=16, n_layer=1, n_head=2)
+    base = model(IDS).logits
+    adapters = adapted(model, targets)
+    y = model(IDS).logits
+    adapters.merge()
+    torch.testing.assert_close(model(IDS).logits, y, rtol=1e-4, atol=1e-5)
+    getattr(model, again)(*([40] if again == "resize_token_embeddings" else []))
+    with pytest.raises((StateError, ReplacedError), match=r"were tied again|was replaced by another Linear"):
+        model(IDS)
+    if targets == "embed.tokens" or again == "tie_weights":
+        adapters.unmerge()
+        torch.testing.assert_close(model(IDS).logits[..., :32], y, rtol=1e-5, atol=1e-5)
+        with adapters.merged():
+            torch.testing.assert_close(model(IDS).logits[..., :32], y, rtol=1e-4, atol=1e-5)
+    adapters.detach()
+    torch.testing.assert_close(model(IDS).logits[..., :32], base, rtol=1e-5, atol=1e-5)

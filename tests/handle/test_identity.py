@@ -159,7 +159,9 @@ def load(model: nn.Module) -> None:
 
 
 def assign(model: nn.Module) -> None:
-    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+    merged = ("attn.proj.weight", "mlp.up.weight")
+    tensors = {key: tensor * (1.5 if key.endswith(merged) else 1) for key, tensor in model.state_dict().items()}
+    model.load_state_dict(tensors, assign=True)
 
 
 @pytest.mark.parametrize(("write", "told"), [(load, "was written to"), (assign, "was replaced by another")])
@@ -169,8 +171,8 @@ def test_weights_that_were_loaded_while_merged_are_not_lost_in_silence(
     model, adapters = adapted("attn.o mlp.up")
     base = {key: p.clone() for key, p in model.named_parameters() if "adapterkit" not in key}
     adapters.merge()
-    merged = model(toys.ids())
     write(model)
+    merged = model(toys.ids())
     for verb in (adapters.unmerge, adapters.detach):
         with pytest.raises(errors.StateError, match=f"cannot unmerge: the merged weight of toy.blocks.0.*{told}"):
             verb()
@@ -285,9 +287,11 @@ def test_rows_that_come_while_merged_stay(targets: str, tied: bool) -> None:
     y, known = model(toys.ids()), toys.VOCABULARY
     adapters.merge()
     resize(model, known + 3, tied=tied)
-    merged = model(toys.ids())
-    if not tied:
-        torch.testing.assert_close(merged[..., :known], y, rtol=1e-10, atol=1e-10)
+    if tied:
+        with pytest.raises(errors.StateError, match=r"embed.weight and head.weight were tied again .* unmerge\(\)"):
+            model(toys.ids())
+    else:
+        torch.testing.assert_close(model(toys.ids())[..., :known], y, rtol=1e-10, atol=1e-10)
     adapters.unmerge()
     assert model.embed.weight.shape == model.head.weight.shape == (known + 3, toys.WIDTH)
     assert torch.equal(model.embed.weight[:known], embed)

@@ -196,6 +196,35 @@ def test_a_weight_that_is_offloaded_is_not_merged_into(weight: float) -> None:
     torch.testing.assert_close(one(toys.ids()), y)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("gone", ["cpu", "disk", "meta"])
+def test_weights_that_are_offloaded_after_a_merge_come_back_before_they_are_unmerged(gone: str, tmp_path: Path) -> None:
+    base = model()
+    x = toys.ids()
+    before, bits = base(x), copy.deepcopy(base.state_dict())
+    adapters = adapted(base, ak.LoRA(rank=2, targets="mlp.*"))
+    adapters.merge()
+    y = base(x)
+    if gone == "meta":
+        base.to("meta")
+    else:
+        HOOKS[gone](base, tmp_path)
+        assert torch.equal(base(x), y)
+    for verb in (adapters.unmerge, adapters.detach):
+        for force in (False, True):
+            with pytest.raises(errors.StateError, match=r"cannot unmerge: .* is offloaded, or on the meta device"):
+                verb(force=force)
+    if gone == "meta":
+        return
+    assert torch.equal(base(x), y)
+    remove_hook_from_module(base, recurse=True)
+    adapters.unmerge()
+    torch.testing.assert_close(base(x), y)
+    adapters.detach()
+    assert torch.equal(base(x), before)
+    assert all(torch.equal(bits[key], value) for key, value in base.state_dict().items())
+
+
 def test_a_layer_that_is_dispatched_and_not_offloaded_is_merged_into(tmp_path: Path) -> None:
     dispatched(one := untied(), tmp_path)
     adapters = adapted(one, ak.LoRA(rank=2, targets="mlp.*@layer=0"))
