@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapterkit import errors
 from adapterkit.engine.bases import Computed, PartBase, WholeBase
 from adapterkit.engine.context import no_side
 from adapterkit.engine.routed import Routed
+from adapterkit.kernels import low_rank
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import effect
 from adapterkit.points import Span, WeightLayout, WeightPoint
@@ -85,6 +87,26 @@ def test_an_adapter_is_given_its_own_rows_alone() -> None:
     parts = {0: Seen(2.0), 1: Seen(3.0)}
     Routed(parts, Routes([1, 0, 2, 1, 1], 2))(x, whole_base(layer, x))
     assert [part.rows for part in parts.values()] == [[1], [3]]
+
+
+def test_low_rank_ones_are_computed_at_once_where_none_must_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed, counts = low_rank.mixed, list[int]()
+
+    def counting(x: Tensor, several: Sequence[ak.Factors], owners: Sequence[int]) -> Tensor:
+        counts.append(len(several))
+        return mixed(x, several, owners)
+
+    monkeypatch.setattr(low_rank, "mixed", counting)
+    layer, x = nn.Linear(6, 6), torch.randn(4, 3, 6)
+    one, other, hooked, seen = Thin(2), Thin(2), Thin(2), list[int]()
+    hooked.register_forward_hook(lambda module, args, y: seen.append(len(args[0])))
+    Routed({0: one, 1: other}, Routes([0, 1, 2, 1], 2))(x, whole_base(layer, x))
+    assert counts == [2]
+    Routed({0: one, 1: other, 2: hooked}, Routes([0, 1, 2, 2], 3))(x, whole_base(layer, x))
+    assert (counts, seen) == ([2, 2], [2])
+    found = Routed({0: one}, Routes([0, 0, 0, 0], 1))(x, whole_base(layer, x))
+    torch.testing.assert_close(found, one(x, whole_base(layer, x)))
+    assert counts == [2, 2]
 
 
 def test_a_part_of_the_input_is_given_by_rows_too() -> None:

@@ -57,6 +57,7 @@ def test_indices_made_in_inference_mode_serve_a_backward() -> None:
     routes = Routes([0, 1, 0], entries=2)
     with torch.inference_mode():
         routes.joined((0,)).of(torch.randn(3, 2))
+        assert not any(share.is_inference() for share in Routes([0, 1, 0], entries=2).shares)
     x = torch.randn(3, 2, requires_grad=True)
     routes.joined((0,)).of(x).sum().backward()
     assert x.grad is not None
@@ -80,6 +81,8 @@ def test_when_rows_are_computed_at_once() -> None:
     x = torch.randn(4, 3, 6)
     assert low_rank.is_mixable(x, [factors(), factors()], 4)
     assert not low_rank.is_mixable(x, [factors(2), factors(3)], 4)  # other ranks
+    taller = ak.Factors(factors().A, torch.zeros(9, factors().B.shape[1]), LINEAR)
+    assert not low_rank.is_mixable(x, [factors(), taller], 4)
     assert not low_rank.is_mixable(x, [factors(form="embedding")] * 2, 4)
     assert not low_rank.is_mixable(torch.randn(4, 3, 5), [factors(), factors()], 4)
     wide = ak.Factors(torch.zeros(16, 4096), torch.zeros(4096, 16), LINEAR)
