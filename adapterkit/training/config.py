@@ -69,8 +69,8 @@ class RunConfig(Section):
     adapter_name: str = "adapter"
     options: dict[str, Any] = {}
     steps: int = Field(1000, gt=0)
-    batch_size: int = Field(1, gt=0)
-    gradient_accumulation: int = Field(1, gt=0)
+    batch_size: int = Field(1, gt=0, le=1 << 20)
+    gradient_accumulation: int = Field(1, gt=0, le=1 << 20)
     learning_rate: float = Field(1e-4, gt=0)
     scheduler: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(0, ge=0)

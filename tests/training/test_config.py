@@ -231,6 +231,12 @@ def test_values_mean_what_they_say(text: str, value: Any):
     assert type(yaml_values.parse(text)) is type(value)
 
 
+@pytest.mark.parametrize("key", ["batch_size", "gradient_accumulation"])
+def test_more_examples_than_a_step_could_list(tmp_path: Path, key: str):
+    with pytest.raises(ConfigError, match=rf"{key}: input should be less than or equal to 1048576, not 10{{19}}"):
+        load_run(written(tmp_path, BASE), [f"{key}={10**19}"])
+
+
 def test_pyyamls_own_loader_is_left_alone():
     assert yaml.safe_load("no") is False
     assert yaml.safe_load("1e-4") == "1e-4"
