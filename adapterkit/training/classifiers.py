@@ -21,7 +21,7 @@ def is_transformers(model: nn.Module) -> bool:
 
 
 def heads_of(model: nn.Module, classes: int) -> dict[str, nn.Module]:
-    """The layers that tell the classes apart, by the names of their files: `head`, or their paths where there are more.
+    """The layers that tell the classes apart, by the names of their files: `head`, or their paths with dashes.
 
     Raises:
         ConfigError: The model's backend knows of none.
@@ -39,7 +39,8 @@ def heads_of(model: nn.Module, classes: int) -> dict[str, nn.Module]:
             ],
             "run",
         )
-    return fitting if len(fitting) > 1 else dict.fromkeys(["head"], *fitting.values())
+    files = ["head"] if len(fitting) == 1 else [path.replace(".", "-") for path in fitting]
+    return dict(zip(files, fitting.values(), strict=True))
 
 
 def made_for(model: Any) -> Size | None:

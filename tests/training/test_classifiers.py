@@ -17,6 +17,7 @@ from transformers import (
     DeiTForImageClassificationWithTeacher,
     LevitConfig,
     LevitForImageClassification,
+    LevitForImageClassificationWithTeacher,
     RegNetConfig,
     RegNetForImageClassification,
     ResNetConfig,
@@ -71,11 +72,15 @@ RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], **L
         (lambda: ResNetForImageClassification(RESNET), {"classifier.1"}),
         (lambda: RegNetForImageClassification(RegNetConfig(**LABELS)), {"classifier.1"}),
         (lambda: LevitForImageClassification(LevitConfig(**LABELS)), {"classifier.linear"}),
+        (
+            lambda: LevitForImageClassificationWithTeacher(LevitConfig(**LABELS)),
+            {"classifier.linear", "classifier_distill.linear"},
+        ),
         (lambda: SwiftFormerForImageClassification(SwiftFormerConfig(**LABELS)), {"head", "dist_head"}),
         (lambda: timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3), {"head", "head_dist"}),
         (lambda: timm.create_model("resnet18", num_classes=3), {"fc"}),
     ],
-    ids=["deit", "resnet", "regnet", "levit", "swiftformer", "timm deit", "timm resnet"],
+    ids=["deit", "resnet", "regnet", "levit", "levit with a teacher", "swiftformer", "timm deit", "timm resnet"],
 )
 def test_heads_are_found_by_their_role(make: Any, paths: set[str]):
     with torch.device("meta"):
