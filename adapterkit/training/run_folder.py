@@ -41,13 +41,19 @@ class RunFolder:
         """Says no before anything is loaded.
 
         Raises:
-            StateError: The folder holds something and neither flag is given, or it is not a folder.
+            StateError: The folder holds something and neither flag is given; or it is no folder, or one in the data's.
             ConfigError: The run to be resumed has another configuration.
         """
         if resume and overwrite:
             raise StateError("resume and overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise StateError(f"output {self.path} is not a folder; choose another one")
+        data = Path(self.run.config.data)
+        if data.is_dir() and self.path.resolve().is_relative_to(data.resolve()):
+            raise StateError(
+                f"output {self.path} lies in the data folder {data}, where what the run writes would be data; choose "
+                "another one with output=FOLDER"
+            )
         if not self._in_use():
             return
         if not resume and not overwrite:

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adapterkit as ak
 from adapterkit.cli.main import main
-from adapterkit.errors import ConfigError, DataError
+from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
@@ -164,3 +164,14 @@ def test_blocks_that_do_not_fit(model: Path, data: Path, tmp_path: Path):
     data.write_text("the cat sat")
     with pytest.raises(DataError, match="fills 0 block of 8 tokens; two are needed"):
         train(make_run(model, data, tmp_path / "run"), silent=True)
+
+
+@pytest.mark.parametrize("inside", ["run", ".", "link/run"])
+def test_a_run_does_not_write_among_its_data(model: Path, tmp_path: Path, inside: str):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    output = tmp_path / inside if inside.startswith("link") else folder / inside
+    with pytest.raises(StateError, match=r"lies in the data folder .*texts, where what the run writes would be data"):
+        train(make_run(model, folder, output), silent=True)
+    assert not list(folder.iterdir())
