@@ -284,7 +284,7 @@ def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[T
         own_bias = None if bias is None else bias[index]
         folded, folded_bias = fold(canonical(weight[index], target.layout), own_bias, [*parts.values()])
         weight[index] = canonical(folded, target.layout)
-        if folded_bias is not None and folded_bias is not own_bias:
+        if folded_bias is not None:
             if new_bias is None:
                 raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
             new_bias[index] = folded_bias

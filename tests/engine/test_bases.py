@@ -27,6 +27,19 @@ def test_a_layer_of_a_part_of_the_input_keeps_the_rest(own: bool, given: bool) -
     torch.testing.assert_close(base.layer(part, weight, bias), expected)
 
 
+def test_the_part_itself_is_the_whole_input_that_was_computed() -> None:
+    asked: list[Tensor] = []
+    x = torch.randn(3, 6)
+    part = x[:, 2:]
+    base = PartBase(
+        Computed(lambda one: asked.append(one) or one * 2, x), x, part, Span(2, 4), POINT, lambda: (x, None)
+    )
+    assert base(part) is base(part)
+    assert torch.equal(base(part + 1), torch.cat([x[:, :2], part + 1], dim=1) * 2)
+    assert asked[0] is x
+    assert len(asked) == 2
+
+
 def test_the_norms_beside_a_sublayer_are_asked_where_there_are_some() -> None:
     x, y, norms = torch.randn(2, 4), torch.randn(2, 4), (nn.LayerNorm(4), nn.Tanh())
     bare, between = SublayerBase(x, y, None, None), SublayerBase(x, y, *norms)

@@ -457,6 +457,26 @@ def test_what_replaces_a_weight_is_no_part_of_a_sum(model: toys.ToyModel, gating
         adapters.activate({"union": 0.5})
 
 
+def test_what_replaces_a_weight_acts_as_a_whole(model: toys.ToyModel) -> None:
+    adapters = ak.Adapters(model)
+    adapters.add("head", ak.Trainable("head", outputs=3))
+    adapters.add("b", ak.LoRA(rank=2, targets="mlp.up"))
+    adapters.add("same", ak.LoRA(rank=2, targets="head"))
+    for choice, message in (
+        (
+            ak.Average("head", "b"),
+            "has 'head' with weight 0.5, but it acts or does not at head@toy: its weight must be 1",
+        ),
+        (ak.Split({"head": (0, 2)}), "splits 'head', but it acts or does not at head@toy"),
+        (["head", "same"], "'head' acts or does not at head@toy, and not beside 'same'"),
+        (ak.Parallel("head", "head"), "and not beside itself|with weight 2"),
+    ):
+        with pytest.raises(errors.ConfigError, match=message):
+            adapters.activate(choice)  # type: ignore[arg-type]
+    for choice in (["head", "b"], ak.Parallel("head", "b"), {"head": {"head": 1.0}, "same": {"head": 0.0}}):
+        assert run(model, adapters, choice).shape[-1] == 3
+
+
 def test_a_fusion_is_no_part_of_a_union(model: toys.ToyModel, fused: ak.Adapters) -> None:
     with pytest.raises(errors.IncompatibleTargetError, match="combines adapters"):
         fused.add("union", ak.Union((ak.Fuse(parts=("neck", "other"), targets="mlp"),)))

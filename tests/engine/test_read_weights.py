@@ -224,6 +224,48 @@ def test_what_has_a_weight_alone_acts_in_a_batched_product() -> None:
         assert torch.allclose(model(x()), y, rtol=1e-10, atol=1e-10)
 
 
+class Shifted(Rescaled):
+    """Another bias too, also where there was none."""
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight * self.factor, weight.new_ones(len(weight)) if bias is None else bias + self.factor
+
+
+@dataclass(frozen=True)
+class Shift(Rescale):
+    def build(self, point: InjectionPoint) -> ak.AdapterModule:
+        return Shifted()
+
+
+def test_a_stack_of_biases_is_read_with_the_adapters_of_each() -> None:
+    register()
+    model = ReadModel(Interleaved()).double().eval()
+    inner, before = model.inner, copy.deepcopy(model.inner)
+    adapters = ak.Adapters(model)
+    adapters.add("a", Shift(targets="moe.down@expert=1 moe.gate@expert=2"))
+    assert torch.equal(inner.down_bias[1], before.down_bias[1] + 0.5)
+    assert torch.equal(inner.down_bias[0], before.down_bias[0])
+    assert torch.equal(inner.up_bias[2][::2], before.up_bias[2][::2] + 0.5)
+    assert torch.equal(inner.up_bias[2][1::2], before.up_bias[2][1::2])
+    y = model(x())
+    with adapters.merged():
+        assert torch.allclose(model(x()), y, rtol=1e-10, atol=1e-10)
+    adapters.add("b", Rescale())
+    adapters.activate("b")
+    assert torch.equal(inner.down_bias[1], before.down_bias[1])
+    assert torch.equal(inner.down[1], before.down[1] * 0.5)
+
+
+@pytest.mark.parametrize("targets", ["moe.down@expert=1", "moe.gate@expert=1"])
+def test_a_stack_without_biases_is_read_with_none(targets: str) -> None:
+    register()
+    model = ReadModel(Stack()).double().eval()
+    adapters = ak.Adapters(model)
+    adapters.add("a", Shift(targets=targets))
+    with pytest.raises(errors.IncompatibleTargetError, match="adds a bias, and the model reads a weight there but no"):
+        model(x())
+
+
 def test_every_used_parameter_gets_its_gradient(model: ReadModel) -> None:
     adapters = ak.Adapters(model)
     adapters.add("a", ak.LoRA(rank=2, targets="*"))

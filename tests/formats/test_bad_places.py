@@ -174,6 +174,19 @@ def test_row40_links_that_are_allowed(file: Path, adapters: ak.Adapters) -> None
         assert adapters.load(path, f"new{number}").points
 
 
+@pytest.mark.parametrize(("store", "own"), [("blobs", "elsewhere"), ("other", "snapshots")])
+def test_row40_links_that_look_like_a_cache_alone(
+    file: Path, refused: Refusal, tmp_path: Path, store: str, own: str
+) -> None:
+    """A folder of the one name is not enough, nor is the other's."""
+    folder = tmp_path / "cache" / own / "0123abc"
+    folder.mkdir(parents=True)
+    (tmp_path / "cache" / store).mkdir()
+    (tmp_path / "cache" / store / "ff00").write_bytes(file.read_bytes())
+    (folder / "x.safetensors").symlink_to(f"../../{store}/ff00")
+    refused(folder / "x.safetensors", NotRegularFileError, format="native")
+
+
 def test_row40_missing_files(tmp_path: Path, refused: Refusal, file: Path) -> None:
     refused(tmp_path / "none" / "x", CheckpointError, format="native")
     error = refused(tmp_path / "bat.safetensors", CheckpointError, format="native")

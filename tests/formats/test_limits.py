@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import adapterkit as ak
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.errors import UnsupportedFileError, did_you_mean
 from adapterkit.formats import container
+from adapterkit.formats.files import open_plain
 from adapterkit.formats.source import Source
 from adapterkit.testing import toys
 from tests.formats import forge
@@ -87,6 +89,68 @@ def test_what_would_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedFileError, match="would not be read back"):
         container.write(tmp_path / "x", nothing, {})
     assert not list(tmp_path.iterdir())
+
+
+def sparse(path: Path, size: int, start: bytes = b"") -> Path:
+    """A file of so many bytes, which the disk does not hold."""
+    path.write_bytes(start)
+    os.truncate(path, size)
+    return path
+
+
+def test_the_largest_file(tmp_path: Path) -> None:
+    most = 4 << 30
+    with open_plain(sparse(tmp_path / "x", most)) as (_, size):
+        assert size == most
+    with pytest.raises(UnsupportedFileError, match="4,294,967,297 bytes are more than the limit of 4,294,967,296"):
+        assert Source.of(sparse(tmp_path / "x", most + 1)).entries
+
+
+def test_the_largest_json(tmp_path: Path) -> None:
+    """Blanks are JSON too."""
+    path, most = tmp_path / "x.json", 16 << 20
+    source = Source.of(path)
+    path.write_bytes(b"1".ljust(most))
+    assert source.json("x.json") == 1
+    path.write_bytes(b"1".ljust(most + 1))
+    with pytest.raises(ak.InvalidHeaderError, match="16,777,217 bytes of JSON; the limit is 16,777,216"):
+        source.json("x.json")
+
+
+def test_the_longest_header_without_tensors(tmp_path: Path) -> None:
+    path, most = tmp_path / "x", 16 << 20
+    path.write_bytes(forge.raw(b"{}".ljust(most)))
+    assert not Source.of(path).entries
+    path.write_bytes(forge.raw(b"{}".ljust(most + 1)))
+    with pytest.raises(UnsupportedFileError, match="has a header of 16,777,217 bytes"):
+        assert Source.of(path).entries
+
+
+def test_the_longest_header_that_is_written(tmp_path: Path) -> None:
+    """The very one that is read: without tensors 16 MiB, in steps of eight bytes."""
+    room = (16 << 20) - len('{"__metadata__":{"a":""}}')
+    (text,) = container.pieces(tmp_path / "x", {}, {"a": " " * room})
+    assert len(text) == 8 + (16 << 20)
+    with pytest.raises(UnsupportedFileError, match="and 16,777,224 of header, would not be read back"):
+        container.pieces(tmp_path / "x", {}, {"a": " " * (room + 1)})
+
+
+def test_no_header_is_longer_than_the_safetensors_library_reads(tmp_path: Path) -> None:
+    most, data = 100_000_000, 1 << 25
+    for length, words in ((most, "no header"), (most + 1, "the limit is 100,000,000")):
+        path = sparse(tmp_path / "x", 8 + length + data, length.to_bytes(8, "little"))
+        with pytest.raises(ak.CheckpointError, match=words):
+            Source.of(path).entries
+
+
+def test_the_largest_file_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.zeros(100)}
+    size = sum(len(piece) for piece in container.pieces(tmp_path / "x", tensors, {}))
+    monkeypatch.setattr(container, "SIZE_LIMIT", size)
+    assert container.pieces(tmp_path / "x", tensors, {})
+    monkeypatch.setattr(container, "SIZE_LIMIT", size - 1)
+    with pytest.raises(UnsupportedFileError, match="400 bytes in 1 tensors"):
+        container.pieces(tmp_path / "x", tensors, {})
 
 
 def _with_header(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:

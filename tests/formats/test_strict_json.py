@@ -67,6 +67,8 @@ def test_refusals_say_why(text: str | bytes, words: str) -> None:
 def test_the_permitted_depth_and_length() -> None:
     assert strict_json.loads("[" * 32 + "]" * 32)
     assert strict_json.loads("9" * 32) == 10**32 - 1
+    assert strict_json.loads('{"a":' * 32 + "1" + "}" * 32)
+    assert strict_json.loads(strict_json.dumps(10**32 - 1)) == 10**32 - 1
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"x", object(), math.nan, [-math.inf], {1: 2, "1": 3}, {(1, 2): 3}, 10**40])
