@@ -469,7 +469,7 @@ def test_what_replaces_a_weight_acts_as_a_whole(model: toys.ToyModel) -> None:
         ),
         (ak.Split({"head": (0, 2)}), "splits 'head', but it acts or does not at head@toy"),
         (["head", "same"], "'head' acts or does not at head@toy, and not beside 'same'"),
-        (ak.Parallel("head", "head"), "and not beside itself|with weight 2"),
+        (ak.Parallel("head", "head"), "has 'head' with weight 2, but it acts or does not"),
     ):
         with pytest.raises(errors.ConfigError, match=message):
             adapters.activate(choice)  # type: ignore[arg-type]

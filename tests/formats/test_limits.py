@@ -117,12 +117,13 @@ def test_the_largest_json(tmp_path: Path) -> None:
         source.json("x.json")
 
 
-def test_the_longest_header_without_tensors(tmp_path: Path) -> None:
-    path, most = tmp_path / "x", 16 << 20
-    path.write_bytes(forge.raw(b"{}".ljust(most)))
-    assert not Source.of(path).entries
-    path.write_bytes(forge.raw(b"{}".ljust(most + 1)))
-    with pytest.raises(UnsupportedFileError, match="has a header of 16,777,217 bytes"):
+@pytest.mark.parametrize("size", [0, 3])
+def test_the_longest_header_of_so_many_bytes(tmp_path: Path, size: int) -> None:
+    path, most = tmp_path / "x", (16 << 20) + 4 * size
+    path.write_bytes(forge.raw(_header(0, size).ljust(most), bytes(size)))
+    assert list(Source.of(path).entries) == ["x"]
+    path.write_bytes(forge.raw(_header(0, size).ljust(most + 1), bytes(size)))
+    with pytest.raises(UnsupportedFileError, match=f"has a header of {most + 1:,} bytes"):
         assert Source.of(path).entries
 
 
@@ -140,7 +141,7 @@ def test_no_header_is_longer_than_the_safetensors_library_reads(tmp_path: Path) 
     for length, words in ((most, "no header"), (most + 1, "the limit is 100,000,000")):
         path = sparse(tmp_path / "x", 8 + length + data, length.to_bytes(8, "little"))
         with pytest.raises(ak.CheckpointError, match=words):
-            Source.of(path).entries
+            assert Source.of(path).entries
 
 
 def test_the_largest_file_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
