@@ -121,9 +121,8 @@ def _slots(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield ".".join((*path, name)), _Slot(path, name, True, parameter.requires_grad)
-    for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
-            yield ".".join((*path, name)), _Slot(path, name, False, False)
+    for name in module._buffers:
+        yield ".".join((*path, name)), _Slot(path, name, False, False)
     for name, child in module._modules.items():
         if child is not None:
             yield from _slots(child, (*path, name))
