@@ -196,7 +196,7 @@ class Backend(ABC):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """Every point of `model`, in model order, tagged with `component`. Reads the module tree only."""
 
-    def repeats(self, point: InjectionPoint) -> Repeats | None:
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         """How the rows at a point become more than the samples that a user thinks of, so that routes can follow.
 
         Returns:

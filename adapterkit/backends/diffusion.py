@@ -142,7 +142,7 @@ class DiffusersBackend(Backend):
             )
         return resolve(model, self.groups(model), component)
 
-    def repeats(self, point: InjectionPoint) -> Repeats | None:
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         return "whole"  # guidance
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:

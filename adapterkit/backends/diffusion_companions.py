@@ -123,5 +123,5 @@ class AutoencoderBackend(DiffusersBackend):
     def groups(self, model: nn.Module) -> Sequence[Group]:
         return _AUTOENCODER
 
-    def repeats(self, point: InjectionPoint) -> Repeats | None:
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         return None

@@ -21,6 +21,7 @@ from torch import nn
 from adapterkit.backend import Backend
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
+from adapterkit.layouts import Repeats
 from adapterkit.mapping.entries import equal_parts
 from adapterkit.mapping.layers import base_children, declared_heads, layer_layout
 from adapterkit.mapping.roles import RoleMap
@@ -83,6 +84,12 @@ class GenericBackend(Backend):
                 "torch.ao.quantization are adapted before that"
             )
         return RoleMap(self.roles).apply(found, {component: model}) if self.roles else found
+
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
+        # transformers makes beams of the samples of an encoder-decoder of text; elsewhere rows may be images or pieces.
+        config = getattr(model, "config", None)
+        of_text = getattr(model, "main_input_name", None) == "input_ids"
+        return "each" if of_text and getattr(config, "is_encoder_decoder", None) is True else None
 
     def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
         return untying(model, names)

@@ -79,7 +79,7 @@ class TowersBackend(Backend):
                 return Reach(seam=TransformersAttentionSeam())
         return super().reach(model, point)
 
-    def repeats(self, point: InjectionPoint) -> Repeats | None:
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         # An image encoder's rows are images, or pieces of them, as many as each sample has.
         return "each" if point.tags.get("tower") == "language" else None
 

@@ -98,7 +98,7 @@ class FamilyBackend(Backend):
         deep = prompt_layer_points(model, found) if family.beside else []
         return [*found, *prompt_points(model, found, family.beside), *deep]
 
-    def repeats(self, point: InjectionPoint) -> Repeats | None:
+    def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         return "each" if self.generates and point.role != "embed.pos" else None  # positions are those of all rows
 
     def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:

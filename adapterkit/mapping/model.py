@@ -78,10 +78,10 @@ class Component:
 
     def _repeats(self, point: InjectionPoint) -> Repeats | None:
         try:  # a block of its own for each of thousands of points would be felt
-            return checked_repeats(self.backend.repeats(point), point)
+            return checked_repeats(self.backend.repeats(self.root, point), point)
         except Exception:  # noqa: BLE001 - third-party code may raise anything; it is called again to be blamed
             with self.blaming("repeats()"):
-                return checked_repeats(self.backend.repeats(point), point)
+                return checked_repeats(self.backend.repeats(self.root, point), point)
 
 
 _PLAIN: Mapping[Repeats | None, Reach] = {repeats: Reach(repeats=repeats) for repeats in (None, *get_args(Repeats))}

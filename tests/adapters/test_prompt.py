@@ -641,6 +641,7 @@ def seq2seq(name: str) -> Any:
         "T5": lambda: t.T5ForConditionalGeneration(t.T5Config(**t5)),
         "UMT5": lambda: t.UMT5ForConditionalGeneration(t.UMT5Config(**t5)),
         "Bart": lambda: t.BartForConditionalGeneration(t.BartConfig(**small, **bart, **heads)),
+        "Marian": lambda: t.MarianMTModel(t.MarianConfig(**{**small, **bart, **heads, "pad_token_id": 10})),
     }
     return made[name]().double().eval()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import adapterkit as ak
 from adapterkit import errors
@@ -61,9 +62,11 @@ MODELS = {
     "Mamba": functools.partial(decoder, "Mamba"),
     "T5": functools.partial(seq2seq, "T5"),
     "Bart": functools.partial(seq2seq, "Bart"),
+    "Marian": functools.partial(seq2seq, "Marian"),
 }
 CONFIGS = {
     "lora": ak.LoRA(rank=2),
+    "by layer": ak.LoRA(rank=2, targets="linear"),
     "prefix": ak.Prefix(length=2, targets="*.kv"),
     "prompt": ak.Prompt(length=2),
     "bottleneck": ak.Bottleneck(width=3),
@@ -77,7 +80,9 @@ def test_each_sample_keeps_its_adapter_in_all_its_beams(name: str, kind: str) ->
     _check_beams(name, kind)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("Mixtral", "lora"), ("Mamba", "recurrence"), ("Bart", "prefix")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Mixtral", "lora"), ("Mamba", "recurrence"), ("Bart", "prefix"), ("Marian", "by layer")]
+)
 def test_other_families_and_beams(name: str, kind: str) -> None:
     _check_beams(name, kind)
 
@@ -172,7 +177,7 @@ def test_guidance_and_several_images_of_a_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["twice", RuntimeError("no")])
 def test_a_backend_that_cannot_say_how_rows_repeat_is_named(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def repeats(self: Any, point: ak.InjectionPoint) -> Any:
+    def repeats(self: Any, model: nn.Module, point: ak.InjectionPoint) -> Any:
         if isinstance(fault, Exception):
             raise fault
         return fault
