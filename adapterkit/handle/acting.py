@@ -16,7 +16,6 @@ from adapterkit.handle import baking, choices, merging
 from adapterkit.handle.base import Access
 from adapterkit.handle.choices import Choice
 from adapterkit.handle.initialising import require_values
-from adapterkit.handle.state import State
 
 
 class Switching(Access):
@@ -221,7 +220,6 @@ class Switching(Access):
                 self._require_unmerged("bake another choice")
                 selection = self._foldable(choice)
             baking.bake(state, selection)
-            self._fresh = State(self._mapped)
 
     def _foldable(self, choice: Choice) -> Selection:
         selection = self._state.switch.current if choice is None else self._selection(choice)

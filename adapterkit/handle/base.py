@@ -37,7 +37,7 @@ class Access:
             self._follow(replaced)
         found = state_of(self._mapped)
         if found is None:
-            if self._fresh.mapped is not self._mapped:
+            if self._fresh.used or self._fresh.mapped is not self._mapped:
                 self._fresh = State(self._mapped)
             return self._fresh
         if found.mapped is not self._mapped and found.mapped is not self._known:

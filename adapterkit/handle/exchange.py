@@ -21,7 +21,6 @@ from adapterkit.handle.concurrency import require_no_calls, require_unused
 from adapterkit.handle.initialising import require_values
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
-from adapterkit.handle.state import State
 from adapterkit.mapping import targets
 from adapterkit.points import Points
 
@@ -280,10 +279,7 @@ class Exchange(Access):
                 raise StateError(f"{name!r} is merged into the weights; unmerge() before removing it")
             if users := self._users_of(name):
                 raise StateError(f"{users[0]!r} combines {name!r}; remove({users[0]!r}) first")
-            left = state.discard(name, force=force)
-            if not state.adapters:
-                self._fresh = State(self._mapped)
-        return left
+            return state.discard(name, force=force)
 
     def detach(self, *, force: bool = False) -> None:
         """Takes every adapter off: the model is bit for bit what it was. Merged weights are unmerged first.

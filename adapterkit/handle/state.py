@@ -103,6 +103,7 @@ class State:
     lookouts: dict[str, list[RemovableHandle]] = field(default_factory=dict)
     places: Places = field(default_factory=Places)
     frozen: bool = False
+    used: bool = False
     watches: Sequence[Any] = ()
     lock: Lock = field(default_factory=Lock)
 
@@ -160,6 +161,7 @@ class State:
 
     def _grow(self, mapped: MappedModel) -> None:
         """Takes in the models of a handle, and lets them know of this state."""
+        self.used = True
         components = {**self.mapped.components, **mapped.components}
         if len(components) > len(self.mapped.components):
             self.mapped = MappedModel(components, mapped.label, mapped.roles or self.mapped.roles)

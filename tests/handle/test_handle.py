@@ -408,6 +408,29 @@ def test_the_last_adapter_takes_along_what_ones_own_block_says(model: toys.ToyMo
         adapters.remove("c")
 
 
+@pytest.mark.parametrize("take", ["remove", "detach", "bake"])
+def test_whichever_handle_takes_the_last_adapter_all_begin_anew(model: toys.ToyModel, take: str) -> None:
+    config = ak.LoRA(rank=2, targets="mlp.up")
+    first, second, x = ak.Adapters(model), ak.Adapters(model), toys.ids()
+    first.add("a", config)
+    states = [first._state]
+    if take == "remove":
+        with first.disabled():
+            second.remove("a")
+            first.add("b", config)
+        assert second.active == {"b": 1.0}
+    else:
+        second.detach() if take == "detach" else second.bake("a")
+        first.add("b", config)
+    states.append(second._state)
+    assert first._state is states[1] is not states[0]
+    base = model(x)
+    randomize(second, "b")
+    assert not torch.equal(model(x), base)
+    first.remove("b")
+    assert torch.equal(model(x), base)
+
+
 def test_unknown_names_and_taken_names(model: toys.ToyModel) -> None:
     adapters = ak.Adapters(model)
     with pytest.raises(errors.UnknownNameError, match="Nothing is attached"):
