@@ -141,6 +141,9 @@ def pieces(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     if strange := [name for name, tensor in dense.items() if tensor.dtype not in _NAMES]:
         raise UnsupportedFileError(f"{dense[strange[0]].dtype} cannot be written", path, strange[0])
+    if deep := [name for name, tensor in dense.items() if tensor.ndim > DIMENSION_LIMIT]:
+        message = f"{dense[deep[0]].ndim} dimensions would not be read back; the limit is {DIMENSION_LIMIT}"
+        raise UnsupportedFileError(message, path, deep[0])
     order = sorted(dense, key=lambda name: (-_BITS[_NAMES[dense[name].dtype]], name))
     text, size = _header_text(path, {name: dense[name] for name in order}, metadata)
     header = len(text) - _LENGTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -152,6 +153,40 @@ def test_the_largest_file_that_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(container, "SIZE_LIMIT", size - 1)
     with pytest.raises(UnsupportedFileError, match="400 bytes in 1 tensors"):
         container.pieces(tmp_path / "x", tensors, {})
+
+
+def test_the_most_tensors_of_nothing_that_are_written(tmp_path: Path) -> None:
+    most = {str(i): torch.zeros(0) for i in range(1 << 14)}
+    assert len(container.pieces(tmp_path / "x", most, {})) == 1 + (1 << 14)
+
+
+def test_the_most_dimensions(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    container.write(path, {"a": torch.ones([1] * 16)}, {})
+    assert Source.of(path).tensors()["a"].ndim == 16
+    before = path.read_bytes()
+    with pytest.raises(UnsupportedFileError, match="17 dimensions would not be read back; the limit is 16"):
+        container.write(path, {"a": torch.ones([1] * 17)}, {})
+    assert path.read_bytes() == before
+    save_file({"a": torch.ones([1] * 17)}, path)
+    with pytest.raises(ak.CorruptFileError, match="its shape is"):
+        assert Source.of(path).entries
+
+
+def test_the_most_types_and_the_longest_config(tmp_path: Path) -> None:
+    part = of_experts(1).part
+    for count in (64, 65):
+        parts = [dataclasses.replace(part, tensors={key: part.tensors[EXPERTS[0]]}) for key in EXPERTS[:count]]
+        if count == 64:
+            assert len(read(write(Checkpoint(parts), tmp_path / "x")).parts) == 64
+            continue
+        with pytest.raises(ak.CheckpointError, match="must have 1 to 64 of them, not 65"):
+            read(write(Checkpoint(parts), tmp_path / "x"))
+    room = (1 << 16) - len('{"x":""}')
+    longest = Checkpoint.of("lora", {"x": "a" * room}, part.tensors)
+    assert read(write(longest, tmp_path / "x")).config == longest.config
+    with pytest.raises(ak.CheckpointError, match="is longer than 65,536 bytes"):
+        read(write(Checkpoint.of("lora", {"x": "a" * (room + 1)}, part.tensors), tmp_path / "x"))
 
 
 def _with_header(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
