@@ -127,9 +127,13 @@ class Site:
     def parameter(self, module: nn.Module, name: str) -> Any:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
         plan = self.plan
-        if plan is not None and plan.beneath is not None and name in module._parameters:
-            module = plan.beneath(module)
-        parts, inside = self.parts(name), self.switch.inside
+        parts = () if plan is None else plan.read.get(name, ())
+        beneath = None if plan is None else plan.beneath
+        if not parts and beneath is None and (own := module._parameters.get(name)) is not None:
+            return own  # the usual case, and quick
+        if beneath is not None and name in module._parameters:
+            module = beneath(module)
+        inside = self.switch.inside
         if parts and not inside and torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
             self.seen = True
         return read_parameter(module, name, parts, inside=inside)
