@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
@@ -89,3 +89,11 @@ def manager() -> PluginManager:
     manager = PluginManager()
     manager.load_builtin()
     return manager
+
+
+@pytest.fixture
+def _compiles_anew() -> Iterator[None]:
+    """For tests that compile: what others have compiled is forgotten, before and after."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

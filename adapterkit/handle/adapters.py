@@ -17,10 +17,11 @@ from adapterkit.errors import ConfigError, StateError, UnregisteredTypeWarning, 
 from adapterkit.handle import building, choices, saving
 from adapterkit.handle.acting import Switching
 from adapterkit.handle.exchange import Exchange
-from adapterkit.handle.freezing import base_modules, base_parameters
+from adapterkit.handle.freezing import base_parameters
 from adapterkit.handle.initialising import initialise, without_values
 from adapterkit.handle.reports import AdapterReport, Report
 from adapterkit.handle.training import Learning
+from adapterkit.mapping.structure import base_modules
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
 from adapterkit.selectors import Selector

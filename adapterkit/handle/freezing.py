@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from adapterkit.engine.slots import Slots
+from adapterkit.mapping.structure import base_modules
 
 _FOUND = "_adapterkit_found"
 
@@ -58,20 +58,6 @@ def hand_over(old: nn.Module, new: nn.Module) -> None:
     """One module has taken another's place."""
     if _FOUND in old.__dict__:
         new.__dict__[_FOUND] = old.__dict__.pop(_FOUND)
-
-
-def base_modules(roots: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Every module that is no adapter's, once. The cost is the base's alone."""
-    stack, seen = [*roots][::-1], set[int]()
-    while stack:
-        module = stack.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield module
-        stack += [
-            child for child in reversed(module._modules.values()) if child is not None and not isinstance(child, Slots)
-        ]
 
 
 def base_parameters(roots: Iterable[nn.Module]) -> Iterator[nn.Parameter]:

@@ -21,7 +21,6 @@ from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.concurrency import require_alike, require_no_calls
-from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
@@ -30,6 +29,7 @@ from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
 from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
 from adapterkit.mapping import offload_hooks
+from adapterkit.mapping.structure import base_modules
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from adapterkit.errors import StateError
-from adapterkit.handle.freezing import base_modules
 from adapterkit.handle.places import found_at
 from adapterkit.handle.stand_ins import Original
+from adapterkit.mapping.structure import base_modules
 
 
 @dataclass(frozen=True)

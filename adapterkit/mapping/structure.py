@@ -37,6 +37,18 @@ def named_base_modules(
         )
 
 
+def base_modules(roots: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Every module that is no adapter's, once, without its name: as `named_base_modules`, for several models."""
+    stack, seen = [*roots][::-1], set[int]()
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield module
+        stack += [child for _, child in reversed(_children(module))]
+
+
 class Picture:
     """A module tree as it was. It keeps no module alive.
 

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from typing import Any
 
 import pytest
@@ -27,13 +27,6 @@ OVERLAP = pytest.warns(UserWarning, match="while one entered after it was open")
 def model() -> toys.ToyModel:
     toys.register()
     return toys.ToyModel().double().eval()
-
-
-@pytest.fixture
-def _compiles_anew() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.fixture

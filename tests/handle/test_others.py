@@ -31,13 +31,6 @@ def model() -> toys.ToyModel:
 
 
 @pytest.fixture
-def _compiles_anew() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.fixture
 def adapters(model: toys.ToyModel) -> ak.Adapters:
     adapters = ak.Adapters(model)
     for i, name in enumerate("ab"):
