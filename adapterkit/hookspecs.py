@@ -1,4 +1,4 @@
-"""The seven hooks of a plug-in.
+"""The nine hooks of a plug-in.
 
 A plug-in is a light module, named by an entry point of the group `adapterkit`:
 
@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, TaskSpec
+from adapterkit.specs import (
+    AdapterSpec,
+    BackendSpec,
+    CodecSpec,
+    CommandSpec,
+    FormatSpec,
+    LayerSpec,
+    NamingSpec,
+    TaskSpec,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +57,16 @@ def adapterkit_register_layers() -> Iterable[LayerSpec]:  # pyright: ignore[repo
 @hookspec
 def adapterkit_register_formats() -> Iterable[FormatSpec]:  # pyright: ignore[reportReturnType]
     """File layouts, such as `FormatSpec("native", "adapterkit.formats.native:NativeFormat", summary="…")`."""
+
+
+@hookspec
+def adapterkit_register_codecs() -> Iterable[CodecSpec]:  # pyright: ignore[reportReturnType]
+    """How types are written, such as `CodecSpec("lycoris_lora", "my_package:LoRACodec", dialect="lycoris")`."""
+
+
+@hookspec
+def adapterkit_register_namings() -> Iterable[NamingSpec]:  # pyright: ignore[reportReturnType]
+    """Other tools' names, such as `NamingSpec("flux", "my_package:Flux", models=("diffusers:Flux…",))`."""
 
 
 @hookspec

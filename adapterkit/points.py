@@ -6,12 +6,16 @@ that does the work, and a layout that says what an adapter must know to act ther
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from adapterkit.layouts import Access, AttentionLayout, Form, OutputLayout, Span, TokensLayout, WeightLayout
+
+if TYPE_CHECKING:
+    from adapterkit.view import ModelView
 
 __all__ = [
     "KINDS",
@@ -224,9 +228,18 @@ LAYOUTS: Mapping[type[InjectionPoint], type] = {
 class Points(Sequence[InjectionPoint]):
     """An immutable list of points that prints as a table."""
 
+    model: ModelView | None = None
+    """The model that they are of, for formats; see `of`."""
+
     def __init__(self, points: Iterable[InjectionPoint], costs: Mapping[str, int] | None = None) -> None:
         self._points = tuple(points)
         self._costs = dict(costs or {})
+
+    def of(self, model: ModelView) -> Points:
+        """The same points with the model that they are of."""
+        found = copy.copy(self)
+        found.model = model
+        return found
 
     @overload
     def __getitem__(self, index: int) -> InjectionPoint: ...

@@ -200,6 +200,40 @@ class FormatSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True)
+class CodecSpec(Spec):
+    """How an adapter type is said, module by module, in a dialect that several formats share: `lycoris`, `peft`."""
+
+    kind: ClassVar[str] = "codec"
+
+    dialect: str
+    summary: str = ""
+
+    def problems(self) -> Iterator[str]:
+        yield from Spec.problems(self)
+        if not _NAME.fullmatch(str(self.dialect)):
+            yield f"dialect {self.dialect!r} does not match {_NAME.pattern}"
+
+
+@dataclass(frozen=True, slots=True)
+class NamingSpec(Spec):
+    """What other tools call the modules of models of some classes. `models` are theirs as `"package:Class"`."""
+
+    kind: ClassVar[str] = "naming"
+
+    models: tuple[str, ...]
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, str):
+            object.__setattr__(self, "models", tuple(self.models))
+        Spec.__post_init__(self)
+
+    def problems(self) -> Iterator[str]:
+        yield from Spec.problems(self)
+        yield from _class_problems("models", self.models)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskSpec(Spec):
     """Something to train on: turns data into a loss."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterkit import adapter, backend, checkpoint, hookspecs, layer, specs, testing
+from adapterkit import adapter, backend, checkpoint, codec, hookspecs, layer, naming, specs, testing, view
 from adapterkit.adapters import lora
 from adapterkit.formats import source
 from adapterkit.kernels import weights
@@ -31,7 +31,8 @@ adapterkit package Class True False None lora type entrypoint plugin module attr
 _
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
-sample loop mine load save with ContextError __len__ __getitem__ ConfigError block positions
+sample loop mine load save with ContextError lycoris peft lora_down alpha
+__len__ __getitem__ ConfigError block positions
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 
@@ -45,7 +46,16 @@ def members(cls: type) -> set[str]:
 POINT = points.WeightPoint("attn.q", "q", "", 3, 2, points.WeightLayout("linear"))
 EXPECTED = {
     "hooks": {name for name in vars(hookspecs) if name.startswith("adapterkit_")},
-    "specs": {"AdapterSpec", "BackendSpec", "LayerSpec", "FormatSpec", "TaskSpec", "CommandSpec"},
+    "specs": {
+        "AdapterSpec",
+        "BackendSpec",
+        "LayerSpec",
+        "FormatSpec",
+        "CodecSpec",
+        "NamingSpec",
+        "TaskSpec",
+        "CommandSpec",
+    },
     "module": members(adapter.AdapterModule) | members(adapter.AdditiveModule),
     "config": members(adapter.AdapterConfig),
     "base": {"norm_in", "norm_out"} | members(adapter.WeightBase) | members(adapter.Attention) | members(adapter.Base),
@@ -67,6 +77,20 @@ EXPECTED = {
         for cls in (checkpoint.Format, checkpoint.Checkpoint, checkpoint.Part)
         for name in (cls.__name__, *members(cls))
     },
+    "codec": {
+        name
+        for cls in (
+            codec.Codec,
+            codec.Place,
+            codec.Said,
+            codec.Context,
+            naming.Naming,
+            naming.Piece,
+            view.ComponentView,
+        )
+        for name in (cls.__name__, *members(cls))
+    }
+    | {"ModelView", "model", *members(view.ModelView)},
     "source": {"Source", "single"} | members(source.Source),
     "options": {
         name
@@ -102,7 +126,22 @@ def test_spec_fields_are_those_that_are_told() -> None:
 
 def test_nothing_is_told_that_is_not_there() -> None:
     known = {name for names in EXPECTED.values() for name in names}
-    modules = (adapter, backend, builtin, checkpoint, layer, entries, family, points, specs, testing, weights)
+    modules = (
+        adapter,
+        backend,
+        builtin,
+        checkpoint,
+        codec,
+        layer,
+        naming,
+        view,
+        entries,
+        family,
+        points,
+        specs,
+        testing,
+        weights,
+    )
     modules += (order, run, task, source)
     known |= {name for module in modules for name in vars(module)} | {*task.RunConfig.model_fields}
     known |= {name for module in modules for name in module.__name__.split(".")}

@@ -21,6 +21,7 @@ from adapterkit.handle.concurrency import require_no_calls, require_unused
 from adapterkit.handle.initialising import require_values
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
+from adapterkit.handle.view import seen
 from adapterkit.mapping import targets
 from adapterkit.points import Points
 
@@ -64,7 +65,7 @@ class Exchange(Access):
         """
         source = Source.of(source, allow_pickle=allow_pickle)
         name = building.check_name(source.name if name is None else name, self._state.adapters)
-        points = self._mapped.points()
+        points = seen(self._mapped)
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         checkpoint = registry.only(found, source.where)
         return self._install(name, checkpoint, points, strict, source.where, report)
@@ -101,7 +102,7 @@ class Exchange(Access):
         source = Source.of(source, allow_pickle=allow_pickle)
         attached = self._attached(name)
         mapped = self._mapped_for(attached)
-        points = mapped.points()
+        points = seen(mapped)
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         checkpoint = found[name] if name in found else registry.only(found, source.where)
         with self._changing() as state:
@@ -172,7 +173,7 @@ class Exchange(Access):
         One without a name gets the file's. Arguments and errors as for `load`.
         """
         source = Source.of(source, allow_pickle=allow_pickle)
-        points = self._mapped.points()
+        points = seen(self._mapped)
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)
         named = {name or source.name: checkpoint for name, checkpoint in found.items()}
         with self._changing() as state:
@@ -226,7 +227,7 @@ class Exchange(Access):
         if len(checkpoints) == 1 and isinstance(names, str):
             checkpoints = {"": checkpoints[names]}
         mapped = [self._mapped_for(self._attached(name)) for name in wanted]
-        points = next((one for one in mapped if one is not self._mapped), self._mapped).points()
+        points = seen(next((one for one in mapped if one is not self._mapped), self._mapped))
         report = writer.write(checkpoints, path, points, chosen)
         for note in report.notes:
             warnings.warn(f"{path}: {note}", stacklevel=2)

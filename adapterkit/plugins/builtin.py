@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapterkit.hookspecs import hookimpl
 from adapterkit.plugins import classes
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, TaskSpec
+from adapterkit.specs import AdapterSpec, BackendSpec, CodecSpec, CommandSpec, FormatSpec, NamingSpec, TaskSpec
 
 # Library, the extra that brings it, and its families: name, target below adapterkit.backends, classes, summary.
 _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -203,13 +203,45 @@ def adapterkit_register_backends() -> list[BackendSpec]:
 
 @hookimpl
 def adapterkit_register_formats() -> list[FormatSpec]:
-    """The native file."""
+    """The native file, and those of other tools."""
     return [
         FormatSpec(
             "native",
             "adapterkit.formats.native:NativeFormat",
             summary="one safetensors file that describes itself",
         ),
+        FormatSpec("kohya", "adapterkit.formats.kohya:KohyaFormat", summary="files of kohya's scripts and the UIs"),
+    ]
+
+
+# Name, target below adapterkit.formats.codecs, dialect, summary.
+_CODECS = (("lycoris_lora", "lycoris_lora:LoRACodec", "lycoris", "lora_down, lora_up and an alpha a module"),)
+
+
+@hookimpl
+def adapterkit_register_codecs() -> list[CodecSpec]:
+    """Every codec of `_CODECS`."""
+    return [
+        CodecSpec(name, f"adapterkit.formats.codecs.{target}", dialect=dialect, summary=summary)
+        for name, target, dialect, summary in _CODECS
+    ]
+
+
+# Name, target below adapterkit.formats.names, classes of diffusers, summary.
+_NAMINGS: tuple[tuple[str, str, str, str], ...] = ()
+
+
+@hookimpl
+def adapterkit_register_namings() -> list[NamingSpec]:
+    """Every naming of `_NAMINGS`."""
+    return [
+        NamingSpec(
+            name,
+            f"adapterkit.formats.names.{target}",
+            models=tuple(f"diffusers:{cls}" for cls in names.split()),
+            summary=summary,
+        )
+        for name, target, names, summary in _NAMINGS
     ]
 
 

@@ -8,9 +8,29 @@ from types import MappingProxyType
 from typing import TypeVar, cast
 
 from adapterkit.errors import PluginConflictError, UnknownNameError
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, Origin, Spec, TaskSpec
+from adapterkit.specs import (
+    AdapterSpec,
+    BackendSpec,
+    CodecSpec,
+    CommandSpec,
+    FormatSpec,
+    LayerSpec,
+    NamingSpec,
+    Origin,
+    Spec,
+    TaskSpec,
+)
 
-SPEC_CLASSES: tuple[type[Spec], ...] = (AdapterSpec, BackendSpec, LayerSpec, FormatSpec, TaskSpec, CommandSpec)
+SPEC_CLASSES: tuple[type[Spec], ...] = (
+    AdapterSpec,
+    BackendSpec,
+    LayerSpec,
+    FormatSpec,
+    CodecSpec,
+    NamingSpec,
+    TaskSpec,
+    CommandSpec,
+)
 
 _S = TypeVar("_S", bound=Spec)
 
@@ -44,6 +64,14 @@ class Catalog:
     def formats(self) -> Mapping[str, FormatSpec]:
         """Every file format by name."""
         return self._named(FormatSpec)
+
+    def codecs(self) -> Mapping[str, CodecSpec]:
+        """Every codec by name."""
+        return self._named(CodecSpec)
+
+    def namings(self) -> Mapping[str, NamingSpec]:
+        """Every naming by name."""
+        return self._named(NamingSpec)
 
     def tasks(self) -> Mapping[str, TaskSpec]:
         """Every training task by name."""
@@ -81,7 +109,7 @@ class Catalog:
         """The distribution that provides something, and its version.
 
         Args:
-            kind: "adapter", "backend", "layer", "format", "task" or "command".
+            kind: "adapter", "backend", "layer", "format", "codec", "naming", "task" or "command".
             name: Its name.
         """
         classes = {cls.kind: cls for cls in self._specs}

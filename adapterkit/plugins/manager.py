@@ -33,7 +33,18 @@ from adapterkit.errors import (
 from adapterkit.plugins.catalog import Catalog
 from adapterkit.plugins.discovery import Candidate, candidates, check_compatible, is_allowed
 from adapterkit.plugins.matching import match, peel
-from adapterkit.specs import AdapterSpec, BackendSpec, CommandSpec, FormatSpec, LayerSpec, Origin, Spec, TaskSpec
+from adapterkit.specs import (
+    AdapterSpec,
+    BackendSpec,
+    CodecSpec,
+    CommandSpec,
+    FormatSpec,
+    LayerSpec,
+    NamingSpec,
+    Origin,
+    Spec,
+    TaskSpec,
+)
 
 STRICT = "ADAPTERKIT_STRICT_PLUGINS"
 TRACE = "ADAPTERKIT_TRACE_PLUGINS"
@@ -45,6 +56,8 @@ _REGISTERS: dict[str, type[Spec]] = {
     "adapterkit_register_backends": BackendSpec,
     "adapterkit_register_layers": LayerSpec,
     "adapterkit_register_formats": FormatSpec,
+    "adapterkit_register_codecs": CodecSpec,
+    "adapterkit_register_namings": NamingSpec,
     "adapterkit_register_tasks": TaskSpec,
     "adapterkit_register_commands": CommandSpec,
 }

@@ -1,0 +1,154 @@
+"""The contract of codecs: how one adapter type is written, module by module, in one family of files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapterkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapterkit.checkpoint import WriteOptions
+    from adapterkit.points import ParameterPoint
+    from adapterkit.view import ModelView
+
+Rows = slice | Sequence[int]
+"""Which rows of a foreign module are a point's, in the point's order."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of our points, seen from the foreign module whose tensors act there.
+
+    Attributes:
+        point: The point. Where no model is at hand it is made up: its path is the module's name in the file.
+        shape: Of the foreign module's weight as adapters see it, [out, in / groups, *kernel].
+        rows: The module's output rows that are the point's, one of several in a fused projection; None for all.
+        columns: The inputs that are the point's, likewise.
+        model: The model at hand, or None.
+    """
+
+    point: ParameterPoint
+    shape: tuple[int, ...]
+    rows: Rows | None = None
+    columns: Rows | None = None
+    model: ModelView | None = None
+
+    def of_rows(self, tensor: Tensor, axis: int = 0) -> Tensor:
+        """The point's part of a tensor whose `axis` follows the module's outputs."""
+        return _taken(tensor, self.rows, axis)
+
+    def of_columns(self, tensor: Tensor, axis: int = 1) -> Tensor:
+        """The point's part of a tensor whose `axis` follows the module's inputs."""
+        return _taken(tensor, self.columns, axis)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the point is the module."""
+        return self.rows is None and self.columns is None
+
+
+def _taken(tensor: Tensor, places: Rows | None, axis: int) -> Tensor:
+    if places is None:
+        return tensor
+    if isinstance(places, slice):
+        start, stop, _ = places.indices(tensor.shape[axis])
+        return tensor.narrow(axis, start, stop - start)
+    return tensor[(*(slice(None),) * axis, list(places))]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a module's tensors say at one point.
+
+    Attributes:
+        type: An adapter type's registered name.
+        config: The config's fields that the file tells, as JSON values: `{"rank": 4, "alpha": 2.0}`. What differs from
+            point to point becomes settings.
+        tensors: Parameter or buffer -> tensor, as the type's module keeps it.
+    """
+
+    type: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass
+class Context:
+    """What is the same for all modules of a file that is read or written.
+
+    Attributes:
+        where: What errors name.
+        config: What the file says for all of its modules (a PEFT adapter_config.json); what applies to a module alone
+            (a pattern of ranks) has been put in its place for it.
+        tensors: Those that belong to no module, by name.
+        shared: Type -> tensors that all of its points share. A codec that reads `tensors` puts them here.
+        notes: Sentences for the report, in order, each once.
+        used: Names of `tensors` that a codec has read.
+        options: Where something is written, how.
+    """
+
+    where: object = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    options: WriteOptions | None = None
+
+    def note(self, sentence: str) -> None:
+        """Adds to the report."""
+        self.notes[sentence] = None
+
+
+class Codec(ABC):
+    """How one adapter type is said for one module. Stateless.
+
+    Attributes:
+        names: Every tensor name behind a module's name that it may read or write: `lora_down.weight`, `alpha`.
+        types: The registered names of the adapter types that it writes.
+        writes_factors: Whether it writes every other type too that gives `AdditiveModule.factors()` at a point.
+    """
+
+    names: ClassVar[frozenset[str]]
+    types: ClassVar[frozenset[str]] = frozenset()
+    writes_factors: ClassVar[bool] = False
+
+    @abstractmethod
+    def takes(self, names: Set[str], context: Context) -> Set[str]:
+        """Those of a module's tensor names that it reads together; empty where they are not of its type.
+
+        Args:
+            names: What the module has, of those in `names` of any codec.
+            context: The file.
+        """
+
+    def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+        """The shape of the weight that tensors are for, [out, in / groups, *kernel]; None where they do not tell."""
+        return None
+
+    @abstractmethod
+    def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
+        """What the tensors say at a place; several things where several types are needed.
+
+        It is called for each point of a fused module.
+
+        Raises:
+            CheckpointError: They do not fit together, or say what no type here can.
+        """
+
+    def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
+        """A module's tensors by name, from what is said at its points; exact, or an error.
+
+        Args:
+            said: The module's points that the adapter has, in order of rows; all of types in `types`.
+            context: The file.
+
+        Raises:
+            CheckpointError: It cannot be said exactly. The message tells which format can.
+        """
+        raise CheckpointError(f"{said[0][1].type} cannot be written by {type(self).__name__}", context.where)

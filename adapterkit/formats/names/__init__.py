@@ -1,0 +1,1 @@
+"""What other tools call the modules of models, one architecture a file."""

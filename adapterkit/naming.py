@@ -1,0 +1,43 @@
+"""The contract of namings: what other tools call the modules of a model, if not as its library does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from adapterkit.view import ComponentView
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a foreign module that are a module of ours.
+
+    Attributes:
+        path: Our module.
+        halves_swapped: Whether its first half of rows is the foreign module's second (scale and shift of a modulation).
+        rows: The foreign module's rows (first, number), where the pieces do not simply follow one another.
+    """
+
+    path: str
+    halves_swapped: bool = False
+    rows: tuple[int, int] | None = None
+
+
+class Naming(ABC):
+    """How a family of tools names the modules of models of some classes: original checkpoints, and what trains on them.
+
+    Stateless. Registered with `NamingSpec(name, target, models=("diffusers:FluxTransformer2DModel",))`.
+    """
+
+    @abstractmethod
+    def modules(self, component: ComponentView) -> Mapping[str, Sequence[Piece]]:
+        """Foreign module -> the modules of ours whose rows, one after the other, are its rows.
+
+        Args:
+            component: The model. `paths` and `config` say what it has; no name depends on anything else.
+
+        Returns:
+            Every module that has another name, or the same: `double_blocks.0.img_attn.qkv` -> three pieces. A module of
+            ours that has no counterpart is left out.
+        """
