@@ -1,0 +1,173 @@
+"""Algebra of low-rank updates: norms, spectra, sums and best approximations, without the dense product.
+
+An update is the matrix `scale * B A`, [out, in / groups * kernel], of a convolution too: see `adapterkit.factors`. What
+is said of it costs `(out + in) r^2` operations; the dense product alone would cost `out in r`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapterkit.factors import Factors
+from adapterkit.kernels.weights import wide_dtype
+from adapterkit.points import WeightLayout
+
+_OVERSAMPLING = 16
+_MOST_PASSES = 12
+_ENOUGH = 2e-3
+"""A pass that betters the error by less than this part of it is the last one."""
+_SMALL = 3
+"""Ranks of more than one in so many are computed by a full decomposition, which then takes no longer."""
+_SEED = 0
+
+
+class Decomposition(NamedTuple):
+    """A matrix `U diag(S) V^T`: U [m, r] and V [n, r] with orthonormal columns, S [r] descending."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+    def cut(self, rank: int) -> Decomposition:
+        """Its best approximation of this rank (Eckart and Young 1936)."""
+        return Decomposition(self.U[:, :rank], self.S[:rank], self.V[:, :rank])
+
+    def factors(self, shape: Sequence[int], layout: WeightLayout) -> Factors:
+        """As the update of a weight, with its singular values in equal shares in A and B.
+
+        Args:
+            shape: Of the weight, [out, in / groups, *kernel].
+            layout: Of its point.
+        """
+        root = self.S.sqrt()
+        a = (self.V * root).mT.reshape(len(root), *shape[1:]).contiguous()
+        return Factors(a, (self.U * root).contiguous(), layout)
+
+
+def matrices(factors: Factors) -> tuple[Tensor, Tensor]:
+    """B [out, rank] times the scale, and A [rank, in / groups * kernel], in float32 or wider."""
+    b, a = factors.B.detach(), factors.A.detach().flatten(1)
+    return b.to(wide_dtype(b.dtype)) * factors.scale, a.to(wide_dtype(a.dtype))
+
+
+def decomposed(factors: Factors) -> Decomposition:
+    """The singular value decomposition of an update: a QR of each factor, and an SVD of the small core between."""
+    b, a = matrices(factors)
+    q, r = torch.linalg.qr(b)
+    p, t = torch.linalg.qr(a.mT)
+    u, s, vh = torch.linalg.svd(r @ t.mT, full_matrices=False)
+    return Decomposition(q @ u, s, p @ vh.mT)
+
+
+def recompressed(factors: Factors, rank: int) -> Factors:
+    """The best approximation of this rank, or of the update's own where that is less; its scale is 1."""
+    return decomposed(factors).cut(rank).factors(factors.shape, factors.layout)
+
+
+def concatenated(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """`sum_i w_i * scale_i * B_i A_i` as one update of scale 1, exactly; its rank is the sum of the ranks.
+
+    Args:
+        several: Updates of one point.
+        weights: w.
+    """
+    pairs = [matrices(one) for one in several]
+    b = torch.cat([w * b for w, (b, _) in zip(weights, pairs, strict=True)], dim=1)
+    a = torch.cat([a for _, a in pairs])
+    return Factors(a.unflatten(1, several[0].A.shape[1:]), b, several[0].layout)
+
+
+def inner(one: Factors, other: Factors) -> float:
+    """The inner product of two updates, `sum_ij X_ij Y_ij = tr((B^T D) (C A^T))`, of X = BA and Y = DC."""
+    (b, a), (d, c) = matrices(one), matrices(other)
+    return float(((b.mT @ d).double() * (a @ c.mT).double()).sum())
+
+
+def norm(factors: Factors) -> float:
+    """The Frobenius norm of an update."""
+    return max(inner(factors, factors), 0.0) ** 0.5
+
+
+def singular_values(factors: Factors) -> Tensor:
+    """Those of an update, descending, in float64; what is below 1e-8 of the largest may be any number below it.
+
+    From the factors' Gram matrices, some ten times quicker than `decomposed`.
+    """
+    b, a = (factor.double() for factor in matrices(factors))
+    values, vectors = torch.linalg.eigh(b.mT @ b)
+    root = vectors * values.clamp(min=0).sqrt()
+    squares = torch.linalg.eigvalsh(root.mT @ (a @ a.mT) @ root).flip(0)
+    return squares.clamp(min=0).sqrt()[: min(len(b), a.shape[1])]
+
+
+def truncated(matrix: Tensor, rank: int) -> Decomposition:
+    """The first `rank` singular values and vectors of a dense matrix.
+
+    By a randomised range finder with power iterations (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms
+    4.4 and 5.1), which go on until they better nothing any more. Equal matrices give equal results.
+
+    Args:
+        matrix: [m, n].
+        rank: At most min(m, n) are given.
+
+    Returns:
+        Such that the error of the approximation is, to a part in a hundred, the least that there is.
+    """
+    matrix = matrix.detach().to(wide_dtype(matrix.dtype))
+    width = rank + _OVERSAMPLING
+    if width * _SMALL >= min(matrix.shape):
+        return _full(matrix).cut(rank)
+    start = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(_SEED), dtype=matrix.dtype)
+    total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    basis, error, found = torch.linalg.qr(matrix @ start.to(matrix.device)).Q, total, None
+    for _ in range(_MOST_PASSES):
+        basis = torch.linalg.qr(matrix.mT @ basis).Q  # of the row space
+        image = matrix @ basis
+        u, s, vh = torch.linalg.svd(image, full_matrices=False)
+        found, before, error = Decomposition(u, s, basis @ vh.mT).cut(rank), error, _rest(total, s[:rank])
+        if error >= (1 - _ENOUGH) * before:
+            return found
+        basis = u
+    return _full(matrix).cut(rank) if found is None else found
+
+
+def truncated_until(matrix: Tensor, enough: Callable[[Tensor, float], int | None], start: int = 16) -> Decomposition:
+    """As many singular values and vectors of a dense matrix as somebody asks for who has seen them.
+
+    Args:
+        matrix: [m, n].
+        enough: `(values, total)` -> the rank, of the first singular values and the sum of the squares of all; None
+            where it takes more of them to say.
+        start: Number of the first that are shown.
+    """
+    total, rank, most = (
+        float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64)) ** 2,
+        start,
+        min(matrix.shape),
+    )
+    while True:
+        found = truncated(matrix, min(rank, most))
+        wanted = enough(found.S, total)
+        if wanted is not None or rank >= most:
+            return found.cut(most if wanted is None else wanted)
+        rank *= 4
+
+
+def residual(matrix: Tensor, approximation: Decomposition) -> float:
+    """The Frobenius norm of what an approximation leaves of a matrix."""
+    u, s, v = approximation
+    rest = torch.addmm(matrix.detach().to(u.dtype), u * s, v.mT, alpha=-1)
+    return float(torch.linalg.vector_norm(rest, dtype=torch.float64))
+
+
+def _full(matrix: Tensor) -> Decomposition:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return Decomposition(u, s, vh.mT)
+
+
+def _rest(total: float, values: Tensor) -> float:
+    return max(total - float(values.double().square().sum()), 0.0)
