@@ -14,6 +14,7 @@ from adapterkit import errors
 from adapterkit.testing import AdapterConformance
 
 
+@pytest.mark.slow
 class TestConformance(AdapterConformance):
     config = CPT(tokens=(), kinds_of_tokens=(1, 2, 3, 4))
 

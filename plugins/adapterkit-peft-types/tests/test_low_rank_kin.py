@@ -18,10 +18,12 @@ from adapterkit import errors
 from adapterkit.testing import AdapterConformance
 
 
+@pytest.mark.slow
 class TestDeLoRA(AdapterConformance):
     config = DeLoRA(rank=3, bound=2)
 
 
+@pytest.mark.slow
 class TestGraLoRA(AdapterConformance):
     config = GraLoRA(rank=4, blocks=2, whole=1, alpha=3)
 
@@ -30,6 +32,7 @@ class TestHiRA(AdapterConformance):
     config = HiRA(rank=3)
 
 
+@pytest.mark.slow
 class TestElementwiseGLoRA(AdapterConformance):
     config = ElementwiseGLoRA(rank=2)
 

@@ -16,6 +16,7 @@ from adapterkit import errors
 from adapterkit.testing import AdapterConformance
 
 
+@pytest.mark.slow
 class TestPSOFT(AdapterConformance):
     config = PSOFT(rank=3)
 
@@ -30,6 +31,7 @@ class TestPSOFTFree(AdapterConformance):
     config = PSOFT(rank=2, orthogonal=False, scale_before=False)
 
 
+@pytest.mark.slow
 class TestOSF(AdapterConformance):
     config = OSF()
 
