@@ -215,6 +215,10 @@ class AdapterMismatchError(CheckpointError):
     """The adapter in the file is of another type, or of another config, than the one that its values are for."""
 
 
+class BaseNeededError(CheckpointError):
+    """What is asked about an adapter, the model that it is for alone can tell."""
+
+
 class UnknownAdapterTypeError(CheckpointError):
     """The file's adapter type is not installed; names the distribution to install."""
 

@@ -38,21 +38,35 @@ def fitting(
     target: Target,
 ) -> dict[str, Tensor]:
     """The tensors, if they are just those that the module asks for, in place."""
-    source = target.source
+    check_fit(expected, key, tensors, target.source, finite=target.finite)
+    return {name: _placed(tensor, *placement, target, f"{key}/{name}") for name, tensor in tensors.items()}
+
+
+def check_fit(
+    expected: Mapping[str, Tensor], key: str, tensors: Mapping[str, Tensor], source: object, *, finite: bool = False
+) -> None:
+    """Whether these are just the tensors that a module asks for.
+
+    Args:
+        expected: Name -> a tensor of the right shape and dtype.
+        key: The module's point, for errors.
+        tensors: What there is.
+        source: Named in errors.
+        finite: Whether NaN and infinity have been refused already.
+
+    Raises:
+        CheckpointError: They are not.
+    """
     if lacking := [name for name in expected if name not in tensors]:
         raise MissingKeysError(f"missing; the config asks for {', '.join(expected)}", source, f"{key}/{lacking[0]}")
     if left := [name for name in tensors if name not in expected]:
         asked = ", ".join(expected) or "none"
         raise UnexpectedKeysError(f"nothing receives it; the config asks for {asked}", source, f"{key}/{left[0]}")
-    loaded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        _check_tensor(tensor, expected[name], target, f"{key}/{name}")
-        loaded[name] = _placed(tensor, *placement, target, f"{key}/{name}")
-    return loaded
+        _check_tensor(tensor, expected[name], source, f"{key}/{name}", finite)
 
 
-def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) -> None:
-    source = target.source
+def _check_tensor(tensor: Tensor, expected: Tensor, source: object, key: str, finite: bool) -> None:
     if tensor.shape != expected.shape:
         hint = " (transposed?)" if tensor.ndim == expected.ndim == 2 and tensor.shape == expected.mT.shape else ""
         raise ShapeMismatchError(
@@ -62,7 +76,7 @@ def _check_tensor(tensor: Tensor, expected: Tensor, target: Target, key: str) ->
         )
     if tensor.is_floating_point() != expected.is_floating_point():
         raise DtypeMismatchError(f"dtype {tensor.dtype} cannot hold what should be {expected.dtype}", source, key)
-    if not target.finite and (bad := not_finite(tensor)):
+    if not finite and (bad := not_finite(tensor)):
         raise NonFiniteError(f"{bad} of {tensor.numel()} values are NaN or infinite", source, key)
 
 

@@ -1,0 +1,132 @@
+"""What an adapter adds to each weight: as two thin factors where there are some, and dense otherwise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapterkit.adapter import AdapterModule, AdditiveModule
+from adapterkit.checkpoint import Checkpoint
+from adapterkit.errors import NotMergeableError
+from adapterkit.factors import Factors
+from adapterkit.kernels import low_rank, low_rank_algebra
+from adapterkit.kernels.low_rank_algebra import Decomposition
+from adapterkit.kernels.sums import checked_merged
+from adapterkit.points import InjectionPoint, ParameterPoint, Points
+from adapterkit.tools.modules import base_needed, modules
+
+Weights = Callable[[InjectionPoint], tuple[Tensor, Tensor | None]]
+"""The base's weight [out, in / groups, *kernel] at a point, and its bias [out] or None; float32 or wider."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an adapter adds at one point.
+
+    Attributes:
+        point: Where.
+        weight: What is added to the weight, [out, in / groups, *kernel].
+        bias: What is added to the bias, [out]; None for nothing.
+    """
+
+    point: InjectionPoint
+    weight: Factors | Tensor
+    bias: Tensor | None = None
+
+    @property
+    def dense(self) -> Tensor:
+        """What is added to the weight, in float32 or wider."""
+        return low_rank.dense(self.weight) if isinstance(self.weight, Factors) else self.weight
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of what is added to the weight and the bias."""
+        own = low_rank_algebra.norm(self.weight) if isinstance(self.weight, Factors) else _norm(self.weight)
+        return own if self.bias is None else (own**2 + _norm(self.bias) ** 2) ** 0.5
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Those of what is added to the weight, in float64, descending."""
+        if isinstance(self.weight, Factors):
+            return low_rank_algebra.singular_values(self.weight)
+        matrix = self.weight.double()
+        return torch.linalg.svdvals(matrix.flatten(1) if matrix.ndim > 1 else matrix[:, None])
+
+    def decomposed(self, rank: int) -> Decomposition:
+        """The first singular values and vectors; all of a low-rank update's."""
+        if isinstance(self.weight, Factors):
+            return low_rank_algebra.decomposed(self.weight)
+        return low_rank_algebra.truncated(self.weight.flatten(1), rank)
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+@torch.no_grad()
+def effects(
+    checkpoint: Checkpoint, points: Points | None = None, base: Weights | None = None, source: object = None
+) -> Iterator[Effect]:
+    """What a checkpoint's adapter adds, point by point, with all of its strength.
+
+    Args:
+        checkpoint: The adapter.
+        points: The model's, where it is at hand.
+        base: The model's weights; only types that are no sum with the weight need them.
+        source: Named in errors.
+
+    Raises:
+        BaseNeededError: What it does cannot be told without the model.
+        NotMergeableError: It adds nothing to a weight, but does something else.
+        CheckpointError: Its tensors are not those that its type asks for.
+    """
+    for point, key, module in modules(checkpoint, points, source):
+        if point is None or module is None:
+            raise base_needed("what is adapted there, and of which size it is, cannot be told", source, key)
+        yield effect_of(module, point, base, source)
+
+
+def effect_of(module: AdapterModule, point: InjectionPoint, base: Weights | None, source: object) -> Effect:
+    """What a module adds at its point; errors as for `effects`."""
+    factors = module.factors() if isinstance(module, AdditiveModule) and module.abilities.low_rank else None
+    if factors is not None:
+        return Effect(point, factors)
+    if not isinstance(point, ParameterPoint) or not module.abilities.merge:
+        raise NotMergeableError(f"{point.id}: {type(module).__name__} acts otherwise than by another weight")
+    if isinstance(module, AdditiveModule):
+        return _difference(module, point, torch.zeros(point.shape), torch.zeros(point.out_features))
+    if base is not None:
+        return _difference(module, point, *base(point))
+    found = _sum(module, point)
+    if found is None:
+        raise base_needed(f"what {type(module).__name__} does depends on the weight there", source, point.id)
+    return found
+
+
+def _difference(module: AdapterModule, point: InjectionPoint, weight: Tensor, bias: Tensor | None) -> Effect:
+    merged, merged_bias = checked_merged(module, weight, bias)
+    if merged.shape != weight.shape:
+        raise NotMergeableError(f"{point.id}: {type(module).__name__} gives the weight another size")
+    shift = None if merged_bias is None or merged_bias is bias else merged_bias - (0 if bias is None else bias)
+    return Effect(point, merged - weight, None if shift is None or not shift.any() else shift)
+
+
+def _sum(module: AdapterModule, point: InjectionPoint) -> Effect | None:
+    """What a module adds, if that is the same whatever the weight is; None where it is not.
+
+    Two weights tell, in float64, where rounding is far below what any adapter does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    zero, other = (
+        [make(shape, dtype=torch.float64) for shape in (point.shape, (point.out_features,))]
+        for make in (torch.zeros, functools.partial(torch.randn, generator=generator))
+    )
+    found, again = _difference(module, point, *zero), _difference(module, point, *other)
+    none = torch.zeros(point.out_features, dtype=torch.float64)
+    shifts = [none if one.bias is None else one.bias for one in (found, again)]
+    alike = all(torch.allclose(*pair, rtol=1e-9, atol=1e-11) for pair in ((found.dense, again.dense), shifts))
+    return found if alike else None

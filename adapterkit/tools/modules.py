@@ -1,0 +1,100 @@
+"""A checkpoint's modules, without a model around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.checkpoint import Checkpoint, Part
+from adapterkit.errors import BaseMismatchError, BaseNeededError
+from adapterkit.handle.building import SHARED, checked_module, checked_shared
+from adapterkit.handle.fitting import check_fit
+from adapterkit.handle.loading import config_of
+from adapterkit.handle.skeletons import Skeleton, Skeletons
+from adapterkit.points import InjectionPoint, Points
+from adapterkit.tools.shapes import MadeUp
+
+
+def modules(
+    checkpoint: Checkpoint, points: Points | None = None, source: object = None
+) -> Iterator[tuple[InjectionPoint | None, str, AdapterModule | None]]:
+    """The modules that hold a checkpoint's tensors, one after another; the tensors are shared, not copied.
+
+    Args:
+        checkpoint: Whose.
+        points: The model's; without them points are made up, from ids and shapes.
+        source: Named in errors.
+
+    Yields:
+        A point, its id, and its module. Point and module are None where no model is at hand and no point that has a
+        weight would have such tensors.
+
+    Raises:
+        BaseMismatchError: The model has no such point.
+        CheckpointError: The tensors are not those that the type asks for.
+    """
+    known = {point.id: point for point in points or ()}
+    for part in checkpoint.parts:
+        config = config_of(part, source)
+        find = _finder(known, source) if known else MadeUp(config, source).point
+        own = {key: find(key, tensors) for key, tensors in part.tensors.items() if key != SHARED}
+        yield from _of_part(part, config, own, source)
+
+
+Find = Callable[[str, Mapping[str, Tensor]], "InjectionPoint | None"]
+
+
+def _finder(known: Mapping[str, InjectionPoint], source: object) -> Find:
+    def find(key: str, _: object) -> InjectionPoint:
+        if key not in known:
+            raise BaseMismatchError("the base has no such point; is it the model that the adapter is for?", source, key)
+        return known[key]
+
+    return find
+
+
+def _of_part(
+    part: Part, config: AdapterConfig, points: Mapping[str, InjectionPoint | None], source: object
+) -> Iterator[tuple[InjectionPoint | None, str, AdapterModule | None]]:
+    shared = _shared(part, config, [point for point in points.values() if point is not None], source)
+    skeletons = Skeletons(config)
+    for key, point in points.items():
+        if point is None:
+            yield None, key, None
+            continue
+        module, skeleton = skeletons.at(point, training=False)
+        check_fit(skeleton.expected, key, part.tensors[key], source)
+        if skeleton.lacks:  # buffers that are in no file are computed
+            with torch.random.fork_rng(devices=[]):
+                module = checked_module(config, point).eval()
+            module.load_state_dict(part.tensors[key], strict=True, assign=True)
+        else:
+            skeleton.fill(module, part.tensors[key])
+        if shared is not None:
+            module.bind(shared)
+        yield point, key, module.requires_grad_(False)
+
+
+def _shared(part: Part, config: AdapterConfig, points: list[InjectionPoint], source: object) -> nn.Module | None:
+    if not points:
+        return None
+    with torch.device("meta"):
+        shared = checked_shared(config, points)
+    if shared is None:
+        return None
+    skeleton = Skeleton(shared)
+    check_fit(skeleton.expected, SHARED, part.tensors.get(SHARED, {}), source)
+    if skeleton.lacks:
+        with torch.random.fork_rng(devices=[]):
+            shared = checked_shared(config, points)
+    assert shared is not None
+    shared.load_state_dict(part.tensors.get(SHARED, {}), strict=True, assign=True)
+    return shared.eval().requires_grad_(False)
+
+
+def base_needed(what: str, source: object, key: str) -> BaseNeededError:
+    """The error for what only the model tells."""
+    return BaseNeededError(f"{what}; name the model that it is for: --base MODEL, or points=ak.points(model)", source, key)
