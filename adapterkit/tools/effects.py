@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +12,12 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterModule, AdditiveModule
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import NotMergeableError
+from adapterkit.errors import IncompatibleTargetError, NotMergeableError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank, low_rank_algebra
-from adapterkit.kernels.low_rank_algebra import Decomposition
 from adapterkit.kernels.sums import checked_merged
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
-from adapterkit.tools.modules import base_needed, modules
-
-Weights = Callable[[InjectionPoint], tuple[Tensor, Tensor | None]]
-"""The base's weight [out, in / groups, *kernel] at a point, and its bias [out] or None; float32 or wider."""
+from adapterkit.tools.modules import Placed, base_needed, modules
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,12 @@ class Effect:
         matrix = self.weight.double()
         return torch.linalg.svdvals(matrix.flatten(1) if matrix.ndim > 1 else matrix[:, None])
 
-    def decomposed(self, rank: int) -> Decomposition:
-        """The first singular values and vectors; all of a low-rank update's."""
-        if isinstance(self.weight, Factors):
-            return low_rank_algebra.decomposed(self.weight)
-        return low_rank_algebra.truncated(self.weight.flatten(1), rank)
+    @property
+    def rank(self) -> int:
+        """The highest that what is added to the weight can have."""
+        out, *rest = self.point.shape
+        most = min(out, math.prod(rest))
+        return min(self.weight.rank, most) if isinstance(self.weight, Factors) else most
 
 
 def _norm(tensor: Tensor) -> float:
@@ -68,15 +66,13 @@ def _norm(tensor: Tensor) -> float:
 
 
 @torch.no_grad()
-def effects(
-    checkpoint: Checkpoint, points: Points | None = None, base: Weights | None = None, source: object = None
-) -> Iterator[Effect]:
+def effects(checkpoint: Checkpoint, points: Points | None = None, source: object = None) -> Iterator[Effect]:
     """What a checkpoint's adapter adds, point by point, with all of its strength.
 
     Args:
         checkpoint: The adapter.
-        points: The model's, where it is at hand.
-        base: The model's weights; only types that are no sum with the weight need them.
+        points: The model's, where it is at hand. Types whose effect depends on the weight need its values too:
+            `points.model`.
         source: Named in errors.
 
     Raises:
@@ -84,14 +80,17 @@ def effects(
         NotMergeableError: It adds nothing to a weight, but does something else.
         CheckpointError: Its tensors are not those that its type asks for.
     """
-    for point, key, module in modules(checkpoint, points, source):
-        if point is None or module is None:
-            raise base_needed("what is adapted there, and of which size it is, cannot be told", source, key)
-        yield effect_of(module, point, base, source)
+    for placed in modules(checkpoint, points, source):
+        yield effect_of(placed, points, source)
 
 
-def effect_of(module: AdapterModule, point: InjectionPoint, base: Weights | None, source: object) -> Effect:
+def effect_of(placed: Placed, points: Points | None = None, source: object = None) -> Effect:
     """What a module adds at its point; errors as for `effects`."""
+    point, module = placed.point, placed.module
+    if point is None or module is None:
+        if placed.config.kinds.isdisjoint({"weight", "norm"}):
+            raise NotMergeableError(f"{placed.key}: {type(placed.config).__name__} acts on no weight")
+        raise base_needed("of which shape the weight is there cannot be told", source, placed.key)
     factors = module.factors() if isinstance(module, AdditiveModule) and module.abilities.low_rank else None
     if factors is not None:
         return Effect(point, factors)
@@ -99,12 +98,22 @@ def effect_of(module: AdapterModule, point: InjectionPoint, base: Weights | None
         raise NotMergeableError(f"{point.id}: {type(module).__name__} acts otherwise than by another weight")
     if isinstance(module, AdditiveModule):
         return _difference(module, point, torch.zeros(point.shape), torch.zeros(point.out_features))
-    if base is not None:
-        return _difference(module, point, *base(point))
-    found = _sum(module, point)
+    values = _values(points, point)
+    found = _sum(module, point) if values is None else _difference(module, point, *values)
     if found is None:
         raise base_needed(f"what {type(module).__name__} does depends on the weight there", source, point.id)
     return found
+
+
+def _values(points: Points | None, point: InjectionPoint) -> tuple[Tensor, Tensor | None] | None:
+    """The base's weight and bias, in float64: differences of weights lose what rounding hides."""
+    if points is None or points.model is None:
+        return None
+    try:
+        weight, bias = points.model.values(point)
+    except IncompatibleTargetError:  # it is on the meta device, or kept in few bits
+        return None
+    return weight.double(), None if bias is None else bias.double()
 
 
 def _difference(module: AdapterModule, point: InjectionPoint, weight: Tensor, bias: Tensor | None) -> Effect:

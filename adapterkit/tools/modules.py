@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,29 @@ from adapterkit.points import InjectionPoint, Points
 from adapterkit.tools.shapes import MadeUp
 
 
-def modules(
-    checkpoint: Checkpoint, points: Points | None = None, source: object = None
-) -> Iterator[tuple[InjectionPoint | None, str, AdapterModule | None]]:
+@dataclass(frozen=True)
+class Placed:
+    """A module of a checkpoint at its point.
+
+    Attributes:
+        key: The point's id.
+        config: Of the part.
+        point, module: None where no model is at hand, and no point that has a weight would have such tensors.
+    """
+
+    key: str
+    config: AdapterConfig
+    point: InjectionPoint | None = None
+    module: AdapterModule | None = None
+
+
+def modules(checkpoint: Checkpoint, points: Points | None = None, source: object = None) -> Iterator[Placed]:
     """The modules that hold a checkpoint's tensors, one after another; the tensors are shared, not copied.
 
     Args:
         checkpoint: Whose.
         points: The model's; without them points are made up, from ids and shapes.
         source: Named in errors.
-
-    Yields:
-        A point, its id, and its module. Point and module are None where no model is at hand and no point that has a
-        weight would have such tensors.
 
     Raises:
         BaseMismatchError: The model has no such point.
@@ -58,12 +69,12 @@ def _finder(known: Mapping[str, InjectionPoint], source: object) -> Find:
 
 def _of_part(
     part: Part, config: AdapterConfig, points: Mapping[str, InjectionPoint | None], source: object
-) -> Iterator[tuple[InjectionPoint | None, str, AdapterModule | None]]:
+) -> Iterator[Placed]:
     shared = _shared(part, config, [point for point in points.values() if point is not None], source)
     skeletons = Skeletons(config)
     for key, point in points.items():
         if point is None:
-            yield None, key, None
+            yield Placed(key, config)
             continue
         module, skeleton = skeletons.at(point, training=False)
         check_fit(skeleton.expected, key, part.tensors[key], source)
@@ -75,7 +86,7 @@ def _of_part(
             skeleton.fill(module, part.tensors[key])
         if shared is not None:
             module.bind(shared)
-        yield point, key, module.requires_grad_(False)
+        yield Placed(key, config, point, module.requires_grad_(False))
 
 
 def _shared(part: Part, config: AdapterConfig, points: list[InjectionPoint], source: object) -> nn.Module | None:
@@ -97,4 +108,6 @@ def _shared(part: Part, config: AdapterConfig, points: list[InjectionPoint], sou
 
 def base_needed(what: str, source: object, key: str) -> BaseNeededError:
     """The error for what only the model tells."""
-    return BaseNeededError(f"{what}; name the model that it is for: --base MODEL, or points=ak.points(model)", source, key)
+    return BaseNeededError(
+        f"{what}; name the model that it is for: --base MODEL, or points=ak.points(model)", source, key
+    )

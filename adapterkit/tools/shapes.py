@@ -1,8 +1,8 @@
 """Points for an adapter without its model: their shapes are read off its tensors.
 
-No type is asked for its layout. Each builds, on the meta device, a module at a point whose sizes are primes; where these
-come back in the shapes of its tensors, the file's tensors have the point's sizes. What is found is proved by building
-again.
+No type is asked for its layout. Each builds, on the meta device, a module at a point whose sizes are primes; where
+these come back in the shapes of its tensors, the file's tensors have the point's sizes. What is found is proved by
+building again.
 """
 
 from __future__ import annotations
