@@ -42,7 +42,7 @@ class DoRAModule(LowRank):
 
         ||W||^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, row by row; constant for the gradient, as in the paper (4.3).
         """
-        wide = torch.promote_types(self.A.dtype, torch.float32)
+        wide = torch.promote_types(torch.promote_types(self.A.dtype, weight.dtype), torch.float32)
         matrix = weight.flatten(1)
         product = self.product()
         a, b, scale = product.A.flatten(1), product.B.to(wide), product.scale

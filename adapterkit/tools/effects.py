@@ -98,6 +98,7 @@ def effect_of(placed: Placed, points: Points | None = None, source: object = Non
         raise NotMergeableError(f"{point.id}: {type(module).__name__} acts otherwise than by another weight")
     if isinstance(module, AdditiveModule):
         return _difference(module, point, torch.zeros(point.shape), torch.zeros(point.out_features))
+    module.double()  # differences of weights are then exact enough; the checkpoint's own tensors stay as they are
     values = _values(points, point)
     found = _sum(module, point) if values is None else _difference(module, point, *values)
     if found is None:
@@ -106,7 +107,7 @@ def effect_of(placed: Placed, points: Points | None = None, source: object = Non
 
 
 def _values(points: Points | None, point: InjectionPoint) -> tuple[Tensor, Tensor | None] | None:
-    """The base's weight and bias, in float64: differences of weights lose what rounding hides."""
+    """The base's weight and bias, in float64."""
     if points is None or points.model is None:
         return None
     try:

@@ -38,11 +38,11 @@ class Made:
     """An adapter that is put together, point by point. Every scale is 1, so that nothing hangs on how a file has alpha.
 
     Args:
-        dtype: Of its tensors; None leaves them in what they were computed in.
+        dtype: Of its tensors.
         source: Named in errors.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None, source: object = None) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, source: object = None) -> None:
         self._dtype, self._source, self._found = dtype, source, Collected(source)
 
     def add(self, update: Update) -> None:
@@ -73,7 +73,7 @@ class Made:
         return Checkpoint(self._found.parts(shared), base, backends, dict(metadata))
 
 
-def _said(update: Update, dtype: torch.dtype | None) -> Iterator[Said]:
+def _said(update: Update, dtype: torch.dtype) -> Iterator[Said]:
     if update.factors is not None:
         b, a = low_rank_algebra.matrices(update.factors)
         tensors = {"A": a.view(update.factors.A.shape), "B": b}
@@ -84,8 +84,8 @@ def _said(update: Update, dtype: torch.dtype | None) -> Iterator[Said]:
         yield Said("trainable", {"part": "bias"}, _cast({"shift": update.bias}, dtype))
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
 
 
 def same_base(checkpoints: Sequence[Checkpoint], source: object = None) -> dict[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ def resize(
     rule: RankRule,
     points: Points | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     source: object = None,
 ) -> Resized:
     """The best approximation of an adapter by low-rank updates of the ranks that a rule gives.
@@ -77,7 +77,7 @@ def resize(
         checkpoint: The adapter.
         rule: Which ranks.
         points: The model's, where it is at hand; see `effects`.
-        dtype: Of the tensors; None leaves them in what they were computed in, float32 or wider.
+        dtype: Of the new tensors.
         source: Named in errors.
 
     Raises:

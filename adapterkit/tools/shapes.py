@@ -1,7 +1,8 @@
 """Points for an adapter without its model: their shapes are read off its tensors.
 
 No type is asked for its layout. Each builds, on the meta device, a module at a point whose sizes are primes; where
-these come back in the shapes of its tensors, the file's tensors have the point's sizes. What is found is proved by
+these come back in the shapes of its tensors, the file's tensors have the point's sizes. Where they do not (a Kronecker
+product splits them), the sizes are products of two of the file's, and what is tried tells which. Either is proved by
 building again.
 """
 
@@ -29,6 +30,7 @@ class _Sizes(NamedTuple):
 
 _ASKED = (_Sizes(1009, 1013, (53, 59, 61)), _Sizes(1019, 1021, (67, 71, 73)))
 """Sizes to ask with; the second, where a rank is one of the first."""
+_MOST_TRIED = 5000
 
 
 class MadeUp:
@@ -52,7 +54,7 @@ class MadeUp:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         alike = (key.partition("@")[0], repr(self._config.settings.get(key)), *sorted(shapes.items()))
         if alike not in self._known:
-            self._known[alike] = next(self._fitting(key, shapes), None)
+            self._known[alike] = next(self._fitting(key, shapes), None) or self._tried(key, shapes)
         found = self._known[alike]
         return None if found is None else _renamed(found, key)
 
@@ -67,6 +69,17 @@ class MadeUp:
                 found = None if made is None else _found(sizes, made, shapes)
                 if found is not None and self._shapes(point := make(key, found, bias)) == shapes:
                     yield point
+
+    def _tried(self, key: str, shapes: Shapes) -> InjectionPoint | None:
+        """The one weight, of sizes that are products, for which the type makes such tensors; None for none or several."""
+        kernels = {shape[2:] for shape in shapes.values() if len(shape) > 2} or {()}
+        sizes = sorted({size for shape in shapes.values() for size in shape[:2]})
+        products = sorted({a * b for a, b in itertools.product(sizes, (1, *sizes))})
+        if len(kernels) * len(products) ** 2 > _MOST_TRIED:
+            return None
+        tried = (_weight(key, _Sizes(*one), True) for one in itertools.product(products, products, kernels))
+        fitting = [point for point in tried if self._shapes(point) == shapes]
+        return fitting[0] if len(fitting) == 1 else None
 
     def _shapes(self, point: InjectionPoint) -> Shapes | None:
         """Those of what the type makes at a point; None where it can make nothing there."""
