@@ -71,7 +71,7 @@ class MadeUp:
                     yield point
 
     def _tried(self, key: str, shapes: Shapes) -> InjectionPoint | None:
-        """The weight of sizes that are products for which the type makes such tensors; None for none, or for several."""
+        """The weight of sizes that are products for which the type makes these tensors; None for none or several."""
         kernels = {shape[2:] for shape in shapes.values() if len(shape) > 2} or {()}
         sizes = sorted({size for shape in shapes.values() for size in shape[:2]})
         products = sorted({a * b for a, b in itertools.product(sizes, (1, *sizes))})
