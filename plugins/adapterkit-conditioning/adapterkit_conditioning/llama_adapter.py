@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.adapter import Attention
+from adapterkit.errors import did_you_mean
 from adapterkit.points import AttentionPoint, Kind
 
 _MAX_LENGTH = 2**16
+_GATES = ("heads", "layer")
 
 
 class LlamaAdapterModule(ak.AdapterModule):
@@ -21,17 +23,19 @@ class LlamaAdapterModule(ak.AdapterModule):
     Args:
         length: Positions of the prompt.
         features: Width of the stream that the model's keys and values are made from.
-        kv_heads: Heads of keys and values; each has a gate g, which starts at 0.
+        kv_heads: Heads of keys and values; each has a gate g, which starts at 0. None for one gate, which is g itself.
     """
 
-    def __init__(self, length: int, features: int, kv_heads: int) -> None:
+    def __init__(self, length: int, features: int, kv_heads: int | None) -> None:
         super().__init__()
+        self.by_head = kv_heads is not None
         self.prompt = nn.Parameter(torch.randn(length, features))
-        self.gate = nn.Parameter(torch.zeros(kv_heads))
+        self.gate = nn.Parameter(torch.zeros(kv_heads or 1))
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:
         attended = base.mix(query, *base.project(self.prompt))
-        gates = torch.tanh(self.gate).to(query.dtype).repeat_interleave(query.shape[1] // len(self.gate))
+        gates = torch.tanh(self.gate) if self.by_head else self.gate
+        gates = gates.to(query.dtype).repeat_interleave(query.shape[1] // len(gates))
         return base(query) + gates[:, None, None] * attended
 
 
@@ -45,16 +49,23 @@ class LlamaAdapter(ak.AdapterConfig):
 
     Attributes:
         length: Positions of each layer's prompt.
+        gate: "heads" for `tanh(g)` of each head, as the authors have it; "layer" for one g for the layer, as PEFT has.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
     targets: str = "attn.kv"
     length: int = 10
+    gate: str = "heads"
 
     def problems(self) -> list[str]:
+        found = []
         if not 1 <= self.length <= _MAX_LENGTH:
-            return [f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}"]
-        return []
+            found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
+        if self.gate not in _GATES:
+            found.append(
+                f"gate must be one of {', '.join(_GATES)}, not {self.gate!r}.{did_you_mean(self.gate, _GATES)}"
+            )
+        return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
         if isinstance(point, AttentionPoint) and point.layout.source is None:
@@ -62,4 +73,5 @@ class LlamaAdapter(ak.AdapterConfig):
         return super().accepts(point)
 
     def build(self, point: ak.InjectionPoint) -> LlamaAdapterModule:
-        return LlamaAdapterModule(self.length, point.layout.source, point.layout.kv_heads)
+        heads = point.layout.kv_heads if self.gate == "heads" else None
+        return LlamaAdapterModule(self.length, point.layout.source, heads)

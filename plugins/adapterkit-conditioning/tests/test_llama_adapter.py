@@ -33,6 +33,11 @@ class TestLlamaAdapter(AdapterConformance):
     config = LlamaAdapter(length=3)
 
 
+@pytest.mark.slow
+class TestOneGate(AdapterConformance):
+    config = LlamaAdapter(length=2, gate="layer")
+
+
 def llama(attention: str = "sdpa", kv_heads: int = 2, **options: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -55,24 +60,25 @@ def ids(rows: int = 2, length: int = 7) -> Tensor:
     return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize(("kv_heads", "gate"), [(2, "heads"), (4, "heads"), (2, "layer")])
 @pytest.mark.filterwarnings("ignore")
-def test_it_is_that_of_peft(kv_heads: int) -> None:
-    """At start both are the base; then PEFT's one gate for all heads is our `tanh(g)` of every head."""
+def test_it_is_that_of_peft(kv_heads: int, gate: str) -> None:
+    """At start both are the base; then PEFT's one gate for all heads is that of a layer, or `tanh(g)` of every head."""
     peft = pytest.importorskip("peft")
     base = llama(kv_heads=kv_heads)
     config = peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM")
     theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
     adapters = ak.Adapters(base)
     expected = base(ids()).logits
-    adapters.add("a", LlamaAdapter(length=4, targets="attn.kv@layer>=1"))
+    adapters.add("a", LlamaAdapter(length=4, gate=gate, targets="attn.kv@layer>=1"))
     assert torch.equal(base(ids()).logits, expected)
     assert torch.equal(theirs(ids()).logits, expected)
     for module, layer in zip(adapters.modules("a").values(), (1, 2), strict=True):
         other = theirs.base_model.model.model.layers[layer].self_attn
-        nn.init.constant_(other.adaption_gate, 0.3 * layer)
+        nn.init.constant_(other.adaption_gate, (1.3 if gate == "layer" else 0.3) * layer)
         module.prompt.data.copy_(other.adaption_prompt[0])  # type: ignore[union-attr,operator]
-        module.gate.data.fill_(torch.atanh(other.adaption_gate.detach()).item())  # type: ignore[union-attr,operator]
+        theirs_gate = other.adaption_gate.detach()
+        module.gate.data.fill_((theirs_gate if gate == "layer" else torch.atanh(theirs_gate)).item())  # type: ignore[union-attr,operator]
     found, expected, before = base(ids()).logits, theirs(ids()).logits, expected
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (found - before).abs().max() > 1e-3
@@ -170,7 +176,7 @@ def test_where_the_layers_are_not_known() -> None:
         ak.Adapters(model).add("a", LlamaAdapter())
 
 
-@pytest.mark.parametrize("length", [0, True, 1.5])
-def test_wrong_values(length: Any) -> None:
-    with pytest.raises(errors.ConfigError, match="length"):
-        LlamaAdapter(length=length)
+@pytest.mark.parametrize(("name", "value"), [("length", 0), ("length", True), ("length", 1.5), ("gate", "head")])
+def test_wrong_values(name: str, value: Any) -> None:
+    with pytest.raises(errors.ConfigError, match=name):
+        LlamaAdapter(**{name: value})
