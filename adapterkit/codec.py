@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapterkit.checkpoint import WriteOptions
-    from adapterkit.points import ParameterPoint
+    from adapterkit.points import InjectionPoint
     from adapterkit.view import ModelView
 
 Rows = slice | Sequence[int]
@@ -25,14 +25,15 @@ class Place:
     """One of our points, seen from the foreign module whose tensors act there.
 
     Attributes:
-        point: The point. Where no model is at hand it is made up: its path is the module's name in the file.
-        shape: Of the foreign module's weight as adapters see it, [out, in / groups, *kernel].
+        point: The point; a `ParameterPoint` but where a type acts at attentions or at the embedded sequence. Where no
+            model is at hand it is made up: its path is the module's name in the file.
+        shape: Of the foreign module's weight as adapters see it, [out, in / groups, *kernel]; else the point's own.
         rows: The module's output rows that are the point's, one of several in a fused projection; None for all.
         columns: The inputs that are the point's, likewise.
         model: The model at hand, or None.
     """
 
-    point: ParameterPoint
+    point: InjectionPoint
     shape: tuple[int, ...]
     rows: Rows | None = None
     columns: Rows | None = None
@@ -84,8 +85,9 @@ class Context:
     Attributes:
         where: What errors name.
         config: What the file says for all of its modules (a PEFT adapter_config.json); what applies to a module alone
-            (a pattern of ranks) has been put in its place for it.
-        tensors: Those that belong to no module, by name.
+            (a pattern of ranks) has been put in its place for it. Where a module is written, the codec puts in what the
+            file is to say for it.
+        tensors: Those that belong to no module, by name. Where something is written, a codec puts them in.
         shared: Type -> tensors that all of its points share. A codec that reads `tensors` puts them here.
         notes: Sentences for the report, in order, each once.
         used: Names of `tensors` that a codec has read.
@@ -93,8 +95,8 @@ class Context:
     """
 
     where: object = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -112,11 +114,14 @@ class Codec(ABC):
         names: Every tensor name behind a module's name that it may read or write: `lora_down.weight`, `alpha`.
         types: The registered names of the adapter types that it writes.
         writes_factors: Whether it writes every other type too that gives `AdditiveModule.factors()` at a point.
+        whole: Whether its tensors belong to no module: it reads them at every point that has no weight (attentions, the
+            embedded sequence), with nothing to say where they are not meant, and writes all of its points at once.
     """
 
     names: ClassVar[frozenset[str]]
     types: ClassVar[frozenset[str]] = frozenset()
     writes_factors: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def takes(self, names: Set[str], context: Context) -> Set[str]:
@@ -133,7 +138,7 @@ class Codec(ABC):
 
     @abstractmethod
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
-        """What the tensors say at a place; several things where several types are needed.
+        """What the tensors say at a place; several things where several types are needed, none where it says nothing.
 
         It is called for each point of a fused module.
 

@@ -37,13 +37,13 @@ class Collected:
 
         Args:
             point: Its id.
-            said: One thing, or several; they act beside each other.
+            said: One thing, or several, which act beside each other; or none.
 
         Raises:
             CheckpointError: The point has one of that type already.
         """
-        own = self._said.setdefault(point, [])
         for one in [said] if isinstance(said, Said) else said:
+            own = self._said.setdefault(point, [])
             if any(one.type == other.type for other in own):
                 raise CheckpointError(f"says {one.type} twice at {point}", self._where, point)
             own.append(one)

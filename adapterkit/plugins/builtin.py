@@ -211,11 +211,15 @@ def adapterkit_register_formats() -> list[FormatSpec]:
             summary="one safetensors file that describes itself",
         ),
         FormatSpec("kohya", "adapterkit.formats.kohya:KohyaFormat", summary="files of kohya's scripts and the UIs"),
+        FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
     ]
 
 
 # Name, target below adapterkit.formats.codecs, dialect, summary.
-_CODECS = (("lycoris_lora", "lycoris_lora:LoRACodec", "lycoris", "lora_down, lora_up and an alpha a module"),)
+_CODECS = (
+    ("lycoris_lora", "lycoris_lora:LoRACodec", "lycoris", "lora_down, lora_up and an alpha a module"),
+    ("peft_lora", "peft_lora:LoRACodec", "peft", "lora_A and lora_B, rank and alpha in the config"),
+)
 
 
 @hookimpl
