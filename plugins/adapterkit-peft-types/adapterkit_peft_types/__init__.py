@@ -8,14 +8,22 @@ from adapterkit.specs import AdapterSpec
 # One line a type, in the order of their names.
 _TYPES = (
     ("beft", "beft:BEFT", "weight", "a bias beside the one that a projection has"),
+    ("c3a", "c3a:C3A", "weight", "an update of circulant blocks"),
     ("cpt", "cpt:CPT", "tokens", "examples as a prompt, whose vectors move a little"),
     ("delora", "delora:DeLoRA", "weight", "a low-rank update whose size is bounded, and learnt apart"),
     ("elementwise_glora", "glora:ElementwiseGLoRA", "weight", "weight and bias scaled and shifted, element by element"),
     ("gralora", "gralora:GraLoRA", "weight", "low-rank updates of the blocks of a weight"),
     ("hira", "hira:HiRA", "weight", "a weight times a low-rank one, element by element"),
+    ("hra", "hra:HRA", "weight", "a chain of reflections of a weight's columns"),
     ("lily", "lily:Lily", "weight", "low-rank updates whose second factors all layers share, mixed by a router"),
+    ("miss", "miss:MiSS", "weight", "one update for all shards of a weight"),
     ("osf", "osf:OSF", "weight", "a weight's smaller singular values and their vectors, learnt anew"),
     ("psoft", "psoft:PSOFT", "weight", "a rotation inside of a weight's principal subspace"),
+    ("randlora", "randlora:RandLoRA", "weight", "a full-rank update of random bases that all layers share"),
+    ("road", "road:RoAd", "weight", "a rotation of pairs of output features"),
+    ("shira", "shira:SHiRA", "weight", "a sparse update at fixed places"),
+    ("vblora", "vblora:VBLoRA", "weight", "factors that are mixed from one bank of vectors"),
+    ("waveft", "waveft:WaveFT", "weight", "a weight's update from a few wavelet coefficients"),
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from adapterkit import errors
 from adapterkit.testing import AdapterConformance
 
 
+@pytest.mark.slow
 class TestConformance(AdapterConformance):
     config = BEFT()
 

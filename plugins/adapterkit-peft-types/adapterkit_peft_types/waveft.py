@@ -1,0 +1,112 @@
+"""WaveFT: an update from a few coefficients of its wavelet transform (Bilican et al. 2025, arXiv:2505.12532)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit.points import Kind
+from adapterkit_peft_types import wavelets
+
+_MAX_COEFFICIENTS, _MAX_SCALE, _MAX_SEED = 2**24, 1e6, 2**63 - 1
+
+
+class WaveFTModule(ak.AdditiveModule):
+    """`W + scaling * S(F)`: S puts a matrix together from one level of wavelet coefficients.
+
+    F is zero but for `values` [n] at fixed random places. The weight is taken as a matrix [out, all the rest].
+    """
+
+    def __init__(self, point: ak.InjectionPoint, config: WaveFT) -> None:
+        super().__init__()
+        self.shape, self.scaling = point.shape, config.scaling
+        self.matrix = (point.shape[0], math.prod(point.shape[1:]))
+        self.filters = wavelets.synthesis(config.wavelet) if config.transform else None
+        count = min(config.coefficients, math.prod(self.matrix))
+        self.values = nn.Parameter(torch.zeros(count))
+        places = _places(math.prod(self.matrix), count, config.location_seed)
+        self.register_buffer("places", places, persistent=False)
+
+    def delta_weight(self) -> Tensor:
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32)) * self.scaling
+        return _scattered(values, cast("Tensor", self.places), self.matrix, self.filters).reshape(self.shape)
+
+
+def _scattered(
+    values: Tensor, places: Tensor, matrix: tuple[int, int], filters: tuple[tuple[float, ...], ...] | None
+) -> Tensor:
+    """The matrix that has these coefficients; without filters, these entries.
+
+    Coefficients lie in a matrix with a margin of what putting together cuts off: its quarters are the smooth part,
+    details along rows, along columns, along both.
+    """
+    margin = 0 if filters is None else len(filters[0]) - 2
+    rows, columns = (side if filters is None else side + margin + side % 2 for side in matrix)
+    top, left = (rows - matrix[0]) // 2, (columns - matrix[1]) // 2
+    at = (places // matrix[1] + top) * columns + places % matrix[1] + left
+    dense = torch.zeros(rows * columns, dtype=values.dtype, device=values.device).index_copy(0, at, values)
+    if filters is None:
+        return dense.view(rows, columns)
+    bands = dense.view(2, rows // 2, 2, columns // 2).permute(2, 1, 0, 3)  # [along rows, row, along columns, column]
+    kernel = torch.tensor(filters, dtype=values.dtype, device=values.device).unsqueeze(1)
+    across = _joined(bands.flatten(0, 1), kernel).view(2, rows // 2, -1)
+    return _joined(across.permute(2, 0, 1), kernel).mT[: matrix[0], : matrix[1]]
+
+
+def _joined(bands: Tensor, kernel: Tensor) -> Tensor:
+    """Signals [n, length] from their smooth parts and details, [n, 2, length / 2], without the margin."""
+    return F.conv_transpose1d(bands, kernel, stride=2, padding=kernel.shape[-1] - 2).squeeze(1)
+
+
+def _places(size: int, count: int, seed: int) -> Tensor:
+    """`count` different places out of `size`, drawn from a seed: whoever loads a file draws the same."""
+    if torch.empty(0).is_meta:
+        return torch.empty(count, dtype=torch.int64)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].clone()
+
+
+@dataclass(frozen=True)
+class WaveFT(ak.AdapterConfig):
+    """`W + scaling * S(F)`, with n learnt coefficients in F for each layer, at random places.
+
+    Attributes:
+        coefficients: n; a weight with fewer entries has as many as it has entries.
+        scaling: Factor on the update.
+        wavelet: Its name: db1 to db10, sym2 to sym10, coif1 to coif3.
+        transform: False for entries of the weight instead of coefficients.
+        location_seed: Of the places.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    targets: str = "attention"
+    coefficients: int = 2592
+    scaling: float = 25.0
+    wavelet: str = "db1"
+    transform: bool = True
+    location_seed: int = 777
+
+    def problems(self) -> list[str]:
+        found = []
+        if not 1 <= self.coefficients <= _MAX_COEFFICIENTS:
+            found.append(f"coefficients must be from 1 to {_MAX_COEFFICIENTS}, not {self.coefficients!r}")
+        if not 0 < abs(self.scaling) <= _MAX_SCALE:
+            found.append(f"scaling must not be 0, and within {_MAX_SCALE:g}, not {self.scaling!r}")
+        if self.wavelet not in wavelets.NAMES:
+            found.append(f"wavelet must be one of {', '.join(wavelets.NAMES)}, not {self.wavelet!r}")
+        if not 0 <= self.location_seed <= _MAX_SEED:
+            found.append(f"location_seed must be from 0 to {_MAX_SEED}, not {self.location_seed!r}")
+        return found
+
+    def accepts(self, point: ak.InjectionPoint) -> str | None:
+        if point.cuts_groups:
+            return "WaveFT acts on whole grouped convolutions"
+        return super().accepts(point)
+
+    def build(self, point: ak.InjectionPoint) -> WaveFTModule:
+        return WaveFTModule(point, self)
