@@ -41,3 +41,7 @@ class Naming(ABC):
             Every module that has another name, or the same: `double_blocks.0.img_attn.qkv` -> three pieces. A module of
             ours that has no counterpart is left out.
         """
+
+    def in_scripts(self, component: ComponentView) -> bool:
+        """Whether kohya's scripts write these names for such a model; otherwise they write its library's."""
+        return True

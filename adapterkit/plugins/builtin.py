@@ -231,8 +231,18 @@ def adapterkit_register_codecs() -> list[CodecSpec]:
     ]
 
 
-# Name, target below adapterkit.formats.names, classes of diffusers, summary.
-_NAMINGS: tuple[tuple[str, str, str, str], ...] = ()
+# Name, target below adapterkit.formats.names, library, its classes, summary.
+_NAMINGS = (
+    ("unet", "unet:UNetNaming", "diffusers", "UNet2DConditionModel", "the checkpoints of Stable Diffusion"),
+    ("flux", "flux:FluxNaming", "diffusers", "FluxTransformer2DModel", "the checkpoints of Flux"),
+    (
+        "clip_text",
+        "clip:ClipTextNaming",
+        "transformers",
+        "CLIPTextModel CLIPTextModelWithProjection",
+        "CLIP's text encoders, as transformers 4 had them",
+    ),
+)
 
 
 @hookimpl
@@ -242,10 +252,10 @@ def adapterkit_register_namings() -> list[NamingSpec]:
         NamingSpec(
             name,
             f"adapterkit.formats.names.{target}",
-            models=tuple(f"diffusers:{cls}" for cls in names.split()),
+            models=tuple(f"{library}:{cls}" for cls in names.split()),
             summary=summary,
         )
-        for name, target, names, summary in _NAMINGS
+        for name, target, library, names, summary in _NAMINGS
     ]
 
 

@@ -1,0 +1,199 @@
+"""What the files of kohya's scripts, LyCORIS and the UIs share: keys of a prefix, a module, and a tensor's name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport
+from adapterkit.codec import Context, Place
+from adapterkit.errors import CheckpointError
+from adapterkit.formats.container import Entry
+from adapterkit.formats.dialect import Dialect, ForeignModule
+from adapterkit.formats.foreign_names import ForeignNames
+from adapterkit.formats.modules import Modules, made_up
+from adapterkit.formats.parts import Collected
+from adapterkit.formats.pipeline_parts import candidates
+from adapterkit.formats.prefixes import ANY, Prefix, prefix_of
+from adapterkit.formats.source import Source
+from adapterkit.points import Points
+
+DIALECT = "lycoris"
+_ALIASES = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight",
+    "lora_B.default.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+}
+"""Other names for the tensors of LoRA -> the dialect's."""
+_SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3."})
+"""Those that files of other libraries have too, which name LoRA's tensors otherwise."""
+_SAMPLE = 4
+
+
+@dataclass
+class Found:
+    """A module as a file has it.
+
+    Attributes:
+        prefix, name: In front of it, and its name.
+        keys: Tensor name in the dialect -> key.
+    """
+
+    prefix: Prefix
+    name: str
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+class ModuleFileFormat(Format):
+    """A file of the dialect `lycoris`: whatever is said of its modules, the codecs read.
+
+    Attributes:
+        style: Which files are this format's: the style of the prefix that the first of their keys has.
+    """
+
+    style: ClassVar[str]
+
+    def recognises(self, source: Source) -> bool:
+        return style_of(source.entries) == self.style
+
+    def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
+        dialect, context = Dialect(DIALECT), Context(source.where)
+        found, left_over = grouped(source.entries, dialect, source.where)
+        placed = Placing(points, dialect, context, source.entries).all(found)
+        modules = [ForeignModule(_label(one), one.keys, places) for one, places in placed]
+        wanted = {key for one in modules if one.places is not None for key in one.keys.values()}
+        into = Collected(source.where)
+        reading = dialect.read(modules, source.tensors(wanted), context, into)
+        checkpoint = Checkpoint(into.parts(context.shared), metadata=dict(source.metadata))
+        report = ReadReport(
+            reading.matched, reading.unmatched, [*left_over, *reading.left_over], list(context.notes), fresh=True
+        )
+        return ({"": checkpoint} if into else {}), report
+
+
+def style_of(keys: Iterable[str]) -> str | None:
+    """The format whose files have such keys; None where they are of none of this dialect."""
+    names = Dialect(DIALECT).names | _ALIASES.keys()
+    for key in keys:
+        prefix = prefix_of(key)
+        if prefix is None:
+            continue
+        split = _split(key, prefix, names)
+        if split and (prefix.text not in _SHARED_PREFIXES or split[1] not in _ALIASES):
+            return prefix.style
+    return None
+
+
+def _split(key: str, prefix: Prefix, names: frozenset[str]) -> tuple[str, str] | None:
+    """The module and the tensor's name behind a prefix; None where no such tensor is known."""
+    rest = key[len(prefix.text) :]
+    at = rest.find(".")
+    while at >= 0 and rest[at + 1 :] not in names:
+        at = -1 if prefix.flat else rest.find(".", at + 1)
+    return (rest[:at], rest[at + 1 :]) if at > 0 else None
+
+
+def grouped(keys: Iterable[str], dialect: Dialect, where: object = None) -> tuple[list[Found], list[str]]:
+    """A file's keys by module, and those that are of none.
+
+    Raises:
+        CheckpointError: Two keys say the same.
+    """
+    names = dialect.names | _ALIASES.keys()
+    found: dict[tuple[str, str], Found] = {}
+    left_over: list[str] = []
+    for key in keys:
+        prefix = prefix_of(key)
+        split = None if prefix is None else _split(key, prefix, names)
+        if prefix is None or split is None:
+            left_over.append(key)
+            continue
+        module, name = split[0], _ALIASES.get(split[1], split[1])
+        own = found.setdefault((prefix.text, module), Found(prefix, module)).keys
+        if name in own:
+            raise CheckpointError(f"says the same as {own[name]!r}", where, key)
+        own[name] = key
+    return list(found.values()), left_over
+
+
+def _label(found: Found) -> str:
+    return f"{found.prefix.text}{found.name}"
+
+
+class Placing:
+    """Where the modules of a file act.
+
+    Args:
+        points: The model's; none where no model is at hand.
+        dialect, context: How the file is read.
+        entries: What the file has.
+    """
+
+    def __init__(self, points: Points, dialect: Dialect, context: Context, entries: Mapping[str, Entry]) -> None:
+        self._modules = Modules(points)
+        self._components = {} if points.model is None else points.model.components
+        self._names = {name: ForeignNames(one) for name, one in self._components.items()}
+        self._dialect, self._context, self._entries = dialect, context, entries
+
+    def all(self, found: Sequence[Found]) -> Iterator[tuple[Found, Sequence[Place] | None]]:
+        """Every module with its places, in the order of the file."""
+        if not self._components:
+            return ((one, self._made_up(one)) for one in found)
+        parts: dict[str, list[Found]] = {}
+        for one in found:
+            parts.setdefault(one.prefix.part, []).append(one)
+        chosen = self._chosen(parts)
+        return ((one, self._places(chosen.get(one.prefix.part, ()), one)) for one in found)
+
+    def _made_up(self, one: Found) -> list[Place] | None:
+        shape = self._shape(one)
+        return None if shape is None else [made_up(one.prefix.part, one.name, shape)]
+
+    def _shape(self, one: Found) -> tuple[int, ...] | None:
+        entries = {name: self._entries[key] for name, key in one.keys.items()}
+        tensors = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in entries.items()}
+        return self._dialect.shape(tensors, self._context)
+
+    def _places(self, components: Sequence[str], one: Found) -> list[Place] | None:
+        for name in components:
+            pieces = self._names[name].find(one.name, flat=one.prefix.flat)
+            places = None if pieces is None else self._modules.placed(name, pieces)
+            if places is not None:
+                return places
+        return None
+
+    def _chosen(self, parts: Mapping[str, Sequence[Found]]) -> dict[str, list[str]]:
+        """Part -> the component that it is. A text encoder is one part at most: that which fits it best."""
+        scored = [
+            (*self._fit(component, own), -rank, part, component)
+            for part, own in parts.items()
+            for rank, component in enumerate(candidates(part, self._components))
+        ]
+        chosen: dict[str, list[str]] = {}
+        for _, hits, _, part, component in sorted(scored, reverse=True):
+            taken = part in chosen or any([component] == other for other in chosen.values())
+            if part == ANY:
+                chosen.setdefault(part, []).append(component)
+            elif hits and not taken:
+                chosen[part] = [component]
+        return chosen
+
+    def _fit(self, component: str, found: Sequence[Found]) -> tuple[float, int]:
+        """Which part of the modules that it has are of its shapes, and how many it has."""
+        placed = [(one, places) for one in found if (places := self._places([component], one)) is not None]
+        sample = placed[:_SAMPLE]
+        told = [(shape, places[0].shape) for one, places in sample if (shape := self._shape(one)) is not None]
+        fits = sum(_same(shape, here) for shape, here in told)
+        return (fits / len(told) if told else 0.5), len(placed)
+
+
+def _same(told: Sequence[int], here: Sequence[int]) -> bool:
+    """Whether shapes agree; a 1 x 1 convolution may be a matrix."""
+    return functools.reduce(int.__mul__, told, 1) == functools.reduce(int.__mul__, here, 1) and told[0] == here[0]

@@ -1,0 +1,55 @@
+"""What the original checkpoints of Flux call the modules of its transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from adapterkit.formats.names.tables import expanded, under
+from adapterkit.naming import Naming, Piece
+from adapterkit.view import ComponentView
+
+_DOUBLE = (
+    ("img_mod.lin", "norm1.linear"),
+    ("img_attn.qkv", "attn.to_q attn.to_k attn.to_v"),
+    ("img_attn.proj", "attn.to_out.0"),
+    ("img_attn.norm.query_norm", "attn.norm_q"),
+    ("img_attn.norm.key_norm", "attn.norm_k"),
+    ("img_mlp.0", "ff.net.0.proj"),
+    ("img_mlp.2", "ff.net.2"),
+    ("txt_mod.lin", "norm1_context.linear"),
+    ("txt_attn.qkv", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"),
+    ("txt_attn.proj", "attn.to_add_out"),
+    ("txt_attn.norm.query_norm", "attn.norm_added_q"),
+    ("txt_attn.norm.key_norm", "attn.norm_added_k"),
+    ("txt_mlp.0", "ff_context.net.0.proj"),
+    ("txt_mlp.2", "ff_context.net.2"),
+)
+_SINGLE = (
+    ("modulation.lin", "norm.linear"),
+    ("linear1", "attn.to_q attn.to_k attn.to_v proj_mlp"),
+    ("linear1_qkv", "attn.to_q attn.to_k attn.to_v"),
+    ("linear2", "proj_out"),
+    ("norm.query_norm", "attn.norm_q"),
+    ("norm.key_norm", "attn.norm_k"),
+)
+TABLE = (
+    *under("double_blocks.#.", "transformer_blocks.#.", _DOUBLE),
+    *under("single_blocks.#.", "single_transformer_blocks.#.", _SINGLE),
+    ("img_in", "x_embedder"),
+    ("txt_in", "context_embedder"),
+    ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
+    ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
+    ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
+    ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+    ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+    ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+    ("final_layer.linear", "proj_out"),
+    ("final_layer.adaLN_modulation.1", "~norm_out.linear"),
+)
+
+
+class FluxNaming(Naming):
+    """Queries, keys, values, and in single blocks the first layer of the MLP, are one module."""
+
+    def modules(self, component: ComponentView) -> Mapping[str, Sequence[Piece]]:
+        return expanded(TABLE, component.paths)
