@@ -72,7 +72,7 @@ def concatenated(several: Sequence[Factors], weights: Sequence[float]) -> Factor
     """`sum_i w_i * scale_i * B_i A_i` as one update of scale 1, exactly; its rank is the sum of the ranks.
 
     Args:
-        several: Updates of one point.
+        several: Updates of one point; the first has the layout of all.
         weights: w.
     """
     pairs = [matrices(one) for one in several]

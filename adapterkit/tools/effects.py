@@ -26,43 +26,47 @@ class Effect:
 
     Attributes:
         point: Where.
-        weight: What is added to the weight, [out, in / groups, *kernel].
+        weight: What is added to the weight, [out, in / groups, *kernel]; None for nothing.
         bias: What is added to the bias, [out]; None for nothing.
     """
 
     point: InjectionPoint
-    weight: Factors | Tensor
+    weight: Factors | Tensor | None
     bias: Tensor | None = None
 
     @property
     def dense(self) -> Tensor:
         """What is added to the weight, in float32 or wider."""
+        if self.weight is None:
+            return torch.zeros(self.point.shape)
         return low_rank.dense(self.weight) if isinstance(self.weight, Factors) else self.weight
 
     @property
     def norm(self) -> float:
         """The Frobenius norm of what is added to the weight and the bias."""
         own = low_rank_algebra.norm(self.weight) if isinstance(self.weight, Factors) else _norm(self.weight)
-        return own if self.bias is None else (own**2 + _norm(self.bias) ** 2) ** 0.5
+        return own if self.bias is None else math.hypot(own, _norm(self.bias))
 
     @property
     def singular_values(self) -> Tensor:
         """Those of what is added to the weight, in float64, descending."""
         if isinstance(self.weight, Factors):
             return low_rank_algebra.singular_values(self.weight)
-        matrix = self.weight.double()
+        matrix = self.dense.double()
         return torch.linalg.svdvals(matrix.flatten(1) if matrix.ndim > 1 else matrix[:, None])
 
     @property
     def rank(self) -> int:
         """The highest that what is added to the weight can have."""
+        if self.weight is None:
+            return 0
         out, *rest = self.point.shape
         most = min(out, math.prod(rest))
         return min(self.weight.rank, most) if isinstance(self.weight, Factors) else most
 
 
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+def _norm(tensor: Tensor | None) -> float:
+    return 0.0 if tensor is None else float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -122,7 +126,7 @@ def _difference(module: AdapterModule, point: InjectionPoint, weight: Tensor, bi
     if merged.shape != weight.shape:
         raise NotMergeableError(f"{point.id}: {type(module).__name__} gives the weight another size")
     shift = None if merged_bias is None or merged_bias is bias else merged_bias - (0 if bias is None else bias)
-    return Effect(point, merged - weight, None if shift is None or not shift.any() else shift)
+    return Effect(point, *(None if one is None or not one.any() else one for one in (merged - weight, shift)))
 
 
 def _sum(module: AdapterModule, point: InjectionPoint) -> Effect | None:

@@ -92,7 +92,7 @@ def resize(
             kept.append(placed.key)
             made.keep(placed.key, said[placed.key])
             continue
-        factors, found[placed.key] = _resized(effect, rule)
+        factors, found[placed.key] = resized(effect, rule, effect.rank)
         made.add(Update(placed.key, factors, effect.bias))
     shared = shared_of(checkpoint) if kept else {}
     return Resized(made.checkpoint([checkpoint], checkpoint.metadata, shared), found, tuple(kept))
@@ -104,18 +104,25 @@ def _matrix(placed: Placed, points: Points | None, source: object) -> Effect | N
         effect = effect_of(placed, points, source)
     except NotMergeableError:
         return None
-    return effect if len(effect.point.shape) > 1 else None
+    return effect if effect.weight is not None and len(effect.point.shape) > 1 else None
 
 
-def _resized(effect: Effect, rule: RankRule) -> tuple[Factors, PointError]:
-    point, before = effect.point, effect.rank
+def resized(effect: Effect, rule: RankRule, before: int) -> tuple[Factors, PointError]:
+    """The best low-rank update by a rule of what is added to a weight, and what that loses.
+
+    Args:
+        effect: What is added to a weight that has rows and columns.
+        rule: Which rank.
+        before: The rank that the report tells.
+    """
+    point = effect.point
     if isinstance(effect.weight, Factors):
         whole = low_rank_algebra.decomposed(effect.weight)
         total = float(whole.S.double().square().sum())
         found = whole.cut(rule.of(whole.S, total, point) or len(whole.S))
         error = float(whole.S[len(found.S) :].double().norm())
     else:
-        matrix = effect.weight.flatten(1)
+        matrix = effect.dense.flatten(1)
         found = truncate(matrix, rule, point)
         total, error = _norm(matrix) ** 2, low_rank_algebra.residual(matrix, found)
     factors = found.factors(point.shape, point.layout)
