@@ -31,6 +31,7 @@ class Place:
         rows: The module's output rows that are the point's, one of several in a fused projection; None for all.
         columns: The inputs that are the point's, likewise.
         model: The model at hand, or None.
+        stack: How many weights the parameter holds of which the point has one (experts); 0 where it is no stack.
     """
 
     point: InjectionPoint
@@ -38,6 +39,7 @@ class Place:
     rows: Rows | None = None
     columns: Rows | None = None
     model: ModelView | None = None
+    stack: int = 0
 
     def of_rows(self, tensor: Tensor, axis: int = 0) -> Tensor:
         """The point's part of a tensor whose `axis` follows the module's outputs."""
