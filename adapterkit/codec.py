@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.errors import CheckpointError
@@ -31,7 +31,7 @@ class Place:
         rows: The module's output rows that are the point's, one of several in a fused projection; None for all.
         columns: The inputs that are the point's, likewise.
         model: The model at hand, or None.
-        stack: How many weights the parameter holds of which the point has one (experts); 0 where it is no stack.
+        fused: The point of the module itself, where `point` is one of its parts.
     """
 
     point: InjectionPoint
@@ -39,7 +39,7 @@ class Place:
     rows: Rows | None = None
     columns: Rows | None = None
     model: ModelView | None = None
-    stack: int = 0
+    fused: InjectionPoint | None = None
 
     def of_rows(self, tensor: Tensor, axis: int = 0) -> Tensor:
         """The point's part of a tensor whose `axis` follows the module's outputs."""
@@ -53,6 +53,10 @@ class Place:
     def whole(self) -> bool:
         """Whether the point is the module."""
         return self.rows is None and self.columns is None
+
+    def of_all(self) -> Place | None:
+        """The place of the module itself; None where it has no point of its own."""
+        return None if self.fused is None else replace(self, point=self.fused, rows=None, columns=None, fused=None)
 
 
 def _taken(tensor: Tensor, places: Rows | None, axis: int) -> Tensor:
@@ -137,6 +141,14 @@ class Codec(ABC):
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
         """The shape of the weight that tensors are for, [out, in / groups, *kernel]; None where they do not tell."""
         return None
+
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors have no parts that are for some rows of a module, as a rotation of all of them.
+
+        They are then read at the module's own point (`fused.*`) where the model has one. A foreign module that is
+        several of ours has none: the codec is asked for each, and says what it can or raises.
+        """
+        return False
 
     @abstractmethod
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:

@@ -46,7 +46,8 @@ _OPERATORS: dict[str, Callable[[Tag, Tag], bool]] = {
 _FILTER = re.compile(r"([a-z_]+)(>=|<=|!=|=|>|<)(.+)")
 
 # Roles that no preset may reach: vocabulary, classifier and the choice of experts are never what "all" is meant to say.
-_OUTSIDE_PRESETS = ("head", "head.*", "embed.*", "moe.router", "norm", "hidden")
+_OUTSIDE_PRESETS = ("head", "head.*", "embed.*", "moe.router", "norm", "hidden", "fused.*")
+_WHOLE = "fused."  # a layer whose parts are points too: only who names it means it
 
 
 def is_inner(point: InjectionPoint) -> bool:
@@ -100,6 +101,8 @@ class _Alternative:
         return self._names(point) and all(accepts(point) for accepts in self.filters)
 
     def _names(self, point: InjectionPoint) -> bool:
+        if point.role.startswith(_WHOLE) and not self.pattern.startswith(_WHOLE.rstrip(".")):
+            return False
         if self.pattern in PRESETS:
             return PRESETS[self.pattern](point)
         if self.pattern.startswith("path:"):

@@ -22,7 +22,7 @@ def fold(weight: Tensor, bias: Tensor | None, parts: Sequence[Part]) -> tuple[Te
     if len(parts) == 1 and parts[0][0].span is None and parts[0][0].in_span is None:
         return merge_weights(weight, bias, parts[0][1])
     for _, active in (part for part in parts if part[0].span is None and part[0].in_span is None):
-        weight, bias = merge_weights(weight, bias, active)  # of another handle, which knows the weight as a whole
+        weight, bias = merge_weights(weight, bias, active)  # what acts on the layer acts before what acts on its parts
     rows: list[tuple[Span, Tensor]] = []
     columns: list[tuple[Span, Tensor]] = []
     biases: list[tuple[Span, Tensor]] = []

@@ -131,6 +131,12 @@ def _side(switch: Switch, slot: Slot) -> Side:
 
 
 def _around_weights(site: Site, found: Found) -> list[Around]:
+    whole = [one for one in found if one[0].point.span is None and one[0].point.in_span is None]
+    parts = [one for one in found if one not in whole] if whole else found  # act on what the whole layer gives
+    return [*_around_layer(site, whole), *_around_layer(site, parts)]
+
+
+def _around_layer(site: Site, found: Found) -> list[Around]:
     if not found:
         return []
     point = found[0][0].point

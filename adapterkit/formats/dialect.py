@@ -127,7 +127,7 @@ class Dialect:
             if not taken:
                 continue
             own = {name: left.pop(name) for name in taken}
-            for place in module.places or ():
+            for place in _places(module, codec, own):
                 with _Blaming(spec, module.name, context.where):
                     into.add(place.point.id, codec.read(own, place, context))
         return tensors.keys() - left.keys()
@@ -184,6 +184,12 @@ class Reading:
     left_over: list[str]
 
 
+def _places(module: ForeignModule, codec: Codec, tensors: Mapping[str, Tensor]) -> Sequence[Place]:
+    places = module.places or ()
+    whole = places[0].of_all() if places and codec.for_all(tensors) else None
+    return places if whole is None else [whole]
+
+
 def _codec(spec: CodecSpec) -> Codec | AdapterKitError:
     try:
         return instance_of(spec, Codec)
@@ -219,6 +225,8 @@ def written_modules(
         places: Each foreign module with its points.
     """
     for name, own in places:
-        touched = [(place, said[place.point.id]) for place in own if place.point.id in said]
+        whole = own[0].of_all() if own else None
+        every = own if whole is None else [whole, *own]
+        touched = [(place, said[place.point.id]) for place in every if place.point.id in said]
         if touched:
             yield name, touched

@@ -20,12 +20,14 @@ class Module:
         component, path: Where it is.
         parameter: The weight's name in it: `weight`, but for attentions and experts that keep several.
         points: In order of rows; the experts of a stack in order of the stack.
+        fused: The point of the module itself, where `points` are its parts.
     """
 
     component: str
     path: str
     parameter: str
     points: tuple[ParameterPoint, ...]
+    fused: ParameterPoint | None = None
     model: ModelView | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -37,11 +39,6 @@ class Module:
             return (rows,)
         columns = max(_end(point.in_span, point.shape[1]) for point in self.points)
         return (rows, columns, *first.shape[2:])
-
-    @property
-    def stack(self) -> int:
-        """See `Place`."""
-        return max(-1 if point.layout.index is None else point.layout.index for point in self.points) + 1
 
     @property
     def places(self) -> list[Place]:
@@ -66,7 +63,7 @@ class Modules:
             if isinstance(point, ParameterPoint):
                 found.setdefault((point.component, point.path, point.layout.parameter), []).append(point)
         self.model = points.model
-        self._all = {key: Module(*key, tuple(own), points.model) for key, own in found.items()}
+        self._all = {key: _module(key, own, points.model) for key, own in found.items()}
         self._by_path: dict[str, dict[str, list[Module]]] = {}
         for module in self._all.values():
             self._by_path.setdefault(module.component, {}).setdefault(module.path, []).append(module)
@@ -99,6 +96,12 @@ class Modules:
         return list(placed(found)) if found and len(found) == len(pieces) else None
 
 
+def _module(key: tuple[str, str, str], points: Sequence[ParameterPoint], model: ModelView | None) -> Module:
+    parts = tuple(point for point in points if point.span is not None)
+    whole = [point for point in points if point.span is None and point.in_span is None]
+    return Module(*key, parts, whole[0], model) if parts and whole else Module(*key, tuple(points), None, model)
+
+
 def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
     """The points of modules that are rows of one foreign module."""
     shapes = [module.shape for module, _ in pieces]
@@ -111,7 +114,7 @@ def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
             if _covers(rows, total):
                 rows = None
             columns = None if point.in_span is None else _of(point.in_span)
-            yield Place(point, whole, rows, columns, module.model, module.stack)
+            yield Place(point, whole, rows, columns, module.model, module.fused if len(pieces) == 1 else None)
 
 
 def _starts(pieces: Sequence[Piece], sizes: Sequence[int]) -> Iterator[int]:

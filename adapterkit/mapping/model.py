@@ -20,6 +20,7 @@ from adapterkit.layouts import Repeats
 from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
+from adapterkit.mapping.fused import fused_points
 from adapterkit.mapping.layers import call_plainly
 from adapterkit.mapping.layouts import module_at
 from adapterkit.mapping.projections import projection_points, with_sources
@@ -147,7 +148,7 @@ class MappedModel:
         each = [one.points() for one in self.components.values()]
         roots = {name: one.root for name, one in self.components.items()}
         points = [*itertools.chain.from_iterable(each)]
-        points += norm_points(points, roots)
+        points += [*norm_points(points, roots), *fused_points(points)]
         if self.roles is None:
             return points
         return self.roles.apply(points, roots)

@@ -8,5 +8,6 @@ from adapterkit.points import InjectionPoint, Points
 
 
 def own(points: Iterable[InjectionPoint]) -> Points:
-    """Without norms, hidden states and prompts."""
-    return Points(point for point in points if point.role not in ("norm", "hidden", "prompt", "prompt.layer"))
+    """Without norms, hidden states, prompts and layers of which parts are points."""
+    everywhere = ("norm", "hidden", "prompt", "prompt.layer")
+    return Points(p for p in points if p.role not in everywhere and not p.role.startswith("fused."))

@@ -13,11 +13,12 @@ from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import BrokenFormatError, CheckpointError, ShapeMismatchError
 from adapterkit.factors import Factors
-from adapterkit.formats.dialect import Dialect, ForeignModule
+from adapterkit.formats.dialect import Dialect, ForeignModule, written_modules
 from adapterkit.formats.low_rank import factors_of, joined
 from adapterkit.formats.modules import Modules, made_up, placed
 from adapterkit.formats.parts import Collected, said_of
 from adapterkit.layouts import Span, WeightLayout
+from adapterkit.mapping.fused import fused_points
 from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points, WeightPoint
@@ -104,6 +105,57 @@ def test_several_types_at_a_point_are_a_union_and_come_back_as_they_were() -> No
     hidden = model[0](x)
     adapters.activate("both")
     torch.testing.assert_close(model[0](x), hidden + 0.5 * x.sum(1, keepdim=True) + 1.0)
+
+
+class Turned(Codec):
+    """Reads `turned`, which has no parts."""
+
+    names = frozenset({"turned"})
+    types = frozenset({"turned"})
+
+    def takes(self, names: object, context: Context) -> frozenset[str]:
+        return self.names
+
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True
+
+    def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
+        return Said("turned", {"whole": place.whole}, dict(tensors))
+
+    def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
+        return said[0][1].tensors
+
+
+def test_what_has_no_parts_is_read_and_written_at_the_layer_itself(turning: Dialect) -> None:
+    points = Points([*FUSED, *fused_points(FUSED), point("mlp.up", "up", 6)])
+    modules, into = Modules(points), Collected()
+    places = modules.placed("unet", [Piece("qkv")])
+    tensors = {"qkv.turned": torch.arange(6.0)}
+    turning.read([ForeignModule("qkv", {"turned": "qkv.turned"}, places)], tensors, Context("x"), into)
+    said = said_of(Checkpoint(into.parts()))
+    assert list(said) == ["fused.attn@unet.qkv"]
+    assert said["fused.attn@unet.qkv"][0].config == {"whole": True}
+    [(name, touched)] = written_modules(
+        said, [("qkv", places or ()), ("up", modules.placed("unet", [Piece("up")]) or ())]
+    )
+    assert name == "qkv"
+    assert torch.equal(turning.write(name, touched, Context("x"))["turned"], torch.arange(6.0))
+    both = modules.placed("unet", [Piece("up"), Piece("qkv")])  # several modules have no point of their own
+    turning.read([ForeignModule("b", {"turned": "qkv.turned"}, both)], tensors, Context("x"), into := Collected())
+    assert len(said_of(Checkpoint(into.parts()))) == 4
+
+
+@pytest.fixture
+def turning() -> Iterator[Dialect]:
+    class Turning:
+        @ak.hookimpl
+        def adapterkit_register_codecs(self) -> Sequence[CodecSpec]:
+            return [CodecSpec("turned", f"{__name__}:Turned", dialect="turns")]
+
+    plugin = Turning()
+    get_plugin_manager().register(plugin, name="turning")
+    yield Dialect("turns")
+    get_plugin_manager().unregister(name="turning")
 
 
 class Half(Codec):
