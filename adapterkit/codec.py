@@ -31,6 +31,7 @@ class Place:
         rows: The module's output rows that are the point's, one of several in a fused projection; None for all.
         columns: The inputs that are the point's, likewise.
         model: The model at hand, or None.
+        stack: How many weights the parameter holds of which the point has one (experts); 0 where it is no stack.
         fused: The point of the module itself, where `point` is one of its parts.
     """
 
@@ -39,6 +40,7 @@ class Place:
     rows: Rows | None = None
     columns: Rows | None = None
     model: ModelView | None = None
+    stack: int = 0
     fused: InjectionPoint | None = None
 
     def of_rows(self, tensor: Tensor, axis: int = 0) -> Tensor:

@@ -139,6 +139,18 @@ def write_folder(path: Path, contents: Mapping[str, Sequence[bytes | memoryview]
         raise _unwritable(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder for folders; one that is there stays as it is.
+
+    Raises:
+        CheckpointError: The folder above does not exist, or the operating system refuses.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
 def _unwritable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"cannot be written: {_reason(error)}", path)
 

@@ -41,6 +41,11 @@ class Module:
         return (rows, columns, *first.shape[2:])
 
     @property
+    def stack(self) -> int:
+        """See `Place`."""
+        return max(-1 if point.layout.index is None else point.layout.index for point in self.points) + 1
+
+    @property
     def places(self) -> list[Place]:
         """The module's points as tensors of the whole module see them."""
         return list(placed([(self, Piece(self.path))]))
@@ -114,7 +119,7 @@ def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
             if _covers(rows, total):
                 rows = None
             columns = None if point.in_span is None else _of(point.in_span)
-            yield Place(point, whole, rows, columns, module.model, module.fused if len(pieces) == 1 else None)
+            yield Place(point, whole, rows, columns, module.model, module.stack, fused=module.fused if len(pieces) == 1 else None)
 
 
 def _starts(pieces: Sequence[Piece], sizes: Sequence[int]) -> Iterator[int]:

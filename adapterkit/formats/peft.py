@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport
+from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport, single
 from adapterkit.codec import Context, Place
-from adapterkit.errors import CheckpointError, MissingKeysError
+from adapterkit.errors import MissingKeysError
+from adapterkit.formats import container
 from adapterkit.formats.dialect import Dialect, ForeignModule
+from adapterkit.formats.files import make_folder, write_folder
 from adapterkit.formats.modules import made_up
 from adapterkit.formats.parts import Collected
-from adapterkit.formats.peft_config import WEIGHT_FILES, PeftConfig, config_in
+from adapterkit.formats.peft_config import CONFIG_FILE, KEPT, WEIGHT_FILES, PeftConfig, config_in
 from adapterkit.formats.peft_keys import Foreign, grouped, is_wrapped
 from adapterkit.formats.peft_places import ModelNames
+from adapterkit.formats.peft_write import PeftWriter
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
 
@@ -42,7 +46,23 @@ class PeftFormat(Format):
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
     ) -> WriteReport | None:
-        raise CheckpointError("cannot be written as a folder of PEFT yet; native holds any adapter", target)
+        notes: list[str] = []
+        if not all(checkpoints):
+            single(checkpoints, target)
+        for name, checkpoint in checkpoints.items():
+            if name:
+                make_folder(target)
+            notes += _written(checkpoint, target / name if name else target, points, options)
+        return WriteReport(notes)
+
+
+def _written(checkpoint: Checkpoint, folder: Path, points: Points, options: WriteOptions) -> Sequence[str]:
+    writer = PeftWriter(checkpoint, points, options, folder)
+    tensors = {key: options.cast(tensor) for key, tensor in writer.tensors().items()}
+    config = writer.config({key: text for key, text in checkpoint.metadata.items() if key in KEPT})
+    weights = container.pieces(folder / WEIGHT_FILES[0], tensors, {**checkpoint.metadata, "format": "pt"})
+    write_folder(folder, {WEIGHT_FILES[0]: weights, CONFIG_FILE: [json.dumps(config, indent=2).encode()]})
+    return writer.notes
 
 
 def _named(source: Source) -> list[Source]:
@@ -94,7 +114,8 @@ class _Reader:
         )
         if not self.found:
             return None, report
-        return Checkpoint(self.found.parts(context.shared), metadata=dict(self.source.metadata)), report
+        metadata = {**self.source.metadata, **self.config.kept}
+        return Checkpoint(self.found.parts(context.shared), metadata=metadata), report
 
     def _made_up(
         self, foreign: Foreign, keys: Mapping[str, str], tensors: Mapping[str, Any], context: Context

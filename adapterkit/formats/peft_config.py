@@ -11,6 +11,8 @@ from adapterkit.formats.source import Source
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+KEPT = ("base_model_name_or_path", "task_type")
+"""Fields that an adapter keeps as metadata."""
 
 _PATTERNS = {"rank_pattern": ("r",), "alpha_pattern": ("lora_alpha", "alpha")}
 _MAX_RANK = 2**16
@@ -39,6 +41,11 @@ class PeftConfig:
         """`peft_type`, in capitals as PEFT writes it; empty where there is no config."""
         found = self.values.get("peft_type", "")
         return found.upper() if isinstance(found, str) else found
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """What an adapter keeps of it beside its tensors."""
+        return {name: text for name in KEPT if isinstance(text := self.values.get(name), str) and text}
 
     @property
     def target_parameters(self) -> Sequence[str]:

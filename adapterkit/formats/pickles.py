@@ -26,7 +26,8 @@ _DEPTH = 8
 
 def is_pickle(head: bytes) -> bool:
     """Whether a file that begins like this may be a pickle, as it is or in a zip archive."""
-    return head.startswith((_ZIP, *_PICKLE))
+    measured = head[4:9] == b"\0\0\0\0{"  # a safetensors header, whose length may begin with the same two bytes
+    return head.startswith((_ZIP, *_PICKLE)) and not measured
 
 
 def read_header(path: Path) -> Header:

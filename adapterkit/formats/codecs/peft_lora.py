@@ -1,38 +1,166 @@
-"""LoRA as PEFT writes it: `lora_A`, `lora_B`, and rank and alpha in the config."""
+"""LoRA and DoRA as PEFT writes them: two factors and a magnitude, with rank and alpha in the config."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
-from adapterkit.errors import ShapeMismatchError
+from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError, shown
+from adapterkit.formats.codecs import peft_experts
+from adapterkit.formats.codecs.peft_starts import started
+from adapterkit.formats.low_rank import factors_of, joined
 
-_A, _B = "lora_A.weight", "lora_B.weight"
+_A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
+_EMBEDDING_A, _EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
+_MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
+
+_OTHER_FORWARDS = {
+    "alora_invocation_tokens": "acts from the position of certain tokens on",
+    "arrow_config": "routes each token among other adapters",
+    "use_qalora": "pools the input of quantized layers",
+    "use_bdlora": "has block-diagonal factors",
+    "kasa_config": "cuts the base's smallest singular values off",
+}
+"""Options of LoRA's config that make it compute something else."""
 
 
 class LoRACodec(Codec):
-    """`scale B A`: A [rank, in, *kernel], B [out, rank, 1, ...]."""
+    """`s B A`: A [rank, in, *kernel], B [out, rank, 1, ...], s from the config; with a magnitude for each row, DoRA."""
 
-    names = frozenset({_A, _B})
-    types = frozenset({"lora"})
+    names = frozenset({_A, _B, _BIAS, _EMBEDDING_A, _EMBEDDING_B, *_MAGNITUDES})
+    types = frozenset({"lora", "dora"})
     writes_factors = True
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
-        return self.names if {_A, _B} <= names else frozenset()
+        pair = {_A, _B} if {_A, _B} <= names else {_EMBEDDING_A, _EMBEDDING_B}
+        return pair | ({_BIAS, *_MAGNITUDES} & names) if pair <= names else frozenset()
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-        return (tensors[_B].shape[0], *tensors[_A].shape[1:])
+        a, b, _ = _factors(tensors)
+        return (b.shape[0], *a.shape[1:])
 
-    def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
-        a, b = tensors[_A], tensors[_B]
-        rank = a.shape[0]
-        if b.ndim < 2 or b.shape[:2] != (place.shape[0], rank) or b[0, 0].numel() != 1 or rank < 1:
-            told = f"B is {tuple(b.shape)} and A {tuple(a.shape)}, for a weight of {place.shape}"
-            raise ShapeMismatchError(told, context.where, place.point.path)
-        alpha = context.config.get("lora_alpha", rank)
-        alpha = alpha * math.sqrt(rank) if context.config.get("use_rslora") else alpha
-        tensors = {"A": place.of_columns(a).contiguous(), "B": place.of_rows(b.flatten(1)).contiguous()}
-        return Said("lora", {"rank": rank, "alpha": float(alpha)}, tensors)
+    def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Sequence[Said]:
+        if told := [f"{name}, which {what}" for name, what in _OTHER_FORWARDS.items() if context.config.get(name)]:
+            raise UnsupportedFileError(f"is LoRA with {told[0]}; there is no such type here", context.where)
+        a, b, magnitude = _factors(tensors)
+        if place.point.layout.index is not None:
+            a, b = peft_experts.one(a, b, place, context)
+        a, b = _checked(a, b, place, context)
+        config = _config(len(a), place, context)
+        own = {"A": place.of_columns(a).contiguous(), "B": place.of_rows(b).contiguous()}
+        kind = "lora"
+        if magnitude is not None:
+            kind, own["magnitude"] = "dora", place.of_rows(_magnitude(magnitude, place, context)).contiguous()
+        config, own = started(config, own, place, context)
+        said = [Said(kind, config, own)]
+        if _BIAS in tensors:
+            shift = place.of_rows(tensors[_BIAS]) * _scale(config)
+            said.append(Said("trainable", {"part": "bias"}, {"shift": shift.contiguous()}))
+        return said
+
+    def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
+        found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
+        pairs = [(place, factors) for place, factors in found if factors is not None]
+        first, one = said[0]
+        context.config |= {"peft_type": "LORA", "rank_pattern": {}, "alpha_pattern": {}}
+        if first.point.layout.index is not None:
+            a, b, rank, scale = peft_experts.stacked(pairs, context)
+        else:
+            a, b, scale = joined(pairs)
+            rank = len(a)
+        context.config |= {"r": rank, "lora_alpha": _alpha(one, rank, scale), **_training(one)}
+        if first.point.form == "linear_t":
+            context.config["fan_in_fan_out"] = True
+        if first.point.form == "embedding":
+            return {_EMBEDDING_A: a, _EMBEDDING_B: b, **_written_magnitude(said, context)}
+        ones = (1,) * (a.ndim - 2)
+        return {_A: a, _B: b.reshape(*b.shape, *ones), **_written_magnitude(said, context)}
+
+
+def _plain(said: Said) -> Said:
+    """The update of DoRA without the magnitude."""
+    if said.type != "dora":
+        return said
+    return Said("lora", said.config, {name: tensor for name, tensor in said.tensors.items() if name != "magnitude"})
+
+
+def _factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    a, b = (
+        tensors[own] if own in tensors else tensors[other] for own, other in ((_A, _EMBEDDING_A), (_B, _EMBEDDING_B))
+    )
+    return a, b, next((tensors[name] for name in _MAGNITUDES if name in tensors), None)
+
+
+def _checked(a: Tensor, b: Tensor, place: Place, context: Context) -> tuple[Tensor, Tensor]:
+    """The factors as [rank, in / groups, *kernel] and [out, rank]."""
+    rank, wanted = a.shape[0], context.config.get("r")
+    told = f"A is {tuple(a.shape)} and B {tuple(b.shape)}, for a weight of {place.shape}"
+    if rank < 1 or (wanted is not None and wanted != rank):
+        raise ShapeMismatchError(f"{told}; the config has rank {shown(wanted)}", context.where, place.point.path)
+    if tuple(a.shape[1:]) != tuple(place.shape[1:]) or tuple(b.shape[:2]) != (place.shape[0], rank):
+        raise ShapeMismatchError(told, context.where, place.point.path)
+    if b.flatten(1).shape[1] != rank:
+        raise ShapeMismatchError(told, context.where, place.point.path)
+    return a, b.flatten(1)
+
+
+def _config(rank: int, place: Place, context: Context) -> dict[str, Any]:
+    alpha = context.config.get("lora_alpha")
+    config: dict[str, Any] = {"rank": rank, "alpha": rank if alpha is None else alpha}
+    if context.config.get("use_rslora"):
+        config["scaling"] = "rank_stabilized"
+    dropout = context.config.get("lora_dropout")
+    if dropout and not place.point.is_read:
+        config["dropout"] = dropout
+    return config
+
+
+def _scale(config: Mapping[str, Any]) -> float:
+    return config["alpha"] / (math.sqrt(config["rank"]) if "scaling" in config else config["rank"])
+
+
+def _magnitude(magnitude: Tensor, place: Place, context: Context) -> Tensor:
+    if magnitude.numel() != place.shape[0]:
+        told = f"the magnitude is {tuple(magnitude.shape)}, for {place.shape[0]} outputs"
+        raise ShapeMismatchError(told, context.where, place.point.path)
+    return magnitude.flatten()
+
+
+def _alpha(said: Said, rank: int, scale: float) -> float:
+    """The alpha that gives the scale; the config's own where it is the same."""
+    alpha = said.config.get("alpha")
+    return alpha if alpha is not None and alpha / rank == scale else scale * rank
+
+
+def _training(said: Said) -> dict[str, Any]:
+    dropout = said.config.get("dropout")
+    return {"lora_dropout": dropout} if dropout else {}
+
+
+def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> dict[str, Tensor]:
+    """The magnitude of the whole module: where a row has none of its own, the norm that leaves it as it is."""
+    if all(one.type != "dora" for _, one in said):
+        return {}
+    context.config["use_dora"] = True
+    first = said[0][0]
+    if first.whole:
+        kernel = len(first.shape) - 2
+        magnitude = said[0][1].tensors["magnitude"]
+        return {_MAGNITUDES[0]: magnitude.reshape(1, -1, *(1,) * kernel) if kernel else magnitude}
+    found = torch.zeros(first.shape[0])
+    covered = torch.zeros(first.shape[0], dtype=torch.bool)
+    for place, one in said:
+        if one.type != "dora":
+            raise CheckpointError("one module has LoRA and DoRA; native holds any", context.where, place.point.path)
+        rows = place.rows if isinstance(place.rows, slice) else list(place.rows or ())
+        found[rows] = one.tensors["magnitude"].float()
+        covered[rows] = True
+    if not bool(covered.all()):
+        told = "DoRA acts on a part of a fused projection, and PEFT's on all of it; native holds it"
+        raise CheckpointError(told, context.where, first.point.path)
+    return {_MAGNITUDES[0]: found}
