@@ -10,6 +10,9 @@ from adapterkit.plugins.manager import get_plugin_manager, instance_of
 from adapterkit.view import ComponentView
 
 
+_Table = Mapping[str, Sequence[Piece]]
+
+
 class ForeignNames:
     """The names of one component's modules.
 
@@ -25,28 +28,29 @@ class ForeignNames:
         self._component = component
         self._namings = [instance_of(spec, Naming) for spec in specs if {*spec.models} & {*component.classes}]
 
-    def find(self, name: str, *, flat: bool = False) -> Sequence[Piece] | None:
+    def find(self, name: str, *, flat: bool = False, original: bool = True) -> Sequence[Piece] | None:
         """The modules of ours that a file calls by a name; None where it means none.
 
         Args:
             name: The dotted path, or, where it is `flat`, the path with `_` in the place of dots.
             flat: See `name`.
+            original: Whether a name that several have is that of the original checkpoint, and not the library's.
         """
-        return (self._flat if flat else self._dotted).get(name)
+        for table in (self._foreign, self._own) if original else (self._own, self._foreign):
+            if (pieces := table[flat].get(name)) is not None:
+                return pieces
+        return None
 
     @functools.cached_property
-    def _dotted(self) -> Mapping[str, Sequence[Piece]]:
-        found: dict[str, Sequence[Piece]] = {path: (Piece(path),) for path in self._component.paths if path}
+    def _own(self) -> tuple[_Table, _Table]:
+        return _both({path: (Piece(path),) for path in self._component.paths if path})
+
+    @functools.cached_property
+    def _foreign(self) -> tuple[_Table, _Table]:
+        found: dict[str, Sequence[Piece]] = {}
         for naming in self._namings:
             found = {**naming.modules(self._component), **found}
-        return found
-
-    @functools.cached_property
-    def _flat(self) -> Mapping[str, Sequence[Piece]]:
-        found: dict[str, Sequence[Piece]] = {}
-        for name, pieces in self._dotted.items():
-            found.setdefault(flattened(name), pieces)
-        return found
+        return _both(found)
 
     def written(self, *, scripts: bool = False) -> Iterator[tuple[str, Sequence[Piece]]]:
         """Every module of ours once, by the name that files have for it; ours where there is no other.
@@ -64,6 +68,14 @@ class ForeignNames:
         for path in self._component.paths:
             if path and path not in taken:
                 yield path, (Piece(path),)
+
+
+def _both(dotted: _Table) -> tuple[_Table, _Table]:
+    """The names as they are, and flat; of two that are one when they are flat, the first."""
+    flat: dict[str, Sequence[Piece]] = {}
+    for name, pieces in dotted.items():
+        flat.setdefault(flattened(name), pieces)
+    return dotted, flat
 
 
 def flattened(path: str) -> str:

@@ -163,7 +163,7 @@ class Placing:
 
     def _places(self, components: Sequence[str], one: Found) -> list[Place] | None:
         for name in components:
-            pieces = self._names[name].find(one.name, flat=one.prefix.flat)
+            pieces = self._names[name].find(one.name, flat=one.prefix.flat, original=one.prefix.original)
             places = None if pieces is None else self._modules.placed(name, pieces)
             if places is not None:
                 return places

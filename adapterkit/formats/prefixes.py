@@ -25,6 +25,11 @@ class Prefix:
     style: str
     flat: bool
 
+    @property
+    def original(self) -> bool:
+        """Whether a name behind it is one of the original checkpoint, where the model's library has it too."""
+        return self.text not in _OF_LIBRARIES
+
 
 _FLAT = {
     "kohya": {
@@ -43,6 +48,7 @@ _DOTTED = {
         TEXT_3: "text_encoders.t5xxl.transformer. text_encoders.t5xxl. text_encoder_3. t5xxl.transformer.",
     }
 }
+_OF_LIBRARIES = frozenset("lycoris_ lora_transformer_ transformer. unet. prior. base_model.model.".split())
 PREFIXES = tuple(
     sorted(
         (

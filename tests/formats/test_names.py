@@ -49,7 +49,8 @@ class Reader:
         prefix = prefix_of(key)
         assert prefix is not None, key
         for component in candidates(prefix.part, self.parts):
-            pieces = self.names[component].find(key.removeprefix(prefix.text), flat=prefix.flat)
+            name = key.removeprefix(prefix.text)
+            pieces = self.names[component].find(name, flat=prefix.flat, original=prefix.original)
             if pieces is not None:
                 return [(component, piece.path) for piece in pieces]
         return []

@@ -1,12 +1,8 @@
-"""What the original checkpoints of Flux call the modules of its transformer."""
+"""What the original checkpoints of Flux and of Chroma call the modules of their transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from adapterkit.formats.names.tables import expanded, under
-from adapterkit.naming import Naming, Piece
-from adapterkit.view import ComponentView
+from adapterkit.formats.names.tables import TableNaming, under
 
 _DOUBLE = (
     ("img_mod.lin", "norm1.linear"),
@@ -48,8 +44,17 @@ TABLE = (
 )
 
 
-class FluxNaming(Naming):
+class FluxNaming(TableNaming):
     """Queries, keys, values, and in single blocks the first layer of the MLP, are one module."""
 
-    def modules(self, component: ComponentView) -> Mapping[str, Sequence[Piece]]:
-        return expanded(TABLE, component.paths)
+    table = TABLE
+
+
+class ChromaNaming(TableNaming):
+    """As Flux, with a network in the place of modulations."""
+
+    table = (
+        *TABLE,
+        ("distilled_guidance_layer.layers.#.in_layer", "distilled_guidance_layer.layers.#.linear_1"),
+        ("distilled_guidance_layer.layers.#.out_layer", "distilled_guidance_layer.layers.#.linear_2"),
+    )

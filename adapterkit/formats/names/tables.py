@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
-from adapterkit.naming import Piece
+from adapterkit.naming import Naming, Piece
+from adapterkit.view import ComponentView
 
 Row = tuple[str, str]
-"""A foreign module, and ours, several with spaces between. `#` is a block's number, and the same on both sides; `~` in
-front of a module says that its halves are swapped."""
+"""A foreign module, and ours, several with spaces between. `#` is a block's number, the same on both sides. In front of
+a module of ours, `~` says that its halves are swapped, and `?` that it is only there where the row applies. Of several
+rows with one foreign module the first that applies counts."""
+
+
+class TableNaming(Naming):
+    """A naming that is a table.
+
+    Attributes:
+        table: Its rows. What keeps its name needs none.
+    """
+
+    table: ClassVar[tuple[Row, ...]]
+
+    def modules(self, component: ComponentView) -> Mapping[str, Sequence[Piece]]:
+        return expanded(self.table, component.paths)
 
 
 def under(foreign: str, own: str, rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -23,7 +39,8 @@ def under(foreign: str, own: str, rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def _below(own: str, name: str) -> str:
-    return f"~{own}{name[1:]}" if name.startswith("~") else f"{own}{name}"
+    mark = name[0] if name[0] in "~?" else ""
+    return f"{mark}{own}{name[len(mark) :]}"
 
 
 def expanded(rows: Iterable[Row], paths: Sequence[str]) -> dict[str, list[Piece]]:
@@ -33,15 +50,16 @@ def expanded(rows: Iterable[Row], paths: Sequence[str]) -> dict[str, list[Piece]
         rows: The table.
         paths: The model's modules.
     """
-    present = frozenset(paths)
-    numbers = _numbers(paths)
+    present, numbers = frozenset(paths), _numbers(paths)
     found: dict[str, list[Piece]] = {}
     for foreign, own in rows:
-        pieces = [Piece(name.removeprefix("~"), name.startswith("~")) for name in own.split()]
-        for number in numbers.get(pieces[0].path.partition("#")[0], ()) if "#" in own else ("",):
-            here = [Piece(piece.path.replace("#", number), piece.halves_swapped) for piece in pieces]
-            if all(piece.path in present for piece in here):
-                found.setdefault(foreign.replace("#", number), here)
+        names = own.split()
+        start, block, _ = names[0].lstrip("~?").partition("#")
+        for number in numbers.get(start, ()) if block else ("",):
+            here = [name.replace("#", number) for name in names]
+            if all(name.lstrip("~?") in present for name in here):
+                pieces = [Piece(name.lstrip("~"), name[0] == "~") for name in here if name[0] != "?"]
+                found.setdefault(foreign.replace("#", number), pieces)
     return found
 
 
