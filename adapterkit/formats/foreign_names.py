@@ -9,7 +9,6 @@ from adapterkit.naming import Naming, Piece
 from adapterkit.plugins.manager import get_plugin_manager, instance_of
 from adapterkit.view import ComponentView
 
-
 _Table = Mapping[str, Sequence[Piece]]
 
 

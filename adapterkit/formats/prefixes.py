@@ -48,7 +48,7 @@ _DOTTED = {
         TEXT_3: "text_encoders.t5xxl.transformer. text_encoders.t5xxl. text_encoder_3. t5xxl.transformer.",
     }
 }
-_OF_LIBRARIES = frozenset("lycoris_ lora_transformer_ transformer. unet. prior. base_model.model.".split())
+_OF_LIBRARIES = frozenset(["lycoris_", "lora_transformer_", "transformer.", "unet.", "prior.", "base_model.model."])
 PREFIXES = tuple(
     sorted(
         (
