@@ -16,9 +16,12 @@ _CALLS = 1000
 
 
 def decoding(rounds: int) -> Mapping[str, Timing]:
-    """One token, batch of 1, in evaluation: rank 16 on the 28 linear layers of a Llama (hidden 512, 4 layers)."""
+    """One token, batch of 1, in evaluation: rank 16 on the 28 linear layers of a Llama (hidden 512, 4 layers).
+
+    All sides compute with the same weights.
+    """
     base = rivals.llama(hidden=512, layers=4)
-    both, ids = rivals.pair(base, ["a"]), rivals.tokens(1, 1)
+    both, ids = rivals.pair(base, ["a"], rivals.sharing), rivals.tokens(1, 1)
     rivals.require_parity(both, "a", rivals.tokens(2, 8))
 
     def side(model: nn.Module) -> Side:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,20 @@ class Pair:
         return self.ours, self.theirs
 
 
-def pair(base: nn.Module, names: list[str]) -> Pair:
+def sharing(base: nn.Module) -> Any:
+    """A copy with the very weights: where a copy of those lies in memory can matter more than what is measured."""
+    return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+
+
+def pair(base: nn.Module, names: list[str], copied: Callable[[nn.Module], Any] = copy.deepcopy) -> Pair:
     """Both with the same adapters: the factors are random, and equal on both sides."""
-    ours = copy.deepcopy(base)
+    ours = copied(base)
     adapters = ak.Adapters(ours)
     theirs: Any = None
     for number, name in enumerate(names):
         adapters.add(name, CONFIG, seed=number)
         if theirs is None:
-            theirs = peft.get_peft_model(copy.deepcopy(base), peft_config(), adapter_name=name)
+            theirs = peft.get_peft_model(copied(base), peft_config(), adapter_name=name)
         else:
             theirs.add_adapter(name, peft_config())
         _equate(adapters, theirs, name, number)
