@@ -191,10 +191,13 @@ class LowRank(AdapterModule):
 
     def update(self, x: Tensor) -> Tensor:
         """What is added."""
-        if self.training and self._drops:
+        own = self.__dict__  # by key: every point of a forward asks, and a module's attributes are slow
+        if own["training"] and own["_drops"]:
             return self._dropped(x)
-        a, b = self._pair() if self._kept else (self.A, self.B)
-        return self._update(x, a, b, self.scale)
+        a, b = own["_parameters"].get("A"), own["_parameters"].get("B")
+        if own["_kept"] or a is None or b is None:  # None where it is no parameter now: parametrized, or a replica's
+            a, b = self._pair()
+        return own["_update"](x, a, b, own["scale"])
 
     def _dropped(self, x: Tensor) -> Tensor:
         """What is added where training drops a part of it."""

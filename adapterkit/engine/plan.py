@@ -27,7 +27,7 @@ from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.sums import Active, Combine, combine, effects, together
+from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, together
 from adapterkit.kernels.weights import base_weight
 from adapterkit.points import InjectionPoint, Span
 
@@ -45,6 +45,7 @@ class Plan:
         read: Name of a parameter that the model reads -> the points in it at which something acts.
         attention: What extends keys and values, in order, with the side inputs of its point.
         attending: What attends beside the softmax, in order, with the side inputs of its point.
+        reads_own: Whether the model reads its own parameters.
         beneath: What the module was before weights were merged, where that is to be called.
         lengthening: Point id -> what makes a sequence longer there.
         arounds: What goes around the module's forward, the innermost first.
@@ -77,6 +78,7 @@ class Plan:
         self.arounds, self.instead = arounds, _instead(site, self)
         self.call: Around | None = nested(arounds, self.instead)
         self.beneath = site.beneath if selection.beneath else None
+        self.reads_own = not self.read and self.beneath is None
         if self.beneath is not None:
             self.call = functools.partial(_around_unmerged, self.beneath, self.call)
         if site.switch.recalls(selection) and not torch.compiler.is_dynamo_compiling():
@@ -147,7 +149,29 @@ def _around_layer(site: Site, found: Found) -> list[Around]:
         return [functools.partial(_around_columns, found, side)]
     if point.span is not None:
         return [functools.partial(_around_rows, found, side)]
-    return [functools.partial(_around_whole, point, side, together(found[0][1]))]
+    whole = functools.partial(_around_whole, point, side, together(found[0][1]))
+    adding = adding_alone(found[0][1])
+    return [whole if adding is None else functools.partial(_around_added, adding, whole)]
+
+
+def _around_added(
+    adapter: Any, whole: Around, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+) -> Tensor:
+    """One adapter that only adds: of its base it needs the output alone. The usual case, and quick."""
+    own = adapter.__dict__  # `is_bare` without another call
+    if (
+        kwargs
+        or len(args) != 1
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    ):
+        return whole(module, forward, args, kwargs)
+    x = args[0]
+    y = forward(x)
+    return y + adapter.added(x, y)
 
 
 def _around_whole(

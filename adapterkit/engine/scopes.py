@@ -121,14 +121,18 @@ class _Traced(threading.local):
 
 
 class Scopes:
-    """The blocks around one model."""
+    """The blocks around one model.
+
+    Attributes:
+        views: What blocks say, where anybody can see it yet. While there is none, nobody is in a block.
+    """
 
     def __init__(self) -> None:
         self._current: ContextVar[View] = ContextVar("adapterkit")
         # Called with the object whose property it is, `get` takes that for its default: a view of no blocks.
         self.here: Any = type("_Here", (View,), {"__slots__": (), "view": property(self._current.get)})()
         self.traced = _Traced()
-        self._views: set[weakref.ref[View]] = set()
+        self.views: set[weakref.ref[View]] = set()
 
     @property
     def view(self) -> View:
@@ -189,11 +193,11 @@ class Scopes:
     def _show(self, scopes: tuple[Scope, ...]) -> Token[View]:
         mixed = len(scopes) > 1 and any(scope.key is not None and scope.key.generator for scope in scopes)
         view = _Overlapping(scopes) if mixed else View(scopes)
-        self._views.add(weakref.ref(view, self._views.discard))
+        self.views.add(weakref.ref(view, self.views.discard))
         return self._current.set(view)
 
     def _seen(self) -> list[View]:
-        views = (reference() for reference in list(self._views))
+        views = (reference() for reference in list(self.views))
         return [view for view in views if view is not None]
 
     def _leave(self, key: Key) -> None:

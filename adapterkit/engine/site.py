@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
 from adapterkit.engine.attending import Attended, Projections
@@ -67,11 +68,14 @@ class Site:
     def plan(self) -> Plan | None:
         """What is done here now; None where nothing acts anywhere."""
         selection = self.switch.current
-        return None if selection.idle else self._planned(selection)
+        if selection.idle:
+            return None
+        plan = None if is_dynamo_compiling() else self.plans.get(selection)  # without another call, where it is kept
+        return self._planned(selection) if plan is None else plan
 
     def _planned(self, selection: Selection) -> Plan:
         # A trace must not look at what was kept: it would guard it. What was computed is not kept: it has a graph.
-        if torch.compiler.is_dynamo_compiling() or selection.computed:
+        if is_dynamo_compiling() or selection.computed:
             return Plan(self, selection)
         plans = self.plans
         plan = plans.get(selection)
@@ -100,10 +104,12 @@ class Site:
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
+        # `plan` without another call: every module of a forward asks.
         selection = self.switch.current
         if selection.idle:
             return forward(*args, **kwargs)
-        planned = self._planned(selection).call
+        plan = None if is_dynamo_compiling() else self.plans.get(selection)
+        planned = (self._planned(selection) if plan is None else plan).call
         return forward(*args, **kwargs) if planned is None else planned(module, forward, args, kwargs)
 
     def extend(
@@ -127,14 +133,15 @@ class Site:
     def parameter(self, module: nn.Module, name: str) -> Any:
         """What the model gets when it reads a parameter: the parameter, or what the active adapters make of it."""
         plan = self.plan
+        if plan is None or plan.reads_own:
+            own = module.__dict__["_parameters"].get(name)
+            if own is not None:
+                return own  # the usual case, and quick
         parts = () if plan is None else plan.read.get(name, ())
-        beneath = None if plan is None else plan.beneath
-        if not parts and beneath is None and (own := module._parameters.get(name)) is not None:
-            return own  # the usual case, and quick
-        if beneath is not None and name in module._parameters:
-            module = beneath(module)
+        if plan is not None and plan.beneath is not None and name in module._parameters:
+            module = plan.beneath(module)
         inside = self.switch.inside
-        if parts and not inside and torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling():
+        if parts and not inside and torch.is_grad_enabled() and not is_dynamo_compiling():
             self.seen = True
         return read_parameter(module, name, parts, inside=inside)
 
@@ -172,7 +179,7 @@ def read_parameter(module: nn.Module, name: str, parts: Sequence[Part], *, insid
     if layout.access == "any":
         if not inside:  # the user looks at the base's weight
             return own
-        if not torch.compiler.is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
+        if not is_dynamo_compiling():  # a trace forgets what is unused, and knows no such stand-in
             return ReadWeight.of(own, folded, _learning(own, parts) if torch.is_grad_enabled() else ())
     return folded()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from adapterkit.engine.context import Context
 from adapterkit.engine.scopes import Key, Scopes
@@ -60,20 +61,23 @@ class Switch:
         if not self.plain:
             return self._beside()
         scopes = self.scopes
-        # `scopes.view` without another call: every site of a forward asks
-        view = scopes.view if torch.compiler.is_dynamo_compiling() else scopes.here.view
-        own = view.selection
+        if is_dynamo_compiling():
+            own = scopes.view.selection
+        elif not scopes.views:  # the usual case, and quick: every site of a forward asks
+            return self.default
+        else:
+            own = scopes.here.view.selection
         return self.default if own is None else own
 
     def _beside(self) -> Selection:
-        if self.gate is not None and not torch.compiler.is_dynamo_compiling():
+        if self.gate is not None and not is_dynamo_compiling():
             self.wait()
         own = self.scopes.view.selection
         if self.folded is None:
             return self.default if own is None else own
         if own is None or own is NOTHING or own.equals(self.folded):
             return NOTHING
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             raise StateError(
                 f"{self.folded!r} was merged in a block of {own!r}, which no compiled model can tell apart"
             )

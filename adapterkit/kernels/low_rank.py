@@ -43,8 +43,11 @@ def update(x: Tensor, factors: Factors) -> Tensor:
 
 
 def _linear(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    h = F.linear(x, a if a.dtype == x.dtype else a.to(x.dtype))
-    y = F.linear(h, b if b.dtype == h.dtype else b.to(h.dtype))
+    if a.dtype == b.dtype == x.dtype:
+        y = F.linear(F.linear(x, a), b)
+    else:
+        h = F.linear(x, a.to(x.dtype))
+        y = F.linear(h, b.to(h.dtype))
     return y if scale == 1.0 else y * scale
 
 

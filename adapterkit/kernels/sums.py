@@ -77,6 +77,12 @@ def together(active: Active) -> Combine:
     return functools.partial(_alone, adapter) if adapter.abilities.adds else adapter
 
 
+def adding_alone(active: Active) -> Any:
+    """The adapter, where it is the only one and its whole effect is what it adds; else None."""
+    is_alone = len(active) == 1 and is_one(active[0][1])
+    return active[0][0] if is_alone and active[0][0].abilities.adds else None
+
+
 def _summed(active: Active, x: Tensor, base: Base) -> Tensor:
     y = base(x)
     return y + effects(x, y, base, active)
@@ -110,10 +116,18 @@ def is_added(adapter: Any) -> bool:
 
     A hook, and a forward on the instance (which fetches offloaded parameters), run where it is called.
     """
-    if not adapter.abilities.adds or "forward" in adapter.__dict__:
-        return False
+    return adapter.abilities.adds and is_bare(adapter)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of a module is one of its class's forward, and nothing else."""
+    own = module.__dict__  # by key: this is asked in every call, and a module's attributes are slow
     return not (
-        adapter._forward_hooks or adapter._forward_pre_hooks or adapter._backward_hooks or adapter._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
 
 
