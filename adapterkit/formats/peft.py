@@ -108,10 +108,10 @@ class _Reader:
             unmatched += reading.unmatched
             unknown += reading.left_over
         matched += [key for name, key in whole.items() if name in context.used]
-        unknown += [key for name, key in whole.items() if name not in context.used and key not in matched]
-        report = ReadReport(
-            matched, unmatched, list(dict.fromkeys(unknown)), list(context.notes), "PEFT", self._version, fresh=True
-        )
+        unknown += [key for name, key in whole.items() if name not in context.used]
+        done = set(matched)
+        left_over = [key for key in dict.fromkeys(unknown) if key not in done]
+        report = ReadReport(matched, unmatched, left_over, list(context.notes), "PEFT", self._version, fresh=True)
         if not self.found:
             return None, report
         metadata = {**self.source.metadata, **self.config.kept}

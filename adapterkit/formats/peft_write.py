@@ -21,7 +21,13 @@ from adapterkit.points import InjectionPoint, ParameterPoint, Points
 
 _MODEL, _WRAPPER = "base_model.model.", "base_model."
 _BASE = ("weight", "bias")
-_BY_PATTERN = {"r": "rank_pattern", "lora_alpha": "alpha_pattern", "alpha": "alpha_pattern"}
+_BY_PATTERN = {
+    "r": "rank_pattern",
+    "lora_alpha": "alpha_pattern",
+    "alpha": "alpha_pattern",
+    "block_size": "block_size_pattern",
+    "n_frequency": "n_frequency_pattern",
+}
 
 
 @dataclass

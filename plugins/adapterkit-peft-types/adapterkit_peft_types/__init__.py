@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterkit import hookimpl
-from adapterkit.specs import AdapterSpec
+from adapterkit.specs import AdapterSpec, CodecSpec
 
 # One line a type, in the order of their names.
 _TYPES = (
@@ -33,4 +33,27 @@ def adapterkit_register_adapters() -> list[AdapterSpec]:
     return [
         AdapterSpec(name, f"adapterkit_peft_types.{target}", kinds={kind}, summary=summary)
         for name, target, kind, summary in _TYPES
+    ]
+
+
+# Name, target below adapterkit_peft_types.codecs, summary. What they say is said in files of PEFT.
+_CODECS = (
+    ("peft_beft", "beft:BEFTCodec", "beft_bias"),
+    ("peft_c3a", "c3a:C3ACodec", "c3a_kernel"),
+    ("peft_hra", "hra:HRACodec", "hra_u"),
+    ("peft_miss", "miss:MiSSCodec", "miss_block, or Bone's bone_block"),
+    ("peft_randlora", "randlora:RandLoRACodec", "randlora_lambda, randlora_gamma and the bases"),
+    ("peft_road", "road:RoAdCodec", "road_theta, road_alpha"),
+    ("peft_shira", "shira:SHiRACodec", "shira_weight, shira_indices"),
+    ("peft_vblora", "vblora:VBLoRACodec", "vblora_logits_A, vblora_logits_B or the choice that they make"),
+    ("peft_waveft", "waveft:WaveFTCodec", "waveft_spectrum"),
+)  # fmt: skip
+
+
+@hookimpl
+def adapterkit_register_codecs() -> list[CodecSpec]:
+    """Adds every codec of `_CODECS`."""
+    return [
+        CodecSpec(name, f"adapterkit_peft_types.codecs.{target}", dialect="peft", summary=summary)
+        for name, target, summary in _CODECS
     ]

@@ -23,7 +23,7 @@ class Bases(nn.Module):
     """A [rank, 1, shorter] and B [longer, bases, rank], drawn from a seed as PEFT draws them; float32.
 
     `shorter` and `longer` are of the widest outputs and the widest inputs of all points, `bases` of rank `rank` fill
-    the shorter. Files hold the sides, for who draws again must draw for the same.
+    the shorter. Files hold these sides, for who draws again must draw for the same.
 
     Args:
         sides: The widest outputs, the widest inputs.
@@ -45,7 +45,8 @@ class Bases(nn.Module):
             a, b = draw((rank, 1, shorter), generator), draw((longer, bases, rank), generator)
         self.register_buffer("A", a, persistent=saved)
         self.register_buffer("B", b, persistent=saved)
-        self.register_buffer("sides", torch.tensor([shorter, longer]))
+        self.register_buffer("sides", torch.tensor(sides))
+        self.own = list(sides)
         self.register_load_state_dict_post_hook(_check_sides)
 
 
@@ -70,11 +71,10 @@ def _ternary(sparsity: float) -> Callable[[tuple[int, int, int], torch.Generator
 
 
 def _check_sides(module: nn.Module, incompatible: object) -> None:
-    a, b = cast("Tensor", module.A), cast("Tensor", module.B)
-    told, found = cast("Tensor", module.sides), [a.shape[-1], b.shape[0]]
-    if not told.is_meta and told.tolist() != found:
-        message = f"the bases were drawn for sides {told.tolist()}, and here they are {found}: others would be drawn"
-        raise ShapeMismatchError(message, None, "shared/sides")
+    bases, sides = cast("Bases", module), cast("Tensor", module.sides)
+    if not sides.is_meta and sides.tolist() != bases.own:
+        told = f"the bases were drawn for sides {sides.tolist()}, and here they are {bases.own}: others would be drawn"
+        raise ShapeMismatchError(told, None, "shared/sides")
 
 
 class RandLoRAModule(ak.AdditiveModule):
@@ -93,16 +93,14 @@ class RandLoRAModule(ak.AdditiveModule):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def product(self) -> ak.Factors:
-        """Both sides of the sum, as factors of rank r * bases.
+        """The sum as factors of rank r * bases.
 
         PEFT numbers the columns of one side base by base and those of the other rank by rank, and so does this.
         """
         bases, shorter = self.gamma.shape
-        a = self.shared.A[..., :shorter].to(self.gamma) * self.gamma * self.scale.unsqueeze(-1)
-        b = self.shared.B[: max(self.sides), :bases].to(self.gamma)
-        down, up = a.flatten(0, 1), b.flatten(1)
-        if self.sides[1] != shorter:
-            down, up = up.mT, down.mT
+        short = (self.shared.A[..., :shorter].to(self.gamma) * self.gamma * self.scale.unsqueeze(-1)).flatten(0, 1)
+        long = self.shared.B[: max(self.sides), :bases].to(self.gamma).flatten(1)
+        down, up = (short, long) if self.sides[1] == shorter else (long.mT, short.mT)
         return ak.Factors(down.reshape(-1, *self.shape[1:]), up, self.layout, self.factor)
 
     def factors(self) -> ak.Factors | None:

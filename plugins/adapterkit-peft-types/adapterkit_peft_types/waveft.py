@@ -30,16 +30,16 @@ class WaveFTModule(ak.AdditiveModule):
         self.filters = wavelets.synthesis(config.wavelet) if config.transform else None
         count = min(config.coefficients, math.prod(self.matrix))
         self.values = nn.Parameter(torch.zeros(count))
-        places = _places(math.prod(self.matrix), count, config.location_seed)
-        self.register_buffer("places", places, persistent=False)
+        drawn = _places(math.prod(self.matrix), count, config.location_seed)
+        self.register_buffer("places", drawn, persistent=False)
 
     def delta_weight(self) -> Tensor:
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32)) * self.scaling
-        return _scattered(values, cast("Tensor", self.places), self.matrix, self.filters).reshape(self.shape)
+        return _updated(values, cast("Tensor", self.places), self.matrix, self.filters).reshape(self.shape)
 
 
-def _scattered(
-    values: Tensor, places: Tensor, matrix: tuple[int, int], filters: tuple[tuple[float, ...], ...] | None
+def _updated(
+    values: Tensor, at: Tensor, matrix: tuple[int, int], filters: tuple[tuple[float, ...], ...] | None
 ) -> Tensor:
     """The matrix that has these coefficients; without filters, these entries.
 
@@ -49,8 +49,8 @@ def _scattered(
     margin = 0 if filters is None else len(filters[0]) - 2
     rows, columns = (side if filters is None else side + margin + side % 2 for side in matrix)
     top, left = (rows - matrix[0]) // 2, (columns - matrix[1]) // 2
-    at = (places // matrix[1] + top) * columns + places % matrix[1] + left
-    dense = torch.zeros(rows * columns, dtype=values.dtype, device=values.device).index_copy(0, at, values)
+    inside = (at // matrix[1] + top) * columns + at % matrix[1] + left
+    dense = torch.zeros(rows * columns, dtype=values.dtype, device=values.device).index_copy(0, inside, values)
     if filters is None:
         return dense.view(rows, columns)
     bands = dense.view(2, rows // 2, 2, columns // 2).permute(2, 1, 0, 3)  # [along rows, row, along columns, column]

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import adapterkit_peft_types
 import pytest
 import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.plugins.manager import get_plugin_manager
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 
@@ -69,3 +71,11 @@ def same_as_peft() -> Callable[..., None]:
                     assert close(base.get_parameter(f"{path}.weight"), merged.get_parameter(f"{path}.weight"))
 
     return compare
+
+
+@pytest.fixture(autouse=True, scope="session")
+def registered() -> None:
+    """The package's types and codecs have names, also where it lies beside without being installed."""
+    manager = get_plugin_manager()
+    if "hra" not in manager.adapters():
+        manager.register(adapterkit_peft_types, name="peft_types")

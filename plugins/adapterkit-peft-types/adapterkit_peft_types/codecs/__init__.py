@@ -1,0 +1,1 @@
+"""How the types are said in files of PEFT, one type a file."""
