@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +16,19 @@ from torch import Tensor, nn
 from adapterkit.composition import Expression, names_of
 from adapterkit.engine.attach import site_of, sites_of
 from adapterkit.engine.expressions import acting_at
-from adapterkit.engine.folding import Part, fold
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.concurrency import require_alike, require_no_calls
+from adapterkit.handle.merged_weights import Target, merged
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
 from adapterkit.handle.ties import Ties
-from adapterkit.kernels.finite import not_finite
 from adapterkit.kernels.sums import Acting, Strength
-from adapterkit.kernels.weights import canonical, layer_handler, stored_weight
+from adapterkit.kernels.weights import layer_handler
 from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.structure import base_modules
-from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
-
-
-@dataclass
-class _Target:
-    """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds."""
-
-    module: nn.Module
-    path: str
-    layout: WeightLayout
-    matrices: dict[int | None, dict[str, Part]] = field(default_factory=dict)
-
-    @property
-    def keys(self) -> str:
-        """The ids of the points, for errors."""
-        keys = [key for parts in self.matrices.values() for key in parts]
-        return ", ".join(keys[:5]) + (f", and {len(keys) - 5} more" if len(keys) > 5 else "")
+from adapterkit.points import InjectionPoint, ParameterPoint
 
 
 def merge(state: State, selection: Selection) -> Merge:
@@ -60,7 +42,7 @@ def merge(state: State, selection: Selection) -> Merge:
     put_away(state.roots)
     targets = _targets(state, selection)
     with torch.no_grad():
-        computed = [(target, *_merged(target)) for target in targets]
+        computed = [(target, *merged(target)) for target in targets]
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
     with state.switch.held():
         _require_undisturbed(state, selection)
@@ -112,7 +94,7 @@ def _all_put(steps: Iterator[Original]) -> list[Original]:
 
 
 def _put(
-    computed: Iterable[tuple[_Target, Tensor | None, Tensor | None]], plain: Mapping[int, nn.Module | None]
+    computed: Iterable[tuple[Target, Tensor | None, Tensor | None]], plain: Mapping[int, nn.Module | None]
 ) -> Iterator[Original]:
     for target, weight, bias in computed:
         instead = plain[id(target)]
@@ -176,8 +158,8 @@ def _put_back(state: State, stand_ins: Mapping[int, nn.Parameter | None]) -> Non
                 module._parameters[name] = stand_ins[id(parameter)]
 
 
-def _targets(state: State, selection: Selection) -> Iterable[_Target]:
-    targets: dict[tuple[int, str], _Target] = {}
+def _targets(state: State, selection: Selection) -> Iterable[Target]:
+    targets: dict[tuple[int, str], Target] = {}
     problems: list[str] = []
     for expression, point, acting, weight in _acting(state, selection):
         if not isinstance(point, ParameterPoint):
@@ -190,7 +172,7 @@ def _targets(state: State, selection: Selection) -> Iterable[_Target]:
         if len(sites_of(module)) > 1:
             problems.append(f"{point.full_path} has adapters of another handle too, on a model that shares this part")
             continue
-        target = targets.setdefault((id(module), layout.parameter), _Target(module, point.full_path, layout))
+        target = targets.setdefault((id(module), layout.parameter), Target(module, point.full_path, layout))
         parts = target.matrices.setdefault(layout.index, {})
         active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]
         parts[point.id] = (point, active)
@@ -211,59 +193,7 @@ def _acting(state: State, selection: Selection) -> Iterator[tuple[Expression, In
                 yield expression, point, acting, strength
 
 
-def _merged(target: _Target) -> tuple[Tensor | None, Tensor | None]:
-    """New weight and bias in the module's layout and dtype; None where unchanged."""
-    layout = target.layout
-    old, old_bias = stored_weight(target.module, layout)
-    handler = layer_handler(target.module)
-    if handler is None and layout.parameter not in target.module._parameters:
-        old = None  # a parametrized weight: what is put there would be lost
-    if old is None or not old.is_floating_point():
-        raise NotMergeableError(f"{type(target.module).__name__} holds no dense floating-point weight to merge into")
-    if old.dtype.itemsize == 1:  # float8 rounds most of an update away
-        raise NotMergeableError(f"{target.keys}: a weight in {old.dtype} keeps no merge; keep it active instead")
-    if hasattr(old, "device_mesh"):  # a DTensor: fully_shard keeps its own record of it
-        raise NotMergeableError(
-            f"{target.keys}: the weight is sharded; merge before fully_shard, or in an unsharded model"
-        )
-    wide = torch.promote_types(old.dtype, torch.float32)
-    weight = old.detach().to(wide)
-    bias = None if old_bias is None else old_bias.detach().to(wide)
-    if None in target.matrices:
-        folded, new_bias = fold(canonical(weight, layout), bias, [*target.matrices[None].values()])
-        new_weight = canonical(folded, layout)
-    else:
-        new_weight, new_bias = _fold_stack(target, weight, bias)
-    changed = _narrowed(target, new_weight, old.dtype, "weight").contiguous(memory_format=_memory_format(old))
-    if new_bias is bias or new_bias is None:
-        return changed, None
-    if handler is None and layout.bias_parameter not in target.module._parameters:
-        kind = type(target.module).__name__
-        raise NotMergeableError(f"{target.keys}: {kind} cannot take the bias that merging needs")
-    return changed, _narrowed(target, new_bias, old.dtype, "bias")
-
-
-def _narrowed(target: _Target, value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """A merged tensor in the base's dtype.
-
-    Raises:
-        NotMergeableError: It is not finite there.
-    """
-    narrow = value.to(dtype)
-    if not not_finite(narrow):
-        return narrow
-    if not_finite(value):
-        raise NotMergeableError(
-            f"merging at {target.keys} would give a {what} with NaN or infinity; nothing was changed"
-        )
-    told = f"merging at {target.keys} would give a {what} with {value.abs().max().item():g} in it, and {dtype} ends at"
-    raise NotMergeableError(
-        f"{told} {torch.finfo(dtype).max:g}; nothing was changed. Merge it with a smaller weight, keep it active "
-        "instead, or load the base in a wider dtype"
-    )
-
-
-def _plain(target: _Target, weight: Tensor | None, bias: Tensor | None) -> nn.Module | None:
+def _plain(target: Target, weight: Tensor | None, bias: Tensor | None) -> nn.Module | None:
     """A plain layer with the merged weight, where the target's own layer cannot hold one."""
     handler = layer_handler(target.module)
     if handler is None or weight is None:
@@ -275,23 +205,3 @@ def _plain(target: _Target, weight: Tensor | None, bias: Tensor | None) -> nn.Mo
         if not isinstance(made, nn.Module) or made is target.module:
             raise PluginError(f"returned {made!r:.80} at {target.keys}; expected another module")
         return made
-
-
-def _fold_stack(target: _Target, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A stack of weights [experts, ...], one after the other."""
-    weight, new_bias = weight.clone(), None if bias is None else bias.clone()
-    for index, parts in target.matrices.items():
-        own_bias = None if bias is None else bias[index]
-        folded, folded_bias = fold(canonical(weight[index], target.layout), own_bias, [*parts.values()])
-        weight[index] = canonical(folded, target.layout)
-        if folded_bias is not None:
-            if new_bias is None:
-                raise NotMergeableError(f"{target.keys}: the experts have no bias, and merging needs one")
-            new_bias[index] = folded_bias
-    return weight, new_bias
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
