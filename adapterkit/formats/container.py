@@ -78,20 +78,26 @@ class Header:
     text: bytes
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, limit: int = SIZE_LIMIT) -> Header:
     """The header, every entry checked against the size of the file.
+
+    Args:
+        path: The file.
+        limit: Bytes; a larger file is refused.
 
     Raises:
         NotRegularFileError, UnsupportedFileError, CorruptFileError, CheckpointError: See `open_plain` and this module.
     """
-    with open_plain(path) as (file, size):
+    with open_plain(path, limit) as (file, size):
         text = _read_text(path, file, size)
     entries = _parse(path, text)
     metadata = _metadata(path, entries.pop("__metadata__", {}))
     return Header(_checked_entries(path, entries, size - len(text)), metadata, text)
 
 
-def read_tensors(path: Path, header: Header, names: Collection[str] | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, header: Header, names: Collection[str] | None = None, limit: int = SIZE_LIMIT
+) -> dict[str, Tensor]:
     """The tensors of these names, or all, each in memory of its own, so that nothing that happens to the file matters.
 
     Raises:
@@ -100,7 +106,7 @@ def read_tensors(path: Path, header: Header, names: Collection[str] | None = Non
     """
     found: dict[str, Tensor] = {}
     place = 0  # they follow one another, and a seek would drop what is buffered
-    with open_plain(path) as (file, _):
+    with open_plain(path, limit) as (file, _):
         if file.read(len(header.text)) != header.text:
             raise CorruptFileError("was replaced while it was read; read it again", path)
         for name, entry in header.entries.items():

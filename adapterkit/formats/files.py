@@ -75,6 +75,11 @@ def write_atomically(path: Path, *data: bytes | memoryview) -> None:
         NotRegularFileError: The path is a folder, pipe or device.
         CheckpointError: The folder does not exist, or the operating system refuses (disk full, no permission).
     """
+    write_stream(path, data)
+
+
+def write_stream(path: Path, data: Iterable[bytes | memoryview]) -> None:
+    """`write_atomically` for pieces that are made one by one; what making one raises leaves the file untouched."""
     _check_target(path)
     try:
         _remove_stale(path)
@@ -84,7 +89,7 @@ def write_atomically(path: Path, *data: bytes | memoryview) -> None:
         raise _unwritable(path, error) from error
 
 
-def _write(path: Path, old: Path, data: Sequence[bytes | memoryview]) -> None:
+def _write(path: Path, old: Path, data: Iterable[bytes | memoryview]) -> None:
     """Makes the file, for those who might read the old one."""
     with _temporary(path) as (temporary, descriptor):
         _take_rights(descriptor, old)

@@ -59,10 +59,14 @@ def _cuts(name: str) -> list[tuple[str, str]]:
 
 def in_order(blocks: Iterable[str]) -> list[str]:
     """Blocks as people count them: 2 before 10."""
-    return sorted(set(blocks), key=lambda block: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", block)])
+    return sorted(
+        set(blocks), key=lambda block: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", block)]
+    )
 
 
-def grid(where: Mapping[str, Where], values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float | None]]]:
+def grid(
+    where: Mapping[str, Where], values: Mapping[str, float]
+) -> tuple[list[str], list[str], list[list[float | None]]]:
     """Values by block and role, for those that have one: the root of the sum of their squares where several meet.
 
     Returns:

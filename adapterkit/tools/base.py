@@ -1,0 +1,85 @@
+"""A base model that is in files: its points, its weights one by one, and nothing else in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adapterkit.errors import IncompatibleTargetError, ModelNotFoundError
+from adapterkit.handle.view import View
+from adapterkit.kernels.weights import base_weight, wide_dtype
+from adapterkit.mapping.model import MappedModel, map_model
+from adapterkit.points import InjectionPoint, ParameterPoint, Points
+from adapterkit.tools.stored import StoredModel, by_name, is_whole
+from adapterkit.tools.tensor_files import TensorFiles, weight_files
+from adapterkit.training.skeleton import skeleton
+
+
+class Base:
+    """A model or pipeline in files.
+
+    Args:
+        mapped: On the meta device.
+        models: Component -> what is stored of it; of a model whose files are not here, none.
+        label: What errors call it.
+    """
+
+    def __init__(self, mapped: MappedModel, models: Mapping[str, StoredModel], label: str) -> None:
+        self.mapped, self.models, self.label = mapped, models, label
+
+    @functools.cached_property
+    def points(self) -> Points:
+        """Its points; `points.model` reads the weights."""
+        return self.mapped.points().of(_FileView(self))
+
+    def model(self, component: str) -> StoredModel:
+        """A component's files.
+
+        Raises:
+            ModelNotFoundError: They are not here.
+        """
+        if component not in self.models:
+            raise ModelNotFoundError(f"the weights of {self.label} are needed, and are not in a folder here")
+        return self.models[component]
+
+
+class _FileView(View):
+    """A `ModelView` whose values are read from files."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base.mapped)
+        self._base = base
+
+    def values(self, point: InjectionPoint) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(point, ParameterPoint):
+            raise IncompatibleTargetError(f"there is no weight at {point.id}")
+        weight, bias = base_weight(self._base.model(point.component).module(point.path), point)
+        if weight is None or not is_whole(weight.dtype):
+            raise IncompatibleTargetError(f"the weight at {point.id} is no dense floating-point one (quantized?)")
+        wide = wide_dtype(weight.dtype)
+        return weight.to(wide), None if bias is None else bias.to(wide)
+
+
+def open_base(name: str) -> Base:
+    """A base model: a folder of transformers, diffusers or timm, a hub id, or `timm:NAME`.
+
+    Of what is not in a folder here, there are points and no weights.
+
+    Raises:
+        ModelNotFoundError: There is no model of a known layout at that place.
+        UnsupportedModelError: No backend knows it.
+    """
+    shape = skeleton(name)
+    mapped = map_model(shape)
+    models: dict[str, StoredModel] = {}
+    folder = Path(name)
+    for component, one in mapped.components.items():
+        inside = folder / component if not isinstance(shape, nn.Module) else folder
+        if inside.is_dir():
+            files = TensorFiles(weight_files(inside))
+            names = [key for key, _ in one.root.named_parameters()]
+            models[component] = StoredModel(one.root, files, by_name(names, files), str(inside))
+    return Base(mapped, models, name)
