@@ -24,6 +24,24 @@ class Piece:
     rows: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class KnownBase:
+    """What files say of the base that they are for.
+
+    Attributes:
+        version: To kohya's scripts and the UIs (`ss_base_model_version`): `sdxl_base_v1-0`.
+        architecture: To ModelSpec: `stable-diffusion-xl-v1-base`.
+        implementation: Whose code it is, to ModelSpec.
+        width, height: Of its usual pictures, in pixels.
+    """
+
+    version: str
+    architecture: str
+    implementation: str
+    width: int = 1024
+    height: int = 1024
+
+
 class Naming(ABC):
     """How a family of tools names the modules of models of some classes: original checkpoints, and what trains on them.
 
@@ -45,3 +63,7 @@ class Naming(ABC):
     def in_scripts(self, component: ComponentView) -> bool:
         """Whether kohya's scripts write these names for such a model; otherwise they write its library's."""
         return True
+
+    def base(self, component: ComponentView) -> KnownBase | None:
+        """What files call the base of such a model; None where nothing is agreed."""
+        return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
-from adapterkit.naming import Naming, Piece
+from adapterkit.naming import KnownBase, Naming, Piece
 from adapterkit.plugins.manager import get_plugin_manager, instance_of
+from adapterkit.points import Points
 from adapterkit.view import ComponentView
 
 _Table = Mapping[str, Sequence[Piece]]
@@ -51,6 +52,11 @@ class ForeignNames:
             found = {**naming.modules(self._component), **found}
         return _both(found)
 
+    @property
+    def base(self) -> KnownBase | None:
+        """What files call the base of such a model."""
+        return next((known for naming in self._namings if (known := naming.base(self._component))), None)
+
     def written(self, *, scripts: bool = False) -> Iterator[tuple[str, Sequence[Piece]]]:
         """Every module of ours once, by the name that files have for it; ours where there is no other.
 
@@ -80,3 +86,9 @@ def _both(dotted: _Table) -> tuple[_Table, _Table]:
 def flattened(path: str) -> str:
     """A path as one word."""
     return path.replace(".", "_")
+
+
+def known_base(points: Points) -> KnownBase | None:
+    """What files call the base of the model that points are of."""
+    components = {} if points.model is None else points.model.components
+    return next((base for one in components.values() if (base := ForeignNames(one).base) is not None), None)

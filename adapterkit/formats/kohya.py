@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
-from adapterkit.checkpoint import Checkpoint, WriteOptions, WriteReport, single
-from adapterkit.codec import Context
-from adapterkit.formats import container
-from adapterkit.formats.dialect import Dialect
+from adapterkit.errors import CheckpointError
 from adapterkit.formats.foreign_names import flattened
-from adapterkit.formats.module_files import DIALECT, ModuleFileFormat
-from adapterkit.formats.module_writing import written
-from adapterkit.formats.prefixes import DENOISER, TEXT_1, TEXT_2, TEXT_3
+from adapterkit.formats.module_files import ModuleFileFormat
+from adapterkit.formats.module_writing import ModuleNames
+from adapterkit.formats.pipeline_parts import texts_of
+from adapterkit.formats.prefixes import DENOISER, TEXT, TEXT_1, TEXT_2, TEXT_3
 from adapterkit.points import Points
 from adapterkit.view import ComponentView
 
 _PREFIXES = {DENOISER: "lora_unet_", TEXT_1: "lora_te1_", TEXT_2: "lora_te2_", TEXT_3: "lora_te3_"}
+_ONLY_TEXT = "lora_te_"
 
 
 class KohyaFormat(ModuleFileFormat):
@@ -24,19 +22,14 @@ class KohyaFormat(ModuleFileFormat):
 
     style = "kohya"
 
-    def write(
-        self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
-    ) -> WriteReport | None:
-        checkpoint = single(checkpoints, target)
-        dialect, context = Dialect(DIALECT), Context(target, options=options)
-        modules = written(checkpoint, points, dialect, context, _named, scripts=True)
-        tensors = {
-            f"{name}.{own}": options.cast(tensor) for name, module in modules.items() for own, tensor in module.items()
-        }
-        container.write(target, tensors, dict(checkpoint.metadata))
-        return WriteReport(list(context.notes))
+    def names(self, points: Points) -> ModuleNames:
+        alone = points.model is not None and len(texts_of(points.model.components)) == 1
 
+        def named(component: ComponentView, part: str) -> Callable[[str], str]:
+            prefix = _ONLY_TEXT if alone and part in (TEXT, TEXT_1) else _PREFIXES.get(part)
+            if prefix is None:
+                told = f"has no name for the text encoder {component.name!r} beside others; comfy and native have"
+                raise CheckpointError(f"this format {told}", None, component.name)
+            return lambda name: f"{prefix}{flattened(name)}"
 
-def _named(component: ComponentView, part: str) -> Callable[[str], str]:
-    prefix = _PREFIXES[part]
-    return lambda name: f"{prefix}{flattened(name)}"
+        return named

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport
+from adapterkit.checkpoint import (
+    Checkpoint,
+    Format,
+    ReadOptions,
+    ReadReport,
+    WriteOptions,
+    WriteReport,
+    single,
+)
 from adapterkit.codec import Context, Place
 from adapterkit.errors import CheckpointError
+from adapterkit.formats import container
+from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.container import Entry
 from adapterkit.formats.dialect import Dialect, ForeignModule
-from adapterkit.formats.foreign_names import ForeignNames
+from adapterkit.formats.foreign_names import ForeignNames, known_base
+from adapterkit.formats.module_writing import ModuleNames, Writing, with_one_alpha
 from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.pipeline_parts import candidates
@@ -35,6 +48,8 @@ _ALIASES = {
 _SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3."})
 """Those that files of other libraries have too, which name LoRA's tensors otherwise."""
 _SAMPLE = 4
+_EXACT = frozenset({"alpha"})
+"""Tensors of one number that are written in full whatever the dtype: it costs nothing."""
 
 
 @dataclass
@@ -56,9 +71,12 @@ class ModuleFileFormat(Format):
 
     Attributes:
         style: Which files are this format's: the style of the prefix that the first of their keys has.
+        scripts: Whether kohya's scripts are to read what is written; see `ForeignNames.written`.
     """
 
+    write_options = CardOptions
     style: ClassVar[str]
+    scripts: ClassVar[bool] = True
 
     def recognises(self, source: Source) -> bool:
         return style_of(source.entries) == self.style
@@ -76,6 +94,29 @@ class ModuleFileFormat(Format):
             reading.matched, reading.unmatched, [*left_over, *reading.left_over], list(context.notes), fresh=True
         )
         return ({"": checkpoint} if into else {}), report
+
+    def write(
+        self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
+    ) -> WriteReport | None:
+        assert isinstance(options, CardOptions)
+        checkpoint = single(checkpoints, target)
+        context = Context(target, options=options)
+        writing = Writing(checkpoint, points, Dialect(DIALECT), context, options.rank)
+        modules = with_one_alpha(writing.modules(self.names(points), scripts=self.scripts), options.alpha)
+        tensors = {
+            f"{name}.{own}": tensor if own in _EXACT else options.cast(tensor)
+            for name, module in modules.items()
+            for own, tensor in module.items()
+        }
+        card = Card(checkpoint.metadata, known_base(points), options, target.stem)
+        container.write(target, tensors, card.metadata(modules, tensors))
+        if writing.error:
+            context.note(f"is an approximation: of the effect, at most {writing.error:.2g} is left out at a module")
+        return WriteReport(list(context.notes), writing.error)
+
+    @abstractmethod
+    def names(self, points: Points) -> ModuleNames:
+        """What the modules of a model's components are called in a file that is written."""
 
 
 def style_of(keys: Iterable[str]) -> str | None:

@@ -2,63 +2,134 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError
+from adapterkit.formats.approximate import AsLoRA
 from adapterkit.formats.dialect import Dialect, written_modules
 from adapterkit.formats.foreign_names import ForeignNames
 from adapterkit.formats.modules import Modules
-from adapterkit.formats.parts import said_of
+from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.pipeline_parts import part_of
 from adapterkit.points import Points
 from adapterkit.view import ComponentView
 
-Naming = Callable[[ComponentView, str], Callable[[str], str]]
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""Module as a file calls it -> tensor name -> tensor."""
+ModuleNames = Callable[[ComponentView, str], Callable[[str], str]]
 """From a component and the part that it is to how the file calls a module of it, which has a foreign name."""
+_UP, _ALPHA = "lora_up.weight", "alpha"
 
 
-def written(
-    checkpoint: Checkpoint, points: Points, dialect: Dialect, context: Context, naming: Naming, *, scripts: bool = False
-) -> dict[str, dict[str, Tensor]]:
-    """Module as the file calls it -> tensor name -> tensor.
+class Writing:
+    """An adapter on its way into a file.
 
     Args:
         checkpoint: The adapter.
         points: The model's, with the model.
         dialect, context: How it is written.
-        naming: What modules are called.
-        scripts: See `ForeignNames.written`.
+        rank: Of what is approximated.
 
-    Raises:
-        CheckpointError: Something of it cannot be said; the message tells what can.
+    Attributes:
+        error: That of what was approximated; see `WriteReport`.
     """
-    said = said_of(checkpoint)
-    places = list(_places(said, points, naming, scripts, context))
-    covered = {place.point.id for _, own in places for place in own}
-    if left := [point for point in said if point not in covered]:
-        told = f"{len(left)} points belong to no module that this format has a name for: {', '.join(left[:3])}"
-        raise CheckpointError(f"{told}; native holds any", context.where, left[0])
-    return {name: dialect.write(name, touched, context) for name, touched in written_modules(said, places)}
+
+    def __init__(
+        self, checkpoint: Checkpoint, points: Points, dialect: Dialect, context: Context, rank: int | None = None
+    ) -> None:
+        self._said, self._points = said_of(checkpoint), points
+        self._dialect, self._context = dialect, context
+        context.shared.update(shared_of(checkpoint))
+        self._as_lora = AsLoRA(checkpoint, points, context.where, rank)
+
+    @property
+    def error(self) -> float:
+        return self._as_lora.error
+
+    def modules(self, naming: ModuleNames, *, scripts: bool = False) -> Tensors:
+        """What is written.
+
+        Args:
+            naming: What modules are called.
+            scripts: See `ForeignNames.written`.
+
+        Raises:
+            CheckpointError: Something of it cannot be said; the message tells what can.
+        """
+        places = list(self._places(naming, scripts))
+        self._check_covered(places)
+        return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
+
+    def _places(self, naming: ModuleNames, scripts: bool) -> Iterator[tuple[str, Sequence[Place]]]:
+        modules = Modules(self._points)
+        components = {} if self._points.model is None else self._points.model.components
+        touched: dict[str, set[str]] = {}
+        for point in self._points:
+            if point.id in self._said:
+                touched.setdefault(point.component, set()).add(point.path)
+        for component, paths in touched.items():
+            if component not in components:
+                raise CheckpointError(
+                    "the model is needed to name its modules, and is not at hand", self._context.where
+                )
+            called = naming(components[component], part_of(components[component], components))
+            for foreign, pieces in ForeignNames(components[component]).written(scripts=scripts):
+                if any(piece.path in paths for piece in pieces):
+                    yield called(foreign), modules.placed(component, pieces) or ()
+
+    def _check_covered(self, places: Sequence[tuple[str, Sequence[Place]]]) -> None:
+        wholes = [whole for _, own in places if own and (whole := own[0].of_all()) is not None]
+        covered = {place.point.id for place in [*wholes, *(place for _, own in places for place in own)]}
+        if left := [point for point in self._said if point not in covered]:
+            told = f"{len(left)} points belong to no module that files of this kind name: {', '.join(left[:3])}"
+            raise CheckpointError(f"{told}; native holds any", self._context.where, left[0])
+
+    def _written(self, name: str, touched: Sequence[tuple[Place, Sequence[Said]]]) -> Mapping[str, Tensor]:
+        known = self._dialect.types
+        own = [
+            (place, said if all(one.type in known for one in said) else self._exact(place, said))
+            for place, said in touched
+        ]
+        try:
+            return self._dialect.write(name, own, self._context)
+        except CheckpointError as error:
+            options = self._context.options
+            if options is not None and options.approximate:
+                nearest = [(place, [self._as_lora.nearest(place, said)]) for place, said in touched]
+                return self._dialect.write(name, nearest, self._context)
+            hint = "approximate=True writes the nearest LoRA, and tells how near"
+            raise CheckpointError(f"{error}; {hint}", None, None) from error
+
+    def _sayable(self, place: Place, said: Sequence[Said]) -> Sequence[Said]:
+        """The same in types that have codecs, where that is exact."""
+        if all(one.type in self._dialect.types for one in said):
+            return said
+        lora = self._as_lora.exact(place, said)
+        return said if lora is None else [lora]
 
 
-def _places(
-    said: Mapping[str, Sequence[Said]], points: Points, naming: Naming, scripts: bool, context: Context
-) -> Iterator[tuple[str, Sequence[Place]]]:
-    modules = Modules(points)
-    components = {} if points.model is None else points.model.components
-    for name in modules.components:
-        touched = {module.path for module in modules if module.component == name and _any(module.points, said)}
-        if not touched:
-            continue
-        called = naming(components[name], part_of(components[name], components))
-        for foreign, pieces in ForeignNames(components[name]).written(scripts=scripts):
-            if any(piece.path in touched for piece in pieces):
-                yield called(foreign), modules.placed(name, pieces) or ()
+def with_one_alpha(modules: Tensors, alpha: float | None = None) -> dict[str, dict[str, Tensor]]:
+    """The same with one alpha in every module of LoRA: diffusers takes the most common one for all attentions.
 
-
-def _any(points: Sequence[object], said: Mapping[str, object]) -> bool:
-    return any(getattr(point, "id", None) in said for point in points)
+    Args:
+        modules: What is written.
+        alpha: Which; by default that of most modules.
+    """
+    alphas = {name: float(own[_ALPHA]) for name, own in modules.items() if _UP in own and _ALPHA in own}
+    if not alphas:
+        return {name: dict(own) for name, own in modules.items()}
+    one = collections.Counter(alphas.values()).most_common(1)[0][0] if alpha is None else alpha
+    one = one or 1.0  # a scale of zero may be anywhere but here
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, own in modules.items():
+        found[name] = dict(own)
+        if name in alphas and alphas[name] != one:
+            up = own[_UP]
+            found[name] |= {_UP: (up.double() * (alphas[name] / one)).to(up.dtype), _ALPHA: torch.tensor(one)}
+    return found

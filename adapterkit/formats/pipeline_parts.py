@@ -22,7 +22,7 @@ def candidates(part: str, components: Mapping[str, ComponentView]) -> list[str]:
         part: See `prefixes`.
         components: The model's.
     """
-    texts = [one for one in components.values() if _is(one, _TEXT)]
+    texts = texts_of(components)
     denoisers = [name for name, one in components.items() if not _is(one, _TEXT)]
     if part == DENOISER:
         return denoisers
@@ -32,10 +32,14 @@ def candidates(part: str, components: Mapping[str, ComponentView]) -> list[str]:
     return [one.name for one in ranked]
 
 
+def texts_of(components: Mapping[str, ComponentView]) -> list[ComponentView]:
+    """The text encoders, in the order of the pipeline."""
+    return [one for one in components.values() if _is(one, _TEXT)]
+
+
 def part_of(component: ComponentView, components: Mapping[str, ComponentView]) -> str:
     """Which part a component is."""
-    texts = [one for one in components.values() if _is(one, _TEXT)]
-    return _kind(component, texts) if _is(component, _TEXT) else DENOISER
+    return _kind(component, texts_of(components)) if _is(component, _TEXT) else DENOISER
 
 
 def _is(component: ComponentView, cls: str) -> bool:

@@ -211,6 +211,7 @@ def adapterkit_register_formats() -> list[FormatSpec]:
             summary="one safetensors file that describes itself",
         ),
         FormatSpec("kohya", "adapterkit.formats.kohya:KohyaFormat", summary="files of kohya's scripts and the UIs"),
+        FormatSpec("comfy", "adapterkit.formats.comfy:ComfyFormat", summary="files by ComfyUI's own names of modules"),
         FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
     ]
 
@@ -248,6 +249,7 @@ _NAMINGS = (
         "HunyuanVideoTransformer3DModel HunyuanVideoFramepackTransformer3DModel",
         "the checkpoints of HunyuanVideo",
     ),
+    ("qwen_image", "qwen_image:QwenImageNaming", "diffusers", "QwenImageTransformer2DModel", "as diffusers"),
     ("ltx", "ltx:LTXNaming", "diffusers", "LTXVideoTransformer3DModel", "the checkpoints of LTX-Video"),
     ("pixart", "pixart:PixArtNaming", "diffusers", "PixArtTransformer2DModel", "the checkpoints of PixArt"),
     ("sana", "sana:SanaNaming", "diffusers", "SanaTransformer2DModel", "the checkpoints of Sana"),

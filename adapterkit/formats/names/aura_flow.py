@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _MLP = (("c_fc1", "linear_1"), ("c_fc2", "linear_2"), ("c_proj", "out_projection"))
 _DOUBLE = (
@@ -43,3 +44,4 @@ class AuraFlowNaming(TableNaming):
     """Double layers of two streams, then single ones."""
 
     table = TABLE
+    known = KnownBase("auraflow", "auraflow-v1", "https://huggingface.co/fal/AuraFlow")

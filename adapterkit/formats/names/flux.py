@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _DOUBLE = (
     ("img_mod.lin", "norm1.linear"),
@@ -48,6 +49,7 @@ class FluxNaming(TableNaming):
     """Queries, keys, values, and in single blocks the first layer of the MLP, are one module."""
 
     table = TABLE
+    known = KnownBase("flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux")
 
 
 class ChromaNaming(TableNaming):
@@ -58,3 +60,4 @@ class ChromaNaming(TableNaming):
         ("distilled_guidance_layer.layers.#.in_layer", "distilled_guidance_layer.layers.#.linear_1"),
         ("distilled_guidance_layer.layers.#.out_layer", "distilled_guidance_layer.layers.#.linear_2"),
     )
+    known = KnownBase("chroma", "chroma", "https://huggingface.co/lodestones/Chroma")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _DOUBLE = (
     ("img_attn.qkv", "attn.to_q attn.to_k attn.to_v"),
@@ -45,3 +46,4 @@ class Flux2Naming(TableNaming):
     """Single blocks are fused here as there; double blocks are not."""
 
     table = TABLE
+    known = KnownBase("flux2", "Flux.2-dev", "https://github.com/black-forest-labs/flux2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _DOUBLE = (
     ("img_mod.linear", "norm1.linear"),
@@ -77,3 +78,4 @@ class HunyuanVideoNaming(TableNaming):
     """The names of its authors, and those of ComfyUI, which has those of Flux."""
 
     table = TABLE
+    known = KnownBase("hunyuan-video", "hunyuan-video", "https://github.com/Tencent/HunyuanVideo", 1280, 720)

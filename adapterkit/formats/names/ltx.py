@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("attn1.q_norm", "attn1.norm_q"),
@@ -23,3 +24,4 @@ class LTXNaming(TableNaming):
     """Most names are the same."""
 
     table = TABLE
+    known = KnownBase("ltxv", "ltx-video", "https://github.com/Lightricks/LTX-Video", 768, 512)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("attention.qkv", "attn.to_q attn.to_k attn.to_v"),
@@ -34,3 +35,4 @@ class Lumina2Naming(TableNaming):
     """Queries, keys and values are one module; there are fewer keys than queries."""
 
     table = TABLE
+    known = KnownBase("lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("mod_x", "norm1.linear"),
@@ -39,3 +40,4 @@ class MochiNaming(TableNaming):
     """Gates come first in its MLPs, and second here."""
 
     table = TABLE
+    known = KnownBase("mochi", "mochi-1", "https://github.com/genmoai/mochi", 848, 480)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("attn.qkv", "attn1.to_q attn1.to_k attn1.to_v"),
@@ -33,3 +34,4 @@ class PixArtNaming(TableNaming):
     """Of alpha and of Sigma."""
 
     table = TABLE
+    known = KnownBase("pixart", "pixart", "https://github.com/PixArt-alpha/PixArt-sigma")

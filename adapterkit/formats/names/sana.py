@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("attn.qkv", "attn1.to_q attn1.to_k attn1.to_v"),
@@ -31,3 +32,4 @@ class SanaNaming(TableNaming):
     """Keys and values of the text are one module."""
 
     table = TABLE
+    known = KnownBase("sana", "sana", "https://github.com/NVlabs/Sana")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("context_block.adaLN_modulation.1", "norm1_context.linear ?ff_context"),
@@ -42,3 +43,4 @@ class SD3Naming(TableNaming):
     """Joint blocks of two streams; the modulation of the last block's text is in another order than the others."""
 
     table = TABLE
+    known = KnownBase("sd3", "stable-diffusion-3", "https://github.com/Stability-AI/sd3.5")

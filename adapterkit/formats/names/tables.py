@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from adapterkit.naming import Naming, Piece
+from adapterkit.naming import KnownBase, Naming, Piece
 from adapterkit.view import ComponentView
 
 Row = tuple[str, str]
@@ -19,12 +19,17 @@ class TableNaming(Naming):
 
     Attributes:
         table: Its rows. What keeps its name needs none.
+        known: See `Naming.base`.
     """
 
     table: ClassVar[tuple[Row, ...]]
+    known: ClassVar[KnownBase | None] = None
 
     def modules(self, component: ComponentView) -> Mapping[str, Sequence[Piece]]:
         return expanded(self.table, component.paths)
+
+    def base(self, component: ComponentView) -> KnownBase | None:
+        return self.known
 
 
 def under(foreign: str, own: str, rows: Iterable[Row]) -> tuple[Row, ...]:

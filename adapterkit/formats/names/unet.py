@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from adapterkit.naming import Naming, Piece
+from adapterkit.naming import KnownBase, Naming, Piece
 from adapterkit.view import ComponentView
 
 _TOP = {
@@ -28,6 +28,11 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
 }
 
+_V1 = KnownBase("sd_v1", "stable-diffusion-v1", "diffusers", 512, 512)
+_V2 = KnownBase("sd_v2", "stable-diffusion-v2-512", "diffusers", 512, 512)
+_XL = KnownBase("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models")
+_V2_WIDTH = 1024
+
 
 class UNetNaming(Naming):
     """Blocks are counted through: `input_blocks`, `middle_block`, `output_blocks`."""
@@ -41,7 +46,16 @@ class UNetNaming(Naming):
         return found
 
     def in_scripts(self, component: ComponentView) -> bool:
-        return component.config.get("addition_embed_type") == "text_time"  # XL; the others go by diffusers' names
+        return _is_xl(component)  # the others go by diffusers' names
+
+    def base(self, component: ComponentView) -> KnownBase | None:
+        if _is_xl(component):
+            return _XL
+        return _V2 if component.config.get("cross_attention_dim") == _V2_WIDTH else _V1
+
+
+def _is_xl(component: ComponentView) -> bool:
+    return component.config.get("addition_embed_type") == "text_time"
 
 
 def _inside(path: str, blocks: Mapping[str, str]) -> str | None:

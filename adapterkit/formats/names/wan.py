@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("self_attn.q", "attn1.to_q"),
@@ -47,3 +48,4 @@ class WanNaming(TableNaming):
     """With those of the models that begin with a picture, and of VACE."""
 
     table = TABLE
+    known = KnownBase("wan2.1", "wan2.1", "https://github.com/Wan-Video/Wan2.1", 1280, 720)

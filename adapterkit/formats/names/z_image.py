@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
+from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("attention.qkv", "attention.to_q attention.to_k attention.to_v"),
@@ -24,3 +25,4 @@ class ZImageNaming(TableNaming):
     """Queries, keys and values are one module."""
 
     table = TABLE
+    known = KnownBase("z_image", "Z-Image", "https://github.com/Tongyi-MAI/Z-Image")
