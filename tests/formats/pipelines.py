@@ -48,7 +48,11 @@ def sd1() -> StableDiffusionPipeline:
     torch.manual_seed(0)
     none = dict.fromkeys(("vae", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"))
     return StableDiffusionPipeline(
-        unet=unet(), text_encoder=clip(8), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), requires_safety_checker=False, **none
+        unet=unet(),
+        text_encoder=clip(8),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        requires_safety_checker=False,
+        **none,
     )
 
 
@@ -56,7 +60,9 @@ def sdxl() -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     none = dict.fromkeys(("vae", "tokenizer", "tokenizer_2", "feature_extractor", "image_encoder"))
     two = {"text_encoder": clip(8), "text_encoder_2": clip(12, CLIPTextModelWithProjection)}
-    return StableDiffusionXLPipeline(unet=xl(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), **two, **none)
+    return StableDiffusionXLPipeline(
+        unet=xl(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), **two, **none
+    )
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {"sd1": sd1, "sdxl": sdxl}
