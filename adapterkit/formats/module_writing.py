@@ -91,20 +91,16 @@ class Writing:
             raise CheckpointError(f"{told}; native holds any", self._context.where, left[0])
 
     def _written(self, name: str, touched: Sequence[tuple[Place, Sequence[Said]]]) -> Mapping[str, Tensor]:
-        known = self._dialect.types
-        own = [
-            (place, said if all(one.type in known for one in said) else self._exact(place, said))
-            for place, said in touched
-        ]
+        own = [(place, self._sayable(place, said)) for place, said in touched]
         try:
             return self._dialect.write(name, own, self._context)
         except CheckpointError as error:
             options = self._context.options
-            if options is not None and options.approximate:
-                nearest = [(place, [self._as_lora.nearest(place, said)]) for place, said in touched]
-                return self._dialect.write(name, nearest, self._context)
-            hint = "approximate=True writes the nearest LoRA, and tells how near"
-            raise CheckpointError(f"{error}; {hint}", None, None) from error
+            if options is None or not options.approximate:
+                hint = "approximate=True writes the nearest LoRA, and tells how near"
+                raise CheckpointError(f"{error}; {hint}") from error
+        nearest = [(place, [self._as_lora.exact(place, s) or self._as_lora.nearest(place, s)]) for place, s in touched]
+        return self._dialect.write(name, nearest, self._context)
 
     def _sayable(self, place: Place, said: Sequence[Said]) -> Sequence[Said]:
         """The same in types that have codecs, where that is exact."""
