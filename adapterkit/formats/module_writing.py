@@ -35,9 +35,6 @@ class Writing:
         points: The model's, with the model.
         dialect, context: How it is written.
         rank: Of what is approximated.
-
-    Attributes:
-        error: That of what was approximated; see `WriteReport`.
     """
 
     def __init__(
@@ -50,6 +47,7 @@ class Writing:
 
     @property
     def error(self) -> float:
+        """That of what was approximated so far; see `WriteReport`."""
         return self._as_lora.error
 
     def modules(self, naming: ModuleNames, *, scripts: bool = False) -> Tensors:
