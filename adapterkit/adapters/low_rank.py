@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,18 @@ class LowRank(AdapterModule):
         init: One of `INITS`.
     """
 
+    layout: Any
+    scale: float
+    init: str
+    dropout: nn.Dropout | None = None  # no Identity: a load makes what is there at each point
+    rank_dropout: float
+    module_dropout: float
+    _drops: bool
+    _update: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    _kept: bool
+    _seen: Tensor | None = None
+    _calls = 0
+
     def __init__(
         self,
         point: InjectionPoint,
@@ -53,20 +66,25 @@ class LowRank(AdapterModule):
     ) -> None:
         super().__init__()
         out, *rest = point.shape
-        self.layout, self.scale, self.init = point.layout, scale, init
+        # Attributes like any others; torch's way to set one takes 2 us, and there are thousands of points.
+        self.__dict__.update(
+            layout=point.layout,
+            scale=scale,
+            init=init,
+            rank_dropout=rank_dropout,
+            module_dropout=module_dropout,
+            from_base=init in FROM_BASE,
+            _drops=bool(dropout or rank_dropout or module_dropout),
+            _update=low_rank.update_of(point.layout),
+            _kept=init in KEPT,
+        )
         self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
-        self.dropout = nn.Dropout(dropout) if dropout else None  # no Identity: a load makes what is there at each point
-        self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
-        self._drops = bool(dropout or rank_dropout or module_dropout)
-        self._update = low_rank.update_of(self.layout)
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
         self._start()
-        self.from_base = init in FROM_BASE
-        self._kept = init in KEPT
         if self._kept:
             self.register_buffer("A0", torch.zeros(rank, *rest))
             self.register_buffer("B0", torch.zeros(out, rank))
-        self._seen: Tensor | None = None
-        self._calls = 0
 
     def _start(self) -> None:
         if self.layout.form == "embedding":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ from adapterkit.engine.site import Site
 from adapterkit.engine.slots import Slot, Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.mapping import offload_hooks
-from adapterkit.mapping.layouts import module_at
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, TokensPoint
 
@@ -119,6 +118,16 @@ def _empty_instance(base: type[nn.Module], read: frozenset[str]) -> nn.Module:
     return cls.__new__(cls)
 
 
+class Spot(NamedTuple):
+    """Where an adapter is put: a point, its model and module, what is put there, and how that acts."""
+
+    point: InjectionPoint
+    root: nn.Module
+    module: nn.Module
+    adapter: AdapterModule
+    reach: Reach
+
+
 def site_of(module: nn.Module, switch: Switch | None = None) -> Site | None:
     """The site of an adapted module: of the handles with this switch, or the innermost."""
     return next((site for site in sites_of(module) if switch is None or site.switch is switch), None)
@@ -138,10 +147,10 @@ def _put(module: nn.Module, sites: Sequence[Site], *, adapted: bool = True) -> N
         sites: The innermost first.
         adapted: Whether the module's class is ours to set.
     """
-    for site in sites:
+    before = sites_of(module)
+    for site in sites if max(len(before), len(sites)) > 1 else ():
         for name in [name for name, one in site.slots._modules.items() if isinstance(one, Slots)]:
             del site.slots._modules[name]
-    before = sites_of(module)
     if not sites:
         first = before[0]
         del module.__dict__[SITE]
@@ -164,58 +173,48 @@ def _put(module: nn.Module, sites: Sequence[Site], *, adapted: bool = True) -> N
         module.__class__ = adapted_class(stack.base, stack.read)
 
 
-def refusal(root: nn.Module, path: str) -> str | None:
+def refusal(root: nn.Module, path: str, module: nn.Module) -> str | None:
     """Why the module at a path cannot be adapted in place, or None."""
-    module = module_at(root, path)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted or traced; attach adapters before that"
     first = next((one for one in module._parameters.values() if one is not None), None)  # the usual case, and quick
     first = next(module.parameters(), None) if first is None else first
     if hasattr(first, "device_mesh"):  # a DTensor
         return "its weights are sharded; add adapters before fully_shard, which then shards them too"
-    if site_of(module) is not None:
+    if SITE in module.__dict__:
         return None if is_adapted(module) else "its class was changed after an adapter was attached"
     if offload_hooks.is_hooked(module) and not offload_hooks.held_forwards(module):
         return "its forward was replaced on the instance by a function that hides its own; attach adapters before that"
-    if first is not None and (reason := offload_hooks.takes_along(root, path, first.device)):
+    if first is not None and (reason := offload_hooks.takes_along(root, path, first)):
         return reason
     if isinstance(module._modules.get(CHILD), nn.Module):
         return f"it already has a child called {CHILD!r}"
-    if any(name.startswith("__jit") for name in type(module).__dict__):
-        return "it is scripted"
     return None
 
 
-def attach(
-    root: nn.Module,
-    point: InjectionPoint,
-    name: str,
-    adapter: AdapterModule,
-    switch: Switch,
-    reach: Reach,
-) -> None:
+def attach(spot: Spot, name: str, switch: Switch) -> None:
     """Puts one adapter at one point. All checks have been made; this cannot fail half way."""
-    module = module_at(root, point.path)
-    site = site_of(module, switch)
-    if site is None:
-        already = sites_of(module)
-        site = Site(switch)
-        site.slots.train(module.training)
-        site.base, site.handler = (already[0].base if already else type(module)), handler_of(module)
-        _put(module, [*already, site])
+    point, module, reach = spot.point, spot.module, spot.reach
+    sites = sites_of(module)
+    site = next((one for one in sites if one.switch is switch), None)
+    if fresh := site is None:
         switch.exchanging = switch.exchanging or offload_hooks.exchanges_data(module)
+        base = sites[0].base if sites else type(module)
+        site = Site(switch, base, handler=handler_of(module), training=module.training)
+        sites = (*sites, site)
     key = _key(point)
     slot = site.slots._modules.get(key)
     if not isinstance(slot, Slot):
-        slot = Slot(point, reach.repeats, hides=reach.hides)
-        slot.train(module.training)
+        slot = Slot(point, reach.repeats, hides=reach.hides, training=module.training)
         site.slots._modules[key] = slot
-        _connect(root, module, site, slot, reach)
+        if fresh or slot.parameters_read:
+            _put(module, sites)
+        _connect(spot.root, module, site, slot, reach)
         site.plain = reach.plain or site.plain
         site.lengthening = reach.lengthening or site.lengthening
-        top = module.__dict__[SITE]
-        module.__class__ = adapted_class(top.base, top.read)
     site.projections = reach.projections or site.projections
-    slot._modules[name] = adapter
-    unhook(adapter, site)
+    slot._modules[name] = spot.adapter
+    unhook(spot.adapter, site)
     site.changed()
 
 
@@ -255,10 +254,9 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         ]
 
 
-def attached_with(module: nn.Module, point: InjectionPoint, switch: Switch) -> InjectionPoint | None:
+def attached_with(site: Site, point: InjectionPoint) -> InjectionPoint | None:
     """The point that the adapters which are at a point were built for."""
-    site = site_of(module, switch)
-    slot = None if site is None else site.slots._modules.get(_key(point))
+    slot = site.slots._modules.get(_key(point))
     return slot.point if isinstance(slot, Slot) else None
 
 
@@ -300,7 +298,9 @@ def detach(module: nn.Module, point: InjectionPoint, name: str, switch: Switch) 
         if not any(one.seam is not None for one in sites if one is not site):
             site.seam.remove(module, site.seam_saved)
         site.seam = site.seam_saved = None
-    _put(module, [one for one in sites if one is not site or any(True for _ in site.slots)], adapted=adapted)
+    last = not any(isinstance(one, Slot) for one in site.slots._modules.values())
+    if last or slot.parameters_read:
+        _put(module, [one for one in sites if one is not site or not last], adapted=adapted)
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from adapterkit.kernels.weights import canonical, stored_weight
 from adapterkit.layer import LayerHandler
 from adapterkit.points import ParameterPoint, WeightLayout
 
+_NOTHING = frozenset[str]()
 _KEPT = 8  # plans: threads, and requests in turn, have selections of their own
 
 
@@ -57,9 +58,10 @@ class Site:
     seen: bool = False
     beneath: Callable[[nn.Module], nn.Module] | None = None
     plans: dict[Selection, Plan] = field(default_factory=dict, repr=False, compare=False)
+    training: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
-        self.slots = Slots(self)
+    def __post_init__(self, training: bool) -> None:
+        self.slots = Slots(self, training=training)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "plans": {}}
@@ -98,7 +100,8 @@ class Site:
     @property
     def read(self) -> frozenset[str]:
         """Names of the parameters that the model reads and that adapters act in."""
-        return frozenset(name for slot in self.slots for name in slot.parameters_read)
+        found = [slot.parameters_read for slot in self.slots if slot.parameters_read]
+        return frozenset(name for names in found for name in names) if found else _NOTHING
 
     def call(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -16,6 +16,7 @@ from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD
 from adapterkit.engine.attending import Attending
 from adapterkit.engine.expressions import acting_alone, outermost_last, taken_apart
+from adapterkit.engine.moulds import begin
 from adapterkit.engine.routed import Routed
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.kernels.batches import Share
@@ -36,14 +37,19 @@ class Slot(nn.Module):
     Names are written into `_modules` directly: `add_module` refuses those that are attributes of nn.Module ("train").
     """
 
-    def __init__(self, point: InjectionPoint, repeats: Repeats | None = None, *, hides: bool = False) -> None:
-        super().__init__()
-        self.point = point
-        self.repeats: Repeats | None = repeats
-        self.hides = hides
-        access = point.layout.access if isinstance(point, ParameterPoint) else "call"
-        self.ways = {"call": (point.kind,), "read": ("read",), "any": (point.kind, "read")}[access]
-        self.parameters_read = point.parameters if isinstance(point, ParameterPoint) and "read" in self.ways else ()
+    point: InjectionPoint
+    repeats: Repeats | None
+    hides: bool
+    ways: tuple[str, ...]
+    parameters_read: tuple[str, ...]
+
+    def __init__(
+        self, point: InjectionPoint, repeats: Repeats | None = None, *, hides: bool = False, training: bool = True
+    ) -> None:
+        read, ways = (), (point.kind,)
+        if isinstance(point, ParameterPoint) and (access := point.layout.access) != "call":
+            read, ways = point.parameters, ("read",) if access == "read" else (point.kind, "read")
+        begin(self, point=point, repeats=repeats, hides=hides, ways=ways, parameters_read=read, training=training)
 
     def adapters(self) -> Iterator[tuple[str, AdapterModule]]:
         """By name."""
@@ -113,10 +119,11 @@ class Slots(nn.Module):
             put hooks around layers.
     """
 
-    def __init__(self, site: Site) -> None:
-        super().__init__()
-        self.site = site
-        self._absent = ""
+    site: Site
+    _absent = ""
+
+    def __init__(self, site: Site, *, training: bool = True) -> None:
+        begin(self, site=site, training=training)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         if destination is None or not self._is_left_out(prefix):

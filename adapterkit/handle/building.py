@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError, shown
@@ -99,7 +101,7 @@ def build_shared(
 ) -> nn.Module | None:
     """What all points share, beside the first of them; None where the type shares nothing."""
     device, base_dtype = mapped.placement(points[0])
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    with _building_for(device):
         shared = checked_shared(config, points)
     return None if shared is None else shared.to(device=device, dtype=dtype or master_dtype(base_dtype))
 
@@ -116,14 +118,23 @@ def checked_shared(config: AdapterConfig, points: Sequence[InjectionPoint]) -> n
     return shared
 
 
+def _building_for(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, what is made for a device is made on the CPU, or on the meta device."""
+    kind = "meta" if device.type == "meta" else "cpu"
+    # Every call of torch in such a block takes longer: there is none where all is made there anyway.
+    return contextlib.nullcontext() if torch.empty(0).device.type == kind else torch.device(kind)
+
+
 def _check_real(module: nn.Module, config: AdapterConfig) -> None:
     """Raises ConfigError for complex tensors: a cast to the model's dtype would drop their imaginary parts."""
+    if not any(tensor.is_complex() for tensor in _tensors_of(module)):  # as almost always
+        return
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    if found := [name for name, tensor in tensors if tensor.is_complex()]:
-        raise ConfigError(
-            [f"{type(module).__name__}.{found[0]} is complex, and adapters hold real tensors: use torch.view_as_real"],
-            type(config).__name__,
-        )
+    name = next(name for name, tensor in tensors if tensor.is_complex())
+    raise ConfigError(
+        [f"{type(module).__name__}.{name} is complex, and adapters hold real tensors: use torch.view_as_real"],
+        type(config).__name__,
+    )
 
 
 class Sharing:
@@ -159,10 +170,14 @@ def build_one(
     config: AdapterConfig, point: InjectionPoint, mapped: MappedModel, dtype: torch.dtype | None
 ) -> AdapterModule:
     """The module for one point, in place and in mode."""
-    device, base_dtype = mapped.placement(point)
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    around = mapped.module(point)
+    device, base_dtype = mapped.placement(point, around)
+    dtype = dtype or master_dtype(base_dtype)
+    with _building_for(device):
         module = checked_module(config, point)
-    return module.to(device=device, dtype=dtype or master_dtype(base_dtype)).train(mapped.module(point).training)
+    if any(t.device != device or (t.dtype != dtype and t.is_floating_point()) for t in _tensors_of(module)):
+        module = module.to(device=device, dtype=dtype)
+    return module.train(around.training)
 
 
 def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:
@@ -177,7 +192,7 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
         raise ConfigError(
             [f"build({point.id}) returned {type(module).__name__}, not an AdapterModule"], type(config).__name__
         )
-    module.at = point.id
+    module.__dict__["at"] = point.id  # an attribute like any other; torch's way to set one takes 2 us
     _check_real(module, config)
     if reason := _unfit(type(module), point):
         raise IncompatibleTargetError(f"{type(config).__name__} cannot act at {point.id}: {reason}; narrow its targets")
@@ -217,16 +232,24 @@ def count_parameters(config: AdapterConfig, points: Sequence[InjectionPoint]) ->
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Every parameter of these modules, one that several share once."""
+    held = [p for module in _all_of(modules) for p in module._parameters.values() if p is not None]
+    return [*{id(parameter): parameter for parameter in held}.values()]
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer of a module, one that is shared as often as it is there."""
+    held = [t for one in _all_of([module]) for t in (*one._parameters.values(), *one._buffers.values())]
+    return [tensor for tensor in held if tensor is not None]
+
+
+def _all_of(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """These modules and what is in them, in the order of `Module.modules()`, in a fraction of its time."""
     # No generator: hooks ask, and Dynamo refuses any that runs beside a model that it compiles.
-    found: list[nn.Parameter] = []
-    seen, stack = set[int](), [*modules][::-1]
-    while stack:  # as Module.parameters() has it, in a fraction of its time
-        module = stack.pop()
+    found: list[nn.Module] = []
+    stack = [*modules][::-1]
+    while stack:
+        found.append(module := stack.pop())
         stack += [child for child in reversed(module._modules.values()) if child is not None]
-        for parameter in module._parameters.values():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.append(parameter)
     return found
 
 

@@ -10,43 +10,41 @@ from torch import nn
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import AttentionSeam, Reach
 from adapterkit.engine import attach
+from adapterkit.engine.attach import Spot
 from adapterkit.engine.site import Site
 from adapterkit.engine.switch import Switch
+from adapterkit.mapping.layouts import module_at
 from adapterkit.mapping.model import MappedModel
 from adapterkit.points import AttentionPoint, InjectionPoint
 
 
-def reach_of(mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule) -> Reach:
-    """How an adapter acts at a point."""
-    reach = mapped.reach(point)
-    if not isinstance(point, AttentionPoint) or not adapter.abilities.attend:
-        return reach
-    return dataclasses.replace(reach, projections=mapped.projections(point))
+def spot_of(mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule) -> Spot:
+    """Where an adapter is put, and how it acts there."""
+    reach, root = mapped.reach(point), mapped.root(point)
+    if isinstance(point, AttentionPoint) and adapter.abilities.attend:
+        reach = dataclasses.replace(reach, projections=mapped.projections(point))
+    return Spot(point, root, module_at(root, point.path), adapter, reach)
 
 
-def refusal(
-    mapped: MappedModel, point: InjectionPoint, adapter: AdapterModule, reach: Reach, switch: Switch
-) -> str | None:
+def refusal(spot: Spot, switch: Switch) -> str | None:
     """Why it cannot act there beside what is there, or None.
 
     Args:
-        mapped: Where the point lies.
-        point: The point.
-        adapter: The adapter's module for it.
-        reach: See `reach_of`.
+        spot: Where, and what.
         switch: Of the state that would have it: other switches are other handles'.
     """
-    root, module = mapped.root(point), mapped.module(point)
+    point, reach = spot.point, spot.reach
     if point.lengthens and point.layout.until is None and reach.lengthening is None:
         return "its backend says that the sequence can be made longer, but gives no `lengthening`, nor `until`"
-    others = [site for site in attach.sites_of(module) if site.switch is not switch]
+    sites = attach.sites_of(spot.module)
+    others = [site for site in sites if site.switch is not switch]
     if others and (told := _unshared(others, point, reach)):
         return f"adapters of another handle, on a model that shares this part, are there, and {told}"
-    told = attach.attached_with(module, point, switch)
-    if told is not None and told is not point and _cut(told) != _cut(point):
-        return "it was resized after adapters had been attached to it; remove those first"
-    unreached = None if reach.seam is None else _unreached(reach.seam, module, adapter)
-    return attach.refusal(root, point.path) or unreached
+    for told in [attach.attached_with(site, point) for site in sites if site.switch is switch]:
+        if told is not None and told is not point and _cut(told) != _cut(point):
+            return "it was resized after adapters had been attached to it; remove those first"
+    unreached = None if reach.seam is None else _unreached(reach.seam, spot.module, spot.adapter)
+    return attach.refusal(spot.root, point.path, spot.module) or unreached
 
 
 def _unshared(others: Sequence[Site], point: InjectionPoint, reach: Reach) -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.engine.moulds import Mould
 from adapterkit.handle.building import checked_module
 from adapterkit.points import InjectionPoint
 
-_CONTAINERS = (dict, list, set, collections.OrderedDict)
 _OVERRIDABLE = ("load_state_dict", "_load_from_state_dict", "set_extra_state", "state_dict", "_save_to_state_dict")
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
 
@@ -44,7 +43,7 @@ class Skeleton:
         self.expected: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in kept.items()}
         held = {id(tensor) for tensor in kept.values()}
         self.lacks = any(id(buffer) not in held for buffer in module.buffers())
-        self._mould = _Mould.of(module)
+        self._mould = Mould.of(module)
         self._slots = dict(_slots(module)) if all(map(_is_plain, module.modules())) else None
 
     def twin(self) -> nn.Module:
@@ -126,30 +125,3 @@ def _slots(module: nn.Module, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
     for name, child in module._modules.items():
         if child is not None:
             yield from _slots(child, (*path, name))
-
-
-@dataclass(frozen=True)
-class _Mould:
-    """One module of a tree, taken apart, so that it can be made again: its attributes, its containers, its children."""
-
-    cls: type[nn.Module]
-    attributes: Mapping[str, Any]
-    containers: Sequence[tuple[str, Any]]
-    children: Sequence[tuple[str, _Mould]]
-
-    @staticmethod
-    def of(module: nn.Module) -> _Mould:
-        own = {key: value for key, value in module.__dict__.items() if key != "_modules"}
-        containers = [(key, value) for key, value in own.items() if type(value) in _CONTAINERS]
-        children = [(name, _Mould.of(child)) for name, child in module._modules.items() if child is not None]
-        return _Mould(type(module), own, containers, children)
-
-    def cast(self) -> Any:
-        """A module with the same attributes; its containers and children are its own."""
-        module = self.cls.__new__(self.cls)
-        own = module.__dict__
-        own.update(self.attributes)
-        for key, value in self.containers:
-            own[key] = value.copy() if value else type(value)()
-        own["_modules"] = {name: child.cast() for name, child in self.children}
-        return module

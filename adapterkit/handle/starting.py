@@ -20,7 +20,6 @@ Values = tuple[Tensor, Tensor | None]
 """The weight and bias that a module is handed, float32 or wider."""
 
 
-@torch.no_grad()
 def start_from_base(module: AdapterModule, point: InjectionPoint, mapped: MappedModel) -> None:
     """Hands a new module the base's values, where its type takes start values from them.
 
@@ -29,9 +28,10 @@ def start_from_base(module: AdapterModule, point: InjectionPoint, mapped: Mapped
     """
     if not module.abilities.initialise or not module.from_base:
         return
-    values = base_values(type(module).__name__, point, mapped)
-    if values is not None:
-        module.initialise(*values)
+    with torch.no_grad():
+        values = base_values(type(module).__name__, point, mapped)
+        if values is not None:
+            module.initialise(*values)
 
 
 def base_values(taker: str, point: InjectionPoint, mapped: MappedModel) -> Values | None:

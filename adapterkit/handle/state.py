@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.engine import attach
+from adapterkit.engine.attach import Spot
 from adapterkit.engine.selection import Selection
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError, StateError
@@ -25,7 +26,7 @@ from adapterkit.handle.freezing import freeze, thaw
 from adapterkit.handle.guarded_methods import guard, unguard
 from adapterkit.handle.locks import Lock
 from adapterkit.handle.places import Place, Places, place_of
-from adapterkit.handle.refusals import reach_of, refusal
+from adapterkit.handle.refusals import refusal, spot_of
 from adapterkit.handle.replaced_modules import Lookout, check_places
 from adapterkit.handle.stand_ins import Original
 from adapterkit.handle.ties import Ties
@@ -132,32 +133,34 @@ class State:
         Raises:
             AttachError: A module cannot be adapted in place.
         """
-        points = [point for part in parts for point in part.points]
+        points = {point.id: point for part in parts for point in part.points}
         modules = {key: module for part in parts for key, module in part.modules.items()}
         reads = _side_inputs(parts)
-        reach = {point.id: reach_of(mapped, point, modules[point.id]) for point in points}
-        refused = [(p, refusal(mapped, p, modules[p.id], reach[p.id], self.switch)) for p in points]
+        spots = [spot_of(mapped, point, modules[key]) for key, point in points.items()]
+        refused = [(spot.point, refusal(spot, self.switch)) for spot in spots]
         problems = [f"{point.full_path}: {reason}" for point, reason in refused if reason]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise AttachError(f"cannot attach {name!r}: {shown}")
-        done: list[InjectionPoint] = []
+        done: list[Spot] = []
         try:
-            for point in points:
-                done.append(point)
-                attach.attach(mapped.root(point), point, name, modules[point.id], self.switch, reach[point.id])
+            for spot in spots:
+                done.append(spot)
+                attach.attach(spot, name, self.switch)
         except BaseException:
-            for point in done:
-                attach.detach(mapped.module(point), point, name, self.switch)
+            for spot in done:
+                attach.detach(spot.module, spot.point, name, self.switch)
             raise
-        for point in points:
-            self.places.put(point, mapped.root(point), mapped.module(point))
+        for spot in spots:
+            self.places.put(spot.point, spot.root, spot.module)
         self._grow(mapped)
-        self._watch([place_of(p) for p in points if isinstance(p, ParameterPoint) and p.layout.access == "any"])
-        by_id = {point.id: point for point in points}
-        facts, held = Facts.of(by_id, modules), _held(modules)
-        self.adapters[name] = Attached(tuple(parts), by_id, modules, facts, dict(metadata or {}), held, reads)
-        self.set_trainable([name], value=False)
+        read = [p for p in points.values() if isinstance(p, ParameterPoint) and p.layout.access == "any"]
+        self._watch(map(place_of, read))
+        facts, parameters = Facts.of(points, modules), parameters_of(modules.values())
+        held = _held(modules, parameters)
+        self.adapters[name] = Attached(tuple(parts), points, modules, facts, dict(metadata or {}), held, reads)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
     def _grow(self, mapped: MappedModel) -> None:
         """Takes in the models of a handle, and lets them know of this state."""
@@ -317,9 +320,9 @@ def states_at(root: nn.Module) -> Sequence[State]:
     return root.__dict__.get(STATE, ())
 
 
-def _held(modules: Mapping[str, AdapterModule]) -> dict[str, frozenset[str]]:
+def _held(modules: Mapping[str, AdapterModule], parameters: Iterable[nn.Parameter]) -> dict[str, frozenset[str]]:
     """Of modules as they were built: point id -> names of the parameters that do not require grad, where there are."""
-    if False not in {parameter.requires_grad for parameter in parameters_of(modules.values())}:  # as almost always
+    if False not in {parameter.requires_grad for parameter in parameters}:  # as almost always
         return {}
     holding = {key: one for key, one in modules.items() if not all(p.requires_grad for p in parameters_of([one]))}
     return {

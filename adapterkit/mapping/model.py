@@ -191,11 +191,11 @@ class MappedModel:
             module: Its module, where that is at hand.
         """
         module, root = module or self.module(point), self.root(point)
-        own = (parameter for parameter in module._parameters.values() if parameter is not None)  # the usual case
-        for parameter in itertools.chain(own, module.parameters(), root.parameters()):
-            if parameter.is_floating_point():
-                return offload_hooks.compute_device(root, point.path, parameter.device), parameter.dtype
-        return torch.device("cpu"), torch.get_default_dtype()
+        own = [one for one in module._parameters.values() if one is not None and one.is_floating_point()]
+        around = (one for one in itertools.chain(module.parameters(), root.parameters()) if one.is_floating_point())
+        if (first := own[0] if own else next(around, None)) is None:
+            return torch.device("cpu"), torch.get_default_dtype()
+        return offload_hooks.compute_device(root, point.path, first.device), first.dtype
 
     def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:
         """What of the model an adapter at these points touches. No weights.

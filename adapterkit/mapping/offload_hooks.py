@@ -11,7 +11,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _ACCELERATE = "_hf_hook"
 DIFFUSERS = "_diffusers_hook"
@@ -70,9 +70,9 @@ def stored_elsewhere(root: nn.Module, path: str) -> str | None:
     return None
 
 
-def takes_along(root: nn.Module, path: str, stored: torch.device) -> str | None:
+def takes_along(root: nn.Module, path: str, weight: Tensor) -> str | None:
     """Why nothing new can be put below a module: a hook would look for its tensors among those that it has kept."""
-    if stored.type != "meta" and not _has_registry(root, path):
+    if not weight.is_meta and not _has_registry(root, path):
         return None
     for hook in (hook for module in _chain(root, path) for hook in _hooks(module)):
         as_a_block = getattr(hook, "offload", False) and _holds_all_below(hook)
@@ -121,8 +121,9 @@ def _has_registry(module: nn.Module, path: str) -> bool:
         if DIFFUSERS in module.__dict__:
             return True
         module = module._modules[name]  # type: ignore[assignment]
-    inside = (module,) if module._parameters else module.modules()
-    return any(one.__dict__[DIFFUSERS].hooks for one in inside if DIFFUSERS in one.__dict__)
+    if module._parameters:
+        return DIFFUSERS in module.__dict__ and bool(module.__dict__[DIFFUSERS].hooks)
+    return any(one.__dict__[DIFFUSERS].hooks for one in module.modules() if DIFFUSERS in one.__dict__)
 
 
 @contextlib.contextmanager

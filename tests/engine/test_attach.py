@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
+from torch import nn
 
 import adapterkit as ak
+from adapterkit.engine import attach
 from adapterkit.testing import families, models
 
 
@@ -21,3 +26,24 @@ def test_an_adapted_container_has_its_own_children_alone() -> None:
         assert len(block.mlp) == len(children)  # type: ignore[arg-type]
     with adapters.disabled():
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.zeros(1, 2))])
+def test_what_is_scripted_or_traced_is_refused(make: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both are deprecated
+        made = make(nn.Linear(2, 2))  # type: ignore[operator]
+    root = nn.Sequential(made)
+    assert attach.refusal(root, "0", made) == "it is scripted or traced; attach adapters before that"
+    assert attach.refusal(nn.Sequential(nn.Linear(2, 2)), "0", nn.Linear(2, 2)) is None
+
+
+def test_what_is_put_into_a_model_is_in_its_modes() -> None:
+    families.register()
+    model = models.ToyVision().eval()
+    model.blocks[0].train()  # type: ignore[index,operator]
+    before = {name: module.training for name, module in model.named_modules()}
+    ak.Adapters(model).add("a", ak.LoRA(rank=2, dropout=0.5))
+    added = {name: one.training for name, one in model.named_modules() if name not in before}
+    assert {*added.values()} == {True, False}
+    assert all(mode == before[name.partition(f".{attach.CHILD}")[0]] for name, mode in added.items())

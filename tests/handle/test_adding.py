@@ -49,6 +49,28 @@ def test_a_first_adapter_that_neither_acts_nor_trains_leaves_the_base_as_it_is()
     assert torch.equal(model(tokens), before)
 
 
+@pytest.mark.parametrize("config", [ak.LoRA(rank=2), ak.Bottleneck(), ak.Prefix(length=2)], ids=repr)
+def test_start_values_are_the_same_whatever_torchs_default_device_is(config: ak.AdapterConfig):
+    toys.register()
+    plain, around = ak.Adapters(toys.ToyModel()), ak.Adapters(toys.ToyModel())
+    plain.add("a", config)
+    with torch.device("meta"):
+        around.add("a", config)
+    assert all(map(torch.equal, plain.parameters("a"), around.parameters("a")))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_parameters_are_of_the_dtype_that_is_asked_for_whatever_torchs_own_is(dtype: Any, expected: torch.dtype):
+    toys.register()
+    adapters = ak.Adapters(toys.ToyModel())
+    torch.set_default_dtype(torch.float64)
+    try:
+        adapters.add("a", ak.LoRA(rank=2), dtype=dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in adapters.parameters("a")} == {expected}
+
+
 def test_what_does_not_act_can_be_added_inside_a_block(adapters: ak.Adapters):
     with adapters.disabled():
         with pytest.raises(ak.StateError, match="inside such a block"):
