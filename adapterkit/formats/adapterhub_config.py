@@ -1,0 +1,371 @@
+"""What an AdapterHub config says, checked: its fields with their defaults, and the methods that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from adapterkit.config import is_number
+from adapterkit.errors import InvalidHeaderError, UnsupportedFileError, did_you_mean, shown
+
+FILE = "adapter_config.json"
+_SCALING_MENDED = (1, 1, 0)  # before it, LoRA was trained without its scale, whatever alpha said
+_MAX_PARTS = 16
+
+# What each architecture may say. A default of a type's own kind is what old files leave out; a type must be given.
+_BOTTLENECK: dict[str, Any] = {
+    "mh_adapter": bool,
+    "output_adapter": bool,
+    "reduction_factor": float,
+    "non_linearity": str,
+    "original_ln_before": False,
+    "original_ln_after": True,
+    "ln_before": False,
+    "ln_after": False,
+    "init_weights": "bert",
+    "is_parallel": False,
+    "scaling": 1.0,
+    "use_gating": False,
+    "residual_before_ln": True,
+    "adapter_residual_before_ln": False,
+    "inv_adapter": None,
+    "inv_adapter_reduction_factor": None,
+    "cross_adapter": False,
+    "leave_out": (),
+    "dropout": 0.0,
+    "phm_layer": False,
+    "phm_dim": 4,
+    "factorized_phm_W": True,
+    "shared_W_phm": False,
+    "shared_phm_rule": True,
+    "factorized_phm_rule": False,
+    "phm_c_init": "normal",
+    "phm_init_range": 0.0001,
+    "learn_phm": True,
+    "hypercomplex_nonlinearity": "glorot-uniform",
+    "phm_rank": 1,
+    "phm_bias": True,
+    "stochastic_depth": 0.0,
+    "init_weights_seed": None,
+    "invertible_adapter": None,  # of releases before 2, as is what follows
+    "new_attention_norm": False,
+    "attention_type": "",
+}
+_LORA: dict[str, Any] = {
+    "selfattn_lora": True,
+    "intermediate_lora": False,
+    "output_lora": False,
+    "leave_out": (),
+    "r": 8,
+    "alpha": 8.0,
+    "dropout": 0.0,
+    "attn_matrices": ("q", "v"),
+    "composition_mode": "add",
+    "init_weights": "lora",
+    "use_gating": False,
+    "use_dora": False,
+    "vera_d": None,
+    "vera_b": None,
+    "dtype": None,
+    "init_weights_seed": None,
+}
+_MTL: dict[str, Any] = {
+    "n_up_projection": 1,
+    "task_specific_matrix_type": "singular_values",
+    "weights_sharpness": 0.05,
+    "task_names": None,
+}
+_PREFIX: dict[str, Any] = {
+    "encoder_prefix": True,
+    "cross_prefix": True,
+    "leave_out": (),
+    "flat": False,
+    "prefix_length": 30,
+    "bottleneck_size": 512,
+    "non_linearity": "tanh",
+    "dropout": 0.0,
+    "use_gating": False,
+    "shared_gating": True,
+    "init_weights_seed": None,
+}
+_PROMPT: dict[str, Any] = {
+    "prompt_length": 10,
+    "prompt_init": "random_uniform",
+    "prompt_init_text": None,
+    "random_uniform_scale": 0.5,
+    "combine": "prefix",
+    "init_weights_seed": None,
+}
+_REFT: dict[str, Any] = {
+    "layers": "all",
+    "prefix_positions": 3,
+    "suffix_positions": 0,
+    "r": 1,
+    "orthogonality": bool,
+    "tied_weights": False,
+    "subtract_projection": True,
+    "dropout": 0.05,
+    "non_linearity": None,
+    "dtype": None,
+    "output_reft": True,
+    "init_weights_seed": None,
+}
+FUSION: Mapping[str, Any] = MappingProxyType(
+    {
+        "key": True,
+        "query": True,
+        "value": True,
+        "query_before_ln": False,
+        "regularization": True,
+        "residual_before": False,
+        "temperature": False,
+        "value_before_softmax": True,
+        "value_initialized": True,
+        "dropout_prob": None,
+    }
+)
+_ARCHITECTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "bottleneck": ("bottleneck", _BOTTLENECK),
+        "adapter": ("bottleneck", _BOTTLENECK),
+        "lora": ("lora", _LORA),
+        "mtl_lora": ("lora", {**_LORA, **_MTL}),
+        "prefix_tuning": ("prefix", _PREFIX),
+        "prompt_tuning": ("prompt", _PROMPT),
+        "reft": ("reft", _REFT),
+    }
+)
+_SEQUENTIAL = {"mh_adapter": False, "output_adapter": True, "reduction_factor": 16, "non_linearity": "relu"}
+_NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "pfeiffer": {**_SEQUENTIAL, "original_ln_before": True},
+        "houlsby": {**_SEQUENTIAL, "mh_adapter": True, "non_linearity": "swish"},
+        "parallel": {**_SEQUENTIAL, "reduction_factor": 2, "is_parallel": True, "scaling": 4.0},
+    }
+)
+"""Configs that old files say by name."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of one method, with their defaults: `fields["r"]`. Every value is of its default's type.
+
+    Attributes:
+        method: bottleneck, lora, prefix, prompt, reft or fusion.
+        values: The fields.
+        where: The file, for errors.
+    """
+
+    method: str
+    values: Mapping[str, Any]
+    where: object
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def refused(self, what: str, name: str) -> UnsupportedFileError:
+        """The error for a value that is understood, and that no type here computes."""
+        return UnsupportedFileError(f"{name}={shown(self[name])} {what}", self.where, f"config.{name}")
+
+    def choice(self, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+        """A field that must be one of these."""
+        if self[name] not in known:
+            hint = did_you_mean(str(self[name]), known)
+            told = f"must be one of {', '.join(known)}, not {shown(self[name])}.{hint}"
+            raise InvalidHeaderError(told, self.where, f"config.{name}")
+        return self[name]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `adapter_config.json` says.
+
+    Attributes:
+        name: The adapter's name, which stands in the keys.
+        model: The tool's word for the model's family.
+        base: The model that it was made for.
+        version: The tool's.
+        methods: What it is made of.
+        notes: What was mended.
+    """
+
+    name: str
+    model: str
+    base: str
+    version: str
+    methods: Sequence[Fields]
+    notes: Sequence[str] = ()
+
+
+def is_description(value: object) -> bool:
+    """Whether JSON is an adapter's config of this tool. PEFT's file has the same name, and says `peft_type`."""
+    return (
+        isinstance(value, Mapping)
+        and "peft_type" not in value
+        and isinstance(value.get("config"), (Mapping, str))
+        and isinstance(value.get("model_type", value.get("model_name")), str)
+    )
+
+
+def described(value: Mapping[str, Any], where: object) -> Description:
+    """What it says.
+
+    Raises:
+        InvalidHeaderError: A field is missing, unknown, or of another type.
+        UnsupportedFileError: It asks for a method that is not known here.
+    """
+    notes: list[str] = []
+    version = text_of(value, "version", where)
+    given = value["config"]
+    if isinstance(given, str):
+        if given not in _NAMED:
+            raise UnsupportedFileError(f"names a config, {shown(given)}, and not its fields", where, "config")
+        given = _NAMED[given]
+    methods = [_method(one, where) for one in _united(given, where)]
+    if not version:
+        methods = [_renamed_activation(one) for one in methods]
+    if _lacked_scale(version) and given.get("architecture") == "lora" and methods[0]["r"] != methods[0]["alpha"]:
+        fields = {**methods[0].values, "alpha": methods[0]["r"]}
+        notes.append(f"{version} trained LoRA without its scale: alpha={methods[0]['alpha']} is read as r")
+        methods = [Fields("lora", fields, where)]
+    base = " ".join(part for part in (text_of(value, "model_class", where), text_of(value, "model_name", where)) if part)
+    name, model = text_of(value, "name", where), text_of(value, "model_type", where)
+    return Description(name, model, base, version, methods, notes)
+
+
+def text_of(value: Mapping[str, Any], key: str, where: object) -> str:
+    """A text in the outermost object; "" where there is none."""
+    found = value.get(key)
+    if found is not None and not isinstance(found, str):
+        raise InvalidHeaderError(f"must be text, not {shown(found)}", where, key)
+    return found or ""
+
+
+def fusion_fields(value: Mapping[str, Any], where: object) -> Fields:
+    """The config of a fusion, checked; errors are those of `described`."""
+    given = value.get("config")
+    if isinstance(given, str) and given in ("static", "dynamic"):
+        given = {"value": given == "dynamic"}
+    return Fields("fusion", _checked(given or {}, FUSION, where), where)
+
+
+def _united(given: Any, where: object) -> Sequence[Any]:
+    if given.get("architecture") != "union":
+        return [given]
+    configs = given.get("configs")
+    if not isinstance(configs, list) or not 1 <= len(configs) <= _MAX_PARTS:
+        raise InvalidHeaderError(f"must be a list of configs, not {shown(configs)}", where, "config.configs")
+    return configs
+
+
+def _method(given: object, where: object) -> Fields:
+    if not isinstance(given, Mapping):
+        raise InvalidHeaderError(f"must be an object, not {shown(given)}", where, "config")
+    architecture = given.get("architecture") or "bottleneck"
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+        known = ", ".join([*_ARCHITECTURES, "union"])
+        raise UnsupportedFileError(f"{shown(architecture)} is no method that is known ({known})", where, "architecture")
+    method, schema = _ARCHITECTURES[architecture]
+    fields = {key: value for key, value in given.items() if key != "architecture"}
+    fields = _checked(fields, schema, where)
+    if fields.get("invertible_adapter"):
+        fields |= _old_invertible(fields["invertible_adapter"], where)
+    return Fields(method, fields, where)
+
+
+def _checked(given: Mapping[str, Any], schema: Mapping[str, Any], where: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - what a file has
+        raise InvalidHeaderError(f"must be an object, not {shown(given)}", where, "config")
+    if unknown := sorted(set(given) - set(schema)):
+        hint = did_you_mean(unknown[0], schema)
+        raise InvalidHeaderError(f"is unknown: it may change what is computed.{hint}", where, f"config.{unknown[0]}")
+    values: dict[str, Any] = {}
+    for name, default in schema.items():
+        if name not in given and isinstance(default, type):
+            raise InvalidHeaderError("is missing", where, f"config.{name}")
+        value = given.get(name, default)
+        if value is None and not isinstance(default, type):
+            value = default
+        if not _fits(name, value, default):
+            raise InvalidHeaderError(f"is {shown(value)}: expected {_expected(name, default)}", where, f"config.{name}")
+        values[name] = value
+    return values
+
+
+def _kind(default: Any) -> type:
+    return default if isinstance(default, type) else type(default)
+
+
+_ANY = frozenset({"inv_adapter", "inv_adapter_reduction_factor", "invertible_adapter", "dropout_prob", "task_names"})
+_MANY: Mapping[str, str] = MappingProxyType(
+    {
+        "reduction_factor": "a number above 0, or an object of layer -> number",
+        "scaling": "a number, 'learned' or 'channel'",
+        "residual_before_ln": "true, false or 'post_add'",
+        "layers": "'all' or a list of layers",
+        "value_initialized": "true or false",
+    }
+)
+
+
+def _expected(name: str, default: Any) -> str:
+    words = {bool: "true or false", float: "a number", int: "a whole number from 0", str: "text", tuple: "a list"}
+    return _MANY.get(name) or words.get(_kind(default), "another value")
+
+
+def _fits(name: str, value: Any, default: Any) -> bool:
+    if name == "reduction_factor":
+        each = value.values() if isinstance(value, Mapping) else [value]
+        return all(is_number(one) and one > 0 for one in each)
+    if name == "scaling":
+        return is_number(value) or value in ("learned", "channel")
+    if name == "residual_before_ln":
+        return isinstance(value, bool) or value == "post_add"
+    if name == "layers":
+        return value == "all" or _are_layers(value)
+    if name == "value_initialized":
+        return isinstance(value, (bool, str))
+    if default is None:
+        return value is None or isinstance(value, str) or is_number(value) or name in _ANY
+    kind = _kind(default)
+    if kind is float:
+        return is_number(value)
+    if kind is tuple:
+        return _are_words(value) if default else _are_layers(value)
+    if kind is int:
+        return type(value) is int and value >= 0
+    return isinstance(value, kind)
+
+
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(one) is int and one >= 0 for one in value)
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+
+
+def _renamed_activation(fields: Fields) -> Fields:
+    """Files without a version are of a release that meant others by these names."""
+    names = {"gelu": "gelu_new", "gelu_orig": "gelu"}
+    activation = fields.values.get("non_linearity")
+    if not isinstance(activation, str) or activation not in names:
+        return fields
+    return Fields(fields.method, {**fields.values, "non_linearity": names[activation]}, fields.where)
+
+
+def _old_invertible(given: Any, where: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping) or not {"block_type", "reduction_factor"} <= set(given):
+        told = f"must have block_type and reduction_factor, not {shown(given)}"
+        raise InvalidHeaderError(told, where, "config.invertible_adapter")
+    return {"inv_adapter": given["block_type"], "inv_adapter_reduction_factor": given["reduction_factor"]}
+
+
+def _lacked_scale(version: str) -> bool:
+    library, _, number = version.partition(".")
+    if library != "adapters":
+        return False
+    parts = number.split(".")[:3]
+    return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _SCALING_MENDED
