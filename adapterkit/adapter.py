@@ -46,6 +46,8 @@ class AdapterModule(nn.Module):
         scalable: Whether it can act with another weight than 1, and beside others at its point.
         outermost: Whether it acts around what all others at its point make together, in whatever order they are named:
             it chooses the input that they are given. Where it is not `scalable` it may have company all the same.
+        counted: Whether the positions that it puts in front of keys count, for a relative position bias over them.
+        reads_input: Whether its `extend` reads `base.input`, which is kept for it during the attention's forward.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         abilities: What the type can do, from what it defines.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
@@ -58,6 +60,8 @@ class AdapterModule(nn.Module):
     parts: tuple[str, ...] = ()
     scalable: bool = True
     outermost: bool = False
+    counted: bool = False
+    reads_input: bool = False
     positional: bool = False
     from_base: bool = True
     empty: bool = False
@@ -99,6 +103,14 @@ class AdapterModule(nn.Module):
                 may have another width: see `AttentionLayout`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not act on keys and values")
+
+    @by_default
+    def sees(self, x: Tensor, base: Sublayer) -> Tensor:
+        """What its effect at an `output` point is computed from; `Fuse` may take its query from it.
+
+        By default what the sublayer and the stream give together, behind the norm that follows, if one does.
+        """
+        return base.norm_out(base(x) + x)
 
     @by_default
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, base: Attention) -> Tensor:

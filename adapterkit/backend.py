@@ -39,6 +39,11 @@ class Extension(Protocol):
         """
         ...
 
+    @property
+    def counted(self) -> bool:
+        """Whether what is put in front now counts as positions; see `AdapterModule.counted`."""
+        ...
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
     ) -> Tensor:

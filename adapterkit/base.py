@@ -38,6 +38,14 @@ class Beside(Protocol):
         """As `Base.context`; the rows are those of the keys, or of the sequence."""
         ...
 
+    @property
+    def input(self) -> Tensor:
+        """What the attention's module was called with, [batch, queries, features]: its queries are made from it.
+
+        Only for an adapter with `reads_input`, at an attention point.
+        """
+        ...
+
 
 class WeightBase(Base, Protocol):
     """The base at a `weight` point: its frozen weight can be read too.

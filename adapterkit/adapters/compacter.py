@@ -40,10 +40,24 @@ class KroneckerLinear(nn.Module):
     """`x W + bias` with `W = sum_i kron(S_i, left_i right_i)`, [inputs, outputs].
 
     `left` is [n, inputs / n, rank], `right` [n, rank, outputs / n], `bias` [outputs].
+
+    Args:
+        inputs, outputs, n, rank: See above.
+        start: Sets the factors' start values.
+        rule_std: Standard deviation of an S of its own, `rule` [n, n, n]; None where it is given one.
     """
 
-    def __init__(self, inputs: int, outputs: int, n: int, rank: int, start: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        n: int,
+        rank: int,
+        start: Callable[[Tensor], Tensor],
+        rule_std: float | None = None,
+    ) -> None:
         super().__init__()
+        self.rule = None if rule_std is None else nn.Parameter(torch.empty(n, n, n).normal_(std=rule_std))
         self.left = nn.Parameter(torch.empty(n, inputs // n, rank))
         self.right = nn.Parameter(torch.empty(n, rank, outputs // n))
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -62,20 +76,24 @@ class KroneckerLinear(nn.Module):
 
 
 class CompacterModule(SublayerNetModule):
-    """`down` and `up` are `KroneckerLinear` with the S of `shared.rule`."""
+    """`down` and `up` are `KroneckerLinear` with the S of `shared.rule`, or each with one of its own."""
 
     def __init__(self, features: int, width: int, config: Compacter) -> None:
         super().__init__(features, config)
         start = _starts(config.init_range)[config.init]
-        self.down = KroneckerLinear(features, width, config.n, config.rank, start)
-        self.up = KroneckerLinear(width, features, config.n, config.rank, start)
+        std = None if config.shared_rule else config.init_range
+        self.down = KroneckerLinear(features, width, config.n, config.rank, start, std)
+        self.up = KroneckerLinear(width, features, config.n, config.rank, start, std)
         nn.init.zeros_(self.up.right)
 
     def reduce(self, h: Tensor) -> Tensor:
-        return self.down(h, self.shared.rule)
+        return self.down(h, self._rule(self.down))
 
     def expand(self, h: Tensor) -> Tensor:
-        return self.up(h, self.shared.rule)
+        return self.up(h, self._rule(self.up))
+
+    def _rule(self, layer: KroneckerLinear) -> Tensor:
+        return self.shared.rule if layer.rule is None else layer.rule
 
 
 @dataclass(frozen=True)
@@ -97,10 +115,11 @@ class Compacter(SublayerNet):
         rank: Of every L_i R_i.
         init: How L and R start: glorot_uniform, glorot_normal or normal.
         init_range: Standard deviation of S, and of L and R with init="normal".
+        shared_rule: Whether all layers share S; otherwise both weights of every layer have one of their own.
     """
 
     inits: ClassVar[tuple[str, ...]] = tuple(_starts(1.0))
-    common: ClassVar[frozenset[str]] = frozenset({"n", "init_range"})
+    common: ClassVar[frozenset[str]] = frozenset({"n", "init_range", "shared_rule"})
     targets: str = "attn mlp"
     form: str = "houlsby"
     reduction: float = 32
@@ -109,6 +128,7 @@ class Compacter(SublayerNet):
     n: int = 4
     rank: int = 1
     init_range: float = 0.01
+    shared_rule: bool = True
 
     @classmethod
     def plus_plus(cls, **changes: Any) -> Compacter:
@@ -137,5 +157,5 @@ class Compacter(SublayerNet):
     def build(self, point: InjectionPoint) -> CompacterModule:
         return CompacterModule(point.out_features, self.width_at(point), self)
 
-    def shared(self, points: Sequence[InjectionPoint]) -> Rule:
-        return Rule(self.n, self.init_range)
+    def shared(self, points: Sequence[InjectionPoint]) -> Rule | None:
+        return Rule(self.n, self.init_range) if self.shared_rule else None

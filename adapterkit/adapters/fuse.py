@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,14 @@ _MAX_TEMPERATURE = 1e4
 _OFF_DIAGONAL = 1e-6
 
 
+QUERIES: dict[str, Callable[[Tensor, Tensor, Sublayer, Any], Tensor]] = {
+    "sum": lambda x, s, base, last: base.norm_out(s + x),
+    "output": lambda x, s, base, last: s,
+    "part": lambda x, s, base, last: last.sees(x, base),
+}
+"""What a query may be made from, given the stream x, the sublayer's output s, the base, and the last part."""
+
+
 class FuseModule(AdapterModule):
     """`s + sum_i p_i V u_i` with `p = softmax(q K u / temperature)`; see `Fuse`.
 
@@ -27,6 +35,7 @@ class FuseModule(AdapterModule):
         temperature: Divides the logits.
         dropout: On the logits, in training.
         regularisation: Factor of the penalty on V.
+        query: What the query is made from; see `QUERIES`.
     """
 
     def __init__(
@@ -37,9 +46,11 @@ class FuseModule(AdapterModule):
         temperature: float,
         dropout: float,
         regularisation: float,
+        query: str = "sum",
     ) -> None:
         super().__init__()
         self.parts, self.temperature, self.regularisation = parts, temperature, regularisation
+        self.sees_as = query
         self.query = nn.Linear(features, features)
         self.key = nn.Linear(features, features, bias=False)  # a bias would move all logits alike
         for layer in (self.query, self.key):
@@ -53,7 +64,7 @@ class FuseModule(AdapterModule):
         """See `AdapterModule.combine`. x and s are [batch, length, d], u [batch, length, n, d]."""
         s = base(x)
         u = torch.stack([part(x, base) - s for part in parts], dim=-2)
-        return s + self.fused(cast("Sublayer", base).norm_out(s + x), u)
+        return s + self.fused(QUERIES[self.sees_as](x, s, cast("Sublayer", base), parts[-1]), u)
 
     def fused(self, h: Tensor, u: Tensor) -> Tensor:
         """The attention of h [..., d] over u [..., n, d]."""
@@ -79,6 +90,8 @@ class Fuse(AdapterConfig):
 
         p = softmax_i((Q h) . (K u_i) / temperature)        s + sum_i p_i V u_i
 
+    `query` may choose another h.
+
     The parts must be attached before, and are not trained by it: `adapters.train("fusion")` is what `add` does. It has
     an effect from the start: nearly the mean of theirs.
 
@@ -89,6 +102,7 @@ class Fuse(AdapterConfig):
         temperature: See above.
         dropout: Probability of zeroing a logit in training.
         regularisation: Training adds this times `||I - V||^2` of every point.
+        query: What h is: the "sum" above, the sublayer's "output" s, or what the last "part" sees, as in AdapterHub.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
@@ -99,9 +113,12 @@ class Fuse(AdapterConfig):
     temperature: float = 1.0
     dropout: float = 0.0
     regularisation: float = 0.01
+    query: str = "sum"
 
     def problems(self) -> list[str]:
         found = []
+        if self.query not in QUERIES:
+            found.append(f"query must be one of {', '.join(QUERIES)}, not {self.query!r}")
         names = isinstance(self.parts, tuple) and all(isinstance(part, str) for part in self.parts)
         if not names or not self.parts or len(set(self.parts)) < len(self.parts):
             found.append(f"parts must be a tuple of different adapter names, at least one, not {self.parts!r}")
@@ -120,5 +137,11 @@ class Fuse(AdapterConfig):
 
     def build(self, point: InjectionPoint) -> FuseModule:
         return FuseModule(
-            point.out_features, self.parts, self.value, self.temperature, self.dropout, self.regularisation
+            point.out_features,
+            self.parts,
+            self.value,
+            self.temperature,
+            self.dropout,
+            self.regularisation,
+            self.query,
         )

@@ -111,7 +111,7 @@ class Invertible(AdapterConfig):
             where several have tokens: "tokens@component=language".
         coupling: additive or affine.
         reduction: The hidden width is half of the features / reduction, rounded down, and at least 1.
-        activation: relu, gelu, gelu_new (by tanh), silu or tanh.
+        activation: One of `Bottleneck`'s.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens", "weight"})

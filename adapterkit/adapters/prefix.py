@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.base import Beside
+from adapterkit.errors import ShapeMismatchError
 from adapterkit.points import AttentionLayout, InjectionPoint, Kind
 
 _MAX_LENGTH = _MAX_WIDTH = 2**16
 _MAX_STD = 100.0
+
+GATINGS = {"shared": 1, "separate": 2}
+"""Ways of `Prefix.gating`, with the number of gates."""
 
 
 class PrefixModule(AdapterModule):
@@ -21,6 +26,8 @@ class PrefixModule(AdapterModule):
 
     Subclasses say where the positions come from; both start with random keys and values of zero.
     """
+
+    counted = False
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         """The keys [kv_heads, length, head_dim] and values [kv_heads, length, value_width]."""
@@ -30,6 +37,51 @@ class PrefixModule(AdapterModule):
         """See `AdapterModule.extend`. The result has the dtype of `keys`: attention wants one dtype."""
         front_keys, front_values = self.prefix()
         return _put_in_front(front_keys, keys), _put_in_front(front_values, values)
+
+
+class PrefixGate(nn.Module):
+    """One gate for keys and values, or one for each: `mean_t sigmoid(weight h_t + bias)`, h [batch, length, d]."""
+
+    def __init__(self, features: int, count: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(count, features)), nn.Parameter(torch.zeros(count))
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors on keys and on values, [batch, 1, 1, 1].
+
+        Raises:
+            ShapeMismatchError: The attention is given tokens of another width than its keys are made from.
+        """
+        if h.shape[-1] != self.weight.shape[1]:
+            told = f"the gate of a prefix was built for {self.weight.shape[1]} features, and the attention is given"
+            raise ShapeMismatchError(f"{told} {h.shape[-1]}: set gating=None at such a cross attention")
+        g = torch.sigmoid(nn.functional.linear(h, self.weight.to(h.dtype), self.bias.to(h.dtype))).mean(1)
+        return g[:, 0].view(-1, 1, 1, 1), g[:, -1].view(-1, 1, 1, 1)
+
+
+class GatedPrefix(PrefixModule):
+    """A prefix whose keys and values are scaled for each sample, by what the attention's module is given.
+
+    Args:
+        inner: Where the positions come from.
+        features: Of what the module is given.
+        count: Of gates: one, or one for keys and one for values.
+    """
+
+    reads_input = True
+
+    def __init__(self, inner: PrefixModule, features: int, count: int) -> None:
+        super().__init__()
+        self.inner, self.gate = inner, PrefixGate(features, count)
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        return self.inner.prefix()
+
+    def extend(self, keys: Tensor, values: Tensor, base: Beside) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """See `AdapterModule.extend`."""
+        factors = self.gate(base.input)
+        front = [part * factor.to(part.dtype) for part, factor in zip(self.prefix(), factors, strict=True)]
+        return _put_in_front(front[0], keys), _put_in_front(front[1], values)
 
 
 class DirectPrefix(PrefixModule):
@@ -86,6 +138,11 @@ class Prefix(AdapterConfig):
         reparam: Hidden width of a network that makes the prefix (the paper's reparametrisation), or None for a prefix
             that is trained itself. The network is kept in the file, so that training can resume.
         init_std: Standard deviation of the initial keys, or of the weights that make them.
+        gating: "shared" for a gate on what is put in front, one for each sample; "separate" for one on keys and one on
+            values; None for none. It is UniPELT's (Mao et al. 2022, arXiv:2110.07577), averaged over what the attention
+            is given: a causal model then sees the future.
+        counted: Whether the positions count, where a bias is computed from relative positions (T5): tokens then seem to
+            be `length` further away, as AdapterHub has it. It wants a prefix at every layer of the stack.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
@@ -94,6 +151,8 @@ class Prefix(AdapterConfig):
     length: int = 16
     reparam: int | None = None
     init_std: float = 0.02
+    gating: str | None = None
+    counted: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -101,19 +160,30 @@ class Prefix(AdapterConfig):
             found.append(f"length must be from 1 to {_MAX_LENGTH}, not {self.length!r}")
         if isinstance(self.reparam, int) and not 1 <= self.reparam <= _MAX_WIDTH:
             found.append(f"reparam must be None or from 1 to {_MAX_WIDTH}, not {self.reparam!r}")
+        if self.gating not in (None, *GATINGS):
+            found.append(f"gating must be None or one of {', '.join(GATINGS)}, not {self.gating!r}")
         # With no spread all positions would be equal, would get equal gradients, and would stay equal for ever.
         if isinstance(self.init_std, (int, float)) and not 0 < self.init_std <= _MAX_STD:
             found.append(f"init_std must be more than 0 and at most {_MAX_STD:g}, not {self.init_std!r}")
         return found
 
     def alike(self, point: InjectionPoint) -> Hashable:
-        return (point.layout, self.length, self.reparam)
+        return (point.layout, point.in_features, self.length, self.reparam, self.gating, self.counted)
+
+    def accepts(self, point: InjectionPoint) -> str | None:
+        if self.gating is not None and point.kind == "attention" and point.layout.source is None:
+            return "the gate needs the width of what the attention is given, and it is not known: set gating=None"
+        return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> PrefixModule:
-        layout = point.layout
+        layout, std = point.layout, self.init_std
         if self.reparam is None:
-            return DirectPrefix(layout, self.length, self.init_std)
-        return ReparametrizedPrefix(layout, self.length, self.reparam, self.init_std)
+            inner = DirectPrefix(layout, self.length, std)
+        else:
+            inner = ReparametrizedPrefix(layout, self.length, self.reparam, std)
+        module = inner if self.gating is None else GatedPrefix(inner, layout.source, GATINGS[self.gating])
+        module.counted = self.counted
+        return module
 
 
 def _put_in_front(front: Tensor, rest: Tensor) -> Tensor:

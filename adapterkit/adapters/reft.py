@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, Base
+from adapterkit.adapters.sublayer_net import ACTIVATIONS, one_of
 from adapterkit.errors import did_you_mean
 from adapterkit.kernels.packed_documents import Documents
 from adapterkit.points import InjectionPoint, Kind, OutputPoint
@@ -26,9 +27,9 @@ class Edit(nn.Module):
         projection: R [rank, d]; in the form `loreft` its rows are made orthonormal in every forward.
     """
 
-    def __init__(self, features: int, rank: int, form: str) -> None:
+    def __init__(self, features: int, rank: int, form: str, activation: str | None = None) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.activation = form, activation
         self.projection = nn.Parameter(torch.zeros(rank, features))
         self.source = nn.Parameter(torch.empty(rank, features))
         self.bias = nn.Parameter(torch.zeros(rank))
@@ -43,6 +44,8 @@ class Edit(nn.Module):
         """In h's dtype."""
         r = (orthonormal(self.projection) if self.form == "loreft" else self.projection).to(h.dtype)
         low = nn.functional.linear(h, self.source.to(h.dtype), self.bias.to(h.dtype))
+        if self.activation is not None:
+            low = ACTIVATIONS[self.activation](low)
         if self.form != "direft":
             low = low - nn.functional.linear(h, r)
         return low @ r
@@ -64,14 +67,24 @@ class ReFTModule(AdapterModule):
         form: One of `FORMS`.
         prefix, suffix: Tokens; None for none.
         tied: Whether both ends have the same edit.
+        activation: On W h + b; None for none.
     """
 
-    def __init__(self, features: int, rank: int, form: str, prefix: int | None, suffix: int | None, tied: bool) -> None:
+    def __init__(
+        self,
+        features: int,
+        rank: int,
+        form: str,
+        prefix: int | None,
+        suffix: int | None,
+        tied: bool,
+        activation: str | None = None,
+    ) -> None:
         super().__init__()
         self.prefix, self.suffix = prefix, suffix
         self.positional = prefix is not None or suffix is not None
-        self.first = Edit(features, rank, form)
-        self.last = Edit(features, rank, form) if prefix and suffix and not tied else None
+        self.first = Edit(features, rank, form, activation)
+        self.last = Edit(features, rank, form, activation) if prefix and suffix and not tied else None
 
     def forward(self, x: Tensor, base: Base) -> Tensor:
         """See `AdapterModule.forward`. The block's output is [batch, length, d]."""
@@ -114,6 +127,7 @@ class ReFT(AdapterConfig):
         rank: Of the subspace.
         prefix, suffix: Edit this many of the first, and of the last tokens only; all where both are None.
         tied: Whether first and last tokens share an edit.
+        activation: Of `Bottleneck`'s, on W h + b; there is then an effect from the start. None for none.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
@@ -123,11 +137,19 @@ class ReFT(AdapterConfig):
     prefix: int | None = None
     suffix: int | None = None
     tied: bool = True
+    activation: str | None = None
+
+    @property
+    def neutral(self) -> bool:  # type: ignore[override]
+        """Whether W h + b stays what it is."""
+        return self.activation is None or self.form == "direft"
 
     def problems(self) -> list[str]:
         found = []
         if self.form not in FORMS:
             found.append(f"form must be one of {', '.join(FORMS)}, not {self.form!r}.{did_you_mean(self.form, FORMS)}")
+        if self.activation is not None:
+            found += one_of("activation", self.activation, ACTIVATIONS)
         if not 1 <= self.rank <= _MAX_RANK:
             found.append(f"rank must be from 1 to {_MAX_RANK}, not {self.rank!r}")
         for name in ("prefix", "suffix"):
@@ -144,7 +166,9 @@ class ReFT(AdapterConfig):
         return super().accepts(point)
 
     def alike(self, point: InjectionPoint) -> Hashable:
-        return (point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied)
+        return (point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied, self.activation)
 
     def build(self, point: InjectionPoint) -> ReFTModule:
-        return ReFTModule(point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied)
+        return ReFTModule(
+            point.out_features, self.rank, self.form, self.prefix, self.suffix, self.tied, self.activation
+        )

@@ -26,6 +26,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "leaky_relu": F.leaky_relu,
+    "relu2": lambda h: F.relu(h).square(),
+    "relu6": F.relu6,
+    "mish": F.mish,
+    "quick_gelu": lambda h: h * torch.sigmoid(1.702 * h),
+    "identity": lambda h: h,
 }
 
 # What the network sees, from the residual stream x, the sublayer's output s, and the sublayer's neighbours.
@@ -44,6 +51,7 @@ RESIDUALS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 NORMS_AFTER = ("network", "sum")
+GATINGS = (False, True, "sequence")
 _LEARNT: dict[object, Callable[[int], tuple[int, ...]]] = {
     "learned": lambda features: (),
     "channel": lambda features: (features,),
@@ -66,7 +74,7 @@ class SublayerNet(AdapterConfig):
     residual: str = "sublayer"
     norm_before: bool = False
     norm_after: str | None = None
-    gating: bool = False
+    gating: bool | str = False
     hidden_dropout: float = 0.0
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -79,6 +87,8 @@ class SublayerNet(AdapterConfig):
             *one_of("residual", self.residual, RESIDUALS),
             *([] if self.norm_after is None else one_of("norm_after", self.norm_after, NORMS_AFTER)),
         ]
+        if self.gating not in GATINGS:
+            found.append(f"gating must be one of {', '.join(map(str, GATINGS))}, not {self.gating!r}")
         if not 1 / _MAX_EXPANSION <= self.reduction <= _MAX_WIDTH:
             found.append(f"reduction must be from 1/{_MAX_EXPANSION} to {_MAX_WIDTH}, not {self.reduction!r}")
         if self.width is not None and not 1 <= self.width <= _MAX_WIDTH:
@@ -141,6 +151,9 @@ class SublayerNetModule(AdapterModule):
         y = RESIDUALS[self.config.residual](x, s, h).to(s.dtype) + u
         return layer_norm(self.norm_after, y) if self.config.norm_after == "sum" else y
 
+    def sees(self, x: Tensor, base: Base) -> Tensor:
+        return INPUTS[self.config.form](x, base(x), cast("Sublayer", base))
+
     def network(self, h: Tensor) -> Tensor:
         """A(h), [batch, length, d]."""
         config = self.config
@@ -148,7 +161,8 @@ class SublayerNetModule(AdapterModule):
         u = self.expand(F.dropout(hidden, config.hidden_dropout, self.training))
         u = u * (self.scale.to(u.dtype) if isinstance(self.scale, Tensor) else self.scale)
         if self.gate is not None:
-            u = u * torch.sigmoid(linear(self.gate, h))
+            g = torch.sigmoid(linear(self.gate, h))
+            u = u * (g.mean(1, keepdim=True) if config.gating == "sequence" else g)
         return F.dropout(self._drop_path(u), config.dropout, self.training)
 
     def _drop_path(self, u: Tensor) -> Tensor:

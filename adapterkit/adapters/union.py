@@ -35,6 +35,7 @@ class UnionModule(AdapterModule):
         self.from_base = any(_initialises(member) for member in members.values())
         self.scalable = all(member.scalable for member in members.values())
         self.positional = any(member.positional for member in members.values())
+        self.reads_input = any(member.reads_input for member in members.values())
         self.abilities = dataclasses.replace(
             self.abilities,
             extend=any(member.abilities.extend for member in members.values()),
@@ -54,7 +55,8 @@ class UnionModule(AdapterModule):
         y = base(x)
         total = y
         for key, member in self.members.items():
-            total = total + self.gates[key](y) * effect(member, x, y, base)  # type: ignore[arg-type]
+            gate = self.gates[key](x if isinstance(self.gates[key], SequenceGate) else y)
+            total = total + gate * effect(member, x, y, base)  # type: ignore[arg-type]
         return total
 
     def _side_by_side(self) -> Active:
@@ -137,6 +139,18 @@ class TokenGate(nn.Module):
         return gate.unsqueeze(-1).movedim(-1, self.axis)
 
 
+class SequenceGate(nn.Module):
+    """`mean_t sigmoid(w . x_t + b)` for every sample, from the point's input x [batch, length, features]."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gate, [batch, 1, 1]."""
+        return torch.sigmoid(x @ self.weight.to(x.dtype) + self.bias.to(x.dtype)).mean(1)[:, None, None]
+
+
 class FixedGate(nn.Module):
     """One learnt factor, `sigmoid(b)`, where there is no output to look at: at attention points."""
 
@@ -154,18 +168,20 @@ class Union(AdapterConfig):
     """Several types that are added, act, train and are saved as one adapter: at each point their effects are summed.
 
     `Union((Prefix(), Bottleneck(form="parallel")))` is MAM (He et al. 2021, arXiv:2110.04366). With `gating`, and LoRA
-    beside them, it is UniPELT (Mao et al. 2022, arXiv:2110.07577), whose gates are here one a token (the paper averages
-    them over the sequence, which lets a causal model see the future), and one a layer for prefixes.
+    beside them, it is UniPELT (Mao et al. 2022, arXiv:2110.07577), whose gates are here one a token, and one a layer
+    for prefixes.
 
     Attributes:
         parts: The configs.
         targets: Must be "all", which means what the parts say; narrow theirs instead.
-        gating: Whether each part's effect has a learnt gate in (0, 1).
+        gating: Whether each part's effect has a learnt gate in (0, 1). "sequence" for the paper's own, from the point's
+            input and averaged over all positions, padding among them, at layers of features in sequences: a causal
+            model then sees the future.
     """
 
     parts: tuple[AdapterConfig, ...] = ()
     targets: str = field(default="all", kw_only=True)
-    gating: bool = False
+    gating: bool | str = False
 
     @property
     def kinds(self) -> frozenset[Kind]:  # type: ignore[override]
@@ -200,6 +216,8 @@ class Union(AdapterConfig):
             found.append(f"parts must be a tuple of {told}, not {shown(self.parts)}")
         if self.settings:
             found.append("settings are those of the parts: give them there")
+        if self.gating not in (False, True, "sequence"):
+            found.append(f"gating must be true, false or 'sequence', not {shown(self.gating)}")
         if self.targets != "all":
             found.append(f"targets must be 'all', which means those of the parts, not {shown(self.targets)}")
         return found
@@ -229,7 +247,7 @@ class Union(AdapterConfig):
 
     def build(self, point: InjectionPoint) -> UnionModule:
         members = {str(i): part.at(point).build(point) for i, part in enumerate(self.parts) if _means(part, point)}
-        gates = {key: _gate(point) for key in members} if self.gating else {}
+        gates = {key: _gate(point, self.gating) for key in members} if self.gating else {}
         _check_members(members, gates, point)
         return UnionModule(members, gates)
 
@@ -290,7 +308,12 @@ def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.
             )
 
 
-def _gate(point: InjectionPoint) -> nn.Module:
+def _gate(point: InjectionPoint, gating: bool | str) -> nn.Module:
+    if gating == "sequence":
+        if not point.is_linear:
+            told = "a gate over the sequence is of layers that are given features in a sequence: set gating=True"
+            raise IncompatibleTargetError(f"{point.id}: {told}")
+        return SequenceGate(point.in_features)
     if isinstance(point, AttentionPoint) or point.lengthens:
         return FixedGate()
     return TokenGate(point.out_features, point.feature_axis)

@@ -91,8 +91,9 @@ def attend(
                 raise IncompatibleTargetError(f"{type(module).__name__} cannot be extended: {objection}")
             if causal:  # the mask says so now; asked for both, transformers 4 would align its own to the wrong corner
                 kwargs["is_causal"] = False
-            if kwargs.get("position_bias") is not None:  # T5's, added to the logits: nothing for positions in front
-                kwargs["position_bias"] = F.pad(kwargs["position_bias"], (keys.shape[2] - key.shape[2], 0))
+            if kwargs.get("position_bias") is not None:  # T5's, which is added to the logits
+                added = keys.shape[2] - key.shape[2]
+                kwargs["position_bias"] = _longer_bias(module, kwargs["position_bias"], added, extension.counted)
         key = keys
     scale = kwargs.get("scaling")
     result = view.original(module)(_shown(module, view), query, key, value, attention_mask, **kwargs)
@@ -101,6 +102,27 @@ def attend(
     output = result[0].transpose(1, 2)
     attended = extension.attend(query, *given, output, scale=scale)
     return result if attended is output else (attended.transpose(1, 2).contiguous(), *result[1:])
+
+
+def _longer_bias(module: Any, bias: Tensor, added: int, counted: bool) -> Tensor:
+    """A relative position bias [1, heads, queries, keys] for `added` more keys in front.
+
+    Those have none; or, where they count, the keys behind them move back, and queries keep their numbers. One layer has
+    the table, and hands what it made to those behind it.
+    """
+    if not counted:
+        return F.pad(bias, (added, 0))
+    if module.has_relative_attention_bias:
+        queries, keys = bias.shape[-2:]
+        every = module.compute_bias(keys, keys + added, device=bias.device)
+        bias.longer = every[:, :, keys - queries :].to(bias.dtype)  # type: ignore[attr-defined]
+    longer = getattr(bias, "longer", None)
+    if longer is None or longer.shape[-1] != bias.shape[-1] + added:
+        raise IncompatibleTargetError(
+            "a prefix that counts as positions needs one of its length at the first layer of the stack too, which has "
+            "the table of relative positions; set counted=False"
+        )
+    return longer
 
 
 class _Plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ def extend_all(
     mask: Tensor | None,
     active: Active,
     side: Side = no_side,
+    given: Callable[[], Tensor] | None = None,
     *,
     queries: int,
     causal: bool,
@@ -32,6 +34,7 @@ def extend_all(
         mask: Broadcastable to [batch, heads, queries, length], boolean or additive, or None.
         active: What extends them, with its weights.
         side: The side inputs.
+        given: What the attention's module was called with, where one of them reads it.
         queries: Number of query positions.
         causal: What a missing mask means.
     """
@@ -42,8 +45,8 @@ def extend_all(
         mask = mask.expand(*mask.shape[:-1], keys.shape[2])  # a mask may broadcast over the keys
     for adapter, weight in active:
         before = keys.shape[2]
-        given = (Beside(keys, side),) if "extend" in adapter.abilities.beside else ()
-        keys, values = adapter.extend(keys, values, *given)  # type: ignore[call-arg]
+        base = (Beside(keys, side, given),) if "extend" in adapter.abilities.beside else ()
+        keys, values = adapter.extend(keys, values, *base)  # type: ignore[call-arg]
         mask = _widen(mask, keys.shape[2] - before, weight, keys)
     return keys, values, mask
 

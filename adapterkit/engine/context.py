@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
-from adapterkit.errors import ContextError, did_you_mean
+from adapterkit.errors import AttachError, ContextError, did_you_mean
 from adapterkit.kernels.batches import repeated
 from adapterkit.layouts import Repeats
 
@@ -65,14 +65,24 @@ class Beside:
     Args:
         x: What has the rows.
         side: The side inputs.
+        given: What the attention's module was called with, where that is kept.
     """
 
-    def __init__(self, x: Tensor, side: Side) -> None:
-        self._x, self._side = x, side
+    def __init__(self, x: Tensor, side: Side, given: Callable[[], Tensor] | None = None) -> None:
+        self._x, self._side, self._given = x, side, given
 
     @property
     def context(self) -> Mapping[str, Tensor]:
         return self._side(self._x)
+
+    @property
+    def input(self) -> Tensor:
+        if self._given is None:
+            raise AttachError(
+                "what the attention was called with is kept for adapters that say so: reads_input = True, at a point "
+                "of attention"
+            )
+        return self._given()
 
 
 def no_side(x: Tensor) -> Mapping[str, Tensor]:

@@ -96,6 +96,10 @@ class Several:
     scalable = True
     parts: Sequence[Acting] = ()
 
+    def sees(self, x: Tensor, base: Base) -> Tensor:
+        """See `AdapterModule.sees`: what the last of them sees."""
+        return self.parts[-1].sees(x, base) if self.parts else base.norm_out(base(x) + x)  # type: ignore[attr-defined]
+
     @property
     def inner(self) -> Active | None:
         """The parts with their weights, for what is asked of one after the other: keys, values, positions.

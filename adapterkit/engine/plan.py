@@ -43,7 +43,8 @@ class Plan:
     Attributes:
         active: Point id -> what acts there; nothing else is in it.
         read: Name of a parameter that the model reads -> the points in it at which something acts.
-        attention: What extends keys and values, in order, with the side inputs of its point.
+        attention: What extends keys and values, in order, with the side inputs of its point, and with the input of the
+            module where one reads it.
         attending: What attends beside the softmax, in order, with the side inputs of its point.
         reads_own: Whether the model reads its own parameters.
         beneath: What the module was before weights were merged, where that is to be called.
@@ -64,7 +65,12 @@ class Plan:
         self.read = _read([one for one in found if "read" in one[0].ways])
         attention = [one for one in found if "attention" in one[0].ways]
         flat = [(slot, [one for one in flattened(active) if one[0].abilities.extend]) for slot, active in attention]
-        self.attention = [(_side(site.switch, slot), active) for slot, active in flat if active]
+        reading = {slot.point.id for slot, active in flat if any(_reads_input(one) for one, _ in active)}
+        self.attention = [
+            (_side(site.switch, slot), _kept(site.switch, slot) if slot.point.id in reading else None, active)
+            for slot, active in flat
+            if active
+        ]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
         self.attending = [(_side(site.switch, slot), active) for slot, active in beside if active]
         self.lengthening = {
@@ -75,6 +81,7 @@ class Plan:
         arounds = [
             around for way in _ORDER for around in _AROUND[way](site, [one for one in found if way in one[0].ways])
         ]
+        arounds += [functools.partial(_keeping, site.switch, key) for key in reading]
         self.arounds, self.instead = arounds, _instead(site, self)
         self.call: Around | None = nested(arounds, self.instead)
         self.beneath = site.beneath if selection.beneath else None
@@ -123,6 +130,23 @@ def _around_unmerged(
     base: Any = super(type(unmerged), unmerged)  # its class is that of an adapted module
     plain = base.forward
     return plain(*args, **kwargs) if call is None else call(unmerged, plain, args, kwargs)
+
+
+def _reads_input(acting: object) -> bool:
+    return getattr(acting, "reads_input", False)
+
+
+def _kept(switch: Switch, slot: Slot) -> Callable[[], Tensor]:
+    return lambda: switch.kept(slot.point.id)
+
+
+def _keeping(switch: Switch, key: str, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs) -> Any:
+    """An attention, with what it is called with kept while it runs."""
+    switch.keep(key, first_argument(forward, args, kwargs)[0])
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        switch.keep(key, None)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

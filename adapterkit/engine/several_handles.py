@@ -67,6 +67,11 @@ class SiteStack:
             causal = causal and keys is before  # what was extended has a mask that says so
         return keys, values, mask
 
+    @property
+    def counted(self) -> bool:
+        """See `Extension`."""
+        return any(site.counted for site in self.sites)
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
     ) -> Tensor:

@@ -119,10 +119,15 @@ class Site:
         self, keys: Tensor, values: Tensor, mask: Tensor | None, *, queries: int, causal: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         plan = self.plan
-        for side, active in () if plan is None else plan.attention:
+        for side, given, active in () if plan is None else plan.attention:
             # Once there is a mask it is kept, so that `causal` is told to the first alone.
-            keys, values, mask = extend_all(keys, values, mask, active, side, queries=queries, causal=causal)
+            keys, values, mask = extend_all(keys, values, mask, active, side, given, queries=queries, causal=causal)
         return keys, values, mask
+
+    @property
+    def counted(self) -> bool:
+        plan = self.plan
+        return plan is not None and any(getattr(one, "counted", False) for *_, act in plan.attention for one, _ in act)
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None

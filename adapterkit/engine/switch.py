@@ -198,6 +198,17 @@ class Switch:
         taps[key] = x.narrow(axis, done, x.shape[axis] - done)
         return x.narrow(axis, 0, done)
 
+    def keep(self, key: str, x: Tensor | None) -> None:
+        """Keeps what a module is called with, for this thread; None lets go of it."""
+        if x is None:
+            self.local.taps.pop(key, None)
+        else:
+            self.local.taps[key] = x
+
+    def kept(self, key: str) -> Tensor:
+        """What is kept under this key now."""
+        return self.local.taps[key]
+
     def lengthened(self, key: str, length: int, added: int) -> None:
         """Keeps how long a sequence has become, and by how much."""
         self.local.lengths[key] = (length, added)

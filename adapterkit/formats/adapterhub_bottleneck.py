@@ -1,4 +1,4 @@
-"""Bottlenecks of AdapterHub: sequential and parallel ones, with Kronecker products too, as `bottleneck` and `compacter`."""
+"""Bottlenecks of AdapterHub, sequential and parallel, as `bottleneck`; those of Kronecker products as `compacter`."""
 
 from __future__ import annotations
 

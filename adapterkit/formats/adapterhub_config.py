@@ -13,6 +13,7 @@ from adapterkit.errors import InvalidHeaderError, UnsupportedFileError, did_you_
 FILE = "adapter_config.json"
 _SCALING_MENDED = (1, 1, 0)  # before it, LoRA was trained without its scale, whatever alpha said
 _MAX_PARTS = 16
+_LIBRARY = "adapters"
 
 # What each architecture may say. A default of a type's own kind is what old files leave out; a type must be given.
 _BOTTLENECK: dict[str, Any] = {
@@ -188,6 +189,8 @@ class Description:
         base: The model that it was made for.
         version: The tool's.
         methods: What it is made of.
+        inverts: Whether the tool undid an invertible adapter before the head of its model: that of a release before the
+            present library, or a head of the tool's own.
         notes: What was mended.
     """
 
@@ -196,6 +199,7 @@ class Description:
     base: str
     version: str
     methods: Sequence[Fields]
+    inverts: bool = False
     notes: Sequence[str] = ()
 
 
@@ -230,9 +234,13 @@ def described(value: Mapping[str, Any], where: object) -> Description:
         fields = {**methods[0].values, "alpha": methods[0]["r"]}
         notes.append(f"{version} trained LoRA without its scale: alpha={methods[0]['alpha']} is read as r")
         methods = [Fields("lora", fields, where)]
-    base = " ".join(part for part in (text_of(value, "model_class", where), text_of(value, "model_name", where)) if part)
+    base = " ".join(
+        part for part in (text_of(value, "model_class", where), text_of(value, "model_name", where)) if part
+    )
     name, model = text_of(value, "name", where), text_of(value, "model_type", where)
-    return Description(name, model, base, version, methods, notes)
+    flexible = text_of(value, "model_class", where).endswith(("AdapterModel", "ModelWithHeads"))
+    inverts = flexible or not version.startswith(f"{_LIBRARY}.")
+    return Description(name, model, base, version, methods, inverts, notes)
 
 
 def text_of(value: Mapping[str, Any], key: str, where: object) -> str:
@@ -275,8 +283,8 @@ def _method(given: object, where: object) -> Fields:
     return Fields(method, fields, where)
 
 
-def _checked(given: Mapping[str, Any], schema: Mapping[str, Any], where: object) -> dict[str, Any]:
-    if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - what a file has
+def _checked(given: Any, schema: Mapping[str, Any], where: object) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
         raise InvalidHeaderError(f"must be an object, not {shown(given)}", where, "config")
     if unknown := sorted(set(given) - set(schema)):
         hint = did_you_mean(unknown[0], schema)
@@ -365,7 +373,7 @@ def _old_invertible(given: Any, where: object) -> dict[str, Any]:
 
 def _lacked_scale(version: str) -> bool:
     library, _, number = version.partition(".")
-    if library != "adapters":
+    if library != _LIBRARY:
         return False
     parts = number.split(".")[:3]
     return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _SCALING_MENDED

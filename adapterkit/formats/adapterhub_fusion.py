@@ -26,8 +26,10 @@ def names_of(value: Mapping[str, Any], where: object) -> list[str]:
     """
     names = value.get("adapter_names", text_of(value, "name", where))
     listed = names.split(",") if isinstance(names, str) else names
-    if not isinstance(listed, list) or not 1 <= len(listed) <= _MAX_PARTS or not all(
-        isinstance(name, str) and name for name in listed
+    if (
+        not isinstance(listed, list)
+        or not 1 <= len(listed) <= _MAX_PARTS
+        or not all(isinstance(name, str) and name for name in listed)
     ):
         raise InvalidHeaderError(f"must be a list of names, not {shown(names)}", where, "adapter_names")
     return listed
@@ -54,7 +56,7 @@ def fusion(reading: Reading, fields: Fields, names: list[str]) -> list[Part]:
     config: dict[str, Any] = {
         "parts": names,
         "value": fields["value"],
-        "query": "houlsby" if fields["query_before_ln"] else "part",
+        "query": "output" if fields["query_before_ln"] else "part",
         "dropout": float(fields["dropout_prob"] or 0.0),
         "regularisation": 0.01 if fields["regularization"] else 0.0,
     }

@@ -50,12 +50,16 @@ class Family:
         stacks: Its blocks; those of an encoder are counted before those of a decoder.
         swapped: Whether the tool takes the feed-forward's last layer for its first, and the first for its last.
         invertible: Path, below the base model, of the part that has the embeddings.
+        relative: Whether its attention adds a bias of relative positions, in which the tool counts prefixes.
+        hooked: Whether the tool knows its modules by hooks alone, and so reaches its head.
     """
 
     base: str
     stacks: tuple[Stack, ...]
     swapped: bool = False
     invertible: str = ""
+    relative: bool = False
+    hooked: bool = False
 
     @property
     def intermediate(self) -> str:
@@ -97,9 +101,7 @@ _DEBERTA = _names(
     mlp_down="output.dense",
     **_attention("attention.self", "query_proj", "key_proj", "value_proj"),
 )
-_LLAMA = _names(
-    **_APART, mlp_up="mlp.up_proj", mlp_down="mlp.down_proj", **_attention("self_attn", *_PROJECTIONS)
-)
+_LLAMA = _names(**_APART, mlp_up="mlp.up_proj", mlp_down="mlp.down_proj", **_attention("self_attn", *_PROJECTIONS))
 _BART = _names(
     **_APART,
     mlp_up="fc1",
@@ -119,9 +121,7 @@ _T5 = {"mlp_up": "DenseReluDense.wi DenseReluDense.wi_1", "mlp_down": "DenseRelu
 def _t5(feed_forward: int, **others: str) -> Mapping[str, tuple[str, ...]]:
     below = f"layer.{feed_forward}"
     inner = {role: " ".join(f"{below}.{path}" for path in paths.split()) for role, paths in _T5.items()}
-    return _names(
-        attn="layer.0", mlp=below, **inner, **_attention("layer.0.SelfAttention", "q", "k", "v"), **others
-    )
+    return _names(attn="layer.0", mlp=below, **inner, **_attention("layer.0.SelfAttention", "q", "k", "v"), **others)
 
 
 def _seq2seq(encoder: str, decoder: str, names: tuple[Mapping[str, tuple[str, ...]], ...]) -> tuple[Stack, ...]:
@@ -162,9 +162,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             (
                 Stack(
                     "h",
-                    _names(
-                        **_APART, attn_qkv="attn.c_attn", attn_kv="attn", mlp_up="mlp.c_fc", mlp_down="mlp.c_proj"
-                    ),
+                    _names(**_APART, attn_qkv="attn.c_attn", attn_kv="attn", mlp_up="mlp.c_fc", mlp_down="mlp.c_proj"),
                 ),
             ),
         ),
@@ -172,14 +170,17 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             "transformer",
             (
                 Stack(
-                    "h", _names(**_APART, mlp_up="mlp.fc_in", mlp_down="mlp.fc_out", **_attention("attn", *_PROJECTIONS))
+                    "h",
+                    _names(**_APART, mlp_up="mlp.fc_in", mlp_down="mlp.fc_out", **_attention("attn", *_PROJECTIONS)),
                 ),
             ),
         ),
         **{name: Family("model", (_LAYERS,), swapped=True) for name in ("llama", "mistral")},
-        **{name: Family("model", (_LAYERS,)) for name in ("qwen2", "qwen3")},
-        **{name: Family("transformer", _T5_STACKS, invertible="encoder") for name in ("t5", "mt5")},
-        **{name: Family("model", _BART_STACKS, invertible="encoder") for name in ("bart", "mbart", "plbart", "whisper")},
+        **{name: Family("model", (_LAYERS,), hooked=True) for name in ("qwen2", "qwen3")},
+        **{name: Family("transformer", _T5_STACKS, invertible="encoder", relative=True) for name in ("t5", "mt5")},
+        **{
+            name: Family("model", _BART_STACKS, invertible="encoder") for name in ("bart", "mbart", "plbart", "whisper")
+        },
         "vit": Family("vit", (Stack("encoder.layer", _names(**_VIT, mlp="output.output_adapters")),)),
         "beit": Family("beit", (Stack("encoder.layer", _names(**_VIT, mlp="output_adapters")),)),
     }

@@ -24,6 +24,7 @@ class Reading:
         keys: What it holds.
         tensors: All that may be asked for, by key.
         places: The model.
+        inverts: Whether the tool undoes an invertible adapter before the model's head.
         direct: Whether edits of hidden states without orthonormal rows are DiReFT, which no file says.
         used: Keys that are in a part by now.
         notes: For the report.
@@ -33,6 +34,7 @@ class Reading:
     keys: Keys
     tensors: Mapping[str, Tensor]
     places: Places
+    inverts: bool = False
     direct: bool = False
     used: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -180,9 +182,10 @@ def invertible(reading: Reading, fields: Fields) -> list[Part]:
     found = reading.taken(reading.keys.take_whole("invertible_adapters"))
     places = reading.places
     tokens = _outside(reading, "tokens", places.family.stacks[0].site if places.family.invertible else "")
-    head = places.outside("head")
-    fitting = head is not None and head.role == "head" and _embeds_as_much(places, head)
-    points = {tokens: {}, head.id: {}} if head is not None and fitting else {tokens: {}}
+    head = places.outside("head") if reading.inverts else None
+    points: dict[str, dict[str, Tensor]] = {tokens: {}} if head is None else {tokens: {}, head.id: {}}
+    if head is None and places.outside("head") is not None:
+        reading.note("the tool does not undo the transform before a head of the model's own, nor is it here")
     config = {
         "coupling": "additive",
         "reduction": float(fields["inv_adapter_reduction_factor"] or 2),

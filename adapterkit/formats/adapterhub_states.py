@@ -31,13 +31,20 @@ def prefixes(reading: Reading, fields: Fields) -> list[Part]:
     if fields["dropout"]:
         reading.note(f"dropout={fields['dropout']:g} is no option of prefixes here")
     points: dict[str, dict[str, Tensor] | None] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for location, role, attentions in locations(reading, fields):
+        if reading.places.family.relative and role == "attn.kv":
+            if fields["leave_out"]:
+                raise fields.refused(
+                    "in a model with relative positions: the tool drops them in such layers", "leave_out"
+                )
+            settings |= {key: {"counted": True} for _, key in attentions}
         made = _made(reading, found, fields, location)
         if made is None:
             points |= {key: None for _, key in attentions}
         elif attentions:
             points |= _in_layers(reading, found, fields, made, (location, role), attentions)
-    return [part("prefix", config, points)] if points else []
+    return [part("prefix", config, points, settings=settings)] if points else []
 
 
 def locations(reading: Reading, fields: Fields) -> list[tuple[str, str, Attentions]]:
@@ -90,11 +97,12 @@ def _in_layers(
     states = made.view(length, layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
     result: dict[str, dict[str, Tensor] | None] = {}
     for (block, key), own in zip(attentions, states, strict=True):
-        result[key] = {"keys": own[0].contiguous(), "values": own[1].contiguous()}
+        prefix = "inner." if fields["use_gating"] else ""
+        result[key] = {f"{prefix}keys": own[0].contiguous(), f"{prefix}values": own[1].contiguous()}
         if fields["use_gating"]:
             gates = reading.taken(reading.keys.take("prefix_gates", role, block))
             count = 1 if fields["shared_gating"] else 2
-            result[key] |= {"gate.weight": gates("weight", count, None), "gate.bias": gates("bias", count)}
+            result[key] |= {"gate.weight": gates("weight", count, None), "gate.bias": gates("bias", count)}  # type: ignore[operator]
     return result
 
 
@@ -128,7 +136,9 @@ def edits(reading: Reading, fields: Fields) -> list[Part]:
         points[key], orthonormal = _edit(found, fields) if found else (None, True)
         if form == "loreft" and not orthonormal:
             settings[key] = {"form": "noreft"}
-            reading.note("in some layers rows of ReFT's projection are zero or too long, as the tool computes them: noreft")
+            reading.note(
+                "in some layers rows of ReFT's projection are zero or too long, as the tool computes them: noreft"
+            )
     return [part("reft", config, points, settings=settings)] if points else []
 
 
@@ -167,8 +177,8 @@ def _projection(found: Found, name: str, shape: Sequence[int], fields: Fields) -
         return found(f"{name}.weight", *shape), True
     original = found(f"{name}.parametrizations.weight.original", *shape)
     base = found(f"{name}.parametrizations.weight.0.base", max(shape), max(shape))
-    layer = nn.utils.parametrizations.orthogonal(nn.Linear(shape[1], shape[0], bias=False))
-    made: Any = layer.parametrizations.weight  # pyright: ignore[reportAttributeAccessIssue]
+    layer: Any = nn.utils.parametrizations.orthogonal(nn.Linear(shape[1], shape[0], bias=False))
+    made = layer.parametrizations.weight
     made.original.data, made[0].base = original.float(), base.float()
     with torch.no_grad():
         rows = layer.weight.clone()

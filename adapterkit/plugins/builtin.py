@@ -213,6 +213,11 @@ def adapterkit_register_formats() -> list[FormatSpec]:
         FormatSpec("kohya", "adapterkit.formats.kohya:KohyaFormat", summary="files of kohya's scripts and the UIs"),
         FormatSpec("comfy", "adapterkit.formats.comfy:ComfyFormat", summary="files by ComfyUI's own names of modules"),
         FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
+        FormatSpec(
+            "adapterhub",
+            "adapterkit.formats.adapterhub:AdapterHubFormat",
+            summary="folders of AdapterHub: adapters, fusions, heads and setups",
+        ),
     ]
 
 

@@ -156,6 +156,13 @@ def test_the_sublayer_runs_once() -> None:
         ("gelu_new", lambda z: 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))),
         ("silu", lambda z: z / (1 + torch.exp(-z))),
         ("tanh", lambda z: (torch.exp(2 * z) - 1) / (torch.exp(2 * z) + 1)),
+        ("sigmoid", lambda z: 1 / (1 + torch.exp(-z))),
+        ("leaky_relu", lambda z: torch.where(z > 0, z, 0.01 * z)),
+        ("relu2", lambda z: z.clamp(min=0) ** 2),
+        ("relu6", lambda z: z.clamp(0, 6)),
+        ("mish", lambda z: z * torch.tanh(torch.log(1 + torch.exp(z)))),
+        ("quick_gelu", lambda z: z / (1 + torch.exp(-1.702 * z))),
+        ("identity", lambda z: z),
     ],
 )
 def test_activations(name: str, formula: Callable[[Tensor], Tensor]) -> None:
@@ -268,7 +275,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("reduction", v) for v in (0, -4, "4", True, None, math.nan, math.inf, 2**17, 1e-9)),
     *(("width", v) for v in (0, -4, 4.5, "4", True, 2**17)),
     *(("form", v) for v in ("pfeifer", "", None, 3)),
-    *(("activation", v) for v in ("relu6", "__class__", None, True)),
+    *(("activation", v) for v in ("relu7", "__class__", None, True)),
     *(("scaling", v) for v in ("learnt", math.nan, math.inf, 1e30, None, True)),
     *(("dropout", v) for v in (1.0, -0.1, math.nan, "0", None)),
 ]

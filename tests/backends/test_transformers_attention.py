@@ -31,6 +31,8 @@ SEAM = TransformersAttentionSeam()
 class Recorder:
     """An extension that notes what it is asked, and puts one position in front when told to."""
 
+    counted = False
+
     def __init__(self, extends: bool = True) -> None:
         self.extends = extends
         self.asked: dict[str, Any] = {}
