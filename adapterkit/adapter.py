@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from adapterkit.abilities import Abilities, by_default
 from adapterkit.base import Attention, Base, Part, Sublayer, WeightBase
 from adapterkit.config import AdapterConfig
-from adapterkit.errors import NotMergeableError, PluginError
+from adapterkit.errors import NotMergeableError
 from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
-from adapterkit.kernels.sums import check_shape, checked_merged, place_of
+from adapterkit.kernels.sums import check_shape, checked_merged, fitted, place_of
 
 __all__ = [
     "AdapterConfig",
@@ -246,12 +246,7 @@ class AdditiveModule(AdapterModule):
 
     def added(self, x: Tensor, y: Tensor) -> Tensor:
         """`delta(x)`, checked to be of the shape of `y`, the base's output, and in its dtype."""
-        delta = self.delta(x)
-        if delta.shape != y.shape:
-            raise PluginError(
-                f"{type(self).__name__}.delta{place_of(self)} gave {tuple(delta.shape)}, and the base {tuple(y.shape)}"
-            )
-        return delta if delta.dtype == y.dtype else delta.to(y.dtype)
+        return fitted(self, self.delta(x), y)
 
     @by_default
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

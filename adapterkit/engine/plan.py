@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdditiveModule
 from adapterkit.backend import Lengthening
 from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, WholeBase
 from adapterkit.engine.blocks import BlockBase, argument_names, documents_told
@@ -27,7 +28,7 @@ from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, together
+from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, fitted, together
 from adapterkit.kernels.weights import base_weight
 from adapterkit.points import InjectionPoint, Span
 
@@ -175,7 +176,9 @@ def _around_layer(site: Site, found: Found) -> list[Around]:
         return [functools.partial(_around_rows, found, side)]
     whole = functools.partial(_around_whole, point, side, together(found[0][1]))
     adding = adding_alone(found[0][1])
-    return [whole if adding is None else functools.partial(_around_added, adding, whole)]
+    if adding is None or type(adding).added is not AdditiveModule.added:
+        return [whole]
+    return [functools.partial(_around_added, adding, whole)]
 
 
 def _around_added(
@@ -195,7 +198,10 @@ def _around_added(
         return whole(module, forward, args, kwargs)
     x = args[0]
     y = forward(x)
-    return y + adapter.added(x, y)
+    delta = adapter.delta(x)
+    if delta.shape == y.shape and delta.dtype == y.dtype:
+        return y + delta
+    return y + fitted(adapter, delta, y)
 
 
 def _around_whole(

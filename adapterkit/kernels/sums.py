@@ -188,6 +188,15 @@ def check_shape(module: Acting, method: str, made: Tensor, weight: Tensor) -> No
         )
 
 
+def fitted(module: Acting, delta: Tensor, y: Tensor) -> Tensor:
+    """What a module adds to `y`, the base's output, in its dtype; PluginError where it has another shape."""
+    if delta.shape != y.shape:
+        raise PluginError(
+            f"{type(module).__name__}.delta{place_of(module)} gave {tuple(delta.shape)}, and the base {tuple(y.shape)}"
+        )
+    return delta if delta.dtype == y.dtype else delta.to(y.dtype)
+
+
 def place_of(module: object) -> str:
     """Where a module was built for, for messages."""
     place = getattr(module, "at", "")
