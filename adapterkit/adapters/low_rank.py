@@ -45,7 +45,7 @@ class LowRank(AdapterModule):
     layout: Any
     scale: float
     init: str
-    dropout: nn.Dropout | None = None  # no Identity: a load makes what is there at each point
+    dropout: nn.Dropout | None  # no Identity: a load makes what is there at each point
     rank_dropout: float
     module_dropout: float
     _drops: bool
@@ -81,6 +81,8 @@ class LowRank(AdapterModule):
         self.A, self.B = nn.Parameter(torch.zeros(rank, *rest)), nn.Parameter(torch.zeros(out, rank))
         if dropout:
             self.dropout = nn.Dropout(dropout)
+        else:
+            self.__dict__["dropout"] = None  # not on the class, where it would stand before a child of that name
         self._start()
         if self._kept:
             self.register_buffer("A0", torch.zeros(rank, *rest))
