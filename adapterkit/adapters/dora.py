@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -12,6 +13,7 @@ from adapterkit.adapter import AdapterModule, Base, WeightBase
 from adapterkit.adapters.lora import LoRA
 from adapterkit.adapters.low_rank import LowRank
 from adapterkit.kernels import low_rank
+from adapterkit.kernels.weights import call_weight
 from adapterkit.points import InjectionPoint
 
 
@@ -62,6 +64,36 @@ class DoRAModule(LowRank):
         return merged, bias * ratio if self.scale_bias and bias is not None else bias
 
 
+class ColumnDoRAModule(LowRank):
+    """The same with norms over the outputs of each input, and over the kernel's places: see `DoRA.over`."""
+
+    def __init__(self, point: InjectionPoint, *arguments: object) -> None:
+        super().__init__(point, *arguments)  # type: ignore[arg-type]
+        self.from_base = True
+        self.magnitude = nn.Parameter(torch.ones(point.shape[1]))
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """See `AdapterModule.initialise`: the magnitudes are the norms of the weight's columns."""
+        super().initialise(weight, bias)
+        self.magnitude.copy_(_column_norms(weight).flatten())
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        frozen = cast("WeightBase", base)
+        weight, bias = self.merged(frozen.weight, frozen.bias)
+        return call_weight(x, weight.to(x.dtype), bias, self.layout)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `AdapterModule.merged`. The bias has no part in it."""
+        changed = low_rank.added(weight, self.product())
+        norms = _column_norms(changed.detach())
+        return changed * (self.magnitude.to(weight.dtype).view_as(norms) / norms), bias
+
+
+def _column_norms(weight: Tensor) -> Tensor:
+    others = [axis for axis in range(weight.ndim) if axis != 1]
+    return weight.norm(dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
 @dataclass(frozen=True)
 class DoRA(LoRA):
     """`W' = m (W + s B A) / ||W + s B A||`, row by row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
@@ -72,18 +104,39 @@ class DoRA(LoRA):
     Attributes:
         scale_bias: Whether `m / ||...||` scales the bias too; the paper has none.
         plain_norm: Whether the norm is that of `W + B A`, whatever s is.
+        over: What norms are taken over: the "inputs" of each output, as the paper has it, or the "outputs" of each
+            input, with magnitudes [in / groups], as some trainers do.
     """
 
     exact_gradients: ClassVar[bool] = False  # the norms count as constant
     scale_bias: bool = False
     plain_norm: bool = False
+    over: str = "inputs"
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.over not in ("inputs", "outputs"):
+            found.append(f"over must be inputs or outputs, not {self.over!r}")
+        elif self.over == "outputs" and (self.dropout or self.rank_dropout or self.module_dropout):
+            found.append("over='outputs' computes with the weight that has the update: set every dropout to 0")
+        elif self.over == "outputs" and (self.scale_bias or self.plain_norm):
+            found.append("scale_bias and plain_norm go with over='inputs'")
+        return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if point.form == "embedding":
             return "DoRA scales the rows of a weight that multiplies features, and an embedding takes indices; use LoRA"
         if point.in_span is not None:
             return "DoRA scales all that a projection gives, and this point has a part of its input; use LoRA"
+        if self.over == "outputs" and point.span is not None:
+            return "over='outputs' needs all outputs of a layer, and this point is a part of them"
         return super().accepts(point)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
+        if self.over == "outputs":
+            return ColumnDoRAModule(*self.arguments(point))
         return DoRAModule(*self.arguments(point), scale_bias=self.scale_bias, plain_norm=self.plain_norm)
+
+    def alike(self, point: InjectionPoint) -> tuple[Hashable, ...]:
+        own = self.at(point)
+        return (*super().alike(point), own.over, own.scale_bias, own.plain_norm)

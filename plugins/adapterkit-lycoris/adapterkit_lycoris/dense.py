@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.kernels.weights import call_weight
 from adapterkit.points import Kind
+from adapterkit_lycoris.decomposed import SIDES, Decomposed
 
 _MAX_RANK, _MAX_SCALE = 2**12, 1e4
 
@@ -58,6 +60,8 @@ class DenseConfig(ak.AdapterConfig):
         alpha: The update is scaled by alpha / rank; None means by 1.
         dropout: Probability of zeroing an element of the input in training.
         module_dropout: Probability of dropping a point's whole update in training.
+        decompose: "output" gives what the weight becomes a magnitude for each of its outputs, "input" for each of its
+            inputs (DoRA: Liu et al. 2024, arXiv:2402.09353, eq. 5); None for neither.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
@@ -66,6 +70,7 @@ class DenseConfig(ak.AdapterConfig):
     alpha: float | None = None
     dropout: float = 0.0
     module_dropout: float = 0.0
+    decompose: str | None = None
 
     @property
     def scale(self) -> float:
@@ -81,6 +86,10 @@ class DenseConfig(ak.AdapterConfig):
         for name in ("dropout", "module_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} must be at least 0 and less than 1, not {getattr(self, name)!r}")
+        if self.decompose not in (None, *SIDES):
+            found.append(f"decompose must be None, output or input, not {self.decompose!r}")
+        elif self.decompose and (self.dropout or self.module_dropout):
+            found.append("a decomposed weight has no dropout of its update")
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
@@ -88,7 +97,19 @@ class DenseConfig(ak.AdapterConfig):
             return "it acts on whole grouped convolutions"
         if point.is_read and (self.dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
+        if self.decompose and (point.in_span is not None or point.form == "embedding"):
+            return "decompose scales all that a layer gives of features: neither an embedding nor a part of the inputs"
+        if self.decompose == "input" and point.span is not None:
+            return "decompose='input' needs all outputs of a layer, and this point is a part of them"
         return super().accepts(point)
+
+    def build(self, point: ak.InjectionPoint) -> ak.AdapterModule:
+        update = self.update(point)
+        return update if self.decompose is None else Decomposed(point, update, self.decompose)
+
+    @abstractmethod
+    def update(self, point: ak.InjectionPoint) -> DenseUpdate:
+        """The module of the update itself."""
 
 
 def kernel_of(point: ak.InjectionPoint) -> tuple[int, ...]:

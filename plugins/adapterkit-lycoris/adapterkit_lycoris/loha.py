@@ -51,5 +51,5 @@ class LoHa(DenseConfig):
 
     tucker: bool = False
 
-    def build(self, point: ak.InjectionPoint) -> LoHaModule:
+    def update(self, point: ak.InjectionPoint) -> LoHaModule:
         return LoHaModule(point, self)

@@ -27,7 +27,8 @@ class RotationModule(ak.AdapterModule):
         point: Where.
         block: b, features in a block.
         factors: m; a block of factor i is made of two half blocks that lie 2^(i - 1) half blocks apart (a butterfly).
-        constraint: Bound on the norm of each block's generator, relative to its size; None for none.
+        bound: Of the norm of each block's generator, or of all of them together; None for none.
+        together: Whether it is of all of them.
         rescale: Whether every row has a factor too, `rescale` [out], which starts at 1.
         inputs: Whether what the layer takes is rotated, instead of what it gives (less its bias).
     """
@@ -37,12 +38,13 @@ class RotationModule(ak.AdapterModule):
         point: ak.InjectionPoint,
         block: int,
         factors: int,
-        constraint: float | None,
+        bound: float | None,
         rescale: bool,
         inputs: bool,
+        together: bool = False,
     ) -> None:
         super().__init__()
-        self.axis, self.constraint, self.inputs = point.feature_axis, constraint, inputs
+        self.axis, self.bound, self.inputs, self.together = point.feature_axis, bound, inputs, together
         features = point.in_features if inputs else point.out_features
         self.oft_blocks = nn.Parameter(torch.zeros(factors, features // block, block, block))
         self.rescale = nn.Parameter(torch.ones(point.out_features)) if rescale else None
@@ -51,10 +53,9 @@ class RotationModule(ak.AdapterModule):
         """R of every factor and block, [m, count, b, b], by Cayley's transform of the skew part of the parameters."""
         blocks = self.oft_blocks.to(torch.promote_types(self.oft_blocks.dtype, torch.float32))  # as solving asks
         q = blocks - blocks.mT
-        if self.constraint is not None:
-            norm = q.flatten(-2).norm(dim=-1)[..., None, None]
-            bound = self.constraint * q.shape[-1]
-            q = q * torch.where(norm > bound, bound / norm.clamp_min(1e-12), torch.ones_like(norm))
+        if self.bound is not None:
+            norm = q.norm() if self.together else q.flatten(-2).norm(dim=-1)[..., None, None]
+            q = q * torch.where(norm > self.bound, self.bound / norm.clamp_min(1e-12), torch.ones_like(norm))
         identity = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         return torch.linalg.solve(identity - q, identity + q)
 
@@ -117,6 +118,8 @@ class OFT(ak.AdapterConfig):
         block: Rows in a block, which divide the point's rows. None for the largest divisor up to 8.
         side: "output" rotates rows, as the paper and LyCORIS do, "input" columns, as PEFT does.
         constraint: Bound on how far a block may turn (COFT): of its generator's norm, relative to its size.
+        constraint_on: "block", or "layer" for a bound on the norm of all generators of a layer together, relative to
+            the features that are rotated, as kohya's scripts and LyCORIS have it.
         rescale: Whether every row has a factor too.
     """
 
@@ -126,6 +129,7 @@ class OFT(ak.AdapterConfig):
     side: str = "output"
     constraint: float | None = None
     rescale: bool = False
+    constraint_on: str = "block"
 
     @property
     def factors(self) -> int:
@@ -140,6 +144,8 @@ class OFT(ak.AdapterConfig):
             found.append(f"side must be output or input, not {self.side!r}")
         if self.constraint is not None and not self.constraint > 0:
             found.append(f"constraint must be None or more than 0, not {self.constraint!r}")
+        if self.constraint_on not in ("block", "layer"):
+            found.append(f"constraint_on must be block or layer, not {self.constraint_on!r}")
         return found
 
     def accepts(self, point: ak.InjectionPoint) -> str | None:
@@ -167,8 +173,10 @@ class OFT(ak.AdapterConfig):
         return point.out_features // (point.layout.groups if isinstance(point, WeightPoint) else 1)
 
     def build(self, point: ak.InjectionPoint) -> RotationModule:
-        inputs = self.side == "input"
-        return RotationModule(point, self.block_at(point), self.factors, self.constraint, self.rescale, inputs)
+        inputs, together = self.side == "input", self.constraint_on == "layer"
+        block, features = self.block_at(point), point.in_features if inputs else point.out_features
+        bound = None if self.constraint is None else self.constraint * (features if together else block)
+        return RotationModule(point, block, self.factors, bound, self.rescale, inputs, together)
 
 
 @dataclass(frozen=True)

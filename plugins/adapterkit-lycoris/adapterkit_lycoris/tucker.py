@@ -50,5 +50,5 @@ class Tucker(DenseConfig):
             return f"Tucker decomposes a convolution's kernel, and this is a {point.form} without one; use LoRA"
         return super().accepts(point)
 
-    def build(self, point: ak.InjectionPoint) -> TuckerModule:
+    def update(self, point: ak.InjectionPoint) -> TuckerModule:
         return TuckerModule(point, self)

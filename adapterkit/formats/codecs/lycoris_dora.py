@@ -1,0 +1,55 @@
+"""DoRA as LyCORIS and the UIs write it: LoRA's tensors and `dora_scale`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+
+from torch import Tensor
+
+from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.errors import CheckpointError, ShapeMismatchError
+from adapterkit.formats.codecs.lycoris_lora import LoRACodec
+
+_SCALE = "dora_scale"
+
+
+class DoRACodec(Codec):
+    """`m (W + D) / |W + D|`: m [out, 1, ...] over each output's inputs, or [1, in, ...] over each input's outputs."""
+
+    names = LoRACodec.names | {_SCALE}
+    types = frozenset({"dora"})
+
+    def takes(self, names: Set[str], context: Context) -> Set[str]:
+        others = {"lora_mid.weight"}
+        needed = {"lora_down.weight", "lora_up.weight", _SCALE}
+        return self.names & names if needed <= names and not others & names else frozenset()
+
+    def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+        return LoRACodec().shape(tensors)
+
+    def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
+        scale = tensors[_SCALE]
+        over_outputs = scale.ndim > 1 and scale.shape[1] > 1
+        if scale.numel() != place.shape[1 if over_outputs else 0]:
+            told = f"dora_scale is {tuple(scale.shape)}, and the model's weight {place.shape}"
+            raise ShapeMismatchError(told, context.where, place.point.path)
+        if (over_outputs and place.rows is not None) or place.columns is not None:
+            told = "DoRA over all outputs of a layer cannot be told apart for its parts"
+            raise CheckpointError(told, context.where, place.point.path)
+        lora = LoRACodec().read({name: t for name, t in tensors.items() if name != _SCALE}, place, context)
+        own = scale.flatten() if over_outputs else place.of_rows(scale.flatten())
+        config = {**lora.config, "over": "outputs" if over_outputs else "inputs"}
+        return Said("dora", config, {**lora.tensors, "magnitude": own.contiguous()})
+
+    def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
+        place, one = said[0]
+        if len(said) > 1 or not place.whole:
+            raise CheckpointError(
+                "DoRA at parts of a fused layer cannot be said for the layer", context.where, place.point.id
+            )
+        plain = {name: tensor for name, tensor in one.tensors.items() if name != "magnitude"}
+        config = {name: value for name, value in one.config.items() if name != "over"}
+        found = LoRACodec().write([(place, Said("lora", config, plain))], context)
+        shape = [1] * len(place.shape)
+        shape[1 if one.config.get("over") == "outputs" else 0] = -1
+        return {**found, _SCALE: one.tensors["magnitude"].view(shape)}
