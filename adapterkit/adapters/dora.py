@@ -90,8 +90,8 @@ class ColumnDoRAModule(LowRank):
 
 
 def _column_norms(weight: Tensor) -> Tensor:
-    others = [axis for axis in range(weight.ndim) if axis != 1]
-    return weight.norm(dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    own = weight.movedim(1, 0).flatten(1).norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
+    return own.view(1, -1, *(1,) * (weight.ndim - 2))
 
 
 @dataclass(frozen=True)

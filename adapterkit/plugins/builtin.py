@@ -212,6 +212,7 @@ def adapterkit_register_formats() -> list[FormatSpec]:
         ),
         FormatSpec("kohya", "adapterkit.formats.kohya:KohyaFormat", summary="files of kohya's scripts and the UIs"),
         FormatSpec("comfy", "adapterkit.formats.comfy:ComfyFormat", summary="files by ComfyUI's own names of modules"),
+        FormatSpec("lycoris", "adapterkit.formats.lycoris:LycorisFormat", summary="files of LyCORIS"),
         FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
         FormatSpec(
             "adapterhub",

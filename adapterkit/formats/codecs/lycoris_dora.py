@@ -27,9 +27,12 @@ class DoRACodec(Codec):
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return LoRACodec().shape(tensors)
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return _over_outputs(tensors[_SCALE])
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         scale = tensors[_SCALE]
-        over_outputs = scale.ndim > 1 and scale.shape[1] > 1
+        over_outputs = _over_outputs(scale)
         if scale.numel() != place.shape[1 if over_outputs else 0]:
             told = f"dora_scale is {tuple(scale.shape)}, and the model's weight {place.shape}"
             raise ShapeMismatchError(told, context.where, place.point.path)
@@ -53,3 +56,7 @@ class DoRACodec(Codec):
         shape = [1] * len(place.shape)
         shape[1 if one.config.get("over") == "outputs" else 0] = -1
         return {**found, _SCALE: one.tensors["magnitude"].view(shape)}
+
+
+def _over_outputs(scale: Tensor) -> bool:
+    return scale.ndim > 1 and scale.shape[1] > 1

@@ -46,5 +46,5 @@ class Decomposed(ak.AdapterModule):
 
     def _norms(self, weight: Tensor) -> Tensor:
         """Norms that keep their axes."""
-        others = [axis for axis in range(weight.ndim) if axis != self.axis]
-        return weight.norm(dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
+        own = weight.movedim(self.axis, 0).flatten(1).norm(dim=1) + torch.finfo(weight.dtype).eps
+        return own.view([-1 if axis == self.axis else 1 for axis in range(weight.ndim)])

@@ -112,6 +112,11 @@ class DenseConfig(ak.AdapterConfig):
         """The module of the update itself."""
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """In a dtype in which products can be summed: what a file holds in half precision is not multiplied in it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def kernel_of(point: ak.InjectionPoint) -> tuple[int, ...]:
     """The convolution's kernel, where it is more than one number; empty elsewhere."""
     kernel = point.shape[2:]

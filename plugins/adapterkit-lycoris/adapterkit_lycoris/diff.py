@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,10 +71,22 @@ class FullDiff(ak.AdapterConfig):
 
 @dataclass(frozen=True)
 class NormDiff(ak.AdapterConfig):
-    """An update of norms' gains and shifts: `gain + d` and `shift + e`."""
+    """An update of norms' gains and shifts: `gain + d` and `shift + e`.
+
+    Attributes:
+        part: "weight", "bias" or "all".
+    """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"norm"})
     targets: str = "norm"
+    part: str = "all"
+
+    def problems(self) -> list[str]:
+        return [] if self.part in PARTS else [f"part must be one of {', '.join(PARTS)}, not {self.part!r}"]
+
+    def narrow(self, points: Sequence[ak.InjectionPoint]) -> Sequence[ak.InjectionPoint]:
+        """See `AdapterConfig.narrow`: for shifts, the norms that have one."""
+        return [point for point in points if point.layout.bias or self.part != "bias"]
 
     def build(self, point: ak.InjectionPoint) -> Difference:
-        return Difference(point)
+        return Difference(point, self.part)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of
+from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of, wide
 
 
 class LoHaModule(DenseUpdate):
@@ -35,10 +35,10 @@ class LoHaModule(DenseUpdate):
         return (self._product(1) * self._product(2) * self.scale).view(self.shape)
 
     def _product(self, i: int) -> Tensor:
-        a, b = getattr(self, f"hada_w{i}_a"), getattr(self, f"hada_w{i}_b")
+        a, b = (wide(getattr(self, f"hada_w{i}_{end}")) for end in "ab")
         if not self.tucker:
             return a @ b
-        return torch.einsum("pq...,po,qi->oi...", getattr(self, f"hada_t{i}"), a, b)
+        return torch.einsum("pq...,po,qi->oi...", wide(getattr(self, f"hada_t{i}")), a, b)
 
 
 @dataclass(frozen=True)

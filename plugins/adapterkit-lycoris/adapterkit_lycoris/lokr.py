@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit.points import WeightPoint
-from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of
+from adapterkit_lycoris.dense import DenseConfig, DenseUpdate, kernel_of, wide
 
 
 class LoKrModule(DenseUpdate):
@@ -47,14 +47,15 @@ class LoKrModule(DenseUpdate):
         return (blocks * self.scale).reshape(self.shape)
 
     def _first(self) -> Tensor:
-        return self.lokr_w1 if hasattr(self, "lokr_w1") else self.lokr_w1_a @ self.lokr_w1_b
+        return wide(self.lokr_w1) if hasattr(self, "lokr_w1") else wide(self.lokr_w1_a) @ wide(self.lokr_w1_b)
 
     def _second(self) -> Tensor:
         if hasattr(self, "lokr_w2"):
-            return self.lokr_w2
+            return wide(self.lokr_w2)
+        a, b = wide(self.lokr_w2_a), wide(self.lokr_w2_b)
         if hasattr(self, "lokr_t2"):
-            return torch.einsum("pq...,pk,qn->kn...", self.lokr_t2, self.lokr_w2_a, self.lokr_w2_b)
-        product = self.lokr_w2_a @ self.lokr_w2_b
+            return torch.einsum("pq...,pk,qn->kn...", wide(self.lokr_t2), a, b)
+        product = a @ b
         return product.unflatten(1, (-1, *self.kernel)) if self.kernel else product
 
 

@@ -138,8 +138,8 @@ class OFT(ak.AdapterConfig):
 
     def problems(self) -> list[str]:
         found = []
-        if self.block is not None and not 2 <= self.block <= _MAX_BLOCK:
-            found.append(f"block must be None or from 2 to {_MAX_BLOCK}, not {self.block!r}")
+        if self.block is not None and not 1 <= self.block <= _MAX_BLOCK:
+            found.append(f"block must be None or from 1 to {_MAX_BLOCK}, not {self.block!r}")
         if self.side not in ("output", "input"):
             found.append(f"side must be output or input, not {self.side!r}")
         if self.constraint is not None and not self.constraint > 0:

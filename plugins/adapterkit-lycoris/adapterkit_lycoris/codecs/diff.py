@@ -16,7 +16,7 @@ _SPARSE = frozenset({"bias_indices", "bias_values", "bias_size"})
 
 
 class DiffCodec(Codec):
-    """`diff` of the weight's shape and `diff_b` [out]; of norms also `w_norm` and `b_norm`; biases also as sparse ones."""
+    """`diff` of the weight's shape and `diff_b` [out], also as a sparse one; of norms `w_norm` and `b_norm`."""
 
     names = frozenset({_WEIGHT, _BIAS, _GAIN, _SHIFT, *_SPARSE})
     types = frozenset({"full_diff", "norm_diff"})

@@ -27,6 +27,9 @@ class LoHaCodec(Codec):
         a, b, core = tensors["hada_w1_a"], tensors["hada_w1_b"], tensors.get("hada_t1")
         return (a.shape[0], b.shape[1]) if core is None else (a.shape[1], b.shape[1], *core.shape[2:])
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return DORA in tensors
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         tucker = tensors.keys() >= _CORES
         parts = {name: tensors[name] for name in sorted(_PAIRS | (_CORES if tucker else frozenset()))}

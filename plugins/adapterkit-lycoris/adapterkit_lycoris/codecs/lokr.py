@@ -37,6 +37,9 @@ class LoKrCodec(Codec):
             return None
         return (first[0] * second[0], first[1] * second[1], *second[2:])
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
         first, second = _side(tensors, "1"), _side(tensors, "2")
         if first is None or second is None:

@@ -16,13 +16,16 @@ _BLOCKS, _RESCALE = "oft_blocks", "rescale"
 
 
 class OFTCodec(Codec):
-    """`oft_blocks` [blocks, b, b] of OFT, whose transposes rotate; [factors, blocks, b, b] of BOFT, which do themselves."""
+    """`oft_blocks` [blocks, b, b] of OFT, whose transposes rotate, or [factors, blocks, b, b] of BOFT."""
 
     names = frozenset({_BLOCKS, ALPHA, _RESCALE})
     types = frozenset({"oft", "boft"})
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
         return self.names & names if _BLOCKS in names else frozenset()
+
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         blocks = tensors[_BLOCKS]
@@ -47,7 +50,8 @@ class OFTCodec(Codec):
         place, one = only(said, context)
         bound = _writable_bound(one, place, context)
         own = one.tensors["oft_blocks"]
-        found = {_BLOCKS: own if one.type == "boft" else own[0].mT.contiguous(), ALPHA: torch.tensor(float(bound))}
+        blocks = _reordered(own, (2, -1)) if one.type == "boft" else own[0].mT.contiguous()
+        found = {_BLOCKS: blocks, ALPHA: torch.tensor(float(bound))}
         if "rescale" in one.tensors:
             found[_RESCALE] = one.tensors["rescale"].view(-1, *(1,) * (len(place.shape) - 1))
         return found
@@ -56,7 +60,7 @@ class OFTCodec(Codec):
 def _own(blocks: Tensor, place: Place, bound: float, context: Context) -> Tensor:
     if blocks.ndim == 4:
         require_whole(place, "BOFT", context)
-        return blocks
+        return _reordered(blocks, (-1, 2))
     rows, size = place.rows, blocks.shape[-1]
     if rows is not None or place.columns is not None:
         if not isinstance(rows, slice) or rows.start % size or rows.stop % size or bound > 0:
@@ -64,6 +68,12 @@ def _own(blocks: Tensor, place: Place, bound: float, context: Context) -> Tensor
             return blocks
         blocks = blocks[rows.start // size : rows.stop // size]
     return blocks.mT.unsqueeze(0).contiguous()
+
+
+def _reordered(blocks: Tensor, halves: tuple[int, int]) -> Tensor:
+    """Files interleave the two halves of a block element by element; here they follow one another."""
+    order = torch.arange(blocks.shape[-1]).view(halves).mT.flatten()
+    return blocks[..., order, :][..., order].contiguous()
 
 
 def _writable_bound(said: Said, place: Place, context: Context) -> float:

@@ -29,10 +29,7 @@ class ScaledWeightCodec(Codec):
         if len(own) != place.shape[1 if on_input else 0]:
             told = f"it has {len(own)} factors, and the model's weight is {place.shape}"
             raise ShapeMismatchError(told, context.where, place.point.path)
-        if on_input:
-            own = own if place.columns is None else place.of_columns(own, 0)
-        else:
-            own = place.of_rows(own)
+        own = place.of_columns(own, 0) if on_input else place.of_rows(own)
         return Said("scaled_weight", {"on_input": on_input}, {"weight": own.contiguous()})
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:

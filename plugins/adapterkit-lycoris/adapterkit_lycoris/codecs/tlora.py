@@ -25,6 +25,9 @@ class TLoRACodec(Codec):
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors[_P].shape[0], *tensors[_Q].shape[1:])
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         q, p, values = tensors[_Q], tensors[_P].flatten(1), tensors[_LAMBDA].flatten()
         require_whole(place, "T-LoRA", context)
@@ -46,7 +49,7 @@ class TLoRACodec(Codec):
 def _start(place: Place, rank: int, context: Context) -> tuple[Tensor, Tensor, Tensor]:
     if place.model is None:
         raise CheckpointError("T-LoRA is read together with its base, whose weights tell its start", context.where)
-    weight = place.model.values(place.point)[0].float().flatten(1)
+    weight = place.model.values(place.point)[0].double().flatten(1)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     missing = rank - len(s)
     if missing > 0:  # the tool pads with zeros

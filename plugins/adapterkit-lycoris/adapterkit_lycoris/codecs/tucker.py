@@ -25,6 +25,9 @@ class TuckerCodec(Codec):
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors[_UP].shape[0], tensors[_DOWN].shape[1], *tensors[_MID].shape[2:])
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return DORA in tensors
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         down, mid, up = (tensors[name] for name in (_DOWN, _MID, _UP))
         rank = down.shape[0]
