@@ -28,13 +28,14 @@ from adapterkit.engine.slots import Found, Slot
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, fitted, together
+from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, fitted, merge_weights, together
 from adapterkit.kernels.weights import base_weight
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
 
+ReadRows = Callable[[nn.Module, InjectionPoint], tuple[Tensor | None, Tensor | None]]
 _ORDER = ("weight", "tokens", "output")  # the first is innermost
 
 
@@ -160,10 +161,10 @@ def _side(switch: Switch, slot: Slot) -> Side:
 def _around_weights(site: Site, found: Found) -> list[Around]:
     whole = [one for one in found if one[0].point.span is None and one[0].point.in_span is None]
     parts = [one for one in found if one not in whole] if whole else found  # act on what the whole layer gives
-    return [*_around_layer(site, whole), *_around_layer(site, parts)]
+    return [*_around_layer(site, whole, []), *_around_layer(site, parts, whole)]
 
 
-def _around_layer(site: Site, found: Found) -> list[Around]:
+def _around_layer(site: Site, found: Found, beneath: Found) -> list[Around]:
     if not found:
         return []
     point = found[0][0].point
@@ -173,7 +174,7 @@ def _around_layer(site: Site, found: Found) -> list[Around]:
     if point.in_span is not None:
         return [functools.partial(_around_columns, found, side)]
     if point.span is not None:
-        return [functools.partial(_around_rows, found, side)]
+        return [functools.partial(_around_rows, found, side, functools.partial(_read_rows, beneath))]
     whole = functools.partial(_around_whole, point, side, together(found[0][1]))
     adding = adding_alone(found[0][1])
     if adding is None or type(adding).added is not AdditiveModule.added:
@@ -218,7 +219,21 @@ def _around_whole(
     return act(x, WholeBase(run, x, side, point, read, by_rows=run is forward))
 
 
-def _around_rows(found: Found, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs) -> Tensor:
+def _read_rows(beneath: Found, module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None, Tensor | None]:
+    """The weight of some rows, with the effect of what acts on the whole layer before."""
+    if not beneath or point.span is None:
+        return base_weight(module, point)
+    slot, active = beneath[0]
+    weight, bias = base_weight(module, slot.point)
+    if weight is None:
+        return None, None
+    weight, bias = merge_weights(weight, bias, active)
+    return read_span(weight, point.span, 0), None if bias is None else read_span(bias, point.span, 0)
+
+
+def _around_rows(
+    found: Found, side: Side, read: ReadRows, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
+) -> Tensor:
     """Points that are rows of a fused projection."""
     x, run = first_argument(forward, args, kwargs)
     whole, dim = Computed(run, x, side), found[0][0].point.feature_axis
@@ -226,7 +241,7 @@ def _around_rows(found: Found, side: Side, module: nn.Module, forward: Forward, 
     for slot, active in found:
         point = slot.point
         if point.span is not None:
-            base = SpanBase(whole, point.span, dim, point, functools.partial(base_weight, module, point))
+            base = SpanBase(whole, point.span, dim, point, functools.partial(read, module, point))
             parts.append((point.span, combine(x, base, active)))
     return write_spans(whole(x), parts, dim)
 

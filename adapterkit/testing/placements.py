@@ -12,6 +12,7 @@ import torch
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError, IncompatibleTargetError
 from adapterkit.handle.building import checked_module
+from adapterkit.mapping.fused import fused_points
 from adapterkit.testing import families
 from adapterkit.testing.models import EXAMPLES, Example
 
@@ -85,7 +86,8 @@ def _found_placements(config: ak.AdapterConfig, points: Sequence[ak.InjectionPoi
     if own and all(_can_act(config, point) for point in own):
         yield Placement(config.targets, config)
     accepted = [point for point in points if point.kind in config.kinds and config.accepts(point) is None]
-    accepted = [point for point in accepted if _can_act(config, point)]
+    fused = {point.id for point in fused_points(points)}  # the layers of which the parts are there too
+    accepted = [point for point in accepted if point.id not in fused and _can_act(config, point)]
     wide = " ".join(dict.fromkeys(point.role for point in accepted))
     if not wide or {point.id for point in own} == {point.id for point in accepted}:
         return

@@ -105,3 +105,17 @@ def test_an_update_of_the_whole_is_those_of_its_parts(gpt2: nn.Module) -> None:
     expected = gpt2(IDS).logits
     adapters.activate("parts")
     torch.testing.assert_close(gpt2(IDS).logits, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_part_that_reads_the_weight_sees_what_acts_on_the_whole(gpt2: nn.Module) -> None:
+    adapters = ak.Adapters(gpt2)
+    adapters.add("whole", ak.LoRA(rank=2, targets="fused.attn"))
+    adapters.add("part", ak.DoRA(rank=2, targets="attn.{q,v}"))
+    with torch.no_grad():
+        for name in ("whole", "part"):
+            for parameter in adapters.parameters(name):
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    adapters.activate({"whole": 1.0, "part": 1.0})
+    both = gpt2(IDS).logits
+    adapters.merge()
+    torch.testing.assert_close(gpt2(IDS).logits, both, rtol=1e-9, atol=1e-9)

@@ -25,7 +25,8 @@ class ScaledWeightModule(ak.AdapterModule):
     def forward(self, x: Tensor, base: Base) -> Tensor:
         frozen = cast("WeightBase", base)
         weight, bias = self.merged(frozen.weight, frozen.bias)
-        return call_weight(x, weight.to(x.dtype), bias, self.layout)
+        weight = weight if self.layout.form == "embedding" else weight.to(x.dtype)  # an embedding takes indices
+        return call_weight(x, weight, bias, self.layout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `AdapterModule.merged`."""
