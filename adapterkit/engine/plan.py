@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.adapter import AdditiveModule
 from adapterkit.backend import Lengthening
-from adapterkit.engine.bases import Computed, PartBase, SpanBase, SublayerBase, WholeBase
+from adapterkit.engine.around_weights import around_weights
+from adapterkit.engine.bases import Computed, SublayerBase
 from adapterkit.engine.blocks import BlockBase, argument_names, documents_told
 from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
@@ -24,18 +24,14 @@ from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.nesting import Args, Around, Forward, Kwargs, first_argument, nested
 from adapterkit.engine.recomputing import remembered
 from adapterkit.engine.selection import Selection
-from adapterkit.engine.slots import Found, Slot
+from adapterkit.engine.slots import Found, Slot, side_of
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import StateError
-from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.sums import Active, Combine, adding_alone, combine, effects, fitted, merge_weights, together
-from adapterkit.kernels.weights import base_weight
-from adapterkit.points import InjectionPoint, Span
+from adapterkit.kernels.sums import Active, combine
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
 
-ReadRows = Callable[[nn.Module, InjectionPoint], tuple[Tensor | None, Tensor | None]]
 _ORDER = ("weight", "tokens", "output")  # the first is innermost
 
 
@@ -69,14 +65,14 @@ class Plan:
         flat = [(slot, [one for one in flattened(active) if one[0].abilities.extend]) for slot, active in attention]
         reading = {slot.point.id for slot, active in flat if any(_reads_input(one) for one, _ in active)}
         self.attention = [
-            (_side(site.switch, slot), _kept(site.switch, slot) if slot.point.id in reading else None, active)
+            (side_of(site.switch, slot), _kept(site.switch, slot) if slot.point.id in reading else None, active)
             for slot, active in flat
             if active
         ]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
-        self.attending = [(_side(site.switch, slot), active) for slot, active in beside if active]
+        self.attending = [(side_of(site.switch, slot), active) for slot, active in beside if active]
         self.lengthening = {
-            slot.point.id: functools.partial(gathered, flattened(active), _side(site.switch, slot))
+            slot.point.id: functools.partial(gathered, flattened(active), side_of(site.switch, slot))
             for slot, active in found
             if slot.point.lengthens
         }
@@ -151,134 +147,6 @@ def _keeping(switch: Switch, key: str, module: nn.Module, forward: Forward, args
         switch.keep(key, None)
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------
-
-
-def _side(switch: Switch, slot: Slot) -> Side:
-    return lambda x: switch.side(x, slot.point.id, slot.repeats)
-
-
-def _around_weights(site: Site, found: Found) -> list[Around]:
-    whole = [one for one in found if one[0].point.span is None and one[0].point.in_span is None]
-    parts = [one for one in found if one not in whole] if whole else found  # act on what the whole layer gives
-    return [*_around_layer(site, whole, []), *_around_layer(site, parts, whole)]
-
-
-def _around_layer(site: Site, found: Found, beneath: Found) -> list[Around]:
-    if not found:
-        return []
-    point = found[0][0].point
-    side = _side(site.switch, found[0][0])
-    if point.in_span is not None and point.form == "embedding":
-        return [functools.partial(_around_indices, point, side, together(found[0][1]))]
-    if point.in_span is not None:
-        return [functools.partial(_around_columns, found, side)]
-    if point.span is not None:
-        return [functools.partial(_around_rows, found, side, functools.partial(_read_rows, beneath))]
-    whole = functools.partial(_around_whole, point, side, together(found[0][1]))
-    adding = adding_alone(found[0][1])
-    if adding is None or type(adding).added is not AdditiveModule.added:
-        return [whole]
-    return [functools.partial(_around_added, adding, whole)]
-
-
-def _around_added(
-    adapter: Any, whole: Around, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
-) -> Tensor:
-    """One adapter that only adds: of its base it needs the output alone. The usual case, and quick."""
-    own = adapter.__dict__  # `is_bare` without another call
-    if (
-        kwargs
-        or len(args) != 1
-        or own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-    ):
-        return whole(module, forward, args, kwargs)
-    x = args[0]
-    y = forward(x)
-    delta = adapter.delta(x)
-    if delta.shape == y.shape and delta.dtype == y.dtype:
-        return y + delta
-    return y + fitted(adapter, delta, y)
-
-
-def _around_whole(
-    point: InjectionPoint,
-    side: Side,
-    act: Combine,
-    module: nn.Module,
-    forward: Forward,
-    args: Args,
-    kwargs: Kwargs,
-) -> Tensor:
-    x, run = (args[0], forward) if len(args) == 1 and not kwargs else first_argument(forward, args, kwargs)
-    read = functools.partial(base_weight, module, point)
-    return act(x, WholeBase(run, x, side, point, read, by_rows=run is forward))
-
-
-def _read_rows(beneath: Found, module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None, Tensor | None]:
-    """The weight of some rows, with the effect of what acts on the whole layer before."""
-    if not beneath or point.span is None:
-        return base_weight(module, point)
-    slot, active = beneath[0]
-    weight, bias = base_weight(module, slot.point)
-    if weight is None:
-        return None, None
-    weight, bias = merge_weights(weight, bias, active)
-    return read_span(weight, point.span, 0), None if bias is None else read_span(bias, point.span, 0)
-
-
-def _around_rows(
-    found: Found, side: Side, read: ReadRows, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
-) -> Tensor:
-    """Points that are rows of a fused projection."""
-    x, run = first_argument(forward, args, kwargs)
-    whole, dim = Computed(run, x, side), found[0][0].point.feature_axis
-    parts: list[tuple[Span, Tensor]] = []
-    for slot, active in found:
-        point = slot.point
-        if point.span is not None:
-            base = SpanBase(whole, point.span, dim, point, functools.partial(read, module, point))
-            parts.append((point.span, combine(x, base, active)))
-    return write_spans(whole(x), parts, dim)
-
-
-def _around_columns(
-    found: Found, side: Side, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
-) -> Tensor:
-    """Points that see a part of the input each."""
-    x, run = first_argument(forward, args, kwargs)
-    whole = Computed(run, x, side)
-    out = whole(x)
-    for slot, active in found:
-        point = slot.point
-        if point.in_span is not None:
-            part = read_span(x, point.in_span, -1)
-            base = PartBase(whole, x, part, point.in_span, point, functools.partial(base_weight, module, point))
-            out = out + effects(part, base(part), base, active)
-    return out
-
-
-def _around_indices(
-    point: InjectionPoint,
-    side: Side,
-    act: Combine,
-    module: nn.Module,
-    forward: Forward,
-    args: Args,
-    kwargs: Kwargs,
-) -> Tensor:
-    """An embedding that has got more rows than its adapters know."""
-    x, run = first_argument(forward, args, kwargs)
-    rows = 0 if point.in_span is None else point.in_span.size
-    known = x.clamp(max=rows - 1)
-    base = WholeBase(run, known, side, point, functools.partial(base_weight, module, point))
-    return torch.where((x < rows).unsqueeze(-1), act(known, base), run(x))
-
-
 # -- sequences --------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +157,7 @@ def _around_tokens(site: Site, found: Found) -> list[Around]:
             longer = functools.partial(_positions, site.switch, slot, flattened(active))
             arounds.append(functools.partial(_longer, site.lengthening, longer))
         else:
-            arounds.append(functools.partial(_changed, active, _side(site.switch, slot)))
+            arounds.append(functools.partial(_changed, active, side_of(site.switch, slot)))
     return arounds
 
 
@@ -313,7 +181,7 @@ def _longer(
 
 
 def _positions(switch: Switch, slot: Slot, active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    added, visible = gathered(active, _side(switch, slot), tokens)
+    added, visible = gathered(active, side_of(switch, slot), tokens)
     count = added.shape[1]
     switch.lengthened(slot.point.id, tokens.shape[1] + count, count)
     return added, visible
@@ -346,7 +214,7 @@ def _around_block(
     run = functools.partial(forward, *args, **kwargs)
     key = slot.point.id
     told = functools.partial(documents_told, module, names, args, kwargs, x, hides=slot.hides)
-    base = BlockBase(x, run, *site.norms[key], _side(site.switch, slot), told=told)
+    base = BlockBase(x, run, *site.norms[key], side_of(site.switch, slot), told=told)
     return base.returned(combine(x, base, active), site.entries, key)
 
 
@@ -366,9 +234,9 @@ def _around_output(
         x = switch.take(slot.point.id, output)
         # A mixture of experts may give its tokens in one row, [batch * length, features].
         shaped = output if output.shape == x.shape else output.view(x.shape)
-        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], _side(switch, slot)), active)
+        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], side_of(switch, slot)), active)
         output = combined.view(output.shape)
     return (output, *result[1:]) if isinstance(result, tuple) else output
 
 
-_AROUND = {"weight": _around_weights, "tokens": _around_tokens, "output": _around_outputs}
+_AROUND = {"weight": around_weights, "tokens": _around_tokens, "output": _around_outputs}

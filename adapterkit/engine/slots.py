@@ -27,7 +27,9 @@ from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 if TYPE_CHECKING:
+    from adapterkit.engine.context import Side
     from adapterkit.engine.site import Site
+    from adapterkit.engine.switch import Switch
 
 
 class Slot(nn.Module):
@@ -208,3 +210,8 @@ def _forgive(slots: Any, keys: Any) -> None:
 
 Found = list[tuple[Slot, Active]]
 """Slots at which something acts, with what does."""
+
+
+def side_of(switch: Switch, slot: Slot) -> Side:
+    """Gives the side inputs of a slot's point, for the rows of an input."""
+    return lambda x: switch.side(x, slot.point.id, slot.repeats)
