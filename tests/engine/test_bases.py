@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapterkit.engine.around_weights import _around_whole
 from adapterkit.engine.bases import Computed, PartBase, SublayerBase
 from adapterkit.engine.context import Context, no_side
-from adapterkit.engine.plan import _around_whole, first_argument
+from adapterkit.engine.nesting import first_argument
 from adapterkit.points import Span, WeightLayout, WeightPoint
 
 POINT = WeightPoint("attn.o", "o", "", 4, 5, WeightLayout("linear"), in_span=Span(2, 4))
