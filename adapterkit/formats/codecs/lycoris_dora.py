@@ -11,6 +11,8 @@ from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.codecs.lycoris_lora import LoRACodec
 
 _SCALE = "dora_scale"
+_OWN = ("over", "scale_bias", "plain_norm")
+"""What a DoRA's config has beside a LoRA's."""
 
 
 class DoRACodec(Codec):
@@ -51,7 +53,10 @@ class DoRACodec(Codec):
                 "DoRA at parts of a fused layer cannot be said for the layer", context.where, place.point.id
             )
         plain = {name: tensor for name, tensor in one.tensors.items() if name != "magnitude"}
-        config = {name: value for name, value in one.config.items() if name != "over"}
+        if one.config.get("scale_bias") or one.config.get("plain_norm"):
+            told = "DoRA that scales the bias, or whose norm leaves out the scale, cannot be said; native and adapterhub can"
+            raise CheckpointError(told, context.where, place.point.id)
+        config = {name: value for name, value in one.config.items() if name not in _OWN}
         found = LoRACodec().write([(place, Said("lora", config, plain))], context)
         shape = [1] * len(place.shape)
         shape[1 if one.config.get("over") == "outputs" else 0] = -1
