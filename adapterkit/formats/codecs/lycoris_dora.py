@@ -54,7 +54,7 @@ class DoRACodec(Codec):
             )
         plain = {name: tensor for name, tensor in one.tensors.items() if name != "magnitude"}
         if one.config.get("scale_bias") or one.config.get("plain_norm"):
-            told = "DoRA that scales the bias, or whose norm leaves out the scale, cannot be said; native and adapterhub can"
+            told = "DoRA with scale_bias or plain_norm cannot be said here; native and adapterhub can"
             raise CheckpointError(told, context.where, place.point.id)
         config = {name: value for name, value in one.config.items() if name not in _OWN}
         found = LoRACodec().write([(place, Said("lora", config, plain))], context)
