@@ -252,7 +252,7 @@ def test_where_types_cannot_act(config: ak.AdapterConfig, message: str) -> None:
         (lambda: LoHa(rank=0), "rank must be from 1"),
         (lambda: LoHa(dropout=1.0), "dropout must be"),
         (lambda: LoKr(factor=0), "factor must be"),
-        (lambda: OFT(block=1), "block must be"),
+        (lambda: OFT(block=0), "block must be"),
         (lambda: OFT(constraint=-1.0), "constraint must be"),
         (lambda: BOFT(butterfly=0), "butterfly must be"),
     ],
