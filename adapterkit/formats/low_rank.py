@@ -28,14 +28,23 @@ def module_of(said: Said, point: InjectionPoint, where: object = None) -> Adapte
             f"adapter type {said.type!r} is unknown here.{did_you_mean(said.type, specs)}", where, point.id
         )
     config = class_of(specs[said.type], AdapterConfig).from_dict(dict(said.config))
-    with torch.random.fork_rng(devices=[]):  # whatever a type draws is overwritten, and the caller's numbers stay
-        module = config.build(point)
-    module.requires_grad_(False)
+    module = _built(config, point).requires_grad_(False)
     try:
         module.load_state_dict(dict(said.tensors), strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"its tensors are not those of {said.type}: {error}", where, point.id) from error
     return module.eval()
+
+
+def _built(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:
+    """A module without values; with those that are in no file, and are computed, where there are some."""
+    with torch.device("meta"):
+        module = config.build(point)
+    tensors = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
+    if tensors <= module.state_dict().keys():
+        return module
+    with torch.random.fork_rng(devices=[]):  # whatever a type draws is overwritten, and the caller's numbers stay
+        return config.build(point)
 
 
 def factors_of(said: Said, point: InjectionPoint, where: object = None) -> Factors | None:

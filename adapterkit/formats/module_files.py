@@ -182,6 +182,7 @@ class Placing:
         self._components = {} if points.model is None else points.model.components
         self._names = {name: ForeignNames(one) for name, one in self._components.items()}
         self._dialect, self._context, self._entries = dialect, context, entries
+        self._known: dict[tuple[str, str], list[Place] | None] = {}
 
     def all(self, found: Sequence[Found]) -> Iterator[tuple[Found, Sequence[Place] | None]]:
         """Every module with its places, in the order of the file."""
@@ -204,11 +205,16 @@ class Placing:
 
     def _places(self, components: Sequence[str], one: Found) -> list[Place] | None:
         for name in components:
-            pieces = self._names[name].find(one.name, flat=one.prefix.flat, original=one.prefix.original)
-            places = None if pieces is None else self._modules.placed(name, pieces)
-            if places is not None:
+            key = name, _label(one)
+            if key not in self._known:
+                self._known[key] = self._placed(name, one)
+            if (places := self._known[key]) is not None:
                 return places
         return None
+
+    def _placed(self, component: str, one: Found) -> list[Place] | None:
+        pieces = self._names[component].find(one.name, flat=one.prefix.flat, original=one.prefix.original)
+        return None if pieces is None else self._modules.placed(component, pieces)
 
     def _chosen(self, parts: Mapping[str, Sequence[Found]]) -> dict[str, list[str]]:
         """Part -> the component that it is. A text encoder is one part at most: that which fits it best."""

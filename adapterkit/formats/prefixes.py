@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 DENOISER, ANY = "denoiser", "model"
@@ -65,13 +66,14 @@ PREFIXES = tuple(
 
 _ENCODERS = "text_encoders."
 """A text encoder's name follows: those of CLIP and T5 are prefixes, others are of newer models."""
-_TEXTS = tuple(prefix.text for prefix in PREFIXES)
+_BY_TEXT = {prefix.text: prefix for prefix in PREFIXES}
+_ANY = re.compile("|".join(re.escape(text) for text in _BY_TEXT))
 
 
 def prefix_of(key: str) -> Prefix | None:
     """The prefix of a key; None where it has none that is known."""
-    if key.startswith(_TEXTS):
-        return next(prefix for prefix in PREFIXES if key.startswith(prefix.text))
+    if (found := _ANY.match(key)) is not None:
+        return _BY_TEXT[found[0]]
     if not key.startswith(_ENCODERS):
         return None
     name = key.removeprefix(_ENCODERS).partition(".")[0]
