@@ -17,10 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
+import adapterkit
 from adapterkit.checkpoint import WriteOptions
 from adapterkit.errors import ConfigError, shown
 from adapterkit.formats import container
 from adapterkit.formats.files import open_plain
+from adapterkit.formats.origins import OWN
 from adapterkit.naming import KnownBase
 
 _THUMBNAIL_LIMIT = 4 << 20
@@ -102,10 +104,10 @@ class Card:
         return found | self._modelspec(found)
 
     def _scripts(self, modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
-        version = self.options.base or self.known.get("ss_base_model_version") or (self.base and self.base.version)
+        known = self.options.base or self.known.get("ss_base_model_version") or (self.base and self.base.version)
         found = {
-            "ss_v2": str((version or "").startswith("sd_v2")),
-            "ss_base_model_version": version or "unknown",
+            "ss_v2": str((known or "").startswith("sd_v2")),
+            "ss_base_model_version": known or "unknown",
             "ss_output_name": self.options.title or self.known.get("ss_output_name") or self.title,
         }
         return found | _network(modules)
@@ -120,6 +122,7 @@ class Card:
             "title": found["ss_output_name"],
             "resolution": f"{base.width}x{base.height}" if base else "1024x1024",
             "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            "implementation_version": f"{OWN}{adapterkit.__version__}",
             "hash_sha256": f"0x{found['sshs_model_hash']}",
         }
         known = {key.removeprefix("modelspec."): v for key, v in found.items() if key.startswith("modelspec.")}

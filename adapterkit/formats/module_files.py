@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from adapterkit.checkpoint import (
     Checkpoint,
@@ -22,13 +23,14 @@ from adapterkit.checkpoint import (
 )
 from adapterkit.codec import Context, Place
 from adapterkit.errors import CheckpointError
-from adapterkit.formats import container
+from adapterkit.formats import container, other_readers
 from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.container import Entry
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.foreign_names import ForeignNames, known_base
 from adapterkit.formats.module_writing import ModuleNames, Writing, with_one_alpha
 from adapterkit.formats.modules import Modules, made_up
+from adapterkit.formats.origins import base_of, tool_of
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.pipeline_parts import candidates
 from adapterkit.formats.prefixes import ANY, Prefix, prefix_of
@@ -88,10 +90,21 @@ class ModuleFileFormat(Format):
         modules = [ForeignModule(_label(one), one.keys, places) for one, places in placed]
         wanted = {key for one in modules if one.places is not None for key in one.keys.values()}
         into = Collected(source.where)
-        reading = dialect.read(modules, source.tensors(wanted), context, into)
+        tensors = source.tensors(wanted)
+        reading = dialect.read(modules, tensors, context, into)
+        for sentence in _others_misread(modules, tensors, source.metadata):
+            context.note(sentence)
         checkpoint = Checkpoint(into.parts(context.shared), metadata=dict(source.metadata))
+        tool, version = tool_of(source.metadata)
         report = ReadReport(
-            reading.matched, reading.unmatched, [*left_over, *reading.left_over], list(context.notes), fresh=True
+            reading.matched,
+            reading.unmatched,
+            [*left_over, *reading.left_over],
+            list(context.notes),
+            tool,
+            version,
+            base_of(source.metadata, source.entries.items()),
+            fresh=True,
         )
         return ({"": checkpoint} if into else {}), report
 
@@ -162,6 +175,14 @@ def grouped(keys: Iterable[str], dialect: Dialect, where: object = None) -> tupl
             raise CheckpointError(f"says the same as {own[name]!r}", where, key)
         own[name] = key
     return list(found.values()), left_over
+
+
+def _others_misread(
+    modules: Sequence[ForeignModule], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> list[str]:
+    named = [(one.name, frozenset(one.keys)) for one in modules]
+    keys = {f"{one.name}.{name}": key for one in modules for name, key in one.keys.items()}
+    return other_readers.told(named, keys, tensors, metadata)
 
 
 def _label(found: Found) -> str:
