@@ -236,6 +236,8 @@ class Table(Generic[Value]):
 
     def idle(self, points: Iterable[InjectionPoint]) -> list[str]:
         """The selectors that match none of these points."""
+        if not self._texts:
+            return []
         used = {self._owner[number] for point in points for number in self._lookup.matching(point)}
         return [text for number, text in enumerate(self._texts) if number not in used]
 

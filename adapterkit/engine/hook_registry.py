@@ -39,9 +39,11 @@ class NoHooks:
 
 def unhook(adapter: nn.Module, site: Site) -> None:
     """Puts it into every module of an adapter."""
-    registry = NoHooks(site)
-    for module in adapter.modules():
+    registry, waiting = NoHooks(site), [adapter]
+    while waiting:  # as `Module.modules()` goes, in a fraction of its time
+        module = waiting.pop()
         module.__dict__[DIFFUSERS] = registry
+        waiting += [child for child in module._modules.values() if child is not None]
 
 
 def release(adapter: nn.Module) -> None:

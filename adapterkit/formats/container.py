@@ -274,14 +274,7 @@ def _entry(path: Path, name: str, entry: Any) -> Entry:
     return Entry(_DTYPES[dtype], tuple(shape), *offsets)
 
 
-_INT = {int}
-
-
 def _sizes(values: Any) -> bool:
     """Whether this is a list of non-negative integers that fit 63 bits."""
-    # Asked twice for each tensor of a file: a generator takes twice the time.
-    return (
-        isinstance(values, list)
-        and {*map(type, values)} <= _INT
-        and (not values or 0 <= min(values) <= max(values) < 1 << 63)
-    )
+    # Asked twice for each tensor of a file, whose shape has few numbers: the list takes half the time of a generator.
+    return isinstance(values, list) and all([type(value) is int and 0 <= value < 1 << 63 for value in values])  # noqa: C419

@@ -21,6 +21,6 @@ def not_finite(tensor: Tensor) -> int:
         return 0
     wide = _SUMMED.get(tensor.dtype)
     # One NaN or infinity makes the sum one too. A sum that only overflows is counted to be sure.
-    if wide is not None and math.isfinite(tensor.sum(dtype=wide).item()):
+    if wide is not None and math.isfinite((tensor.sum() if wide is tensor.dtype else tensor.sum(dtype=wide)).item()):
         return 0
     return tensor.numel() - int(torch.isfinite(tensor.float() if wide is None else tensor).sum())

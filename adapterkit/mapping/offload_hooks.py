@@ -55,6 +55,8 @@ def being_hooked(module: nn.Module) -> bool:
 
 def exchanges_data(module: nn.Module) -> bool:
     """Whether hooks put other data into the parameters of a module after each call: cast, or on another device."""
+    if not module._modules and DIFFUSERS not in module.__dict__:  # the usual case, and quick
+        return False
     registered = (hook for one in module.modules() if DIFFUSERS in one.__dict__ for hook in _hooks(one))
     return any(hasattr(hook, "storage_dtype") or hasattr(hook, "group") for hook in registered)
 

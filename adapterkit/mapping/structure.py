@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -88,6 +89,7 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[Any, ...]:
+    own = module.__dict__
     cls = type(module)  # adapting a module gives it another class of the same name
     return (
         cls.__module__,
@@ -95,7 +97,7 @@ def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[An
         [(name, id(child)) for name, child in children],
         [(name, _size(p)) for name, p in module._parameters.items()] if module._parameters else [],
         [*module._buffers.keys()] if module._buffers else [],  # a scripted module's have no iterator
-        [item for item in module.__dict__.items() if type(item[1]) in _SIZES],
+        [*itertools.compress(own.items(), map(_SIZES.__contains__, map(type, own.values())))],  # no loop of Python's
     )
 
 
