@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import torch
@@ -77,6 +77,28 @@ class BiasShift(AdapterModule):
         return weight, shift if bias is None else bias + shift
 
 
+class OwnBias(AdapterModule):
+    """A bias [out] of its own in the place of the base's, or where there was none: the values themselves."""
+
+    def __init__(self, point: InjectionPoint) -> None:
+        super().__init__()
+        self.axis = point.feature_axis
+        self.bias = nn.Parameter(torch.zeros(point.out_features))
+
+    def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
+        """See `AdapterModule.initialise`: a copy of the base's bias, zeros where it has none."""
+        if bias is not None:
+            self.bias.copy_(bias)
+
+    def forward(self, x: Tensor, base: Base) -> Tensor:
+        y, frozen = base(x), cast("WeightBase", base).bias
+        own = self.bias.to(y.dtype)
+        return y + (own if frozen is None else own - frozen).view(-1, *(1,) * (-1 - self.axis))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, self.bias.to(weight.dtype)
+
+
 class Rows(AdapterModule):
     """Rows of its own in the place of some of the base's: of an embedding's vectors, or of a projection's outputs.
 
@@ -145,7 +167,8 @@ class Trainable(AdapterConfig):
     Where head and embedding are tied, each gets values of its own: name both to train both.
 
     Attributes:
-        part: "weight", "bias" (of those points that have one) or "all".
+        part: "weight", "bias" (of those points that have one, and of those that settings name) or "all".
+        absolute: With part="bias", whether the bias itself is held, and not a change of the base's.
         rows: Single rows: of an embedding by index, of a projection by output.
         outputs: A new projection with this many outputs in the place of the base's, alone at its point. A loss that the
             model computes itself goes on counting the base's outputs (transformers' `config.num_labels`).
@@ -155,6 +178,7 @@ class Trainable(AdapterConfig):
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight", "norm"})
     targets: str = "head"
     part: str = "all"
+    absolute: bool = field(default=False, kw_only=True)
     rows: tuple[int, ...] | None = None
     outputs: int | None = None
     init: str = "base"
@@ -174,13 +198,15 @@ class Trainable(AdapterConfig):
             found.append("rows goes with neither outputs, part='bias' nor init='fresh'")
         if self.outputs is not None and self.part != "all":
             found.append(f"outputs makes a new weight and bias, so part must be 'all', not {self.part!r}")
+        if self.absolute and self.part != "bias":
+            found.append(f"absolute speaks of biases, so part must be 'bias', not {self.part!r}")
         if self.part == "bias" and self.init == "fresh":
             found.append("part='bias' trains a change of the base's bias, so init must be 'base'")
         return found
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
-        """See `AdapterConfig.narrow`: for biases, the points that have one."""
-        return [point for point in points if point.layout.bias or self.part != "bias"]
+        """See `AdapterConfig.narrow`: for biases, the points that have one, and those that settings name."""
+        return [point for point in points if point.layout.bias or self.part != "bias" or point.id in self.settings]
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if not isinstance(point, ParameterPoint):
@@ -206,7 +232,7 @@ class Trainable(AdapterConfig):
         if self.outputs is not None:
             return NewHead(point, self.outputs)
         if self.part == "bias":
-            return BiasShift(point)
+            return OwnBias(point) if self.absolute else BiasShift(point)
         bias = self.part == "all" and point.layout.bias
         return FullWeight(point, bias, self.init == "fresh")
 
