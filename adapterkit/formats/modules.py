@@ -119,15 +119,8 @@ def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
             if _covers(rows, total):
                 rows = None
             columns = None if point.in_span is None else _of(point.in_span)
-            yield Place(
-                point,
-                whole,
-                rows,
-                columns,
-                module.model,
-                module.stack,
-                fused=module.fused if len(pieces) == 1 else None,
-            )
+            fused = module.fused if len(pieces) == 1 else None
+            yield Place(point, whole, rows, columns, module.model, module.stack, fused=fused)
 
 
 def _starts(pieces: Sequence[Piece], sizes: Sequence[int]) -> Iterator[int]:

@@ -43,6 +43,12 @@ class PeftConfig:
         return found.upper() if isinstance(found, str) else found
 
     @property
+    def version(self) -> str:
+        """The release that wrote it."""
+        found = self.values.get("peft_version", "")
+        return found if isinstance(found, str) else ""
+
+    @property
     def kept(self) -> dict[str, str]:
         """What an adapter keeps of it beside its tensors."""
         return {name: text for name in KEPT if isinstance(text := self.values.get(name), str) and text}
@@ -64,12 +70,11 @@ class PeftConfig:
             own = self._patterns[name].at(module)
             if own is not None:
                 found |= {field: own for field in fields if field in found}
+        rows = found.get("trainable_token_indices")
+        if isinstance(rows, Mapping):
+            own = next((end for end in rows if module == end or module.endswith(f".{end}")), None)
+            found["trainable_token_indices"] = rows.get(own)
         return found
-
-    @property
-    def uniform(self) -> bool:
-        """Whether no pattern can make one module differ from another."""
-        return not any(len(patterns) for patterns in self._patterns.values())
 
     def _pattern(self, name: str) -> Patterns:
         given = self.values.get(name) or {}
