@@ -98,8 +98,8 @@ def _column_norms(weight: Tensor) -> Tensor:
 class DoRA(LoRA):
     """`W' = m (W + s B A) / ||W + s B A||`, row by row (Liu et al. 2024, arXiv:2402.09353, eq. 5).
 
-    The magnitudes m start as the norms of W's rows, so that the effect is zero. The other options are LoRA's; dropout
-    reaches the update alone.
+    The magnitudes m start as the norms of W's rows, so that the effect is zero; an embedding's rows are the features of
+    its vectors. The other options are LoRA's; dropout reaches the update alone.
 
     Attributes:
         scale_bias: Whether `m / ||...||` scales the bias too; the paper has none.
@@ -124,8 +124,6 @@ class DoRA(LoRA):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
-        if point.form == "embedding":
-            return "DoRA scales the rows of a weight that multiplies features, and an embedding takes indices; use LoRA"
         if point.in_span is not None:
             return "DoRA scales all that a projection gives, and this point has a part of its input; use LoRA"
         if self.over == "outputs" and point.span is not None:

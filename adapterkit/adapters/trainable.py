@@ -167,8 +167,9 @@ class Trainable(AdapterConfig):
     Where head and embedding are tied, each gets values of its own: name both to train both.
 
     Attributes:
-        part: "weight", "bias" (of those points that have one, and of those that settings name) or "all".
-        absolute: With part="bias", whether the bias itself is held, and not a change of the base's.
+        part: "weight", "bias" (of those points that have one) or "all".
+        absolute: With part="bias", whether the bias itself is held, and not a change of the base's. A layer that has
+            none then gets one.
         rows: Single rows: of an embedding by index, of a projection by output.
         outputs: A new projection with this many outputs in the place of the base's, alone at its point. A loss that the
             model computes itself goes on counting the base's outputs (transformers' `config.num_labels`).
@@ -205,13 +206,15 @@ class Trainable(AdapterConfig):
         return found
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
-        """See `AdapterConfig.narrow`: for biases, the points that have one, and those that settings name."""
-        return [point for point in points if point.layout.bias or self.part != "bias" or point.id in self.settings]
+        """See `AdapterConfig.narrow`: for changes of biases, the points that have one."""
+        return [point for point in points if point.layout.bias or self.part != "bias" or self.absolute]
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if not isinstance(point, ParameterPoint):
             return super().accepts(point)
         form, access = point.layout.form, point.layout.access
+        if self.absolute and point.form == "embedding":
+            return "an embedding has no bias"
         if self.rows is not None:
             count = point.in_features if form == "embedding" else point.out_features
             if form in ("conv", "norm"):

@@ -94,10 +94,10 @@ class _Reader:
             matched += reading.matched
             (unknown if names.behind(foreign) else unmatched).extend(reading.unmatched)
             unknown += reading.left_over
-        for name, key in keys.whole.items():
-            if key not in matched:
-                (matched if name in context.used else unknown).append(key)
-        unknown = list(dict.fromkeys(unknown))
+        matched += [key for name, key in keys.whole.items() if name in context.used]
+        unknown += keys.whole.values()
+        done = {*matched}
+        unknown = [key for key in dict.fromkeys(unknown) if key not in done]
         self._check_type(unknown)
         notes = [*names.notes, *context.notes]
         base = self._config.kept.get("base_model_name_or_path", "")

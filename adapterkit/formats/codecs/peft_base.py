@@ -13,9 +13,9 @@ from adapterkit.points import InjectionPoint
 
 def whole_point(place: Place) -> InjectionPoint:
     """The layer as a point, of which the place's point may be some rows."""
-    groups = place.point.layout.groups
-    width = place.shape[1] * groups if len(place.shape) > 1 else place.point.in_features
-    return dataclasses.replace(place.point, span=None, in_span=None, out_features=place.shape[0], in_features=width)
+    point = place.point
+    width = point.in_features if place.columns is None else place.shape[1] * point.layout.groups
+    return dataclasses.replace(point, span=None, in_span=None, out_features=place.shape[0], in_features=width)
 
 
 def whole_base(place: Place, where: object) -> tuple[Tensor, Tensor | None]:

@@ -56,12 +56,9 @@ class LoRACodec(Codec):
         kind = "lora"
         if magnitude is not None:
             kind, own["magnitude"] = "dora", place.of_rows(_magnitude(magnitude, place, context)).contiguous()
-        config, own = started(config, own, place, context)
-        said = [Said(kind, config, own)]
-        if _BIAS in tensors:
-            shift = place.of_rows(tensors[_BIAS]) * _scale(config)
-            said.append(Said("trainable", {"part": "bias"}, {"shift": shift.contiguous()}))
-        return said
+        scale = _scale(config)
+        config, own = started(config, own, scale, place, context)
+        return [Said(kind, config, own), *_bias(tensors.get(_BIAS), scale, place, context)]
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
@@ -120,6 +117,19 @@ def _config(rank: int, place: Place, context: Context) -> dict[str, Any]:
     return config
 
 
+def _bias(bias: Tensor | None, scale: float, place: Place, context: Context) -> list[Said]:
+    """What `lora_bias` adds to an output: a change of the bias, or one where there was none."""
+    if bias is None:
+        return []
+    if bias.shape != place.shape[:1]:
+        told = f"B's bias is {tuple(bias.shape)}, for {place.shape[0]} outputs"
+        raise ShapeMismatchError(told, context.where, place.point.path)
+    shift = (place.of_rows(bias) * scale).contiguous()
+    absolute = not place.point.layout.bias
+    config = {"part": "bias", "absolute": absolute}
+    return [Said("trainable", config, {"bias" if absolute else "shift": shift})]
+
+
 def _scale(config: Mapping[str, Any]) -> float:
     return config["alpha"] / (math.sqrt(config["rank"]) if "scaling" in config else config["rank"])
 
@@ -146,6 +156,10 @@ def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> 
     """The magnitude of the whole module: where a row has none of its own, the norm that leaves it as it is."""
     if all(one.type != "dora" for _, one in said):
         return {}
+    for place, one in said:
+        if one.config.get("scale_bias") or (one.config.get("plain_norm") and one.config.get("alpha") is not None):
+            told = "PEFT's DoRA scales no bias, and takes the norm of the scaled update; native and adapterhub hold this one"
+            raise CheckpointError(told, context.where, place.point.path)
     context.config["use_dora"] = True
     first = said[0][0]
     if first.whole:
