@@ -227,6 +227,8 @@ _CODECS = (
     ("lycoris_lora", "lycoris_lora:LoRACodec", "lycoris", "lora_down, lora_up and an alpha a module"),
     ("peft_adalora", "peft_adalora:AdaLoRACodec", "peft", "lora_A, lora_B and the singular values lora_E"),
     ("peft_trainable", "peft_trainable:TrainableCodec", "peft", "modules to save, biases, norms, rows of embeddings"),
+    ("peft_prompt", "peft_prompt:PromptCodec", "peft", "positions in front of the sequence"),
+    ("peft_prefix", "peft_prefix:PrefixCodec", "peft", "keys and values of all layers in one tensor"),
     ("peft_lora", "peft_lora:LoRACodec", "peft", "lora_A and lora_B, rank and alpha in the config"),
     ("lycoris_dora", "lycoris_dora:DoRACodec", "lycoris", "the same and dora_scale"),
 )
