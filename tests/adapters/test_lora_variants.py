@@ -274,9 +274,9 @@ def test_dora_from_a_file_needs_no_start(model: toys.ToyModel, adapters: ak.Adap
     assert torch.equal(model(X), y)
 
 
-def test_dora_scales_the_features_of_an_embedding(adapters: ak.Adapters) -> None:
+def test_dora_scales_the_features_of_an_embedding(model: toys.ToyModel, adapters: ak.Adapters) -> None:
     [point] = [point for point in adapters.points() if point.role == "embed.tokens"]
-    table = adapters.model.get_submodule(point.path).weight.detach()  # type: ignore[attr-defined]
+    table = model.get_submodule(point.path).weight.detach()
     adapters.add("d", ak.DoRA(targets="embed.tokens", rank=2))
     randomize(adapters, "d")
     [module] = adapters.modules("d").values()
@@ -284,7 +284,7 @@ def test_dora_scales_the_features_of_an_embedding(adapters: ak.Adapters) -> None
     wanted = (module.magnitude / moved.norm(dim=1))[:, None] * moved  # type: ignore[operator]
     adapters.activate("d")
     with torch.no_grad():
-        assert torch.allclose(adapters.model.get_submodule(point.path)(X), wanted.mT[X], atol=1e-6)  # type: ignore[attr-defined]
+        assert torch.allclose(model.get_submodule(point.path)(X), wanted.mT[X], atol=1e-6)
 
 
 def test_dora_never_forms_the_dense_product() -> None:

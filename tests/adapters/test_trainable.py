@@ -231,3 +231,17 @@ def test_token_rows_are_those_of_peft() -> None:
     [module] = adapters.modules("mine").values()
     module.values.data.copy_(delta.data)  # type: ignore[union-attr,operator]
     assert torch.allclose(base(X).logits, theirs(X).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_of_ones_own_stands_in_the_place_of_the_bases_or_where_there_is_none() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, bias=False))
+    adapters, x = ak.Adapters(net), torch.randn(2, 3)
+    first, second = (point.id for point in adapters.points() if point.kind == "weight")
+    adapters.add("b", ak.Trainable(part="bias", absolute=True, settings={first: {}, second: {}}))
+    assert torch.equal(adapters.modules("b")[first].bias, net[0].bias)  # type: ignore[arg-type]
+    randomize(adapters, "b")
+    one, two = (adapters.modules("b")[key].bias for key in (first, second))
+    adapters.activate("b")
+    torch.testing.assert_close(net(x), (x @ net[0].weight.mT + one) @ net[1].weight.mT + two)  # type: ignore[operator]
+    with pytest.raises(errors.ConfigError, match="part must be 'bias'"):
+        ak.Trainable(absolute=True)

@@ -19,6 +19,8 @@ _A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 _EMBEDDING_A, _EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 
+_OF_DORA = ("scale_bias", "plain_norm")
+
 _OTHER_FORWARDS = {
     "alora_invocation_tokens": "acts from the position of certain tokens on",
     "arrow_config": "routes each token among other adapters",
@@ -83,7 +85,8 @@ def _plain(said: Said) -> Said:
     """The update of DoRA without the magnitude."""
     if said.type != "dora":
         return said
-    return Said("lora", said.config, {name: tensor for name, tensor in said.tensors.items() if name != "magnitude"})
+    config = {name: value for name, value in said.config.items() if name not in _OF_DORA}
+    return Said("lora", config, {name: tensor for name, tensor in said.tensors.items() if name != "magnitude"})
 
 
 def _factors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -158,7 +161,7 @@ def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> 
         return {}
     for place, one in said:
         if one.config.get("scale_bias") or (one.config.get("plain_norm") and one.config.get("alpha") is not None):
-            told = "PEFT's DoRA scales no bias, and takes the norm of the scaled update; native and adapterhub hold this one"
+            told = "PEFT's DoRA scales no bias, and has the norm of the scaled update; native and adapterhub hold it"
             raise CheckpointError(told, context.where, place.point.path)
     context.config["use_dora"] = True
     first = said[0][0]
