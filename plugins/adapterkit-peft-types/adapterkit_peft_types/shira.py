@@ -13,6 +13,8 @@ import adapterkit as ak
 from adapterkit.points import Kind
 
 _MAX_RANK, _MAX_SEED = 2**12, 2**63 - 1
+_MANY = 8
+"""Times as many entries as numbers, from which on most that are drawn are different."""
 
 
 class SHiRAModule(ak.AdditiveModule):
@@ -38,9 +40,19 @@ def _places(matrix: tuple[int, int], count: int, seed: int | None) -> Tensor:
     """`count` different places of a matrix, [2, count] in their order: drawn as PEFT draws them from a seed."""
     if torch.empty(0).is_meta:
         return torch.empty(2, count, dtype=torch.int32)
+    size = math.prod(matrix)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    places = torch.randperm(math.prod(matrix), generator=generator, device="cpu")[:count].sort().values
+    places = _few(size, count) if seed is None and count * _MANY < size else None
+    if places is None:
+        places = torch.randperm(size, generator=generator, device="cpu")[:count]
+    places = places.sort().values
     return torch.stack((places // matrix[1], places % matrix[1])).int()
+
+
+def _few(size: int, count: int) -> Tensor | None:
+    """`count` different numbers below `size`, without a permutation of all; None where too many were drawn twice."""
+    drawn = torch.randint(size, (2 * count,), device="cpu").unique()
+    return drawn[torch.randperm(len(drawn), device="cpu")[:count]] if len(drawn) >= count else None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,25 @@ from adapterkit.points import Kind
 from adapterkit_peft_types import wavelets
 
 _MAX_COEFFICIENTS, _MAX_SCALE, _MAX_SEED = 2**24, 1e6, 2**63 - 1
+
+
+class Places(nn.Module):
+    """Random places in weights of every size that there is, `of_SIZE` [n]: all that have a size have the same.
+
+    They are drawn from a seed once for all layers, as PEFT draws them for each; files do not hold them.
+
+    Args:
+        counts: Size of a weight -> how many places are needed in it.
+        seed: Of a generator of their own.
+    """
+
+    def __init__(self, counts: Mapping[int, int], seed: int) -> None:
+        super().__init__()
+        for size, count in counts.items():
+            places = torch.empty(count, dtype=torch.int64)  # on the default device: nothing is drawn on the meta device
+            if not places.is_meta:
+                places = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].clone()
+            self.register_buffer(f"of_{size}", places, persistent=False)
 
 
 class WaveFTModule(ak.AdditiveModule):
@@ -28,14 +48,12 @@ class WaveFTModule(ak.AdditiveModule):
         self.shape, self.scaling = point.shape, config.scaling
         self.matrix = (point.shape[0], math.prod(point.shape[1:]))
         self.filters = wavelets.synthesis(config.wavelet) if config.transform else None
-        count = min(config.coefficients, math.prod(self.matrix))
-        self.values = nn.Parameter(torch.zeros(count))
-        drawn = _places(math.prod(self.matrix), count, config.location_seed)
-        self.register_buffer("places", drawn, persistent=False)
+        self.values = nn.Parameter(torch.zeros(config.count_at(point)))
 
     def delta_weight(self) -> Tensor:
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32)) * self.scaling
-        return _updated(values, cast("Tensor", self.places), self.matrix, self.filters).reshape(self.shape)
+        places: Tensor = getattr(self.shared, f"of_{math.prod(self.matrix)}").to(values.device)[: len(values)]
+        return _updated(values, places, self.matrix, self.filters).reshape(self.shape)
 
 
 def _updated(
@@ -64,13 +82,6 @@ def _joined(bands: Tensor, kernel: Tensor) -> Tensor:
     return F.conv_transpose1d(bands, kernel, stride=2, padding=kernel.shape[-1] - 2).squeeze(1)
 
 
-def _places(size: int, count: int, seed: int) -> Tensor:
-    """`count` different places out of `size`, drawn from a seed: whoever loads a file draws the same."""
-    if torch.empty(0).is_meta:
-        return torch.empty(count, dtype=torch.int64)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].clone()
-
-
 @dataclass(frozen=True)
 class WaveFT(ak.AdapterConfig):
     """`W + scaling * S(F)`, with n learnt coefficients in F for each layer, at random places.
@@ -84,6 +95,7 @@ class WaveFT(ak.AdapterConfig):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"weight"})
+    common: ClassVar[frozenset[str]] = frozenset({"location_seed"})
     targets: str = "attention"
     coefficients: int = 2592
     scaling: float = 25.0
@@ -108,5 +120,16 @@ class WaveFT(ak.AdapterConfig):
             return "WaveFT acts on whole grouped convolutions"
         return super().accepts(point)
 
+    def count_at(self, point: ak.InjectionPoint) -> int:
+        """The number of coefficients at a point."""
+        return min(self.coefficients, math.prod(point.shape))
+
     def build(self, point: ak.InjectionPoint) -> WaveFTModule:
         return WaveFTModule(point, self)
+
+    def shared(self, points: Sequence[ak.InjectionPoint]) -> Places:
+        counts: dict[int, int] = {}
+        for point in points:
+            size = math.prod(point.shape)
+            counts[size] = max(self.at(point).count_at(point), counts.get(size, 0))
+        return Places(counts, self.location_seed)
