@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterkit import hookimpl
-from adapterkit.specs import AdapterSpec
+from adapterkit.specs import AdapterSpec, CodecSpec
 
 
 @hookimpl
@@ -20,4 +20,17 @@ def adapterkit_register_adapters() -> list[AdapterSpec]:
             kinds={"attention"},
             summary="attention over a learnt prompt, gated from zero",
         ),
+    ]
+
+
+@hookimpl
+def adapterkit_register_codecs() -> list[CodecSpec]:
+    """How PEFT writes `llama_adapter`."""
+    return [
+        CodecSpec(
+            "peft_adaption_prompt",
+            "adapterkit_conditioning.adaption_prompt:AdaptionPromptCodec",
+            dialect="peft",
+            summary="adaption_gate, adaption_prompt",
+        )
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.points import WeightLayout
 from adapterkit_peft_types.ranked import Ranked, Thinned
 
 _MAX_BOUND, _LEAST_NORM = 1e6, 1e-4
@@ -42,11 +43,16 @@ class DeLoRAModule(Thinned):
 
     def product(self) -> ak.Factors:
         """The update, dropout aside."""
-        wide = torch.promote_types(self.A.dtype, torch.float32)
-        a = torch.linalg.vector_norm(self.A.flatten(1), dim=1, dtype=wide).clamp_min(_LEAST_NORM)
-        b = torch.linalg.vector_norm(self.B, dim=0, dtype=wide).clamp_min(_LEAST_NORM)
-        sizes = (self.bound / len(a) / (a * b)).to(self.B.dtype)
-        return ak.Factors(self.A * cast("Tensor", self.norms).to(self.A.dtype), self.B * sizes, self.layout)
+        return update(self.A, self.B, self.bound, cast("Tensor", self.norms), self.layout)
+
+
+def update(a: Tensor, b: Tensor, bound: Tensor, norms: Tensor, layout: WeightLayout) -> ak.Factors:
+    """The update of `DeLoRAModule` from its tensors."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(a.flatten(1), dim=1, dtype=wide).clamp_min(_LEAST_NORM)
+    columns = torch.linalg.vector_norm(b, dim=0, dtype=wide).clamp_min(_LEAST_NORM)
+    sizes = (bound / len(a) / (rows * columns)).to(b.dtype)
+    return ak.Factors(a * norms.to(a.dtype), b * sizes, layout)
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,8 @@ class GraLoRAModule(Thinned):
             nn.init.kaiming_uniform_(self.A_whole, a=math.sqrt(5))
 
     def product(self) -> ak.Factors:
-        """The update, dropout aside: k r ranks, of which each block of columns, and of rows, meets a k-th."""
-        k = self.blocks
-        identity = torch.eye(k, dtype=self.A.dtype, device=self.A.device)
-        a = torch.einsum("nior,nm->onrmi", self.A.unflatten(-1, (k, -1)), identity).flatten(3).flatten(0, 2)
-        b = torch.einsum("onrj,op->pjonr", self.B.unflatten(1, (k, -1)), identity).flatten(2).flatten(0, 1)
+        """The update, dropout aside."""
+        a, b = widened(self.A, self.B)
         if self.A_whole is not None and self.B_whole is not None:
             a, b = torch.cat([a, self.A_whole]), torch.cat([b, self.B_whole], dim=1)
         return ak.Factors(a.unflatten(1, self.rest), b, self.layout, self.scale)
@@ -67,6 +64,18 @@ class GraLoRAModule(Thinned):
         if self.A_whole is not None and self.B_whole is not None:
             y = y + nn.functional.linear(nn.functional.linear(x, self.A_whole.to(x.dtype)), self.B_whole.to(x.dtype))
         return y * self.scale
+
+
+def widened(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """`A` and `B` of `GraLoRAModule` as factors of the whole weight, [k r, in] and [out, k r].
+
+    Each block of columns, and of rows, meets a k-th of their ranks.
+    """
+    k = len(a)
+    identity = torch.eye(k, dtype=a.dtype, device=a.device)
+    wide_a = torch.einsum("nior,nm->onrmi", a.unflatten(-1, (k, -1)), identity).flatten(3).flatten(0, 2)
+    wide_b = torch.einsum("onrj,op->pjonr", b.unflatten(1, (k, -1)), identity).flatten(2).flatten(0, 1)
+    return wide_a, wide_b
 
 
 @dataclass(frozen=True)

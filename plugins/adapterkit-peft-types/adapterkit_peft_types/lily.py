@@ -20,22 +20,27 @@ _OVER = ("sample", "batch")
 
 
 class Factors(nn.Module):
-    """All A [rank, in] and B [experts, rank, out] of an adapter.
+    """All A [rank, in] and B [experts, rank, out] of an adapter, by name.
 
     Args:
-        a, b: The sizes of each: inputs, outputs.
-        places: Point id -> which A and which B.
+        a, b: Name -> size: inputs of an A, outputs of a B.
+        places: Point id -> the names of its A and its B.
         rank, experts: See `Lily`.
     """
 
     def __init__(
-        self, a: Sequence[int], b: Sequence[int], places: Mapping[str, tuple[int, int]], rank: int, experts: int
+        self,
+        a: Mapping[str, int],
+        b: Mapping[str, int],
+        places: Mapping[str, tuple[str, str]],
+        rank: int,
+        experts: int,
     ) -> None:
         super().__init__()
         self.places = dict(places)
-        self.A = nn.ParameterList(nn.Parameter(torch.empty(rank, width)) for width in a)
-        self.B = nn.ParameterList(nn.Parameter(torch.zeros(experts, rank, out)) for out in b)
-        for one in self.A:
+        self.A = nn.ParameterDict({name: nn.Parameter(torch.empty(rank, width)) for name, width in a.items()})
+        self.B = nn.ParameterDict({name: nn.Parameter(torch.zeros(experts, rank, out)) for name, out in b.items()})
+        for one in self.A.values():
             nn.init.kaiming_uniform_(one, a=math.sqrt(5))
 
 
@@ -69,8 +74,7 @@ class LilyModule(ak.AdapterModule):
 class Lily(Ranked):
     """A for a few consecutive layers each, experts B for all layers, and a router that mixes these for each layer.
 
-    Layers of one group share: those of equal `group` (or role, where it is empty) and equal shape. It does not merge:
-    what is added is no linear function of x.
+    Layers of one group share: those of equal role and shape. It does not merge: what is added is not linear in x.
 
     Attributes:
         rank: Of each A and B.
@@ -79,7 +83,8 @@ class Lily(Ranked):
         scale: Factor on the update.
         over: The router's shares are a mean over the tokens of each "sample"; or of the whole "batch", as PEFT computes
             them: what a row gets then depends on the other rows that have the adapter.
-        group: What shares factors, beside the shape; empty for the role.
+        a: Name of the A of a point, which others have too; empty for one of every `stride` layers of a group.
+        b: Name of the group, if it is not the role.
     """
 
     common: ClassVar[frozenset[str]] = frozenset({"rank", "experts", "stride"})
@@ -89,7 +94,8 @@ class Lily(Ranked):
     stride: int = 1
     scale: float = 1.0
     over: str = "sample"
-    group: str = ""
+    a: str = ""
+    b: str = ""
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -111,21 +117,25 @@ class Lily(Ranked):
     def build(self, point: ak.InjectionPoint) -> LilyModule:
         return LilyModule(point, self.rank, self.experts, self.scale, self.over == "batch")
 
+    def names(self, point: ak.InjectionPoint) -> tuple[str, str]:
+        """What the A and the B of a point are called, where this is its own config."""
+        second, layer = key_of(self.b or point.role, point.shape), point.tags.get("layer")
+        shares = self.stride > 1 and isinstance(layer, int)
+        slot = int(layer or 0) // self.stride if shares else point.id.partition("@")[2].replace(".", "-")
+        return self.a or f"{second}-{slot}", second
+
     def shared(self, points: Sequence[ak.InjectionPoint]) -> Factors:
         """All A and B: see the class."""
-        a: list[int] = []
-        b: list[int] = []
-        groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-        places: dict[str, tuple[int, int]] = {}
+        a: dict[str, int] = {}
+        b: dict[str, int] = {}
+        places: dict[str, tuple[str, str]] = {}
         for point in points:
-            key = (self.at(point).group or point.role, point.shape)
-            if key not in groups:
-                groups[key] = [len(b), 0, 0]  # its B, its members, its last A
-                b.append(point.out_features)
-            group = groups[key]
-            if group[1] % self.stride == 0:
-                group[2] = len(a)
-                a.append(point.in_features)
-            group[1] += 1
-            places[point.id] = (group[2], group[0])
+            first, second = self.at(point).names(point)
+            a[first], b[second] = point.in_features, point.out_features
+            places[point.id] = (first, second)
         return Factors(a, b, places, self.rank, self.experts)
+
+
+def key_of(group: str, shape: Sequence[int]) -> str:
+    """What a group's B is called, for weights of a shape; a parameter's name has no dots."""
+    return f"{group.replace('.', '-')}-{'x'.join(map(str, shape))}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.points import Kind
+from adapterkit.points import Kind, WeightLayout
 
 
 class OSFModule(ak.AdditiveModule):
@@ -38,19 +38,11 @@ class OSFModule(ak.AdditiveModule):
 
     def initialise(self, weight: Tensor, bias: Tensor | None) -> None:
         """See `AdapterModule.initialise`: the parts of the weight's singular value decomposition."""
-        for name, value in self.decomposed(weight).items():
-            cast("Tensor", getattr(self, name)).copy_(value)
+        for name, value in decomposed(weight, min(len(self.U), self.V.shape[1]) - len(self.S)).items():
             if name != "K":
                 cast("Tensor", getattr(self, f"{name}0")).copy_(value)
-
-    def decomposed(self, weight: Tensor) -> dict[str, Tensor]:
-        """U, S and V of the smaller singular values, and K, of a weight [out, in / groups, *kernel]."""
-        u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-        kept = len(s) - len(self.S)
-        found = {"U": u[:, kept:], "S": s[kept:], "V": vh[kept:]}
-        if self.K is not None:
-            found["K"] = u[:, :kept].mT if len(u) > vh.shape[1] else vh[:kept]
-        return found
+            if getattr(self, name) is not None:
+                cast("Tensor", getattr(self, name)).copy_(value)
 
     def factors(self) -> ak.Factors:
         """See `AdditiveModule.factors`: exactly zero at the start."""
@@ -58,8 +50,8 @@ class OSFModule(ak.AdditiveModule):
         longer = len(u0) > v0.shape[1]
         u = self._directed(self.U.mT, u0.mT, longer).mT
         v = self._directed(self.V, v0, not longer)
-        a, b = torch.cat([v, v - v0]), torch.cat([u * self.S - u0 * s0, u0 * s0], dim=1)
-        return ak.Factors(a.unflatten(1, self.rest), b, self.layout)
+        factors = update(u, self.S, v, u0, s0, v0, self.layout)
+        return ak.Factors(factors.A.unflatten(1, self.rest), factors.B, self.layout)
 
     def _directed(self, rows: Tensor, start: Tensor, longer: bool) -> Tensor:
         """The rows, with gradients in the rows' own subspace alone."""
@@ -70,6 +62,24 @@ class OSFModule(ak.AdditiveModule):
             kept = cast("Tensor", self.K)
             return rows.detach() + (step - step @ kept.mT @ kept)
         return rows.detach() + step @ start.mT @ start
+
+
+def update(u: Tensor, s: Tensor, v: Tensor, u0: Tensor, s0: Tensor, v0: Tensor, layout: WeightLayout) -> ak.Factors:
+    """`U diag(S) V - U0 diag(S0) V0` as factors of twice the rank: exactly zero where nothing has moved."""
+    return ak.Factors(torch.cat([v, v - v0]), torch.cat([u * s - u0 * s0, u0 * s0], dim=1), layout)
+
+
+def decomposed(weight: Tensor, kept: int) -> dict[str, Tensor]:
+    """U, S and V of a weight's smaller singular values, and K, the longer vectors of the `kept` larger ones.
+
+    Args:
+        weight: [out, in / groups, *kernel].
+        kept: How many are larger.
+    """
+    u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    larger = u[:, :kept].mT if len(u) > vh.shape[1] else vh[:kept]
+    found = {"U": u[:, kept:], "S": s[kept:], "V": vh[kept:], "K": larger}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_it_is_that_of_peft(stride: int, shape: tuple[int, ...]) -> None:
             nn.init.normal_(parameter)
     adapters = ak.Adapters(base)
     targets = " ".join(f"path:{name}" for name in names)
-    adapters.add("a", Lily(rank=3, experts=3, stride=stride, scale=1.7, over="batch", group="one", targets=targets))
+    adapters.add("a", Lily(rank=3, experts=3, stride=stride, scale=1.7, over="batch", b="one", targets=targets))
     paths = {point.id: point.path for point in adapters.points()}
     for key, module in adapters.modules("a").items():
         layer = theirs.base_model.model.get_submodule(paths[key])

@@ -1,0 +1,235 @@
+"""Files of PEFT: what PEFT saves is read as what it computes, and what is written PEFT reads, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import adapterkit_peft_types
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import adapterkit as ak
+from adapterkit import errors
+from adapterkit.torchvision_ops import ensure_torchvision_ops
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    """The package's types and codecs have names, installed or not."""
+    ensure_torchvision_ops()
+    manager = ak.get_plugin_manager()
+    if "peft_delora" in manager.codecs():
+        yield
+        return
+    manager.register(adapterkit_peft_types, name="peft_types_tests")
+    yield
+    manager.unregister(name="peft_types_tests")
+
+
+class Net(nn.Module):
+    """Layers of several shapes, with and without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(20, 12)
+        self.first, self.second = nn.Linear(12, 16), nn.Linear(16, 12, bias=False)
+        self.third = nn.Linear(12, 12)
+        self.conv = nn.Conv1d(12, 6, 3, padding=1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.second(self.first(self.emb(ids)).tanh())
+        return self.conv(self.third(x).mT)
+
+
+def neox() -> nn.Module:
+    """Queries, keys and values in one layer, head by head."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(vocab_size=20, **size))
+
+
+def gpt2() -> nn.Module:
+    """The same in layers that are stored transposed."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2))
+
+
+LINEAR = ["first", "second", "third"]
+IDS = torch.tensor([[1, 2, 3, 4], [5, 19, 0, 7]])
+CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "delora": ("DeloraConfig", {"r": 3, "target_modules": LINEAR, "rank_pattern": {"second": 2}}, Net),
+    "delora_dropout": ("DeloraConfig", {"target_modules": LINEAR, "delora_lambda": 7, "module_dropout": 0.1}, Net),
+    "delora_fused": ("DeloraConfig", {"r": 3, "target_modules": ["query_key_value"]}, neox),
+    "gralora": ("GraloraConfig", {"r": 4, "target_modules": LINEAR, "alpha": 6}, Net),
+    "gralora_hybrid": ("GraloraConfig", {"r": 6, "gralora_k": 3, "hybrid_r": 2, "target_modules": ["third"]}, Net),
+    "gralora_fused": ("GraloraConfig", {"r": 4, "target_modules": ["c_attn"]}, gpt2),
+    "hira": ("HiraConfig", {"r": 3, "target_modules": LINEAR, "rank_pattern": {"second": 2}}, Net),
+    "hira_all": ("HiraConfig", {"r": 2, "target_modules": ["emb", "conv"], "hira_dropout": 0.2}, Net),
+    "hira_fused": ("HiraConfig", {"r": 2, "target_modules": ["c_attn"]}, gpt2),
+    "glora": ("GloraConfig", {"r": 3, "target_modules": LINEAR}, Net),
+    "glora_vectors": (
+        "GloraConfig",
+        {"r": 3, "target_modules": LINEAR, "config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"},
+        Net,
+    ),
+    "glora_numbers": (
+        "GloraConfig",
+        {"target_modules": ["first", "third"], "config_A_B": "constant", "config_C": "none", "config_D_E": "none"},
+        Net,
+    ),
+    "glora_bias": ("GloraConfig", {"r": 2, "target_modules": ["first", "third"], "config_A_B": "none"}, Net),
+    "glora_fused": ("GloraConfig", {"r": 2, "target_modules": ["query_key_value"]}, neox),
+    "lily": ("LilyConfig", {"r": 3, "target_modules": LINEAR, "scaling": 1.5, "num_B": 3}, Net),
+    "lily_regex": ("LilyConfig", {"r": 3, "target_modules": ".*(query_key_value|dense)", "stride_A": 2}, neox),
+    "psoft": ("PsoftConfig", {"r": 4, "target_modules": LINEAR, "psoft_alpha": 12}, Net),
+    "psoft_sum": (
+        "PsoftConfig",
+        {
+            "r": 4,
+            "target_modules": LINEAR,
+            "ab_svd_init": "pissa_init",
+            "use_cayley_neumann": True,
+            "cayley_neumann_eps": 0.9,
+            "psoft_mag_b": False,
+        },
+        Net,
+    ),
+    "psoft_lowrank": (
+        "PsoftConfig",
+        {"r": 4, "target_modules": LINEAR, "psoft_svd": "lowrank", "random_seed": 5, "psoft_orth": False},
+        Net,
+    ),
+    "psoft_fused": ("PsoftConfig", {"r": 4, "target_modules": ["query_key_value"]}, neox),
+    "osf": ("OSFConfig", {"target_modules": LINEAR}, Net),
+    "osf_part": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 0.7}, Net),
+    "osf_number": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 9}, Net),
+    "osf_fused": ("OSFConfig", {"target_modules": ["query_key_value"]}, neox),
+}  # fmt: skip
+_IDLE = {"auto_mapping", "base_model_name_or_path", "peft_version", "target_modules", "rank_pattern"}
+_IDLE |= {"psoft_alpha", "fan_in_fan_out"}
+"""Fields that need not be the same: PEFT names modules by their ends, and psoft_alpha changes nothing but rounding."""
+
+
+def saved(case: str, folder: Path) -> tuple[nn.Module, Any]:
+    """The base, and a model of PEFT with everything random, which is saved."""
+    peft = pytest.importorskip("peft")
+    name, options, make = CASES[case]
+    base = make().eval()
+    model = peft.get_peft_model(copy.deepcopy(base), getattr(peft, name)(**options)).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    return base, model
+
+
+def run(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found = model(IDS)
+    return found if isinstance(found, Tensor) else found.logits
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return (found - expected).abs().max().item() <= 1e-5 * expected.abs().max().item()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back(tmp_path: Path, case: str) -> None:
+    peft = pytest.importorskip("peft")
+    base, theirs = saved(case, tmp_path / "theirs")
+    expected, fresh = run(theirs), copy.deepcopy(base)
+    adapters = ak.Adapters(base)
+    adapters.load(tmp_path / "theirs", "a")
+    assert not close(run(base), expected)
+    adapters.activate("a")
+    assert close(run(base), expected)
+    if not case.startswith("lily"):
+        with adapters.merged():
+            assert close(run(base), expected)
+    adapters.save("a", tmp_path / "ours", format="peft")
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path / "ours").eval()
+    assert torch.equal(run(again), expected) or (case.startswith("psoft") and close(run(again), expected))
+    before, after = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("theirs", "ours"))
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]), key
+    said = [json.loads((tmp_path / one / "adapter_config.json").read_text()) for one in ("theirs", "ours")]
+    names = said[1].keys() - _IDLE
+    assert {name: said[0][name] for name in names} == {name: said[1][name] for name in names}
+
+
+def test_psoft_and_osf_are_of_their_base(tmp_path: Path) -> None:
+    """What PEFT would make of another base is not what the adapter has."""
+    for case in ("psoft", "osf"):
+        base, _ = saved(case, tmp_path / case)
+        adapters = ak.Adapters(base)
+        adapters.load(tmp_path / case, case)
+        other = Net()
+        for parameter in other.parameters():
+            parameter.data += 0.01 * torch.randn(parameter.shape)
+        moved = ak.Adapters(other)
+        moved.load(adapters.save(case, tmp_path / f"{case}.safetensors"), case)
+        with pytest.raises(errors.BaseMismatchError, match="native holds all of it"):
+            moved.save(case, tmp_path / "again", format="peft")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"type": "hira", "targets": "attn.q"}, "on whole modules"),
+        ({"type": "delora", "targets": "path:conv"}, "form conv"),
+        ({"type": "lily", "targets": "path:first"}, "over='sample'"),
+        ({"type": "psoft", "terms": 3, "rank": 2, "targets": "path:first"}, "3 terms"),
+    ],
+)
+def test_what_peft_cannot_say(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    manager, config = ak.get_plugin_manager(), dict(config)
+    cls = manager.adapter(config.pop("type")).load()
+    adapters = ak.Adapters(neox() if config["targets"] == "attn.q" else Net())
+    adapters.add("a", cls(**config))
+    with pytest.raises(errors.CheckpointError, match=told):
+        adapters.save("a", tmp_path / "a", format="peft")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "error"),
+    [
+        ("gralora", {"alpha": "much"}, errors.InvalidHeaderError),
+        ("psoft", {"ab_svd_init": "another"}, errors.InvalidHeaderError),
+        ("psoft_sum", {"num_cayley_neumann_terms": 10**9}, errors.AdapterKitError),
+        ("psoft_lowrank", {"psoft_svd_lowrank_niter": 10**9}, errors.AdapterKitError),
+    ],
+)
+def test_configs_that_are_refused(tmp_path: Path, case: str, changes: dict[str, Any], error: type[Exception]) -> None:
+    base, _ = saved(case, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    adapters = ak.Adapters(base)
+    with pytest.raises(error):
+        adapters.load(tmp_path, "a")
+    assert not len(adapters)
+
+
+@pytest.mark.parametrize("case", ["delora", "gralora", "hira", "glora", "lily", "psoft", "osf"])
+def test_tensors_of_wrong_shapes(tmp_path: Path, case: str) -> None:
+    base, _ = saved(case, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for key, tensor in tensors.items():
+        if "second" in key:
+            wrong = {**tensors, key: tensor.flatten()[1:].clone() if tensor.ndim == 1 else tensor[..., 1:].contiguous()}
+            save_file(wrong, str(path))
+            with pytest.raises(errors.CheckpointError):
+                ak.Adapters(base).load(tmp_path, "a")
