@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 from typing import Any
 
@@ -51,7 +52,12 @@ def test_it_is_that_of_peft(stride: int, shape: tuple[int, ...]) -> None:
             nn.init.normal_(parameter)
     adapters = ak.Adapters(base)
     targets = " ".join(f"path:{name}" for name in names)
-    adapters.add("a", Lily(rank=3, experts=3, stride=stride, scale=1.7, over="batch", b="one", targets=targets))
+    points, count = ak.points(base, targets), collections.Counter[Any]()
+    settings: dict[str, dict[str, Any]] = {}
+    for point in points:
+        settings[point.id] = {"a": f"{point.shape}-{count[point.shape] // stride}", "b": "one"}
+        count[point.shape] += 1
+    adapters.add("a", Lily(rank=3, experts=3, scale=1.7, over="batch", settings=settings))
     paths = {point.id: point.path for point in adapters.points()}
     for key, module in adapters.modules("a").items():
         layer = theirs.base_model.model.get_submodule(paths[key])
@@ -81,3 +87,17 @@ def test_rows_do_not_depend_on_each_other() -> None:
 def test_wrong_values(options: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(options))):
         Lily(**options)
+
+
+def test_layers_share() -> None:
+    """One B for all layers of a role, one A for every two of them."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, **size))
+    adapters = ak.Adapters(model)
+    adapters.add("a", Lily(rank=2, stride=2, targets="attn.q mlp.up"))
+    shared = next(iter(adapters.modules("a").values())).shared
+    assert len(shared.B) == 2
+    assert len(shared.A) == 4
+    report = adapters.add("b", Lily(rank=2, targets="attn.q"))
+    assert report.parameters == 4 * (2 * 16 + 2 * 2) + 2 * 2 * 16
