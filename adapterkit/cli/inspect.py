@@ -1,4 +1,4 @@
-"""`adapterkit inspect`: what an adapter file holds, without the model that it is for."""
+"""`adapterkit inspect`: what an adapter file holds, without the model that it is for; with it, more."""
 
 from __future__ import annotations
 
@@ -9,21 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterkit.cli.adapter_files import base_option, file_type, pickle_option, points_of
 from adapterkit.cli.messages import plain_warnings, say
 
 if TYPE_CHECKING:
-    from adapterkit.checkpoint import Checkpoint, ReadReport
+    from adapterkit.checkpoint import Checkpoint
+    from adapterkit.tools.describe import Facts
+    from adapterkit.tools.files import Loaded
+
+_BLOCKS = 12
+_ENOUGH = 0.1
 
 
-@click.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.command("inspect", epilog="Example: adapterkit inspect style.safetensors --base ./model --plot style.png")
+@click.argument("file", type=file_type)
+@base_option
+@click.option("--plot", type=file_type, help="Draw norms by block and role, spectra, and errors of ranks: style.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--allow-pickle", is_flag=True, help="Open a pickle of tensors, with torch's weights_only.")
-def command(file: Path, as_json: bool, allow_pickle: bool) -> None:
-    """Describe an adapter FILE or folder: type, configuration, parameters by role, base, and who wrote it."""
+@click.option("--full", is_flag=True, help="With --json: every point, with its singular values.")
+@pickle_option
+def command(file: Path, base: str | None, plot: Path | None, as_json: bool, full: bool, allow_pickle: bool) -> None:
+    """Describe an adapter FILE or folder: types, ranks, norms by block and role, base, tools that can read it."""
     click.get_current_context().with_resource(plain_warnings())
-    report, checkpoints = read_adapters(file, allow_pickle=allow_pickle)
-    described = {name: _describe(checkpoint, report, file) for name, checkpoint in checkpoints.items()}
+    from adapterkit.tools.files import read
+
+    loaded = read(file, points_of(base), strict=False, allow_pickle=allow_pickle)
+    found = {name: _found(checkpoint, loaded) for name, checkpoint in loaded.adapters.items()}
+    described = {
+        name: _described(checkpoint, loaded, found[name], file, full) for name, checkpoint in loaded.adapters.items()
+    }
+    if plot is not None:
+        _plot(found, plot, file)
     if as_json:
         click.echo(json.dumps(described.get("", described), indent=2))
         return
@@ -33,34 +49,80 @@ def command(file: Path, as_json: bool, allow_pickle: bool) -> None:
         _print(one)
 
 
-def read_adapter(file: Path) -> Checkpoint:
-    """The one adapter in a file or folder.
+def _found(checkpoint: Checkpoint, loaded: Loaded) -> Facts | str:
+    """What the adapter does; or why nobody can tell: its type is not installed, for example."""
+    from adapterkit.errors import AdapterKitError
+    from adapterkit.tools.describe import describe
 
-    Raises:
-        CheckpointError: No format reads it, or it holds several.
-    """
-    from adapterkit.formats.registry import only
-
-    return only(read_adapters(file)[1], file)
-
-
-def read_adapters(file: Path, *, allow_pickle: bool = False) -> tuple[ReadReport, dict[str, Checkpoint]]:
-    """What the format of a file or folder says of it, and the adapters by name; "" where there is one without a name.
-
-    Raises:
-        CheckpointError: No format reads it.
-    """
-    from adapterkit.formats.registry import find_format
-    from adapterkit.formats.source import Source
-    from adapterkit.points import Points
-
-    source = Source.of(file, allow_pickle=allow_pickle)
-    reader = find_format(source)
-    found, report = reader.read(source, Points([]), reader.reading(strict=False, allow_pickle=allow_pickle))
-    return report, found
+    try:
+        return describe(checkpoint, loaded.points, loaded.where)
+    except AdapterKitError as error:
+        return str(error)
 
 
-def _describe(checkpoint: Checkpoint, report: ReadReport, file: Path) -> dict[str, Any]:
+def _plot(found: dict[str, Facts | str], target: Path, file: Path) -> None:
+    from adapterkit.tools.plot import plot
+
+    for name, facts in found.items():
+        if isinstance(facts, str):
+            raise click.UsageError(f"--plot: {facts}")
+        plot(
+            facts,
+            target if len(found) == 1 else target.with_stem(f"{target.stem}_{name}"),
+            f"{file.name} {name}".strip(),
+        )
+
+
+def _described(checkpoint: Checkpoint, loaded: Loaded, facts: Facts | str, file: Path, full: bool) -> dict[str, Any]:
+    from adapterkit.tools.readers import verdicts
+
+    told = verdicts(checkpoint, loaded.report.format, loaded.points)
+    whole = _describe(checkpoint, loaded, file)
+    whole |= {"effect unknown": facts} if isinstance(facts, str) else _effect(facts, full)
+    return {
+        **whole,
+        "can be written as": [name for name, verdict in told.items() if not verdict.reason],
+        "cannot be written as": {n: verdict.reason for n, verdict in told.items() if verdict.reason and verdict.asked},
+        "with --base perhaps as": [name for name, verdict in told.items() if not verdict.asked],
+        "readers must know": {name: list(verdict.notes) for name, verdict in told.items() if verdict.notes},
+        "roles": _roles(checkpoint, facts),
+        "blocks": _blocks(facts),
+    }
+
+
+def _effect(facts: Facts, full: bool) -> dict[str, Any]:
+    from adapterkit.tools.describe import energy_ranks
+    from adapterkit.tools.ranks import rank_errors, recommended
+
+    spectra = facts.spectra
+    energy = {
+        f"{share:.0%}": [min(own), sorted(own)[len(own) // 2], max(own)]
+        for share, own in energy_ranks(spectra).items()
+        if own
+    }
+    values = {
+        "ranks": facts.ranks,
+        "alphas": facts.alphas,
+        "scales": facts.scales,
+        "norm": facts.norm,
+        "not known": facts.unknown,
+        "ranks for energy": energy,
+        "rank errors": [vars(row) for row in rank_errors(spectra)],
+        "enough": recommended(spectra, _ENOUGH)[0] if spectra else None,
+    }
+    return {**values, "each point": [_point(point) for point in facts.points]} if full else values
+
+
+def _point(point: Any) -> dict[str, Any]:
+    own = {name: value for name, value in vars(point).items() if name != "spectrum"}
+    values = [] if point.spectrum is None else point.spectrum.values.tolist()
+    return {**own, "singular values": values}
+
+
+def _describe(checkpoint: Checkpoint, loaded: Loaded, file: Path) -> dict[str, Any]:
+    from adapterkit.tools.describe import trigger_words
+
+    report = loaded.report
     tensors = [t for part in checkpoint.parts for own in part.tensors.values() for t in own.values()]
     return {
         "file": str(file),
@@ -73,6 +135,7 @@ def _describe(checkpoint: Checkpoint, report: ReadReport, file: Path) -> dict[st
         "base": {name: dict(made_for) for name, made_for in checkpoint.base.items()},
         "made for": report.base,
         "backends": dict(checkpoint.backends),
+        "trigger words": trigger_words(checkpoint.metadata),
         "metadata": dict(checkpoint.metadata),
         "points with settings": sum(len(part.settings) for part in checkpoint.parts),
         "points": len({key for part in checkpoint.parts for key in part.tensors}),
@@ -80,7 +143,6 @@ def _describe(checkpoint: Checkpoint, report: ReadReport, file: Path) -> dict[st
         "dtypes": sorted({_dtype(t) for t in tensors}),
         "unknown keys": list(report.left_over),
         "notes": list(report.notes),
-        "roles": _roles(checkpoint),
     }
 
 
@@ -99,31 +161,94 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _roles(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def _roles(checkpoint: Checkpoint, facts: Facts | str) -> list[dict[str, Any]]:
     """One entry for each role of each component; points whose tensors have the same shapes are counted together."""
-    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for key, tensors in (item for part in checkpoint.parts for item in part.tensors.items()):
-        role, _, place = key.partition("@")
-        shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape)) or 'scalar'}" for name, t in sorted(tensors.items()))
-        groups[place.partition(".")[0], role, shapes].append(sum(t.numel() for t in tensors.values()))
+    from adapterkit.tools.places import places
+
+    tensors = {key: own for part in checkpoint.parts for key, own in part.tensors.items()}
+    where, norms = places(tensors), {} if isinstance(facts, str) else facts.norms
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for key, own in tensors.items():
+        shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape)) or 'scalar'}" for name, t in sorted(own.items()))
+        groups[where[key].component, where[key].role, shapes].append(key)
     return [
-        {"component": component, "role": role, "points": len(sizes), "shapes": shapes, "parameters": sum(sizes)}
-        for (component, role, shapes), sizes in sorted(groups.items())
+        {
+            "component": component,
+            "role": role,
+            "points": len(keys),
+            "shapes": shapes,
+            "parameters": sum(t.numel() for key in keys for t in tensors[key].values()),
+            "norm": _norm(keys, norms),
+        }
+        for (component, role, shapes), keys in sorted(groups.items())
     ]
+
+
+def _blocks(facts: Facts | str) -> list[dict[str, Any]]:
+    """One entry for each block, in order."""
+    if isinstance(facts, str):
+        return []
+    from adapterkit.tools.places import in_order, places
+
+    where, groups = places(facts.norms), defaultdict[tuple[str, str], list[str]](list)
+    for key in facts.norms:
+        groups[where[key].component, where[key].block].append(key)
+    return [
+        {
+            "component": component,
+            "block": block,
+            "points": len(groups[component, block]),
+            "norm": _norm(groups[component, block], facts.norms),
+        }
+        for component in sorted({component for component, _ in groups})
+        for block in in_order(block for own, block in groups if own == component)
+    ]
+
+
+def _norm(keys: list[str], norms: Any) -> float | None:
+    """Of all that is added at some points; None where that is not known."""
+    known = [norms[key] for key in keys if key in norms]
+    return sum(norm**2 for norm in known) ** 0.5 if known else None
+
+
+_TABLES = ("roles", "blocks", "base", "rank errors", "readers must know", "each point")
 
 
 def _print(described: dict[str, Any]) -> None:
     from adapterkit.cli.tables import show
 
-    plain = {key: value for key, value in described.items() if key not in ("roles", "base") and value}
+    plain = {key: value for key, value in described.items() if key not in _TABLES and value}
     plain |= {f"base {name}": made_for for name, made_for in described["base"].items()}
+    plain |= {f"{name} readers must know": notes for name, notes in described["readers must know"].items()}
+    for name in ("ranks", "alphas", "scales", "not known"):
+        if name in plain:
+            plain[name] = ", ".join(f"{value} at {count} points" for value, count in plain[name].items())
+    if "ranks for energy" in plain:
+        told = {
+            share: f"{low} to {high}, mostly {half}" for share, (low, half, high) in plain["ranks for energy"].items()
+        }
+        plain["ranks for energy"] = told
     plain["bytes"] = f"{described['bytes']:,}"
     plain["parameters"] = f"{described['parameters']:,}"
+    if "norm" in plain:
+        plain["norm"] = f"{described['norm']:.4g}"
+    if "enough" in plain:
+        plain["enough"] = f"rank {described['enough']} for an error of {_ENOUGH:g} of the norm"
     width = max(len(_line(key)) for key in plain)
     for key, value in plain.items():
         say(f"{_line(key).ljust(width)}  {_line(_text(value))}")
     click.echo()
-    show(described["roles"], ("component", "role", "points", "shapes", "parameters"), as_json=False)
+    show(_rounded(described["roles"]), ("component", "role", "points", "shapes", "parameters", "norm"), as_json=False)
+    strongest = sorted(described["blocks"], key=lambda row: -row["norm"])[:_BLOCKS]
+    if len(described["blocks"]) > 1:
+        click.echo()
+        show(_rounded(strongest), ("component", "block", "points", "norm"), as_json=False)
+    if len(described["blocks"]) > _BLOCKS:
+        say(f"... and {len(described['blocks']) - _BLOCKS} weaker blocks; --json has them all")
+
+
+def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "norm": None if row["norm"] is None else f"{row['norm']:.4g}"} for row in rows]
 
 
 def _line(text: str) -> str:

@@ -64,9 +64,9 @@ def _run_of(place: Path, overrides: tuple[str, ...], model: str | None, task_nam
 
 def _filler(file: Path) -> dict[str, Any]:
     """The keys that a run must have and generating does not need."""
-    from adapterkit.cli.inspect import read_adapter
+    from adapterkit.tools.files import read
 
-    part = read_adapter(file).parts[0]
+    part = read(file, strict=False).checkpoint.parts[0]
     section = {"type": part.type, **part.config}
     return {"task": "diffusion", "data": "none", "output": "none", "adapter": section}
 

@@ -83,8 +83,8 @@ def concatenated(several: Sequence[Factors], weights: Sequence[float]) -> Factor
 
 def inner(one: Factors, other: Factors) -> float:
     """The inner product of two updates, `sum_ij X_ij Y_ij = tr((B^T D) (C A^T))`, of X = BA and Y = DC."""
-    (b, a), (d, c) = matrices(one), matrices(other)
-    return float(((b.mT @ d).double() * (a @ c.mT).double()).sum())
+    b, a, d, c = (factor.double() for each in (one, other) for factor in matrices(each))
+    return float(((b.mT @ d) * (a @ c.mT)).sum())
 
 
 def norm(factors: Factors) -> float:

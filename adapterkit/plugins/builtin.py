@@ -323,4 +323,10 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("train", "adapterkit.cli.train:command", help="Train an adapter as a run file says."),
         CommandSpec("sample", "adapterkit.cli.sample:command", help="Generate with a trained adapter."),
         CommandSpec("inspect", "adapterkit.cli.inspect:command", help="Describe an adapter file."),
+        CommandSpec("convert", "adapterkit.cli.convert:command", help="Write an adapter in another tool's format."),
+        CommandSpec("resize", "adapterkit.cli.resize:command", help="Give an adapter other ranks, or recommend one."),
+        CommandSpec("extract", "adapterkit.cli.extract:command", help="Make an adapter of a fine-tuned model."),
+        CommandSpec("combine", "adapterkit.cli.combine:command", help="Put several adapters together."),
+        CommandSpec("diff", "adapterkit.cli.diff:command", help="Compare two adapters."),
+        CommandSpec("bake", "adapterkit.cli.bake:command", help="Write a model with an adapter in its weights."),
     ]

@@ -182,6 +182,10 @@ class _NewTensors:
         self.sources: dict[Path, TensorFiles] = {}
         for change in changes:
             files = change.model.files
+            if not isinstance(files, TensorFiles):
+                raise CheckpointError(
+                    "the model is in memory, and no files of it could be written anew; Adapters.bake does"
+                )
             for parameter, slot in change.parameters.items():
                 path = files.path(slot.key)
                 self.sources[path] = files

@@ -1,4 +1,4 @@
-"""A base model that is in files: its points, its weights one by one, and nothing else in memory."""
+"""A base model: its points, and its weights one by one. Of one in files nothing else is in memory."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from adapterkit.errors import IncompatibleTargetError, ModelNotFoundError
 from adapterkit.handle.view import View
 from adapterkit.kernels.weights import base_weight, wide_dtype
-from adapterkit.mapping.model import MappedModel, map_model
+from adapterkit.mapping.model import Component, MappedModel, map_model
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
 from adapterkit.tools.stored import StoredModel, by_name, is_whole
-from adapterkit.tools.tensor_files import TensorFiles, weight_files
+from adapterkit.tools.tensor_files import TensorFiles, TensorMap, Tensors, weight_files
 from adapterkit.training.skeleton import skeleton
 
 
 class Base:
-    """A model or pipeline in files.
+    """A model or pipeline.
 
     Args:
-        mapped: On the meta device.
-        models: Component -> what is stored of it; of a model whose files are not here, none.
+        mapped: What it is; on the meta device where its weights are in files.
+        models: Component -> what is stored of it in files.
         label: What errors call it.
     """
 
-    def __init__(self, mapped: MappedModel, models: Mapping[str, StoredModel], label: str) -> None:
-        self.mapped, self.models, self.label = mapped, models, label
+    def __init__(self, mapped: MappedModel, models: Mapping[str, StoredModel] | None = None, label: str = "") -> None:
+        self.mapped, self.models, self.label = mapped, models or {}, label or mapped.label
 
     @functools.cached_property
     def points(self) -> Points:
         """Its points; `points.model` reads the weights."""
-        return self.mapped.points().of(_FileView(self))
+        return self.mapped.points().of(_FileView(self) if self.models else View(self.mapped))
 
     def model(self, component: str) -> StoredModel:
         """A component's files.
@@ -63,6 +63,28 @@ class _FileView(View):
         return weight.to(wide), None if bias is None else bias.to(wide)
 
 
+def base_of(model: object, tensors: Mapping[str, Tensor] | None = None) -> Base:
+    """A base in memory; nothing of it is changed.
+
+    Args:
+        model: A torch module or a diffusers pipeline.
+        tensors: A state dict of the module, in the place of its own values: it may be on the meta device.
+
+    Raises:
+        UnsupportedModelError: No backend knows it.
+    """
+    mapped = map_model(model)
+    if tensors is None:
+        return Base(mapped)
+    held = TensorMap(tensors)
+    return Base(mapped, {name: _stored(one, held, "the state dict") for name, one in mapped.components.items()})
+
+
+def _stored(component: Component, tensors: Tensors, label: str) -> StoredModel:
+    names = [name for name, _ in component.root.named_parameters()]
+    return StoredModel(component.root, tensors, by_name(names, tensors), label)
+
+
 def open_base(name: str) -> Base:
     """A base model: a folder of transformers, diffusers or timm, a hub id, or `timm:NAME`.
 
@@ -79,7 +101,5 @@ def open_base(name: str) -> Base:
     for component, one in mapped.components.items():
         inside = folder / component if not isinstance(shape, nn.Module) else folder
         if inside.is_dir():
-            files = TensorFiles(weight_files(inside))
-            names = [key for key, _ in one.root.named_parameters()]
-            models[component] = StoredModel(one.root, files, by_name(names, files), str(inside))
+            models[component] = _stored(one, TensorFiles(weight_files(inside)), str(inside))
     return Base(mapped, models, name)

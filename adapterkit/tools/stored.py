@@ -1,4 +1,4 @@
-"""Where a model's parameters are in its files, which may call them otherwise and put several into one tensor."""
+"""Where a model's parameters are in its files, which may call them otherwise and hold several in one tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.errors import ModelNotFoundError, did_you_mean
-from adapterkit.tools.tensor_files import TensorFiles
+from adapterkit.tools.tensor_files import Tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Places(Protocol):
     def __call__(self, parameter: str) -> Slot | None: ...
 
 
-def by_name(names: Iterable[str], files: TensorFiles) -> Places:
+def by_name(names: Iterable[str], files: Tensors) -> Places:
     """Places of parameters that the files call as the model does, but for what may stand in front of all of them.
 
     Args:
@@ -69,7 +69,7 @@ def by_name(names: Iterable[str], files: TensorFiles) -> Places:
     return place
 
 
-def _prefix(names: Sequence[str], files: TensorFiles) -> tuple[str, str]:
+def _prefix(names: Sequence[str], files: Tensors) -> tuple[str, str]:
     """What most parameters have in front in the files, and what they have there in the model instead."""
     present = set(files.names)
     if sum(name in present for name in names) * 2 >= len(names):
@@ -101,7 +101,7 @@ class StoredModel:
         label: What errors call it.
     """
 
-    def __init__(self, root: nn.Module, files: TensorFiles, place: Places, label: str) -> None:
+    def __init__(self, root: nn.Module, files: Tensors, place: Places, label: str) -> None:
         self.root, self.files, self._place, self._label = root, files, place, label
         self._names: dict[int, list[str]] = {}
         for path, module in root.named_modules():

@@ -1,10 +1,11 @@
-"""The tensors of a model's safetensors files, read one by one: of a model of any size, no more is in memory."""
+"""A model's tensors, read one by one from its safetensors files: of a model of any size, no more is in memory."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,6 +18,48 @@ from adapterkit.formats.strict_json import StrictJSONError
 _LIMIT = 1 << 50  # a model may have any size
 _INDEX_LIMIT = 1 << 28
 _INDEX = ".safetensors.index.json"
+
+
+class Tensors(Protocol):
+    """Tensors by name."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all of them."""
+        raise NotImplementedError
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def entry(self, name: str) -> Entry:
+        """Dtype and shape of one."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> Tensor:
+        """One of them."""
+        raise NotImplementedError
+
+
+class TensorMap:
+    """Tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all of them."""
+        return [*self._tensors]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def entry(self, name: str) -> Entry:
+        """Dtype and shape of one."""
+        return Entry(self._tensors[name].dtype, tuple(self._tensors[name].shape))
+
+    def read(self, name: str) -> Tensor:
+        """One of them: the caller's own."""
+        return self._tensors[name].detach()
 
 
 class TensorFiles:

@@ -1,0 +1,84 @@
+"""`adapterkit convert`: an adapter in the format of another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterkit.cli.adapter_files import (
+    base_option,
+    file_type,
+    lenient_option,
+    opened,
+    output_options,
+    pickle_option,
+    points_of,
+    rank_options,
+    rule_of,
+    say_error,
+    written,
+)
+from adapterkit.cli.messages import plain_warnings, say
+
+if TYPE_CHECKING:
+    from adapterkit.checkpoint import Checkpoint
+    from adapterkit.tools.files import Loaded
+    from adapterkit.tools.ranks import RankRule
+
+_NEAR = 0.01
+
+
+@click.command(
+    "convert", epilog="Example: adapterkit convert a.safetensors --format kohya --base ./model -o b.safetensors"
+)
+@click.argument("file", type=file_type)
+@output_options
+@base_option
+@click.option("--approximate", is_flag=True, help="Write what the format cannot say as the LoRA that is nearest to it.")
+@rank_options
+@lenient_option
+@pickle_option
+def command(
+    file: Path,
+    output: Path,
+    to_format: str | None,
+    dtype: str | None,
+    base: str | None,
+    approximate: bool,
+    rank: int | None,
+    conv_rank: int | None,
+    energy: float | None,
+    ratio: float | None,
+    error: float | None,
+    lenient: bool,
+    allow_pickle: bool,
+) -> None:
+    """Write the adapter in FILE in another format, exactly, or not at all. Ranks are for --approximate."""
+    click.get_current_context().with_resource(plain_warnings())
+    rule = rule_of(rank=rank, conv_rank=conv_rank, energy=energy, ratio=ratio, error=error)
+    if rule is not None and not approximate:
+        raise click.UsageError("ranks are for --approximate; resize changes those of a LoRA")
+    loaded = opened(file, points_of(base), allow_pickle=allow_pickle, strict=not lenient)
+    from adapterkit.errors import CheckpointError
+
+    try:
+        written(loaded.checkpoint, output, loaded, to_format, dtype)
+    except CheckpointError as reason:
+        if not approximate:
+            raise
+        say(f"{reason}", err=True)
+        near = _nearest(loaded, rule)
+        made = written(near, output, loaded, to_format, dtype, approximate=True)
+        if made:
+            say(f"error of the format: {made:.3g}")
+
+
+def _nearest(loaded: Loaded, rule: RankRule | None) -> Checkpoint:
+    from adapterkit.tools.ranks import RankRule
+    from adapterkit.tools.resize import resize
+
+    done = resize(loaded.checkpoint, rule or RankRule(error=_NEAR), loaded.points, source=loaded.where)
+    say_error(done)
+    return done.checkpoint
