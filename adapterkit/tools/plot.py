@@ -81,7 +81,7 @@ def _spectrum(axes: Any, facts: Facts) -> None:
 
 
 def _errors(axes: Any, facts: Facts) -> None:
-    axes.set_title("what a rank leaves out, relative to the norm")
+    axes.set_title("error of a rank, of the norm")
     rows = rank_errors(facts.spectra)
     if rows:
         axes.plot([row.rank for row in rows], [row.error for row in rows], marker="o", label="all points together")
