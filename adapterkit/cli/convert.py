@@ -62,23 +62,25 @@ def command(
         raise click.UsageError("ranks are for --approximate; resize changes those of a LoRA")
     loaded = opened(file, points_of(base), allow_pickle=allow_pickle, strict=not lenient)
     from adapterkit.errors import CheckpointError
+    from adapterkit.tools.ranks import RankRule
 
+    if rule is not None:
+        written(_nearest(loaded, rule), output, loaded, to_format, dtype, approximate=True)
+        return
     try:
-        written(loaded.checkpoint, output, loaded, to_format, dtype)
+        made = written(loaded.checkpoint, output, loaded, to_format, dtype, approximate=approximate)
     except CheckpointError as reason:
         if not approximate:
             raise
         say(f"{reason}", err=True)
-        near = _nearest(loaded, rule)
-        made = written(near, output, loaded, to_format, dtype, approximate=True)
-        if made:
-            say(f"error of the format: {made:.3g}")
+        made = written(_nearest(loaded, RankRule(error=_NEAR)), output, loaded, to_format, dtype, approximate=True)
+    if made:
+        say(f"the largest error at a module is {made:.3g} of what it adds")
 
 
-def _nearest(loaded: Loaded, rule: RankRule | None) -> Checkpoint:
-    from adapterkit.tools.ranks import RankRule
+def _nearest(loaded: Loaded, rule: RankRule) -> Checkpoint:
     from adapterkit.tools.resize import resize
 
-    done = resize(loaded.checkpoint, rule or RankRule(error=_NEAR), loaded.points, source=loaded.where)
+    done = resize(loaded.checkpoint, rule, loaded.points, source=loaded.where)
     say_error(done)
     return done.checkpoint

@@ -23,6 +23,7 @@ class ComfyFormat(ModuleFileFormat):
 
     style = "comfy"
     scripts = False
+    separator = "."
 
     def names(self, points: Points) -> ModuleNames:
         def named(component: ComponentView, part: str) -> Callable[[str], str]:

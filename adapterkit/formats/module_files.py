@@ -74,11 +74,13 @@ class ModuleFileFormat(Format):
     Attributes:
         style: Which files are this format's: the style of the prefix that the first of their keys has.
         scripts: Whether kohya's scripts are to read what is written; see `ForeignNames.written`.
+        separator: What stands between a prefix and a module.
     """
 
     write_options = CardOptions
     style: ClassVar[str]
     scripts: ClassVar[bool] = True
+    separator: ClassVar[str] = "_"
 
     def recognises(self, source: Source) -> bool:
         return style_of(source.entries) == self.style
@@ -115,7 +117,11 @@ class ModuleFileFormat(Format):
         checkpoint = single(checkpoints, target)
         context = Context(target, options=options)
         writing = Writing(checkpoint, points, Dialect(DIALECT), context, options.rank)
-        modules = with_one_alpha(writing.modules(self.names(points), scripts=self.scripts), options.alpha)
+        if points.model is None:
+            named = writing.made_up(self.separator)
+        else:
+            named = writing.modules(self.names(points), scripts=self.scripts)
+        modules = with_one_alpha(named, options.alpha)
         tensors = {
             f"{name}.{own}": tensor if own in _EXACT else options.cast(tensor)
             for name, module in modules.items()
@@ -217,7 +223,7 @@ class Placing:
 
     def _made_up(self, one: Found) -> list[Place] | None:
         shape = self._shape(one)
-        return None if shape is None else [made_up(one.prefix.part, one.name, shape)]
+        return None if shape is None else [made_up(one.prefix.text[:-1], one.name, shape)]
 
     def _shape(self, one: Found) -> tuple[int, ...] | None:
         entries = {name: self._entries[key] for name, key in one.keys.items()}

@@ -14,7 +14,7 @@ from adapterkit.errors import CheckpointError
 from adapterkit.formats.approximate import AsLoRA
 from adapterkit.formats.dialect import Dialect, written_modules
 from adapterkit.formats.foreign_names import ForeignNames
-from adapterkit.formats.modules import Modules
+from adapterkit.formats.modules import MADE_UP, Modules
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.pipeline_parts import part_of
 from adapterkit.points import Points
@@ -62,6 +62,21 @@ class Writing:
         """
         places = list(self._places(naming, scripts))
         self._check_covered(places)
+        return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
+
+    def made_up(self, separator: str) -> Tensors:
+        """What is written where no model is at hand: modules have the names of the file that the adapter is from.
+
+        Args:
+            separator: What stands between a point's component, which is the file's prefix, and the module.
+
+        Raises:
+            CheckpointError: The points are a model's, which alone could name its modules; or as for `modules`.
+        """
+        own = [point for point in self._points if point.id in self._said and point.role in MADE_UP]
+        places = [(f"{point.component}{separator}{point.path}", [Place(point, point.shape)]) for point in own]  # type: ignore[arg-type]
+        if len(places) < len(self._said):
+            raise CheckpointError("the model is needed to name its modules, and is not at hand", self._context.where)
         return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
 
     def _places(self, naming: ModuleNames, scripts: bool) -> Iterator[tuple[str, Sequence[Place]]]:

@@ -162,8 +162,10 @@ def made_up(component: str, name: str, shape: Sequence[int]) -> Place:
     out, width, *kernel = (*shape, 1) if len(shape) == 1 else shape
     ones = (1,) * len(kernel)
     layout = WeightLayout("conv", True, tuple(kernel), ones, (0,) * len(kernel), ones) if kernel else _LINEAR
-    role = "conv" if kernel else "linear"
+    role = MADE_UP[bool(kernel)]
     return Place(WeightPoint(role, name, name, width, out, layout, tags={"component": component}), tuple(shape))
 
 
+MADE_UP = ("linear", "conv")
+"""The roles of points that are made up."""
 _LINEAR = WeightLayout("linear", bias=True)

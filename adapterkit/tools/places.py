@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_MADE_UP = ("linear", "conv")
-"""The roles of points of which a file tells a name alone."""
+from adapterkit.formats.modules import MADE_UP
+
 _PIECES = re.compile(r"[^._]+")
 
 
@@ -39,7 +39,7 @@ def places(keys: Iterable[str]) -> dict[str, Where]:
     for key in keys:
         role, _, place = key.partition("@")
         component, _, site = place.partition(".")
-        if role in _MADE_UP:
+        if role in MADE_UP:
             names[component, site] = key
         else:
             found[key] = Where(component, site, role)
