@@ -33,6 +33,7 @@ class KnownBase:
         architecture: To ModelSpec: `stable-diffusion-xl-v1-base`.
         implementation: Whose code it is, to ModelSpec.
         width, height: Of its usual pictures, in pixels.
+        folded: Whether LoRA in files by ComfyUI's names is `lora_A` and `lora_B`, with no alpha beside them.
     """
 
     version: str
@@ -40,6 +41,7 @@ class KnownBase:
     implementation: str
     width: int = 1024
     height: int = 1024
+    folded: bool = False
 
 
 class Naming(ABC):
@@ -60,8 +62,13 @@ class Naming(ABC):
             ours that has no counterpart is left out.
         """
 
-    def in_scripts(self, component: ComponentView) -> bool:
-        """Whether kohya's scripts write these names for such a model; otherwise they write its library's."""
+    def in_files(self, component: ComponentView, style: str) -> bool:
+        """Whether files of such a model have these names; otherwise they have its library's.
+
+        Args:
+            component: The model.
+            style: `kohya` (of kohya's scripts and LyCORIS: `lora_unet_`) or `comfy` (`diffusion_model.`).
+        """
         return True
 
     def base(self, component: ComponentView) -> KnownBase | None:

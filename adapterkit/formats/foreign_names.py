@@ -57,15 +57,15 @@ class ForeignNames:
         """What files call the base of such a model."""
         return next((known for naming in self._namings if (known := naming.base(self._component))), None)
 
-    def written(self, *, scripts: bool = False) -> Iterator[tuple[str, Sequence[Piece]]]:
+    def written(self, style: str) -> Iterator[tuple[str, Sequence[Piece]]]:
         """Every module of ours once, by the name that files have for it; ours where there is no other.
 
         Args:
-            scripts: Whether kohya's scripts are to read it, which keep the library's names for some models.
+            style: See `Naming.in_files`.
         """
         taken: set[str] = set()
         for naming in self._namings:
-            if not scripts or naming.in_scripts(self._component):
+            if naming.in_files(self._component, style):
                 for name, pieces in naming.modules(self._component).items():
                     if not any(piece.path in taken for piece in pieces):
                         taken.update(piece.path for piece in pieces)

@@ -28,13 +28,14 @@ from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.container import Entry
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.foreign_names import ForeignNames, known_base
-from adapterkit.formats.module_writing import ModuleNames, Writing, with_one_alpha
+from adapterkit.formats.module_writing import ModuleNames, Tensors, Writing, with_one_alpha
 from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.origins import base_of, tool_of
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.pipeline_parts import candidates
 from adapterkit.formats.prefixes import ANY, Prefix, prefix_of
 from adapterkit.formats.source import Source
+from adapterkit.naming import KnownBase
 from adapterkit.points import Points
 
 DIALECT = "lycoris"
@@ -73,13 +74,13 @@ class ModuleFileFormat(Format):
 
     Attributes:
         style: Which files are this format's: the style of the prefix that the first of their keys has.
-        scripts: Whether kohya's scripts are to read what is written; see `ForeignNames.written`.
+        naming_style: Whose names it writes; see `Naming.in_files`.
         separator: What stands between a prefix and a module.
     """
 
     write_options = CardOptions
     style: ClassVar[str]
-    scripts: ClassVar[bool] = True
+    naming_style: ClassVar[str] = "kohya"
     separator: ClassVar[str] = "_"
 
     def recognises(self, source: Source) -> bool:
@@ -118,20 +119,25 @@ class ModuleFileFormat(Format):
         context = Context(target, options=options)
         writing = Writing(checkpoint, points, Dialect(DIALECT), context, options.rank)
         if points.model is None:
-            named = writing.made_up(self.separator)
+            named = writing.made_up(self.separator, self.style)
         else:
-            named = writing.modules(self.names(points), scripts=self.scripts)
-        modules = with_one_alpha(named, options.alpha)
+            named = writing.modules(self.names(points), self.naming_style)
+        base = known_base(points)
+        modules = self.spelled(named, base, options)
         tensors = {
             f"{name}.{own}": tensor if own in _EXACT else options.cast(tensor)
             for name, module in modules.items()
             for own, tensor in module.items()
         }
-        card = Card(checkpoint.metadata, known_base(points), options, target.stem)
+        card = Card(checkpoint.metadata, base, options, target.stem)
         container.write(target, tensors, card.metadata(modules, tensors))
         if writing.error:
             context.note(f"is an approximation: of the effect, at most {writing.error:.2g} is left out at a module")
         return WriteReport(list(context.notes), writing.error)
+
+    def spelled(self, modules: Tensors, base: KnownBase | None, options: CardOptions) -> Tensors:
+        """What is written, as its readers want LoRA: with one alpha."""
+        return with_one_alpha(modules, options.alpha)
 
     @abstractmethod
     def names(self, points: Points) -> ModuleNames:

@@ -17,6 +17,7 @@ from adapterkit.formats.foreign_names import ForeignNames
 from adapterkit.formats.modules import MADE_UP, Modules
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.pipeline_parts import part_of
+from adapterkit.formats.prefixes import prefix_of
 from adapterkit.points import Points
 from adapterkit.view import ComponentView
 
@@ -50,36 +51,39 @@ class Writing:
         """That of what was approximated so far; see `WriteReport`."""
         return self._as_lora.error
 
-    def modules(self, naming: ModuleNames, *, scripts: bool = False) -> Tensors:
+    def modules(self, naming: ModuleNames, style: str) -> Tensors:
         """What is written.
 
         Args:
             naming: What modules are called.
-            scripts: See `ForeignNames.written`.
+            style: See `Naming.in_files`.
 
         Raises:
             CheckpointError: Something of it cannot be said; the message tells what can.
         """
-        places = list(self._places(naming, scripts))
+        places = list(self._places(naming, style))
         self._check_covered(places)
         return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
 
-    def made_up(self, separator: str) -> Tensors:
+    def made_up(self, separator: str, style: str) -> Tensors:
         """What is written where no model is at hand: modules have the names of the file that the adapter is from.
 
         Args:
             separator: What stands between a point's component, which is the file's prefix, and the module.
+            style: Of the prefixes that the format has.
 
         Raises:
             CheckpointError: The points are a model's, which alone could name its modules; or as for `modules`.
         """
-        own = [point for point in self._points if point.id in self._said and point.role in MADE_UP]
+        said = [point for point in self._points if point.id in self._said and point.role in MADE_UP]
+        prefixes = {point.component: prefix_of(f"{point.component}{separator}") for point in said}
+        own = [point for point in said if (prefix := prefixes[point.component]) is not None and prefix.style == style]
         places = [(f"{point.component}{separator}{point.path}", [Place(point, point.shape)]) for point in own]  # type: ignore[arg-type]
         if len(places) < len(self._said):
             raise CheckpointError("the model is needed to name its modules, and is not at hand", self._context.where)
         return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
 
-    def _places(self, naming: ModuleNames, scripts: bool) -> Iterator[tuple[str, Sequence[Place]]]:
+    def _places(self, naming: ModuleNames, style: str) -> Iterator[tuple[str, Sequence[Place]]]:
         modules = Modules(self._points)
         components = {} if self._points.model is None else self._points.model.components
         touched: dict[str, set[str]] = {}
@@ -92,7 +96,7 @@ class Writing:
                     "the model is needed to name its modules, and is not at hand", self._context.where
                 )
             called = naming(components[component], part_of(components[component], components))
-            for foreign, pieces in ForeignNames(components[component]).written(scripts=scripts):
+            for foreign, pieces in ForeignNames(components[component]).written(style):
                 if any(piece.path in paths for piece in pieces):
                     yield called(foreign), modules.placed(component, pieces) or ()
 

@@ -73,7 +73,7 @@ def test_every_name_that_sd_scripts_makes_means_a_module_and_is_written(name: st
     written = {
         f"{_PREFIXES[part_of(one, reader.parts)]}{flattened(path)}".replace("lora_te1_", te)
         for one in reader.parts.values()
-        for path, _ in reader.names[one.name].written(scripts=True)
+        for path, _ in reader.names[one.name].written("kohya")
     }
     assert {key for own in names.values() for key in own} <= written
 

@@ -177,7 +177,7 @@ def test_the_naming_undoes_what_diffusers_does_to_an_original_checkpoint(name: s
     [component] = view.components.values()
     rows = numbered(model)
     covered, original = set[str](), Checkpoint({key: torch.zeros(2) for key in others})
-    for foreign, pieces in ForeignNames(component).written():
+    for foreign, pieces in ForeignNames(component).written("kohya"):
         for kind in ("weight", "bias"):
             own = [rows.get(f"{piece.path}.{kind}") for piece in pieces]
             if all(one is not None for one in own):

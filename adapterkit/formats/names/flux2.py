@@ -46,4 +46,4 @@ class Flux2Naming(TableNaming):
     """Single blocks are fused here as there; double blocks are not."""
 
     table = TABLE
-    known = KnownBase("flux2", "Flux.2-dev", "https://github.com/black-forest-labs/flux2")
+    known = KnownBase("flux2", "Flux.2-dev", "https://github.com/black-forest-labs/flux2", folded=True)

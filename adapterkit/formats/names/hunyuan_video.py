@@ -78,4 +78,6 @@ class HunyuanVideoNaming(TableNaming):
     """The names of its authors, and those of ComfyUI, which has those of Flux."""
 
     table = TABLE
-    known = KnownBase("hunyuan-video", "hunyuan-video", "https://github.com/Tencent/HunyuanVideo", 1280, 720)
+    known = KnownBase(
+        "hunyuan-video", "hunyuan-video", "https://github.com/Tencent/HunyuanVideo", 1280, 720, folded=True
+    )

@@ -24,4 +24,4 @@ class LTXNaming(TableNaming):
     """Most names are the same."""
 
     table = TABLE
-    known = KnownBase("ltxv", "ltx-video", "https://github.com/Lightricks/LTX-Video", 768, 512)
+    known = KnownBase("ltxv", "ltx-video", "https://github.com/Lightricks/LTX-Video", 768, 512, folded=True)

@@ -35,4 +35,4 @@ class Lumina2Naming(TableNaming):
     """Queries, keys and values are one module; there are fewer keys than queries."""
 
     table = TABLE
-    known = KnownBase("lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0")
+    known = KnownBase("lumina2", "lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0", folded=True)

@@ -10,4 +10,4 @@ class QwenImageNaming(TableNaming):
     """As diffusers does."""
 
     table = ()
-    known = KnownBase("qwen_image", "Qwen-Image", "https://github.com/QwenLM/Qwen-Image", 1328, 1328)
+    known = KnownBase("qwen_image", "Qwen-Image", "https://github.com/QwenLM/Qwen-Image", 1328, 1328, folded=True)

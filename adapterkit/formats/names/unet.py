@@ -45,8 +45,8 @@ class UNetNaming(Naming):
                 found[name] = [Piece(path)]
         return found
 
-    def in_scripts(self, component: ComponentView) -> bool:
-        return _is_xl(component)  # the others go by diffusers' names
+    def in_files(self, component: ComponentView, style: str) -> bool:
+        return style != "kohya" or _is_xl(component)  # the others go by diffusers' names
 
     def base(self, component: ComponentView) -> KnownBase | None:
         if _is_xl(component):

@@ -48,4 +48,4 @@ class WanNaming(TableNaming):
     """With those of the models that begin with a picture, and of VACE."""
 
     table = TABLE
-    known = KnownBase("wan2.1", "wan2.1", "https://github.com/Wan-Video/Wan2.1", 1280, 720)
+    known = KnownBase("wan2.1", "wan2.1", "https://github.com/Wan-Video/Wan2.1", 1280, 720, folded=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapterkit.formats.names.tables import TableNaming, under
 from adapterkit.naming import KnownBase
+from adapterkit.view import ComponentView
 
 _BLOCK = (
     ("attention.qkv", "attention.to_q attention.to_k attention.to_v"),
@@ -25,4 +26,7 @@ class ZImageNaming(TableNaming):
     """Queries, keys and values are one module."""
 
     table = TABLE
-    known = KnownBase("z_image", "Z-Image", "https://github.com/Tongyi-MAI/Z-Image")
+    known = KnownBase("z_image", "Z-Image", "https://github.com/Tongyi-MAI/Z-Image", folded=True)
+
+    def in_files(self, component: ComponentView, style: str) -> bool:
+        return style != "comfy"  # queries, keys and values are apart there, as here
