@@ -119,7 +119,7 @@ class ModuleFileFormat(Format):
         context = Context(target, options=options)
         writing = Writing(checkpoint, points, Dialect(DIALECT), context, options.rank)
         if points.model is None:
-            named = writing.made_up(self.separator, self.style)
+            named = writing.made_up(self.separator)
         else:
             named = writing.modules(self.names(points), self.naming_style)
         base = known_base(points)

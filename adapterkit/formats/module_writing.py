@@ -65,19 +65,19 @@ class Writing:
         self._check_covered(places)
         return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
 
-    def made_up(self, separator: str, style: str) -> Tensors:
+    def made_up(self, separator: str) -> Tensors:
         """What is written where no model is at hand: modules have the names of the file that the adapter is from.
 
         Args:
             separator: What stands between a point's component, which is the file's prefix, and the module.
-            style: Of the prefixes that the format has.
 
         Raises:
             CheckpointError: The points are a model's, which alone could name its modules; or as for `modules`.
         """
         said = [point for point in self._points if point.id in self._said and point.role in MADE_UP]
         prefixes = {point.component: prefix_of(f"{point.component}{separator}") for point in said}
-        own = [point for point in said if (prefix := prefixes[point.component]) is not None and prefix.style == style]
+        flat = separator == "_"
+        own = [point for point in said if (prefix := prefixes[point.component]) is not None and prefix.flat == flat]
         places = [(f"{point.component}{separator}{point.path}", [Place(point, point.shape)]) for point in own]  # type: ignore[arg-type]
         if len(places) < len(self._said):
             raise CheckpointError("the model is needed to name its modules, and is not at hand", self._context.where)
