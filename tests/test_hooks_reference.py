@@ -31,7 +31,7 @@ adapterkit package Class True False None lora type entrypoint plugin module attr
 _
 plugins selectors errors kernels toys ToyAttention Adapters observing CheckpointError repr model part linear linear_t
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
-sample loop mine load save with ContextError lycoris peft lora_down alpha
+sample loop mine load save with ContextError lycoris kohya comfy peft lora_down alpha
 adapter_config prompt_embeddings r rank_pattern alpha_pattern peft_type
 target_modules feedforward_modules __len__ __getitem__ ConfigError block positions Fuse input
 """
