@@ -60,15 +60,15 @@ def adapted(model: nn.Module, chosen: str) -> tuple[Any, Checkpoint, dict[str, T
             rank, alpha, shape = 1 + place % 3, 1.0 + place % 2, own.point.shape
             a, b = torch.randn(rank, shape[1], generator=noise), torch.randn(shape[0], rank, generator=noise)
             into.add(own.point.id, Said("lora", {"rank": rank, "alpha": alpha}, {"A": a, "B": b}))
-            y = made.setdefault(module.path, torch.zeros(module.shape[0]))
+            y = made.setdefault(module.path, torch.zeros(module.shape[0], dtype=torch.double))
             x = own.of_columns(probe(module.shape[1]), axis=0)
             rows = slice(None) if own.rows is None else own.rows
-            y[rows if isinstance(rows, slice) else list(rows)] += alpha / rank * b @ (a @ x)
+            y[rows if isinstance(rows, slice) else list(rows)] += alpha / rank * b.double() @ (a.double() @ x)
     return points, Checkpoint(into.parts()), made
 
 
 def probe(width: int) -> Tensor:
-    return torch.randn(width, generator=torch.Generator().manual_seed(1))
+    return torch.randn(width, generator=torch.Generator().manual_seed(1), dtype=torch.double)
 
 
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")
@@ -87,6 +87,6 @@ def test_diffusers_converts_what_is_written_to_the_same_change(case: str, tmp_pa
     for path, y in made.items():
         key = f"transformer.{path}"
         down, up = found.pop(f"{key}.lora_A.weight"), found.pop(f"{key}.lora_B.weight")
-        got = up @ (down @ probe(down.shape[1]))
+        got = up.double() @ (down.double() @ probe(down.shape[1]))
         assert float((got - y).abs().max() / y.abs().max()) < 1e-5, path
     assert not found
