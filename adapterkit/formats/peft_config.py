@@ -70,11 +70,20 @@ class PeftConfig:
             own = self._patterns[name].at(module)
             if own is not None:
                 found |= {field: own for field in fields if field in found}
+        inner = found.get("feedforward_modules")
+        if isinstance(inner, (list, str)):
+            found["feedforward_modules"] = [module] if self._is_inner(module, inner) else []
         rows = found.get("trainable_token_indices")
         if isinstance(rows, Mapping):
             own = next((end for end in rows if module == end or module.endswith(f".{end}")), None)
             found["trainable_token_indices"] = rows.get(own)
         return found
+
+    def _is_inner(self, module: str, given: list[Any] | str) -> bool:
+        """Whether a module is one of those whose input is scaled."""
+        if isinstance(given, str):
+            return bool(Patterns({given: True}, self.where, "feedforward_modules").whole(module))
+        return any(isinstance(end, str) and module.endswith(end) for end in given)
 
     def _pattern(self, name: str) -> Patterns:
         given = self.values.get(name) or {}
