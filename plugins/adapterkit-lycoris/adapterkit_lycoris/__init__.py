@@ -28,6 +28,12 @@ _CODECS = (
     ("lycoris_tlora", "tlora:TLoRACodec", "q_layer, p_layer and lambda_layer"),
 )
 
+_PEFT = (
+    ("peft_loha", "peft_loha:LoHaCodec", "hada_w1_a, hada_w1_b, ...; rank and alpha in the config"),
+    ("peft_lokr", "peft_lokr:LoKrCodec", "lokr_w1, lokr_w2 or their factors; rank and alpha in the config"),
+    ("peft_boft", "peft_boft:BOFTCodec", "boft_R and boft_s"),
+)
+
 
 @hookimpl
 def adapterkit_register_adapters() -> list[AdapterSpec]:
@@ -40,8 +46,9 @@ def adapterkit_register_adapters() -> list[AdapterSpec]:
 
 @hookimpl
 def adapterkit_register_codecs() -> list[CodecSpec]:
-    """Adds every codec of `_CODECS`."""
+    """Adds every codec of `_CODECS`, and those of PEFT's files."""
     return [
-        CodecSpec(name, f"adapterkit_lycoris.codecs.{target}", dialect="lycoris", summary=summary)
-        for name, target, summary in _CODECS
+        CodecSpec(name, f"adapterkit_lycoris.codecs.{target}", dialect=dialect, summary=summary)
+        for dialect, codecs in (("lycoris", _CODECS), ("peft", _PEFT))
+        for name, target, summary in codecs
     ]
