@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterkit.errors import InvalidHeaderError, shown
-from adapterkit.formats.peft_patterns import Patterns
+from adapterkit.formats.peft_patterns import Patterns, is_whole
 from adapterkit.formats.source import Source
 
 CONFIG_FILE = "adapter_config.json"
@@ -82,7 +82,7 @@ class PeftConfig:
     def _is_inner(self, module: str, given: list[Any] | str) -> bool:
         """Whether a module is one of those whose input is scaled."""
         if isinstance(given, str):
-            return bool(Patterns({given: True}, self.where, "feedforward_modules").whole(module))
+            return is_whole(given, module, self.where, "feedforward_modules")
         return any(isinstance(end, str) and module.endswith(end) for end in given)
 
     def _pattern(self, name: str) -> Patterns:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterkit.errors import InvalidHeaderError, shown
+from adapterkit.formats.bounded_regex import MAX_LENGTH, MAX_STEPS, BoundedRegex, PatternError
 
-_MAX_LENGTH = 500
-_LITERAL = re.compile(r"\^?[\w.\-/]*\$?")
+_MOST = 20_000
+_PLAIN = re.compile(r"\^?[\w.\-/]*\$?")
 
 
 class Patterns:
@@ -24,17 +25,54 @@ class Patterns:
     """
 
     def __init__(self, values: Mapping[str, Any], where: object, key: str) -> None:
-        self._values = [(_compiled(pattern, where, key), value) for pattern, value in values.items()]
+        if len(values) > _MOST:
+            raise InvalidHeaderError(f"has {len(values):,} patterns; the limit is {_MOST:,}", where, key)
+        self._values = [(_Pattern(pattern, where, key), value) for pattern, value in values.items()]
+        if (steps := sum(pattern.size for pattern, _ in self._values)) > 2 * MAX_STEPS:
+            raise InvalidHeaderError(f"has patterns of {steps:,} steps; the limit is {2 * MAX_STEPS:,}", where, key)
 
     def __len__(self) -> int:
         return len(self._values)
 
     def at(self, path: str) -> Any:
-        """The value for a module's path; None where no pattern matches."""
-        return next((value for pattern, value in self._values if pattern.match(path)), None)
+        """The value for a module's path; None where no pattern is its end, or all of it."""
+        return next((value for pattern, value in self._values if pattern.is_end(path)), None)
 
 
-def _compiled(pattern: str, where: object, key: str) -> re.Pattern[str]:
-    if len(pattern) > _MAX_LENGTH or not _LITERAL.fullmatch(pattern):
-        raise InvalidHeaderError(f"{shown(pattern)} is no pattern that is run", where, key)
-    return re.compile(rf"(.*\.)?({pattern})$")
+class _Pattern:
+    """One pattern. Those without repeats are compared by Python's own `re`, which has nothing to try again then."""
+
+    def __init__(self, pattern: str, where: object, key: str) -> None:
+        self._last = ""
+        self._bounded: BoundedRegex | None = None
+        try:
+            if _PLAIN.fullmatch(pattern) and len(pattern) <= MAX_LENGTH:
+                self._last = pattern.rstrip("$").rpartition(".")[2].removeprefix("^")
+                self._plain = re.compile(rf"(?:.*\.)?(?:{pattern})$")
+            else:
+                BoundedRegex(pattern)
+                self._bounded = BoundedRegex(rf"(?:.*\.)?(?:{pattern})")
+        except PatternError as error:
+            raise InvalidHeaderError(f"{shown(pattern)} {error}", where, key) from error
+
+    @property
+    def size(self) -> int:
+        return 0 if self._bounded is None else self._bounded.size
+
+    def is_end(self, path: str) -> bool:
+        """Whether it is all of a path, or of what stands behind one of its dots."""
+        if self._bounded is not None:
+            return self._bounded.fullmatch(path)
+        return path.endswith(self._last) and self._plain.match(path) is not None
+
+
+def is_whole(pattern: str, path: str, where: object, key: str) -> bool:
+    """Whether a pattern is all of a path.
+
+    Raises:
+        InvalidHeaderError: See `Patterns`.
+    """
+    try:
+        return BoundedRegex(pattern).fullmatch(path)
+    except PatternError as error:
+        raise InvalidHeaderError(f"{shown(pattern)} {error}", where, key) from error
