@@ -96,7 +96,13 @@ PlainForward = Callable[..., Any]
 
 
 class Positions(Protocol):
-    """What attachment offers to a `Lengthening`."""
+    """What attachment offers to a `Lengthening`.
+
+    Attributes:
+        padded: Whether they stand in front of padding too; see `AdapterModule.padded`.
+    """
+
+    padded: bool
 
     def __call__(self, tokens: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Positions to put to a sequence [batch, length, features].
@@ -123,8 +129,10 @@ Reading = Callable[[nn.Module, Callable[..., Any], Callable[[], tuple[int, int]]
 was put behind its tokens. `lengths()` tells, after `read` has run, how long the sequence became, and by how much."""
 
 
-Counting = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
-"""A module-level function `(module, args, kwargs)`: the arguments of a module with positions that count no padding."""
+Counting = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+"""A module-level function `(module, args, kwargs, *, front, padded)`: the arguments of a module with positions that
+begin at `front` (see `AdapterModule.front`), and that count no padding where not `padded`.
+"""
 
 
 @dataclass(frozen=True)

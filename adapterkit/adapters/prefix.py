@@ -141,8 +141,10 @@ class Prefix(AdapterConfig):
         gating: "shared" for a gate on what is put in front, one for each sample; "separate" for one on keys and one on
             values; None for none. It is UniPELT's (Mao et al. 2022, arXiv:2110.07577), averaged over what the attention
             is given: a causal model then sees the future.
-        counted: Whether the positions count, where a bias is computed from relative positions (T5): tokens then seem to
-            be `length` further away, as AdapterHub has it. It wants a prefix at every layer of the stack.
+        counted: Whether the positions count, for a bias of relative positions (T5) and for the tokens' own positions
+            (learnt or rotary): tokens then seem to be `length` further away, as AdapterHub and PEFT have it. It wants a
+            prefix at every layer of the stack.
+        padded: Whether padding counts as positions too, as PEFT has it.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
@@ -153,6 +155,7 @@ class Prefix(AdapterConfig):
     init_std: float = 0.02
     gating: str | None = None
     counted: bool = False
+    padded: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -168,7 +171,7 @@ class Prefix(AdapterConfig):
         return found
 
     def alike(self, point: InjectionPoint) -> Hashable:
-        return (point.layout, point.in_features, self.length, self.reparam, self.gating, self.counted)
+        return (point.layout, point.in_features, self.length, self.reparam, self.gating, self.counted, self.padded)
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if self.gating is not None and point.kind == "attention" and point.layout.source is None:
@@ -182,7 +185,8 @@ class Prefix(AdapterConfig):
         else:
             inner = ReparametrizedPrefix(layout, self.length, self.reparam, std)
         module = inner if self.gating is None else GatedPrefix(inner, layout.source, GATINGS[self.gating])
-        module.counted = self.counted
+        module.counted, module.padded = self.counted, self.padded
+        module.front = self.length if self.counted else 0
         return module
 
 

@@ -94,6 +94,8 @@ class Prompt(AdapterConfig):
         init_std: Standard deviation of the start values.
         init: "normal"; or "vocabulary", vectors of the base's own tokens.
         init_ids: Those tokens, over and over where they are fewer than `length`; by default any.
+        padded: Whether they stand in front of a row's padding, which then counts as positions, as PEFT has it; by
+            default they stand right before a row's first token, so that padding changes nothing.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
@@ -105,6 +107,7 @@ class Prompt(AdapterConfig):
     init_std: float = 0.02
     init: str = "normal"
     init_ids: tuple[int, ...] | None = None
+    padded: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -138,10 +141,14 @@ class Prompt(AdapterConfig):
         return super().accepts(point)
 
     def alike(self, point: InjectionPoint) -> Hashable:
-        return (point.out_features, self.length, self.reparam, self.width, self.init, self.init_ids)
+        return (point.out_features, self.length, self.reparam, self.width, self.init, self.init_ids, self.padded)
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        features = point.out_features
+        module = self._module(point.out_features)
+        module.padded = self.padded
+        return module
+
+    def _module(self, features: int) -> AdapterModule:
         if self.reparam is None:
             ids = (self.init_ids or ()) if self.init == "vocabulary" else None
             return PromptModule(features, self.length, self.init_std, ids)

@@ -112,7 +112,8 @@ def attend_longer(
             f"an encoder's output of {x.shape[1]} positions, prompts of {count} among them, needs a mask of shape "
             f"{(len(x), x.shape[1] - count)}, not one {told}. If other adapters acted then, run the encoder again"
         )
-    _, _, given["encoder_attention_mask"] = _widened(own, count, visible, unseen=_BEHIND)
+    unseen = None if positions.padded else _BEHIND
+    _, _, given["encoder_attention_mask"] = _widened(own, count, visible, unseen=unseen)
     return (), given
 
 
@@ -145,10 +146,11 @@ def _longer_decoder(
         _check_length(module, count, length, longer.given["position_ids"])
         return cut(forward(**longer.given), longer.kept, longer.length)
     own = _own_mask(given.get("attention_mask"), embeds, seen, count)
-    front, order, given["attention_mask"] = _widened(own, count, visible, unseen=_BEHIND if keeps else _IN_FRONT)
-    told = given.get("position_ids")
+    unseen = None if positions.padded else _BEHIND if keeps else _IN_FRONT
+    front, order, given["attention_mask"] = _widened(own, count, visible, unseen=unseen)
+    told = None if positions.padded else given.get("position_ids")
     if "position_ids" in accepted and not (counts and told is None):
-        ids = _position_ids(told, front, own, length, first=not seen)
+        ids = _position_ids(told, front, own, length, first=not seen, padded=positions.padded)
         given["position_ids"] = ids if seen else ids.gather(1, order)
     _check_length(module, count, own.shape[1], given.get("position_ids"), mask=given["attention_mask"])
     kinds = given.get("token_type_ids")
@@ -207,12 +209,16 @@ def _child(module: Any, path: str) -> Any:
     return module
 
 
-def _widened(own: Tensor, count: int, visible: Tensor | None, *, unseen: int) -> tuple[Tensor, Tensor, Tensor]:
+def _widened(own: Tensor, count: int, visible: Tensor | None, *, unseen: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The mask of `count` added positions; the order of [added, own]; the mask of all in that order.
 
-    A row's padding in front, what it sees, its tokens; what it does not see at an end, as `unseen` says.
+    A row's padding in front, what it sees, its tokens; what it does not see at an end, as `unseen` says. Where that is
+    None, the added positions come first in every row.
     """
     front = own.new_ones(len(own), count) if visible is None else visible.to(own)
+    if unseen is None:
+        both = torch.cat([front, own], dim=1)
+        return front, torch.arange(both.shape[1], device=own.device).expand_as(both), both
     padding = own.ne(0).cumsum(1) == 0
     rank = torch.cat([torch.where(front.ne(0), 2, unseen), torch.where(padding, 1, 3)], dim=1)
     order = rank.argsort(dim=1, stable=True)
@@ -249,14 +255,16 @@ def _own_mask(mask: Any, embeds: Tensor, seen: int, count: int) -> Tensor:
     return mask
 
 
-def _position_ids(given: Tensor | None, front: Tensor, own: Tensor, length: int, *, first: bool) -> Tensor:
+def _position_ids(
+    given: Tensor | None, front: Tensor, own: Tensor, length: int, *, first: bool, padded: bool
+) -> Tensor:
     if given is None:  # transformers counts every position, masked or not
         given = torch.arange(own.shape[1] - length, own.shape[1], device=own.device)[None]
     moved = given + front.sum(1, keepdim=True)
     if not first:
         return moved
     first_token = own[:, :length].ne(0).int().argmax(1, keepdim=True)
-    start = given.expand(len(front), -1).gather(1, first_token)
+    start = 0 if padded else given.expand(len(front), -1).gather(1, first_token)
     return torch.cat([start + (front.cumsum(1) - 1).clamp_min(0), moved.expand(len(front), -1)], dim=1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
-from adapterkit.backends.counted import own_positions
+from adapterkit.backends.counted import moved_positions, own_positions
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
@@ -107,9 +107,8 @@ class FamilyBackend(Backend):
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):
             family = self.family(model)
-            counting = {
-                path: own_positions for path in [_counts(model, point.path)] if family.rotary and path is not None
-            }
+            how = own_positions if family.rotary else moved_positions
+            counting = {path: how for path in [_counts(model, point.path)] if path is not None}
             return Reach(seam=family.seam(), counting=counting)
         if point.role in ("prompt", "prompt.layer"):
             return Reach(lengthening=self.family(model).lengthening)

@@ -95,7 +95,10 @@ class Counts:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if kwargs.get("position_ids") is not None:  # told, or counted for another point
-            return None
         plan = self.site.plan
-        return self.counting(module, args, kwargs) if plan is not None and (plan.attention or plan.attending) else None
+        if plan is None or plan.counts is None:
+            return None
+        front, padded = plan.counts
+        if not front and (padded or kwargs.get("position_ids") is not None):  # told, or counted for another point
+            return None
+        return self.counting(module, args, kwargs, front=front, padded=padded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,38 @@ from adapterkit.engine.context import Beside, Side
 from adapterkit.errors import AttachError
 from adapterkit.kernels.batches import Share
 from adapterkit.kernels.sums import Acting, Active, Strength
+
+
+class Gathered:
+    """What active adapters put to a sequence: see `adapterkit.backend.Positions`.
+
+    Args:
+        active: Theirs.
+        side: The side inputs.
+        told: Is told the length of the sequence, and how many positions are added.
+    """
+
+    def __init__(self, active: Active, side: Side, told: Callable[[int, int], None] | None = None) -> None:
+        self._active, self._side, self._told = active, side, told
+        self.padded = any(_has(one, "padded") for one, _ in active)
+
+    def __call__(self, tokens: Tensor, /) -> tuple[Tensor, Tensor | None]:
+        """See `adapterkit.backend.Positions`."""
+        added, visible = gathered(self._active, self._side, tokens)
+        if self._told is not None:
+            self._told(tokens.shape[1], added.shape[1])
+        return added, visible
+
+
+def counts_of(acting: Sequence[object]) -> tuple[int, bool] | None:
+    """How many positions in front of keys count for tokens, and whether padding does; None where nothing acts."""
+    if not acting:
+        return None
+    return max(int(_has(one, "front") or 0) for one in acting), any(_has(one, "padded") for one in acting)
+
+
+def _has(acting: object, name: str) -> Any:
+    return getattr(getattr(acting, "module", acting), name, None)
 
 
 def gathered(active: Active, side: Side, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.backend import Lengthening
+from adapterkit.backend import Lengthening, Positions
 from adapterkit.engine.around_weights import around_weights
 from adapterkit.engine.bases import Computed, SublayerBase
 from adapterkit.engine.blocks import BlockBase, argument_names, documents_told
@@ -20,7 +20,7 @@ from adapterkit.engine.context import Side
 from adapterkit.engine.expressions import flattened
 from adapterkit.engine.first_call import place
 from adapterkit.engine.folding import Part
-from adapterkit.engine.lengthening import gathered, with_behind
+from adapterkit.engine.lengthening import Gathered, counts_of, with_behind
 from adapterkit.engine.nesting import Args, Around, Forward, Kwargs, first_argument, nested
 from adapterkit.engine.recomputing import remembered
 from adapterkit.engine.selection import Selection
@@ -46,6 +46,7 @@ class Plan:
         attending: What attends beside the softmax, in order, with the side inputs of its point.
         reads_own: Whether the model reads its own parameters.
         beneath: What the module was before weights were merged, where that is to be called.
+        counts: Of what acts on keys and values: `AdapterModule.front`, and whether any is `padded`; None for nothing.
         lengthening: Point id -> what makes a sequence longer there.
         arounds: What goes around the module's forward, the innermost first.
         instead: What runs in the place of that forward, or None.
@@ -71,8 +72,9 @@ class Plan:
         ]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
         self.attending = [(side_of(site.switch, slot), active) for slot, active in beside if active]
+        self.counts = counts_of([one for *_, active in [*self.attention, *self.attending] for one, _ in active])
         self.lengthening = {
-            slot.point.id: functools.partial(gathered, flattened(active), side_of(site.switch, slot))
+            slot.point.id: Gathered(flattened(active), side_of(site.switch, slot))
             for slot, active in found
             if slot.point.lengthens
         }
@@ -154,7 +156,8 @@ def _around_tokens(site: Site, found: Found) -> list[Around]:
     arounds: list[Around] = []
     for slot, active in sorted(found, key=lambda one: one[0].point.lengthens):
         if slot.point.lengthens:
-            longer = functools.partial(_positions, site.switch, slot, flattened(active))
+            told = functools.partial(_told, site.switch, slot.point.id)
+            longer = Gathered(flattened(active), side_of(site.switch, slot), told)
             arounds.append(functools.partial(_longer, site.lengthening, longer))
         else:
             arounds.append(functools.partial(_changed, active, side_of(site.switch, slot)))
@@ -169,7 +172,7 @@ def _changed(active: Active, side: Side, module: nn.Module, forward: Forward, ar
 
 def _longer(
     lengthening: Lengthening | None,
-    positions: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    positions: Positions,
     module: nn.Module,
     forward: Forward,
     args: Args,
@@ -180,11 +183,8 @@ def _longer(
     return lengthening(module, forward, positions, args, kwargs)
 
 
-def _positions(switch: Switch, slot: Slot, active: Active, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    added, visible = gathered(active, side_of(switch, slot), tokens)
-    count = added.shape[1]
-    switch.lengthened(slot.point.id, tokens.shape[1] + count, count)
-    return added, visible
+def _told(switch: Switch, key: str, length: int, count: int) -> None:
+    switch.lengthened(key, length + count, count)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------

@@ -36,4 +36,8 @@ class PrefixCodec(Codec):
         length = len(whole)
         layer = int(point.tags["layer"])
         pair = whole.view(length, layers, 2, layout.kv_heads, layout.head_dim)[:, layer].permute(1, 2, 0, 3)
-        return Said("prefix", {"length": length}, {"keys": pair[0].contiguous(), "values": pair[1].contiguous()})
+        return Said(
+            "prefix",
+            {"length": length, "counted": True, "padded": True},
+            {"keys": pair[0].contiguous(), "values": pair[1].contiguous()},
+        )

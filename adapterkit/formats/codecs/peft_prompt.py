@@ -33,4 +33,4 @@ class PromptCodec(Codec):
         if prompt.ndim != 2 or prompt.shape[1] != features or length < 1 or prompt.shape[0] % parts:
             told = f"is {tuple(prompt.shape)}, for {features} features and {parts} parts of the model"
             raise ShapeMismatchError(told, context.where, _NAME)
-        return Said("prompt", {"length": length}, {"prompt": prompt[:length].contiguous()})
+        return Said("prompt", {"length": length, "padded": True}, {"prompt": prompt[:length].contiguous()})

@@ -34,7 +34,7 @@ class AdaptionPromptCodec(Codec):
         if gate.shape != (1,) or prompt.ndim != 3 or (len(prompt), prompt.shape[-1]) != (1, width):
             told = f"the gate is {tuple(gate.shape)} and the prompt {tuple(prompt.shape)}"
             raise ShapeMismatchError(f"{told}; (1,) and (1, length, {width}) are expected", context.where, _PROMPT)
-        config = {"length": prompt.shape[1], "gate": "layer"}
+        config = {"length": prompt.shape[1], "gate": "layer", "padded": True}
         return [Said("llama_adapter", config, {"gate": gate, "prompt": prompt[0].contiguous()})]
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
@@ -44,6 +44,9 @@ class AdaptionPromptCodec(Codec):
             if one.config.get("gate") != "layer":
                 told = "PEFT has one plain gate for a layer, and this adapter has tanh(g) for each head"
                 raise CheckpointError(f"{told}: gate='layer' is PEFT's; native holds both", context.where)
+            if not one.config.get("padded"):
+                told = "PEFT counts padding as positions of the queries, and padded=False does not"
+                raise CheckpointError(f"{told}: padded=True is PEFT's; native holds both", context.where)
             found[f"base_model.model.{place.point.path}.{_GATE}"] = one.tensors["gate"]
             found[f"base_model.model.{place.point.path}.{_PROMPT}"] = one.tensors["prompt"][None]
         context.config |= {

@@ -50,12 +50,14 @@ class LlamaAdapter(ak.AdapterConfig):
     Attributes:
         length: Positions of each layer's prompt.
         gate: "heads" for `tanh(g)` of each head, as the authors have it; "layer" for one g for the layer, as PEFT has.
+        padded: Whether padding counts as positions of the queries, as PEFT has it.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"attention"})
     targets: str = "attn.kv"
     length: int = 10
     gate: str = "heads"
+    padded: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -74,4 +76,6 @@ class LlamaAdapter(ak.AdapterConfig):
 
     def build(self, point: ak.InjectionPoint) -> LlamaAdapterModule:
         heads = point.layout.kv_heads if self.gate == "heads" else None
-        return LlamaAdapterModule(self.length, point.layout.source, heads)
+        module = LlamaAdapterModule(self.length, point.layout.source, heads)
+        module.padded = self.padded
+        return module

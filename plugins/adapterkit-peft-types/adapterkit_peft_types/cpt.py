@@ -26,7 +26,7 @@ class CPTModule(ak.AdapterModule):
 
     def __init__(self, features: int, config: CPT) -> None:
         super().__init__()
-        self.ids = config.tokens
+        self.ids, self.padded = config.tokens, config.padded
         radii = [config.radius_of(kind) for kind in config.kinds_of_tokens]
         self.moving = [i for i, radius in enumerate(radii) if radius is not None]
         self.radii = [radius * math.sqrt(features / _WIDTH) for radius in radii if radius is not None]
@@ -66,6 +66,7 @@ class CPT(ak.AdapterConfig):
             answer, 0 an answer; a number below 1 is none of them. Empty for templates alone.
         radius: How far inputs may move, in a model of width 2048; it goes with the root of the width.
         template_radius: The same for templates.
+        padded: See `Prompt.padded`.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
@@ -75,6 +76,7 @@ class CPT(ak.AdapterConfig):
     kinds_of_tokens: tuple[int, ...] = ()
     radius: float = 0.1
     template_radius: float = 0.1
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if not self.kinds_of_tokens and isinstance(self.tokens, tuple):

@@ -42,12 +42,17 @@ class CPTCodec(Codec):
             template_radius=float(field(context, "opt_projection_format_epsilon", 0.1)),
         )
         moving = sum(config.radius_of(kind) is not None for kind in kinds)
-        values = {name: value for name, value in config.to_dict().items() if name != "targets"}
+        values = {name: value for name, value in config.to_dict().items() if name != "targets"} | {"padded": True}
         return [Said("cpt", values, {"start": start, "move": torch.zeros(moving, start.shape[1], dtype=start.dtype)})]
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         ((place, one),) = said
         own = CPT.from_dict(one.config)
+        if not one.config.get("padded"):
+            told = (
+                "PEFT puts a prompt in front of padding, and padded=False behind it: equal where rows have no padding"
+            )
+            raise CheckpointError(f"{told} in front; native holds both", context.where, place.point.id)
         if len(own.tokens) != len(own.kinds_of_tokens):
             told = "PEFT has a token for every position of the prompt, and these started elsewhere"
             raise CheckpointError(f"{told}; native holds any", context.where, place.point.id)
