@@ -45,8 +45,7 @@ class AdaptionPromptCodec(Codec):
                 told = "PEFT has one plain gate for a layer, and this adapter has tanh(g) for each head"
                 raise CheckpointError(f"{told}: gate='layer' is PEFT's; native holds both", context.where)
             if not one.config.get("padded"):
-                told = "PEFT counts padding as positions of the queries, and padded=False does not"
-                raise CheckpointError(f"{told}: padded=True is PEFT's; native holds both", context.where)
+                context.note("PEFT counts padding as positions: rows that are padded in front get other outputs there")
             found[f"base_model.model.{place.point.path}.{_GATE}"] = one.tensors["gate"]
             found[f"base_model.model.{place.point.path}.{_PROMPT}"] = one.tensors["prompt"][None]
         context.config |= {
