@@ -49,7 +49,7 @@ class CPTCodec(Codec):
         ((place, one),) = said
         own = CPT.from_dict(one.config)
         if not one.config.get("padded"):
-            context.note("PEFT puts a prompt in front of padding: rows that are padded in front get other outputs there")
+            context.note("PEFT puts a prompt in front of padding: padded rows get other outputs there")
         if len(own.tokens) != len(own.kinds_of_tokens):
             told = "PEFT has a token for every position of the prompt, and these started elsewhere"
             raise CheckpointError(f"{told}; native holds any", context.where, place.point.id)
