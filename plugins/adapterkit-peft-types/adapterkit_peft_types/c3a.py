@@ -27,6 +27,8 @@ class C3AModule(ak.AdditiveModule):
         self.shape = point.shape
         out, inputs = point.shape
         self.kernel = nn.Parameter(torch.zeros(out // block, inputs // block, block))
+        if self.kernel.is_meta:
+            return
         if start == "gaussian":
             nn.init.normal_(self.kernel)
         elif start != "zeros":

@@ -36,8 +36,8 @@ class VBLoRAModule(ak.AdditiveModule):
         super().__init__()
         self.shape, self.layout, self.k = point.shape, point.layout, config.k
         rows, columns = point.shape[0] // config.length, math.prod(point.shape[1:]) // config.length
-        self.logits_A = nn.Parameter(config.logits_std * torch.randn(config.rank, columns, config.vectors))
-        self.logits_B = nn.Parameter(config.logits_std * torch.randn(rows, config.rank, config.vectors))
+        self.logits_A = nn.Parameter(_drawn((config.rank, columns, config.vectors), config.logits_std))
+        self.logits_B = nn.Parameter(_drawn((rows, config.rank, config.vectors), config.logits_std))
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def mixtures(self) -> tuple[Tensor, Tensor]:
@@ -68,10 +68,15 @@ class ChosenVBLoRAModule(VBLoRAModule):
     def __init__(self, point: ak.InjectionPoint, config: VBLoRA) -> None:
         super().__init__(point, config)
         for name in "AB":
-            weights, indices = chosen(getattr(self, f"logits_{name}").detach(), config.k)
+            logits = getattr(self, f"logits_{name}").detach()
             delattr(self, f"logits_{name}")
+            indices = torch.empty(*logits.shape[:-1], config.k, dtype=torch.int64)
+            weights = torch.empty(*logits.shape[:-1], config.k - 1)
+            if not logits.is_meta:
+                every, indices = chosen(logits, config.k)
+                weights.copy_(every[..., :-1])
             self.register_buffer(f"indices_{name}", indices)
-            self.register_buffer(f"weights_{name}", weights[..., :-1].clone())
+            self.register_buffer(f"weights_{name}", weights)
 
     def mixtures(self) -> tuple[Tensor, Tensor]:
         a, b = (self._mixed(self._weights(name), cast("Tensor", getattr(self, f"indices_{name}"))) for name in "AB")
@@ -80,6 +85,12 @@ class ChosenVBLoRAModule(VBLoRAModule):
     def _weights(self, name: str) -> Tensor:
         first = cast("Tensor", getattr(self, f"weights_{name}"))
         return torch.cat((first, 1 - first.sum(-1, keepdim=True)), -1)
+
+
+def _drawn(shape: tuple[int, ...], std: float) -> Tensor:
+    """Normal numbers; nothing is drawn on the meta device, for which torch would import hundreds of modules."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else empty.normal_(std=std)
 
 
 def chosen(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
@@ -57,29 +56,35 @@ class WaveFTModule(ak.AdditiveModule):
 
 
 def _updated(
-    values: Tensor, at: Tensor, matrix: tuple[int, int], filters: tuple[tuple[float, ...], ...] | None
+    values: Tensor, places: Tensor, matrix: tuple[int, int], filters: tuple[tuple[float, ...], ...] | None
 ) -> Tensor:
-    """The matrix that has these coefficients; without filters, these entries.
+    """The matrix that has these coefficients, each of which is a small patch of it; without filters, these entries.
 
     Coefficients lie in a matrix with a margin of what putting together cuts off: its quarters are the smooth part,
     details along rows, along columns, along both.
     """
-    margin = 0 if filters is None else len(filters[0]) - 2
-    rows, columns = (side if filters is None else side + margin + side % 2 for side in matrix)
-    top, left = (rows - matrix[0]) // 2, (columns - matrix[1]) // 2
-    inside = (at // matrix[1] + top) * columns + at % matrix[1] + left
-    dense = torch.zeros(rows * columns, dtype=values.dtype, device=values.device).index_copy(0, inside, values)
+    out, width = matrix
+    dense = torch.zeros(out * width, dtype=values.dtype, device=values.device)
     if filters is None:
-        return dense.view(rows, columns)
-    bands = dense.view(2, rows // 2, 2, columns // 2).permute(2, 1, 0, 3)  # [along rows, row, along columns, column]
-    kernel = torch.tensor(filters, dtype=values.dtype, device=values.device).unsqueeze(1)
-    across = _joined(bands.flatten(0, 1), kernel).view(2, rows // 2, -1)
-    return _joined(across.permute(2, 0, 1), kernel).mT[: matrix[0], : matrix[1]]
+        return dense.index_copy(0, places, values).view(matrix)
+    margin = len(filters[0]) - 2
+    taps = torch.tensor(filters, dtype=values.dtype, device=values.device)
+    (row, bottom), (column, right) = (_halved(places // width, out, margin), _halved(places % width, width, margin))
+    down, across = taps[right] * values[:, None], taps[bottom]  # details along rows are on the right
+    columns = (2 * column - margin)[:, None] + torch.arange(len(filters[0]), device=values.device)
+    for tap in range(len(filters[0])):
+        at = 2 * row[:, None] - margin + tap
+        inside = (at >= 0) & (at < out) & (columns >= 0) & (columns < width)
+        patch = torch.where(inside, down[:, tap, None] * across, 0)
+        dense.index_put_((torch.where(inside, at * width + columns, 0),), patch, accumulate=True)
+    return dense.view(matrix)
 
 
-def _joined(bands: Tensor, kernel: Tensor) -> Tensor:
-    """Signals [n, length] from their smooth parts and details, [n, 2, length / 2], without the margin."""
-    return F.conv_transpose1d(bands, kernel, stride=2, padding=kernel.shape[-1] - 2).squeeze(1)
+def _halved(index: Tensor, side: int, margin: int) -> tuple[Tensor, Tensor]:
+    """Places along a side within the half that they are in, with a margin around the side, and which half it is."""
+    whole = side + margin + side % 2
+    inside = index + (whole - side) // 2
+    return inside % (whole // 2), inside // (whole // 2)
 
 
 @dataclass(frozen=True)
