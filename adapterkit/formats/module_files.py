@@ -51,6 +51,8 @@ _ALIASES = {
 _SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3."})
 """Those that files of other libraries have too, which name LoRA's tensors otherwise."""
 _SAMPLE = 4
+_ROUNDING = 1e-5
+"""An error, relative, that is nothing to tell of."""
 _EXACT = frozenset({"alpha"})
 """Tensors of one number that are written in full whatever the dtype: it costs nothing."""
 
@@ -131,7 +133,7 @@ class ModuleFileFormat(Format):
         }
         card = Card(checkpoint.metadata, base, options, target.stem)
         container.write(target, tensors, card.metadata(modules, tensors))
-        if writing.error:
+        if writing.error > _ROUNDING:
             context.note(f"is an approximation: of the effect, at most {writing.error:.2g} is left out at a module")
         return WriteReport(list(context.notes), writing.error)
 

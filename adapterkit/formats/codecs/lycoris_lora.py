@@ -31,7 +31,7 @@ class LoRACodec(Codec):
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         down, up = tensors[_DOWN], tensors[_UP]
         rank = down.shape[0]
-        if up.ndim < 2 or up.shape[:2] != (place.shape[0], rank) or up[0, 0].numel() != 1 or rank < 1:
+        if rank < 1 or up.ndim < 2 or up.shape[:2] != (place.shape[0], rank) or up[0, 0].numel() != 1:
             told = f"up is {tuple(up.shape)} and down {tuple(down.shape)}, for a weight of {place.shape}"
             raise ShapeMismatchError(told, context.where, place.point.path)
         down = place.of_columns(_like(down, place.shape))
