@@ -22,7 +22,7 @@ from adapterkit.checkpoint import (
     single,
 )
 from adapterkit.codec import Context, Place
-from adapterkit.errors import CheckpointError
+from adapterkit.errors import CheckpointError, ConfigError, did_you_mean, shown
 from adapterkit.formats import container, other_readers
 from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.container import Entry
@@ -33,7 +33,7 @@ from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.origins import base_of, tool_of
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.pipeline_parts import candidates
-from adapterkit.formats.prefixes import ANY, Prefix, prefix_of
+from adapterkit.formats.prefixes import ANY, DENOISER, Prefix, prefix_of
 from adapterkit.formats.source import Source
 from adapterkit.naming import KnownBase
 from adapterkit.points import Points
@@ -55,6 +55,17 @@ _ROUNDING = 1e-5
 """An error, relative, that is nothing to tell of."""
 _EXACT = frozenset({"alpha"})
 """Tensors of one number that are written in full whatever the dtype: it costs nothing."""
+
+
+@dataclass(frozen=True)
+class ModuleFileOptions(ReadOptions):
+    """How to read a file for the UIs.
+
+    Attributes:
+        component: Of a pipeline with several transformers or UNets, the one that the file is for.
+    """
+
+    component: str = ""
 
 
 @dataclass
@@ -80,6 +91,7 @@ class ModuleFileFormat(Format):
         separator: What stands between a prefix and a module.
     """
 
+    read_options = ModuleFileOptions
     write_options = CardOptions
     style: ClassVar[str]
     naming_style: ClassVar[str] = "kohya"
@@ -91,7 +103,8 @@ class ModuleFileFormat(Format):
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         dialect, context = Dialect(DIALECT), Context(source.where)
         found, left_over = grouped(source.entries, dialect, source.where)
-        placed = Placing(points, dialect, context, source.entries).all(found)
+        component = options.component if isinstance(options, ModuleFileOptions) else ""
+        placed = Placing(points, dialect, context, source.entries, component).all(found)
         modules = [ForeignModule(_label(one), one.keys, places) for one, places in placed]
         wanted = {key for one in modules if one.places is not None for key in one.keys.values()}
         into = Collected(source.where)
@@ -210,11 +223,20 @@ class Placing:
         points: The model's; none where no model is at hand.
         dialect, context: How the file is read.
         entries: What the file has.
+        component: See `ModuleFileOptions`.
+
+    Raises:
+        ConfigError: There is no such component.
     """
 
-    def __init__(self, points: Points, dialect: Dialect, context: Context, entries: Mapping[str, Entry]) -> None:
-        self._modules = Modules(points)
+    def __init__(
+        self, points: Points, dialect: Dialect, context: Context, entries: Mapping[str, Entry], component: str = ""
+    ) -> None:
+        self._modules, self._component = Modules(points), component
         self._components = {} if points.model is None else points.model.components
+        if component and self._components and component not in self._components:
+            near = did_you_mean(component, self._components) or f" There are {', '.join(self._components)}."
+            raise ConfigError([f"component {shown(component)} is none of the model's.{near}"], "load()")
         self._names = {name: ForeignNames(one) for name, one in self._components.items()}
         self._dialect, self._context, self._entries = dialect, context, entries
         self._known: dict[tuple[str, str], list[Place] | None] = {}
@@ -256,7 +278,7 @@ class Placing:
         scored = [
             (*self._fit(component, own), -rank, part, component)
             for part, own in parts.items()
-            for rank, component in enumerate(candidates(part, self._components))
+            for rank, component in enumerate(self._candidates(part))
         ]
         chosen: dict[str, list[str]] = {}
         for _, hits, _, part, component in sorted(scored, reverse=True):
@@ -266,6 +288,10 @@ class Placing:
             elif hits and not taken:
                 chosen[part] = [component]
         return chosen
+
+    def _candidates(self, part: str) -> Sequence[str]:
+        named = self._component and part in (DENOISER, ANY)
+        return [self._component] if named else candidates(part, self._components)
 
     def _fit(self, component: str, found: Sequence[Found]) -> tuple[float, int]:
         """Which part of the modules that it has are of its shapes, and how many it has."""

@@ -18,6 +18,7 @@ import adapterkit as ak
 from adapterkit.errors import (
     AdapterKitError,
     CheckpointError,
+    ConfigError,
     MissingKeysError,
     NonFiniteError,
     ShapeMismatchError,
@@ -162,6 +163,17 @@ def test_what_is_for_another_model_is_no_match() -> None:
     tensors |= {"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(4, 1)}
     with pytest.raises(MissingKeysError, match="nothing in it fits the model; 2 keys belong to no point"):
         ak.Adapters(unet()).load(tensors, "it", strict=False)
+
+
+def test_of_two_transformers_the_one_that_is_named() -> None:
+    pipe = SimpleNamespace(components={"transformer": unet(), "transformer_2": unet()})
+    adapters = ak.Adapters(pipe)
+    adapters.load(GOOD, "first")
+    adapters.load(GOOD, "second", component="transformer_2")
+    ids = [next(iter(adapters.modules(name))) for name in ("first", "second")]
+    assert [key.partition("@")[2].partition(".")[0] for key in ids] == ["transformer", "transformer_2"]
+    with pytest.raises(ConfigError, match=r"component 'transfomer_2'.*Did you mean 'transformer_2'"):
+        adapters.load(GOOD, "third", component="transfomer_2")
 
 
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
