@@ -98,6 +98,16 @@ class AdapterConfig:
             made[key] = self.overridden(_checked_overrides(type(self), own))
         return made[key]
 
+    def rank_at(self, point: InjectionPoint) -> int | None:
+        """The rank of what it does at a point, for reports: by default the field `rank`; None where there is none."""
+        rank = getattr(self.at(point), "rank", None)
+        return rank if type(rank) is int else None
+
+    def scale_at(self, point: InjectionPoint) -> float | None:
+        """The factor on what it does at a point, for reports: by default `scale`; None where there is none."""
+        scale = getattr(self.at(point), "scale", None)
+        return float(scale) if is_number(scale) else None
+
     def overridden(self: _Config, values: Mapping[str, Any]) -> _Config:
         """The config with other values in some fields, for a point of its own.
 

@@ -142,7 +142,8 @@ def _reading(weights: Source, model: str, name: str, points: Points) -> Reading:
 def _report(reading: Reading, version: str, base: str, notes: Sequence[str] = ()) -> ReadReport:
     keys = reading.keys
     matched, told = [*reading.used, *keys.again], [*notes, *reading.notes]
-    return ReadReport(matched, keys.elsewhere, keys.left, told, _TOOL, version, base)
+    known = f"{base} ({adapterhub_config.FILE})" if base else ""
+    return ReadReport(matched, keys.elsewhere, keys.left, told, _TOOL, version, known)
 
 
 def _family(model: str, where: object) -> Family:

@@ -83,7 +83,9 @@ class NativeFormat(Format):
             _check_tensor(where, key, tensors[key], checksum)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
         fresh = source.path is not None
-        report = ReadReport([*checksums], tool="adapterkit", version=header.release, finite=True, fresh=fresh)
+        report = ReadReport(
+            [*checksums], tool="adapterkit", version=header.release, base=_base(found), finite=True, fresh=fresh
+        )
         return found, report
 
     def write(self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions) -> None:
@@ -106,6 +108,12 @@ class NativeFormat(Format):
                 index[name, place] = _index(part, own)
         text = native_header.make(target, checkpoints, index)
         container.write(target, tensors, {ENTRY: text})
+
+
+def _base(found: Mapping[str, Checkpoint]) -> str:
+    """The models that the adapters were made for, as the header says."""
+    families = dict.fromkeys(str(own.get("family")) for one in found.values() for own in one.base.values())
+    return f"{', '.join(families)} (its header)" if families else ""
 
 
 def _checksums(where: object, header: Header) -> dict[str, str]:

@@ -100,7 +100,8 @@ class _Reader:
         unknown = [key for key in dict.fromkeys(unknown) if key not in done]
         self._check_type(unknown)
         notes = [*names.notes, *context.notes]
-        base = self._config.kept.get("base_model_name_or_path", "")
+        named = self._config.kept.get("base_model_name_or_path", "")
+        base = f"{named} (base_model_name_or_path)" if named else ""
         report = ReadReport(matched, unmatched, unknown, notes, "PEFT", self._config.version, base, fresh=True)
         if not found:
             return None, report

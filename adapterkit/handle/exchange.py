@@ -18,6 +18,7 @@ from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
 from adapterkit.handle.base import Access
 from adapterkit.handle.concurrency import require_no_calls, require_unused
+from adapterkit.handle.effects import Watched
 from adapterkit.handle.initialising import require_values
 from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
@@ -157,6 +158,7 @@ class Exchange(Access):
             notes=[*(report.notes if report else ()), *notes],
             metadata=self.metadata(name),
             read=report or ReadReport(),
+            adapter=Watched(self._state, name),
         )
 
     def load_all(

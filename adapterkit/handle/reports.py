@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapterkit.checkpoint import ReadReport
-from adapterkit.errors import printable
+from adapterkit.errors import printable, shown
+from adapterkit.handle.effects import Effects, Watched
 from adapterkit.mapping.targets import some
 
 
@@ -73,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """What a load did. Prints as a few lines, and is JSON by `to_dict()`.
 
     Attributes:
         name, type: The adapter as it is called now, and its type; several types are joined by ` + `.
@@ -81,7 +82,8 @@ class LoadReport:
         parameters: Numbers loaded.
         notes: What was left out or looked past; empty after a strict load of a file made for this base.
         metadata: What the file says beside the tensors.
-        read: What its format has found.
+        read: What its format has found: which keys matched, which did not, and who wrote the file for which base.
+        adapter: How the adapter is found when its effect is asked for.
     """
 
     name: str
@@ -91,14 +93,29 @@ class LoadReport:
     notes: Sequence[str] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     read: ReadReport = field(default_factory=ReadReport)
+    adapter: Watched | None = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def effects(self) -> Effects | None:
+        """Ranks, scales, and norms of what is added to the weights, block by block; computed when first asked for.
+
+        None where the adapter was removed before.
+        """
+        return None if self.adapter is None else self.adapter.effects()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return dataclasses.asdict(self)
+        """All of it as JSON values, the effect too."""
+        read = {name: _plain(getattr(self.read, name)) for name in _READ}
+        own = {name: _plain(getattr(self, name)) for name in ("name", "type", "points", "parameters", "notes")}
+        effects = None if self.effects is None else self.effects.to_dict()
+        return {**own, "metadata": dict(self.metadata), "read": read, "effects": effects}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "effects": self.effects, "adapter": None}  # the adapter stays with its model
 
     def __str__(self) -> str:
         head = f"{self.name} ({self.type}): {self.parameters:,} parameters at {len(self.points)} points"
-        return printable("\n  ".join([head, *self._origin(), *self.notes]))
+        return printable("\n  ".join([head, *self._origin(), *self._strength(), *self.notes]))
 
     def _origin(self) -> Iterator[str]:
         read = self.read
@@ -106,6 +123,31 @@ class LoadReport:
             yield f"from {read.format}" + (f", written by {read.tool} {read.version}".rstrip() if read.tool else "")
         if read.base:
             yield f"made for {read.base}"
+        if read.matched:
+            yield f"matched {len(read.matched):,} keys, as {shown(read.matched[0])}"
         for keys, what in ((read.unmatched, "that belong to no point here"), (read.left_over, "that are unknown")):
             if keys:
                 yield f"left out {len(keys):,} keys {what}: {some(keys)}"
+
+    def _strength(self) -> Iterator[str]:
+        if self.effects is None:
+            return
+        for name, counts in (("rank", self.effects.ranks), ("scale", self.effects.scales)):
+            if counts:
+                yield f"{name} " + ", ".join(f"{value:g} at {count}" for value, count in counts.items())
+        norms = self.effects.norms
+        if norms:
+            strongest = sorted(norms, key=lambda block: -norms[block])[:_BLOCKS]
+            rest = len(norms) - len(strongest)
+            told = ", ".join(f"{block} {norms[block]:.3g}" for block in strongest)
+            yield f"norm {self.effects.norm:.4g}: {told}" + (f", and {rest} weaker blocks" if rest else "")
+        for reason, count in self.effects.unknown.items():
+            yield f"no norm at {count}: {reason}"
+
+
+_READ = ("format", "tool", "version", "base", "matched", "unmatched", "left_over", "notes")
+_BLOCKS = 6
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int)) else list(value)

@@ -14,6 +14,8 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError, CheckpointError, printable
+from adapterkit.formats import registry
+from adapterkit.plugins import get_plugin_manager
 from adapterkit.testing import toys
 
 SECONDS, BYTES = 2.0, 64 << 20
@@ -56,6 +58,8 @@ class Refusal:
 
     def __init__(self, adapters: ak.Adapters, model: nn.Module) -> None:
         self.adapters, self.model = adapters, model
+        for name in get_plugin_manager().formats():  # what they import is not the file's doing
+            registry.named_format(name)
 
     def __call__(self, path: Path, expected: Any, **options: Any) -> Any:
         """The error, after everything else that must hold was checked."""

@@ -51,8 +51,8 @@ def test_prompts_without_padding(name: str) -> None:
     adapters = ak.Adapters(model)
     adapters.activate(fixture.load(adapters))
     behind_bos = fixture.about["name"].endswith("prompt_prefix")
-    got = fixture.outputs(model)["last_hidden_state"][0, behind_bos:]
-    expected = fixture.expected["last_hidden_state"][0, -len(got) :]
+    got = fixture.outputs(model)["model/last_hidden_state"][0, behind_bos:]
+    expected = fixture.expected["model/last_hidden_state"][0, -len(got) :]
     assert torch.allclose(got, expected, atol=1e-5)
 
 

@@ -1,0 +1,31 @@
+"""Every file that another tool wrote gives what that tool computed: the few in the repository, and, slowly, all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.formats import foreign
+from tests.formats.foreign import ELSEWHERE, Fixture
+
+OPTIONS: dict[str, dict[str, Any]] = {"adapterhub_bert_direft": {"direft": True}}
+"""What the user must say, since the file does not."""
+
+FEW = foreign.few()
+
+
+@pytest.mark.parametrize(("name", "folder"), FEW, ids=[name for name, _ in FEW])
+def test_some(name: str, folder: Path) -> None:
+    foreign.check(Fixture(name, folder), **OPTIONS.get(name, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", foreign.named() or ["none"])
+def test_all(name: str) -> None:
+    foreign.check(Fixture(name, ELSEWHERE), **OPTIONS.get(name, {}))
+
+
+def test_the_few_are_small() -> None:
+    assert sum(path.stat().st_size for path in foreign.HERE.rglob("*") if path.is_file()) < 2 << 20
