@@ -52,14 +52,20 @@ class Fixture:
         if not self.path.is_dir():
             pytest.skip(f"{self.path} is not here: set ADAPTERKIT_FIXTURES to the folder of fixtures")
         self.about = read(self.path / "about.json")
-        self.components: Mapping[str, Any] = read(self.path / "model.json")["components"]
+        every = read(self.path / "model.json")["components"]
+        self.components = {name: one for name, one in every.items() if (folder / "bases" / one["base"]).is_dir()}
         self.inputs = load_file(str(self.path / "inputs.safetensors"))
         self.stored = load_file(str(self.path / "expected.safetensors"))
         self.expected = self._stored("reloaded" if self.about.get("expect") == "reloaded" else "out")
         self.tolerance: float = self.about["tolerance"]["outputs_relative_to_max"]
 
     def _stored(self, kind: str) -> dict[str, Tensor]:
-        return {key.partition("/")[2]: value for key, value in self.stored.items() if key.startswith(f"{kind}/")}
+        parts = (key.split("/", 2) for key in self.stored)
+        return {
+            f"{part}/{name}": self.stored[f"{own}/{part}/{name}"]
+            for own, part, name in parts
+            if own == kind and part in self.components
+        }
 
     def parts(self) -> dict[str, nn.Module]:
         """The components of the base."""
