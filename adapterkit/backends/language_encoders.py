@@ -27,18 +27,19 @@ BERT = Family(
     classes=LANGUAGE["bert"],
     groups=(
         Group(
-            "bert|roberta|",
+            "bert|roberta|electra|",
             "",
             (
                 Weight("embed.tokens", "embeddings.word_embeddings"),
                 Weight("embed.pos", "embeddings.position_embeddings"),
                 Weight("embed.type", "embeddings.token_type_embeddings"),
+                Weight("embed.proj", "embeddings_project"),
                 Tokens("tokens", "embeddings.dropout"),
                 Weight("head.pooler", "pooler.dense"),
             ),
         ),
         Group(
-            "bert.encoder.layer.{layer}|roberta.encoder.layer.{layer}|encoder.layer.{layer}",
+            "|".join(f"{base}encoder.layer.{{layer}}" for base in ("bert.", "roberta.", "electra.", "")),
             "{layer}",
             (
                 Weight("attn.q", "attention.self.query"),
@@ -67,8 +68,16 @@ BERT = Family(
             "",
             "",
             (
-                Weight("head", "cls.predictions.decoder|lm_head.decoder|classifier.out_proj|classifier|qa_outputs"),
-                Weight("head.transform", "cls.predictions.transform.dense|lm_head.dense|classifier.dense"),
+                Weight(
+                    "head",
+                    "cls.predictions.decoder|lm_head.decoder|classifier.out_proj|classifier|qa_outputs|"
+                    "generator_lm_head|discriminator_predictions.dense_prediction",
+                ),
+                Weight(
+                    "head.transform",
+                    "cls.predictions.transform.dense|lm_head.dense|classifier.dense|"
+                    "generator_predictions.dense|discriminator_predictions.dense",
+                ),
                 Weight("head.next", "cls.seq_relationship"),
             ),
         ),

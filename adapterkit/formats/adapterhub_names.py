@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from adapterkit.points import InjectionPoint, Points
+from adapterkit.points import InjectionPoint, Points, WeightPoint
 
 FUSED = "attn.qkv"
 """One layer that makes queries, keys and values, which are points of their own here."""
@@ -50,6 +50,7 @@ class Family:
         stacks: Its blocks; those of an encoder are counted before those of a decoder.
         swapped: Whether the tool takes the feed-forward's last layer for its first, and the first for its last.
         invertible: Path, below the base model, of the part that has the embeddings.
+        embeds: Whether the points of its embedded sequence are where the tool acts.
         relative: Whether its attention adds a bias of relative positions, in which the tool counts prefixes.
         hooked: Whether the tool knows its modules by hooks alone, and so reaches its head.
     """
@@ -58,6 +59,7 @@ class Family:
     stacks: tuple[Stack, ...]
     swapped: bool = False
     invertible: str = ""
+    embeds: bool = True
     relative: bool = False
     hooked: bool = False
 
@@ -141,7 +143,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **{name: Family(name, (Stack("encoder.layer", _BERT),)) for name in ("bert", "roberta", "electra")},
         "xlm-roberta": Family("roberta", (Stack("encoder.layer", _BERT),)),
         "bert-generation": Family("bert", (Stack("encoder.layer", _BERT),)),
-        "deberta-v2": Family("deberta", (Stack("encoder.layer", _DEBERTA),)),
+        "deberta-v2": Family("deberta", (Stack("encoder.layer", _DEBERTA),), embeds=False),
         "distilbert": Family(
             "distilbert",
             (
@@ -182,7 +184,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             name: Family("model", _BART_STACKS, invertible="encoder") for name in ("bart", "mbart", "plbart", "whisper")
         },
         "vit": Family("vit", (Stack("encoder.layer", _names(**_VIT, mlp="output.output_adapters")),)),
-        "beit": Family("beit", (Stack("encoder.layer", _names(**_VIT, mlp="output_adapters")),)),
+        # What Beit scales behind a sublayer, before the tool's bottlenecks, is no part of our points.
+        "beit": Family("beit", (Stack("encoder.layer", _names(**{**_VIT, "attn": ""})),)),
     }
 )
 """The tool's model types, and what each calls its places. Of the rest nothing is read or written."""
@@ -215,12 +218,13 @@ class Places:
     def __init__(self, family: Family, points: Points, paths: Iterable[str] = ()) -> None:
         self.family, self.points = family, points
         self._by_place = {(point.role, point.site): point for point in reversed(points)}
+        self._by_path = {point.path: point for point in points if isinstance(point, WeightPoint) and point.span is None}
         stacks = [rf"(?P<s{i}>{re.escape(stack.path)})" for i, stack in enumerate(family.stacks)]
         self._inside = re.compile(rf"(?:\w+\.){{0,2}}?(?:{'|'.join(stacks)})\.(?P<number>\d{{1,4}})(?:\.(?P<rest>.+))?")
-        named = {} if points else self._named(paths)
+        named = self._named(paths)
         self.blocks: list[Block] = []
         for stack in family.stacks:
-            count = named.get(stack.path, 0) if not points else self._count(stack)
+            count = self._count(stack) or self._named(self._by_path).get(stack.path, 0) if points else named[stack.path]
             self.blocks += [Block(stack, number, len(self.blocks) + number) for number in range(count)]
 
     def _count(self, stack: Stack) -> int:
@@ -230,9 +234,9 @@ class Places:
 
     def _named(self, paths: Iterable[str]) -> dict[str, int]:
         """How many the paths name."""
-        counts: dict[str, int] = {}
+        counts = dict.fromkeys((stack.path for stack in self.family.stacks), 0)
         for stack, number, _ in filter(None, map(self._found, paths)):
-            counts[stack.path] = max(counts.get(stack.path, 0), number + 1)
+            counts[stack.path] = max(counts[stack.path], number + 1)
         return counts
 
     def _found(self, path: str) -> tuple[Stack, int, str] | None:
@@ -252,8 +256,15 @@ class Places:
         return None if block is None else (block, rest)
 
     def point(self, role: str, block: Block) -> InjectionPoint | None:
-        """The point of a role in a block; None where the model has none, or there is no model."""
-        return self._by_place.get((role, block.site))
+        """The point of a role in a block; None where the model has none, or there is no model.
+
+        That of a weight in a model of no family of ours is found by the tool's path.
+        """
+        if found := self._by_place.get((role, block.site)):
+            return found
+        paths = [f"{block.stack.path}.{block.number}.{name}" for name in block.stack.names.get(role, ())]
+        whole = [f"{base}{path}" for path in paths for base in ("", f"{self.family.base}.")]
+        return next((self._by_path[path] for path in whole if path in self._by_path), None)
 
     def id(self, role: str, block: Block) -> str | None:
         """The point's id, one that says the same where there is no model, or None where the model has no such point."""

@@ -167,6 +167,11 @@ def prompt(reading: Reading, fields: Fields) -> list[Part]:
             "combine='prefix_after_bos' is read as a prompt in front of the sequence: the same for every token, as the "
             "tool's prompts have no position"
         )
+    else:
+        reading.note(
+            "the tool returns a prompt's positions too, and a head that takes the first one takes a prompt's; here it "
+            "takes that of the first token"
+        )
     key = _outside(reading, "prompt", reading.places.family.stacks[0].site)
     length = fields["prompt_length"]
     tensors = {"prompt": found("prompt_embedding.weight", length, None)} if found else None
@@ -203,7 +208,7 @@ _COUPLING = {
 
 
 def _outside(reading: Reading, role: str, site: str) -> str:
-    point = reading.places.outside(role, site)
+    point = reading.places.outside(role, site) if reading.places.family.embeds else None
     if reading.places.points and point is None:
-        raise BaseMismatchError(f"acts at {role!r}, and the model has no such point", reading.where)
+        raise BaseMismatchError(f"acts at {role!r}, and the model has no such point as the tool has", reading.where)
     return point.id if point else f"{role}@{site}"

@@ -20,7 +20,12 @@ LANGUAGE: Layouts = {
     "bloom": ("BloomPreTrainedModel",),
     "falcon": ("FalconPreTrainedModel",),
     "mpt": ("MptPreTrainedModel",),
-    "bert": ("BertPreTrainedModel", "RobertaPreTrainedModel"),
+    "bert": (
+        "BertPreTrainedModel",
+        "RobertaPreTrainedModel",
+        "XLMRobertaPreTrainedModel",
+        "ElectraPreTrainedModel",
+    ),
     "deberta": ("DebertaV2PreTrainedModel",),
     "modernbert": ("ModernBertPreTrainedModel",),
 }
