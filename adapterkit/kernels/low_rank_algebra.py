@@ -23,6 +23,8 @@ _ENOUGH = 2e-3
 _SMALL = 3
 """Ranks of more than one in so many are computed by a full decomposition, which then takes no longer."""
 _SEED = 0
+_SHIFT = 1e-14
+"""Of the trace: what makes a Gram matrix of less than full rank one that Cholesky takes."""
 
 
 class Decomposition(NamedTuple):
@@ -83,8 +85,8 @@ def concatenated(several: Sequence[Factors], weights: Sequence[float]) -> Factor
 
 def inner(one: Factors, other: Factors) -> float:
     """The inner product of two updates, `sum_ij X_ij Y_ij = tr((B^T D) (C A^T))`, of X = BA and Y = DC."""
-    b, a, d, c = (factor.double() for each in (one, other) for factor in matrices(each))
-    return float(((b.mT @ d) * (a @ c.mT)).sum())
+    (b, a), (d, c) = _doubled(one), _doubled(other)
+    return float(((b.mT @ d) * (a @ c.mT)).sum()) * one.scale * other.scale
 
 
 def norm(factors: Factors) -> float:
@@ -93,15 +95,30 @@ def norm(factors: Factors) -> float:
 
 
 def singular_values(factors: Factors) -> Tensor:
-    """Those of an update, descending, in float64; what is below 1e-8 of the largest may be any number below it.
+    """Those of an update, descending, in float64; what is below 1e-7 of the largest may be any number below it.
 
-    From the factors' Gram matrices, some ten times quicker than `decomposed`.
+    From the factors' Gram matrices, some ten times quicker than `decomposed`: with `B^T B = L L^T` they are the roots
+    of the eigenvalues of `L^T (A A^T) L`.
     """
-    b, a = (factor.double() for factor in matrices(factors))
-    values, vectors = torch.linalg.eigh(b.mT @ b)
-    root = vectors * values.clamp(min=0).sqrt()
-    squares = torch.linalg.eigvalsh(root.mT @ (a @ a.mT) @ root).flip(0)
-    return squares.clamp(min=0).sqrt()[: min(len(b), a.shape[1])]
+    b, a = _doubled(factors)
+    squares = torch.linalg.eigvalsh(_congruent(b.mT @ b, a @ a.mT)).flip(0)
+    return squares.clamp(min=0).sqrt()[: min(len(b), a.shape[1])] * abs(factors.scale)
+
+
+def _doubled(factors: Factors) -> tuple[Tensor, Tensor]:
+    """B and A as `matrices` gives them, in float64 and without the scale."""
+    b, a = factors.B.detach(), factors.A.detach().flatten(1)
+    return b.to(wide_dtype(b.dtype)).double(), a.to(wide_dtype(a.dtype)).double()
+
+
+def _congruent(one: Tensor, other: Tensor) -> Tensor:
+    """`L^T other L` where `one = L L^T`; both are symmetric and have no negative eigenvalues, but by rounding."""
+    shifted = one + _SHIFT * one.trace() * torch.eye(len(one), dtype=one.dtype, device=one.device)
+    root, failed = torch.linalg.cholesky_ex(shifted)
+    if failed:
+        values, vectors = torch.linalg.eigh(one)
+        root = vectors * values.clamp(min=0).sqrt()
+    return root.mT @ other @ root
 
 
 def truncated(matrix: Tensor, rank: int) -> Decomposition:

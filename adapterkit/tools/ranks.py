@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from adapterkit.config import is_number
@@ -133,17 +134,34 @@ class RankError:
 
 def rank_errors(spectra: Sequence[Spectrum], ranks: Iterable[int] | None = None) -> list[RankError]:
     """What each of some ranks would lose: by default powers of two, and the highest that there is."""
-    highest = max((one.rank for one in spectra), default=0)
+    if not spectra:
+        return []
+    highest = max(one.rank for one in spectra)
     asked = ranks if ranks is not None else [*(2**i for i in range(highest.bit_length()) if 2**i < highest), highest]
-    total = math.hypot(*(one.norm for one in spectra))
+    tails = _tails(spectra)
+    total = float(tails[:, 0].sum())
+    sizes = torch.tensor([one.point.shape[0] + math.prod(one.point.shape[1:]) for one in spectra])
+    limits = torch.tensor([one.rank for one in spectra])
     found: list[RankError] = []
-    for rank in asked if highest else ():
-        lost = [(one.error(rank), one) for one in spectra]
-        worst, where = max(((error / one.norm if one.norm else 0.0, one.point.id) for error, one in lost))
-        size = sum(min(rank, one.rank) * (one.point.shape[0] + math.prod(one.point.shape[1:])) for one in spectra)
-        error = math.hypot(*(error for error, _ in lost)) / total if total else 0.0
-        found.append(RankError(rank, error, worst, where, size))
+    for rank in asked:
+        lost = tails[:, min(rank, tails.shape[1] - 1)]
+        relative = torch.where(tails[:, 0] > 0, lost / tails[:, 0].clamp_min(_TINY), lost)
+        worst = int(relative.argmax())
+        error = math.sqrt(float(lost.sum()) / total) if total else 0.0
+        size = int((limits.clamp(max=rank) * sizes).sum())
+        found.append(RankError(rank, error, math.sqrt(float(relative[worst])), spectra[worst].point.id, size))
     return found
+
+
+_TINY = 1e-300
+
+
+def _tails(spectra: Sequence[Spectrum]) -> Tensor:
+    """[points, ranks + 1]: the sum of the squares of all singular values from a number on."""
+    squares = torch.zeros(len(spectra), max(len(one.values) for one in spectra) + 1, dtype=torch.float64)
+    for row, one in zip(squares, spectra, strict=True):
+        row[: len(one.values)] = one.values.double().square()
+    return squares.flip(1).cumsum(1).flip(1)
 
 
 def recommended(spectra: Sequence[Spectrum], error: float = 0.1) -> tuple[int, dict[str, int]]:
@@ -155,9 +173,6 @@ def recommended(spectra: Sequence[Spectrum], error: float = 0.1) -> tuple[int, d
     """
     rule = RankRule(error=error)
     own = {one.point.id: rule.of(one.values, one.norm**2, one.point) or one.rank for one in spectra}
-    low, high = 1, max((one.rank for one in spectra), default=1)
-    while low < high:
-        middle = (low + high) // 2
-        [found] = rank_errors(spectra, [middle])
-        low, high = (low, middle) if found.error <= error else (middle + 1, high)
-    return low, own
+    highest = max((one.rank for one in spectra), default=1)
+    rows = rank_errors(spectra, range(1, highest + 1))
+    return next((row.rank for row in rows if row.error <= error), highest), own

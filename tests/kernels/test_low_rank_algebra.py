@@ -72,6 +72,16 @@ def test_inner_products_are_those_of_the_products():
     assert low_rank_algebra.inner(other, one) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scale", [-2.0, 1e-3])
+def test_singular_values_of_an_update_whose_factors_have_a_lower_rank(scale: float):
+    factors = update("linear", 4, scale)
+    again = Factors(torch.cat([factors.A, factors.A]), torch.cat([factors.B, factors.B], 1), LINEAR, scale)
+    values = low_rank_algebra.singular_values(again)
+    expected = 2 * torch.linalg.svdvals(low_rank.dense(factors))[:4]
+    torch.testing.assert_close(values[:4], expected)
+    assert float(values[4:].max()) < 1e-6 * float(values[0])
+
+
 def test_an_update_of_zero_has_no_spectrum_and_can_be_recompressed():
     factors = Factors(torch.randn(4, 10), torch.zeros(6, 4), LINEAR)
     assert low_rank_algebra.norm(factors) == 0
