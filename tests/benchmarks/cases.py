@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from tests.benchmarks import calls, rivals, routes, settings
+from tests.benchmarks import algebra, calls, rivals, routes, settings
 from tests.benchmarks.measure import Side, Timing, measure
 
 Case = Callable[[int], Mapping[str, Timing]]
@@ -183,4 +183,7 @@ CASES: Mapping[str, Case] = {
     "route 8": routes.eight,
     "route 32": routes.thirty_two,
     "route in a pool": routes.pools,
+    "recompress": algebra.recompressing,
+    "combine": algebra.combining,
+    "extract": algebra.extracting,
 }
