@@ -3,7 +3,8 @@
     python -m examples.digits.demo
 
 Trains through the public command line, then compares base and adapter on the same prompts and seeds: distance to the
-style set, digits that a classifier still reads, and that the base under the adapter is bitwise what it was.
+style set, digits that a classifier still reads, and that the base under the adapter is bitwise what it was. Last, it
+writes the file that the UIs read, and lets diffusers' own loader read it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from examples.digits.style_distance import read_folder, style_distance
 HERE = Path(__file__).parent
 BASE, STYLE, CONFIG = HERE / "base", HERE / "style", HERE.parent / "configs" / "digits-style.yaml"
 PROMPT = "a handwritten {word} in neonchalk style"
+TRIGGER = "neonchalk style"
 PER_DIGIT, STEPS, GUIDANCE = 6, 20, 4.0
 BAR_STYLE, BAR_READ = 1 / 3, 0.75
 
@@ -59,6 +61,19 @@ def generate(pipe: object, seed: int = 7) -> list[Image.Image]:
     return pictures
 
 
+def read_by_diffusers(file: Path) -> list[Image.Image]:
+    """What diffusers makes of an exported file, without adapterkit."""
+    pipe = load_pipeline(BASE)
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    return generate(pipe)
+
+
+def levels_apart(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> int:
+    """The largest difference of two sets of pictures, in levels of 255."""
+    pairs = zip(first, second, strict=True)
+    return max(int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()) for a, b in pairs)
+
+
 def same(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> bool:
     """Whether two sets of pictures are equal in every bit."""
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(first, second, strict=True))
@@ -85,6 +100,7 @@ def main() -> int:
     args = parser.parse_args()
     seconds = 0.0 if args.skip_training else run_training(args.output)
     diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()  # its loader warns of each model that a file says nothing of
     transformers_logging.disable_progress_bar()
 
     pipe = load_pipeline(BASE)
@@ -104,6 +120,9 @@ def main() -> int:
     other.load(file, name="again")
     other.activate("again")
     reproduced = same(generate(fresh), after)
+    exported = other.save("again", args.output / "for-uis.safetensors", format="kohya", trigger=TRIGGER)
+    other.detach()
+    apart = levels_apart(read_by_diffusers(exported), after)
 
     reference = read_folder(STYLE)
     far, near = style_distance(before, reference), style_distance(after, reference)
@@ -115,6 +134,7 @@ def main() -> int:
         f"digits read {read_after:.0%}, base {read_before:.0%} (bar {BAR_READ:.0%})": read_after >= BAR_READ,
         "adapter disabled or detached: images bitwise the base's": untouched,
         "adapter in a fresh pipeline: images bitwise the same": reproduced,
+        f"exported for UIs, read by diffusers' own loader: images {apart} of 255 levels apart (bar 1)": apart <= 1,
     }
     print()
     for text, passed in checks.items():
@@ -124,6 +144,7 @@ def main() -> int:
         + (f", training took {seconds:.0f} s" if seconds else "")
     )
     print(f"adapter: {file}, {file.stat().st_size / 1024:.0f} KiB, {loaded.parameters:,} parameters")
+    print(f"for ComfyUI, A1111 and kohya's scripts: {exported}")
     print(f"before and after: {args.output / 'samples' / 'grid.png'}")
     return 0 if all(checks.values()) else 1
 
