@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,10 +36,11 @@ class Dialect:
 
     Args:
         name: The dialect.
+        writes: The adapter types that may be written; by default those of all codecs.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, writes: Collection[str] | None = None) -> None:
+        self.name, self._writes = name, writes
         self._specs = [spec for spec in get_plugin_manager().codecs().values() if spec.dialect == name]
 
     @functools.cached_property
@@ -67,7 +68,8 @@ class Dialect:
         found: dict[str, tuple[CodecSpec, Codec]] = {}
         for spec, codec in self.codecs:
             for name in codec.types:
-                found.setdefault(name, (spec, codec))
+                if self._writes is None or name in self._writes:
+                    found.setdefault(name, (spec, codec))
         return found
 
     def split(self, key: str) -> tuple[str, str] | None:
@@ -165,7 +167,7 @@ class Dialect:
     def _writer(self, place: Place, said: Said, context: Context) -> tuple[CodecSpec, Codec]:
         type_name = said.type
         if type_name not in self.types:
-            any_factors = next((one for one in self.codecs if one[1].writes_factors), None)
+            any_factors = next((one for one in self.types.values() if one[1].writes_factors), None)
             if any_factors is not None and factors_of(said, place.point, context.where) is not None:
                 return any_factors
             near = did_you_mean(type_name, self.types)

@@ -13,15 +13,18 @@ _T5 = "transformers:T5PreTrainedModel"
 _TEXT = "transformers:PreTrainedModel"
 _CLIP_L_WIDTH = 768
 _SECOND = "text_encoder_2"
+_PARTS = frozenset({DENOISER, ANY, TEXT, TEXT_1, TEXT_2, TEXT_3})
 
 
 def candidates(part: str, components: Mapping[str, ComponentView]) -> list[str]:
     """The components that a part can be, the likeliest first.
 
     Args:
-        part: See `prefixes`.
+        part: See `prefixes`; or a component's own name.
         components: The model's.
     """
+    if part not in _PARTS:
+        return [part] if part in components else []
     texts = texts_of(components)
     denoisers = [name for name, one in components.items() if not _is(one, _TEXT)]
     if part == DENOISER:

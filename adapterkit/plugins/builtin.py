@@ -215,6 +215,11 @@ def adapterkit_register_formats() -> list[FormatSpec]:
         FormatSpec("lycoris", "adapterkit.formats.lycoris:LycorisFormat", summary="files of LyCORIS"),
         FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
         FormatSpec(
+            "diffusers",
+            "adapterkit.formats.diffusers:DiffusersFormat",
+            summary="files of diffusers' pipelines and models, of all its generations",
+        ),
+        FormatSpec(
             "adapterhub",
             "adapterkit.formats.adapterhub:AdapterHubFormat",
             summary="folders of AdapterHub: adapters, fusions, heads and setups",

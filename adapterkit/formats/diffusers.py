@@ -1,0 +1,55 @@
+"""Files of diffusers: `pytorch_lora_weights.safetensors`, with a pipeline's components in front of PEFT's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport, single
+from adapterkit.errors import MissingKeysError
+from adapterkit.formats.dialect import Dialect
+from adapterkit.formats.diffusers_keys import parsed
+from adapterkit.formats.diffusers_read import DIALECT, DiffusersReader
+from adapterkit.formats.diffusers_write import DiffusersWriteOptions, write_file
+from adapterkit.formats.module_files import style_of
+from adapterkit.formats.peft_config import config_in
+from adapterkit.formats.peft_keys import is_wrapped
+from adapterkit.formats.source import Source
+from adapterkit.points import Points
+
+FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_SIGNS = frozenset({"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"})
+
+
+class DiffusersFormat(Format):
+    """What `save_lora_weights`, `save_lora_adapter` and `save_attn_procs` of diffusers have written."""
+
+    write_options = DiffusersWriteOptions
+
+    def recognises(self, source: Source) -> bool:
+        if source.is_folder:
+            return _in_folder(source) is not None and config_in(source) is None
+        keys = source.entries
+        dialect = Dialect(DIALECT)
+        return (
+            not any(is_wrapped(key) for key in keys)
+            and any((found := parsed(key, dialect)) is not None and found.name in _SIGNS for key in keys)
+            and style_of(keys) is None
+        )
+
+    def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
+        name = _in_folder(source) if source.is_folder else None
+        if source.is_folder and name is None:
+            raise MissingKeysError(f"has no {' or '.join(FILES)}", source.where)
+        return DiffusersReader(source if name is None else source.file(name), points).read()
+
+    def write(
+        self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
+    ) -> WriteReport | None:
+        assert isinstance(options, DiffusersWriteOptions)
+        file = target / FILES[0] if target.is_dir() else target
+        return write_file(single(checkpoints, target), points, options, file)
+
+
+def _in_folder(folder: Source) -> str | None:
+    return next((name for name in FILES if name in folder.files), None)
