@@ -206,8 +206,12 @@ class Trainable(AdapterConfig):
         return found
 
     def narrow(self, points: Sequence[InjectionPoint]) -> Sequence[InjectionPoint]:
-        """See `AdapterConfig.narrow`: for changes of biases, the points that have one."""
-        return [point for point in points if point.layout.bias or self.part != "bias" or self.absolute]
+        """See `AdapterConfig.narrow`: for changes of biases, the points that have one; of several, the first."""
+        if self.part != "bias":
+            return points
+        found = [point for point in points if point.layout.bias or self.absolute]
+        first = {(point.component, point.path): point for point in reversed(found) if point.in_span is not None}
+        return [point for point in found if point.in_span is None or point is first[point.component, point.path]]
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if not isinstance(point, ParameterPoint):
@@ -225,7 +229,7 @@ class Trainable(AdapterConfig):
             return "what takes its output expects the base's width: only a head can have another number of outputs"
         if self.outputs is not None and (form != "linear" or access == "read" or point.span or point.in_span):
             return "outputs makes a new projection, and this is not a whole linear layer that is called"
-        if self.part != "weight" and point.in_span is not None and point.layout.bias:
+        if (self.part == "all" or self.absolute) and point.in_span is not None and point.layout.bias:
             return "its bias is another point's too: set part='weight'"
         return super().accepts(point)
 

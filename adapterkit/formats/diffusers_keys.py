@@ -24,6 +24,7 @@ PARTS = {
 }
 """What stands in front of keys -> the model that is meant, where the one at hand has no component of that name."""
 _TEXTS = PARTS.keys() - {"unet", "transformer", "prior"}
+_SECOND = "transformer_2"
 _ALPHA = "alpha"
 _FACTORS = {"down": "lora_A", "up": "lora_B"}
 _OLD = re.compile(r"(.+?)(\.lora|\.lora_linear_layer|_lora)\.(down|up)\.(weight|bias)")

@@ -14,6 +14,7 @@ from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect
+from adapterkit.formats.diffusers_keys import STYLE
 from adapterkit.formats.foreign_names import ForeignNames
 from adapterkit.formats.module_writing import Writing
 from adapterkit.formats.modules import MADE_UP, Modules
@@ -95,7 +96,7 @@ class ModuleWriting(Writing):
         Raises:
             CheckpointError: Something of it cannot be said; the message tells what can.
         """
-        return [self._found[name] for name in self.modules(lambda component, part: str)]
+        return [self._found[name] for name in self.modules(lambda component, part: str, STYLE)]
 
     def _places(self, *_: object) -> Iterator[tuple[str, Sequence[Place]]]:
         if self._points.model is None:
@@ -155,7 +156,7 @@ def _written_names(
     """The library's names; of CLIP's text encoders, those that files have had before transformers changed them."""
     if part_of(component, components) == DENOISER:
         return ((path, (Piece(path),)) for path in component.paths if path)
-    return ForeignNames(component).written()
+    return ForeignNames(component).written(STYLE)
 
 
 def _texts_beside(components: Mapping[str, ComponentView]) -> frozenset[str]:

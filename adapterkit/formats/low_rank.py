@@ -67,6 +67,8 @@ def joined(factors: Sequence[tuple[Place, Factors]]) -> tuple[Tensor, Tensor, fl
     if len(factors) == 1 and first.whole:
         return one.A, one.B, scale
     scaled = [(place, f.A, f.B if f.scale == scale else f.B * (f.scale / scale)) for place, f in factors]
+    if _see_columns(scaled):
+        return sum((_widened(a, place) for place, a, _ in scaled), torch.zeros(())), scaled[0][2], scale
     wide = [(place, _widened(a, place), b) for place, a, b in scaled]
     alike = all(torch.equal(a, wide[0][1]) for _, a, _ in wide[1:])
     a_all = wide[0][1] if alike else torch.cat([a for _, a, _ in wide])
@@ -77,6 +79,17 @@ def joined(factors: Sequence[tuple[Place, Factors]]) -> tuple[Tensor, Tensor, fl
         b_all[rows if isinstance(rows, slice) else list(rows), at : at + len(a)] = b
         at += 0 if alike else len(a)
     return a_all, b_all, scale
+
+
+def _see_columns(parts: Sequence[tuple[Place, Tensor, Tensor]]) -> bool:
+    """Whether parts are columns of one A, with the same B."""
+    first = parts[0][2]
+    apart = all(place.rows is None and place.columns is not None for place, _, _ in parts)
+    return (
+        apart
+        and len({place.point.id for place, _, _ in parts}) == len(parts)
+        and all(torch.equal(b, first) for _, _, b in parts)
+    )
 
 
 def _widened(a: Tensor, place: Place) -> Tensor:

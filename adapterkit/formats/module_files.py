@@ -50,6 +50,8 @@ _ALIASES = {
 """Other names for the tensors of LoRA -> the dialect's."""
 _SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3."})
 """Those that files of other libraries have too, which name LoRA's tensors otherwise."""
+_OF_SEVERAL = frozenset({*_ALIASES, "alpha", "weight", "bias"})
+"""Names of tensors that those files have too."""
 _SAMPLE = 4
 _ROUNDING = 1e-5
 """An error, relative, that is nothing to tell of."""
@@ -167,7 +169,7 @@ def style_of(keys: Iterable[str]) -> str | None:
         if prefix is None:
             continue
         split = _split(key, prefix, names)
-        if split and (prefix.text not in _SHARED_PREFIXES or split[1] not in _ALIASES):
+        if split and (prefix.text not in _SHARED_PREFIXES or split[1] not in _OF_SEVERAL):
             return prefix.style
     return None
 

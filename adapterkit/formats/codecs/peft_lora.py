@@ -19,7 +19,7 @@ _A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 _EMBEDDING_A, _EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 
-_OF_DORA = ("scale_bias", "plain_norm")
+_OF_DORA = ("scale_bias", "plain_norm", "over")
 
 _OTHER_FORWARDS = {
     "alora_invocation_tokens": "acts from the position of certain tokens on",
@@ -122,7 +122,7 @@ def _config(rank: int, place: Place, context: Context) -> dict[str, Any]:
 
 def _bias(bias: Tensor | None, scale: float, place: Place, context: Context) -> list[Said]:
     """What `lora_bias` adds to an output: a change of the bias, or one where there was none."""
-    if bias is None:
+    if bias is None or not _is_first(place):
         return []
     if bias.shape != place.shape[:1]:
         told = f"B's bias is {tuple(bias.shape)}, for {place.shape[0]} outputs"
@@ -131,6 +131,12 @@ def _bias(bias: Tensor | None, scale: float, place: Place, context: Context) -> 
     absolute = not place.point.layout.bias
     config = {"part": "bias", "absolute": absolute}
     return [Said("trainable", config, {"bias" if absolute else "shift": shift})]
+
+
+def _is_first(place: Place) -> bool:
+    """Whether the point is the first of those that see the module's inputs each in part, and add to one output."""
+    columns = place.columns
+    return columns is None or (columns.start if isinstance(columns, slice) else columns[0]) == 0
 
 
 def _scale(config: Mapping[str, Any]) -> float:
@@ -160,6 +166,9 @@ def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> 
     if all(one.type != "dora" for _, one in said):
         return {}
     for place, one in said:
+        if one.config.get("over", "inputs") != "inputs":
+            told = "PEFT's DoRA has norms over the inputs of each output; native, kohya and lycoris hold others"
+            raise CheckpointError(told, context.where, place.point.path)
         if one.config.get("scale_bias") or (one.config.get("plain_norm") and one.config.get("alpha") is not None):
             told = "PEFT's DoRA scales no bias, and has the norm of the scaled update; native and adapterhub hold it"
             raise CheckpointError(told, context.where, place.point.path)
