@@ -98,6 +98,9 @@ class _Reader:
         unknown += keys.whole.values()
         done = {*matched}
         unknown = [key for key in dict.fromkeys(unknown) if key not in done]
+        if unmatched and not found and not len(self._points):
+            told = f"is of PEFT's type {self._config.type or '?'}, whose tensors do not tell the shapes of their layers"
+            raise UnsupportedFileError(f"{told}; say which model it is for (--base)", self._source.where, unmatched[0])
         self._check_type(unknown)
         notes = [*names.notes, *context.notes]
         named = self._config.kept.get("base_model_name_or_path", "")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.tools import files as tools
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
@@ -211,3 +212,18 @@ def test_what_peft_has_no_words_for_is_refused(tmp_path: Path) -> None:
             adapters.save("a", tmp_path / name, format="peft")
         assert not (tmp_path / name).exists()
         adapters.detach()
+
+
+@pytest.mark.filterwarnings(*IGNORED)
+@pytest.mark.parametrize("name", ["HRA", "RandLora", "Shira"])
+def test_without_a_model_it_is_told_that_one_is_needed(tmp_path: Path, name: str) -> None:
+    """The tensors of these types do not tell the shapes of the layers that they are for."""
+    saved_by_peft(tmp_path, name, {"r": 2, "target_modules": ["first"]}, Toy().eval(), X)
+    with pytest.raises(errors.UnsupportedFileError, match=rf"{name.upper()}.*which model"):
+        tools.read(tmp_path)
+
+
+def test_without_a_model_a_file_that_tells_its_shapes_is_read(tmp_path: Path) -> None:
+    saved_by_peft(tmp_path, "C3A", {"block_size": 4, "target_modules": ["first"]}, Toy().eval(), X)
+    [part] = tools.read(tmp_path).checkpoint.parts
+    assert (part.type, part.config) == ("c3a", {"block": 4})
