@@ -146,11 +146,15 @@ def _network(modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     conv = [len(down) for down in downs.values() if down.ndim > _MATRIX and down[0, 0].numel() > 1]
     alpha = _one([*alphas])
     return {
-        "ss_network_module": "lycoris.kohya" if others else "networks.lora",
+        "ss_network_module": _module(modules) if others else "networks.lora",
         "ss_network_dim": _one(linear or conv),
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps({"conv_dim": _one(conv), "conv_alpha": alpha} if conv and not others else {}),
     }
+
+
+def _module(modules: Mapping[str, Mapping[str, Tensor]]) -> str:
+    return "networks.oft" if all(name.startswith("oft_unet_") for name in modules) else "lycoris.kohya"
 
 
 def _one(values: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from adapterkit.errors import CheckpointError
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.module_files import ModuleFileFormat
 from adapterkit.formats.module_writing import ModuleNames, Tensors
@@ -40,11 +41,10 @@ class ComfyFormat(ModuleFileFormat):
 
     def names(self, points: Points) -> ModuleNames:
         def named(component: ComponentView, part: str) -> Callable[[str], str]:
-            prefix = (
-                _PREFIXES.get(part)
-                or f"text_encoders.{component.config.get('model_type', component.name)}.transformer."
-            )
-            return lambda name: f"{prefix}{name}"
+            if part not in _PREFIXES:
+                told = f"what ComfyUI calls the text encoder {component.name!r} ({component.classes[0]}) is not known"
+                raise CheckpointError(f"{told}; native has any", None, component.name)
+            return lambda name: f"{_PREFIXES[part]}{name}"
 
         return named
 

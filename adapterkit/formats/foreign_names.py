@@ -36,9 +36,11 @@ class ForeignNames:
             flat: See `name`.
             original: Whether a name that several have is that of the original checkpoint, and not the library's.
         """
+        wrapped = "model_" if flat else "model."  # language models are files' with their head, or without
         for table in (self._foreign, self._own) if original else (self._own, self._foreign):
-            if (pieces := table[flat].get(name)) is not None:
-                return pieces
+            for known in (name, f"{wrapped}{name}", name.removeprefix(wrapped)):
+                if (pieces := table[flat].get(known)) is not None:
+                    return pieces
         return None
 
     @functools.cached_property

@@ -9,3 +9,4 @@ class LycorisFormat(KohyaFormat):
     """One safetensors file of the dialect `lycoris`, whatever types its modules have."""
 
     style = "lycoris"
+    rotations = "lora_unet_"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaModel, T5Config, T5EncoderModel
 
 import adapterkit as ak
 from adapterkit.errors import (
@@ -24,6 +24,9 @@ from adapterkit.errors import (
     ShapeMismatchError,
     UnexpectedKeysError,
 )
+from adapterkit.formats.cards import CardOptions
+from adapterkit.formats.kohya import KohyaFormat
+from adapterkit.formats.lycoris import LycorisFormat
 from tests.formats.pipelines import PIPELINES, clip, differences, randomise, run, unet
 
 TARGETS = "attn.* cross.* mlp.* proj.*"
@@ -211,3 +214,48 @@ def test_what_is_wrong_is_an_error_and_the_model_as_it_was(what: str) -> None:
         adapters.load(tensors, "it")
     assert not list(adapters)
     adapters.load(GOOD, "it")
+
+
+def test_three_text_encoders_are_who_they_are() -> None:
+    """Those of Stable Diffusion 3: both of CLIP project, and T5 is the third, as it is the second of Flux."""
+    first, second = (clip(width, CLIPTextModelWithProjection) for width in (8, 12))
+    encoders = {"text_encoder": first, "text_encoder_2": second}
+    config = T5Config(d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)
+    for t5, names in (("text_encoder_3", encoders), ("text_encoder_2", {"text_encoder": first})):
+        adapters = ak.Adapters(SimpleNamespace(components={**names, t5: T5EncoderModel(config).eval()}))
+        adapters.add("a", ak.LoRA("attn.q", rank=1))
+        randomise(adapters)
+        tensors = _kohya(adapters)
+        assert {key[:9] for key in tensors} == {f"lora_te{i}_" for i in ((1, 2, 3) if len(names) > 1 else (1, 3))}
+        if len(names) == 1:
+            tensors = renamed(tensors, ("^lora_te3_", "lora_te2_"))
+        adapters.load(tensors, "back")
+        for one, other in zip(adapters.modules("a").values(), adapters.modules("back").values(), strict=True):
+            assert torch.equal(one.A, other.A)  # type: ignore[arg-type]
+        adapters.detach()
+
+
+def test_a_language_model_is_known_with_its_head_and_without(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaModel(LlamaConfig(**sizes, vocab_size=10)).eval()
+    adapters = ak.Adapters(model)
+    pair = {"lora_down.weight": torch.ones(1, 8), "lora_up.weight": torch.ones(8, 1)}
+    flat = ("lora_te_layers_0_self_attn_q_proj", "lora_te_model_layers_0_self_attn_q_proj")
+    for module in (*flat, "text_encoders.x.transformer.model.layers.0.self_attn.q_proj"):
+        report = adapters.load({f"{module}.{name}": tensor for name, tensor in pair.items()}, "it")
+        assert [point.partition("@")[0] for point in report.points] == ["attn.q"]
+        adapters.remove("it")
+    adapters.add("a", ak.LoRA("attn.q", rank=1))
+    with pytest.raises(CheckpointError, match=r"what ComfyUI calls the text encoder .*native"):
+        adapters.save("a", tmp_path / "a.safetensors", format="comfy")
+
+
+def test_oft_of_the_scripts_has_a_prefix_of_its_own() -> None:
+    modules = {
+        "lora_unet_a": {"oft_blocks": torch.ones(2, 2, 2), "alpha": torch.tensor(0.0)},
+        "lora_unet_b": {"oft_blocks": torch.ones(1, 2, 2, 2), "alpha": torch.tensor(0.0)},
+        "lora_te_a": {"oft_blocks": torch.ones(2, 2, 2), "alpha": torch.tensor(0.0)},
+    }
+    options = CardOptions()
+    assert list(KohyaFormat().spelled(modules, None, options)) == ["oft_unet_a", "lora_unet_b", "lora_te_a"]
+    assert list(LycorisFormat().spelled(modules, None, options)) == list(modules)
