@@ -46,12 +46,16 @@ _ALIASES = {
     "lora_B.default.weight": "lora_up.weight",
     "lora.down.weight": "lora_down.weight",
     "lora.up.weight": "lora_up.weight",
+    "down.weight": "lora_down.weight",
+    "up.weight": "lora_up.weight",
 }
 """Other names for the tensors of LoRA -> the dialect's."""
 _SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3."})
 """Those that files of other libraries have too, which name LoRA's tensors otherwise."""
 _OF_SEVERAL = frozenset({*_ALIASES, "alpha", "weight", "bias"})
 """Names of tensors that those files have too."""
+_WRAPPER = "base_model.model."
+"""PEFT's; a file with it and names of an original checkpoint is none of PEFT's all the same."""
 _SAMPLE = 4
 _ROUNDING = 1e-5
 """An error, relative, that is nothing to tell of."""
@@ -255,7 +259,7 @@ class Placing:
 
     def _made_up(self, one: Found) -> list[Place] | None:
         shape = self._shape(one)
-        return None if shape is None else [made_up(one.prefix.text[:-1], one.name, shape)]
+        return None if shape is None else [made_up(one.prefix.text[:-1] or DENOISER, one.name, shape)]
 
     def _shape(self, one: Found) -> tuple[int, ...] | None:
         entries = {name: self._entries[key] for name, key in one.keys.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport, single
 from adapterkit.formats import container
 from adapterkit.formats.files import make_folder, write_folder
+from adapterkit.formats.module_files import style_of
 from adapterkit.formats.peft_config import CONFIG_FILE, KEPT, WEIGHT_FILES, config_in
 from adapterkit.formats.peft_keys import is_wrapped
 from adapterkit.formats.peft_read import PeftReadOptions, read_adapters
@@ -28,7 +29,8 @@ class PeftFormat(Format):
     def recognises(self, source: Source) -> bool:
         if source.is_folder:
             return config_in(source) is not None or bool(_named(source))
-        return any(is_wrapped(key) or key == "prompt_embeddings" for key in source.entries)
+        keys = source.entries
+        return any(is_wrapped(key) or key == "prompt_embeddings" for key in keys) and style_of(keys) is None
 
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         found: dict[str, Checkpoint] = {}

@@ -66,14 +66,24 @@ PREFIXES = tuple(
 
 _ENCODERS = "text_encoders."
 """A text encoder's name follows: those of CLIP and T5 are prefixes, others are of newer models."""
+_BARE = Prefix("", DENOISER, "comfy", False)
+_BLOCKS = ("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "middle_block.", "output_blocks.")
+"""How names of original checkpoints begin that no library of models has: they need no prefix to be known."""
 _BY_TEXT = {prefix.text: prefix for prefix in PREFIXES}
 _ANY = re.compile("|".join(re.escape(text) for text in _BY_TEXT))
+
+
+def is_original(module: str) -> bool:
+    """Whether a dotted name can only be of an original checkpoint."""
+    return module.startswith(_BLOCKS)
 
 
 def prefix_of(key: str) -> Prefix | None:
     """The prefix of a key; None where it has none that is known."""
     if (found := _ANY.match(key)) is not None:
         return _BY_TEXT[found[0]]
+    if key.startswith(_BLOCKS):
+        return _BARE
     if not key.startswith(_ENCODERS):
         return None
     name = key.removeprefix(_ENCODERS).partition(".")[0]

@@ -259,3 +259,47 @@ def test_oft_of_the_scripts_has_a_prefix_of_its_own() -> None:
     options = CardOptions()
     assert list(KohyaFormat().spelled(modules, None, options)) == ["oft_unet_a", "lora_unet_b", "lora_te_a"]
     assert list(LycorisFormat().spelled(modules, None, options)) == list(modules)
+
+
+FLUX: dict[str, tuple[tuple[str, str], ...]] = {
+    "bare": (("^diffusion_model.", ""),),
+    "wrapped by PEFT": (
+        ("^diffusion_model.", "base_model.model."),
+        ("lora_down", "lora_A"),
+        ("lora_up", "lora_B"),
+    ),
+    "XLabs'": (
+        ("^diffusion_model.", ""),
+        ("img_attn.qkv.lora_", "processor.qkv_lora1."),
+        ("txt_attn.qkv.lora_", "processor.qkv_lora2."),
+        ("img_attn.proj.lora_", "processor.proj_lora1."),
+        ("txt_attn.proj.lora_", "processor.proj_lora2."),
+        ("linear1.lora_", "processor.qkv_lora."),
+        ("linear2.lora_", "processor.proj_lora."),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")
+@pytest.mark.parametrize("manner", FLUX)
+def test_names_of_flux_that_need_no_prefix(manner: str, tmp_path: Path) -> None:
+    from tests.backends.diffusion_models import flux
+
+    model = flux()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA("attn.*", rank=2))
+    randomise(adapters)
+    tensors = load_file(str(adapters.save("a", tmp_path / "a.safetensors", format="comfy")))
+    rank = tensors["diffusion_model.double_blocks.0.img_attn.qkv.lora_down.weight"].shape[0]
+    if manner == "XLabs'":  # of the first layer of single blocks, queries, keys and values alone
+        for key in [key for key in tensors if key.endswith("linear1.lora_up.weight")]:
+            tensors[key] = tensors[key][: 3 * model.inner_dim].contiguous()
+    kept = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+    report = adapters.load(renamed(kept, *FLUX[manner]), "back")
+    assert report.read.format == "comfy"
+    alpha = float(next(tensor for key, tensor in tensors.items() if key.endswith(".alpha")))
+    for key, module in adapters.modules("a").items():
+        one, other = module.factors(), adapters.modules("back")[key].factors()  # type: ignore[operator]
+        scale = alpha / len(other.A)  # of what the alpha, which is gone here, makes
+        torch.testing.assert_close(one.scale * one.B @ one.A, scale * other.B @ other.A)
+    assert rank == 6

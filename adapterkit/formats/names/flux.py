@@ -29,6 +29,13 @@ _SINGLE = (
     ("norm.query_norm", "attn.norm_q"),
     ("norm.key_norm", "attn.norm_k"),
 )
+_DOUBLE_OF_XLABS = (
+    ("processor.qkv_lora1", "attn.to_q attn.to_k attn.to_v"),
+    ("processor.qkv_lora2", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"),
+    ("processor.proj_lora1", "attn.to_out.0"),
+    ("processor.proj_lora2", "attn.to_add_out"),
+)
+_SINGLE_OF_XLABS = (("processor.qkv_lora", "attn.to_q attn.to_k attn.to_v"), ("processor.proj_lora", "proj_out"))
 TABLE = (
     *under("double_blocks.#.", "transformer_blocks.#.", _DOUBLE),
     *under("single_blocks.#.", "single_transformer_blocks.#.", _SINGLE),
@@ -42,6 +49,8 @@ TABLE = (
     ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
     ("final_layer.linear", "proj_out"),
     ("final_layer.adaLN_modulation.1", "~norm_out.linear"),
+    *under("double_blocks.#.", "transformer_blocks.#.", _DOUBLE_OF_XLABS),
+    *under("single_blocks.#.", "single_transformer_blocks.#.", _SINGLE_OF_XLABS),
 )
 
 
