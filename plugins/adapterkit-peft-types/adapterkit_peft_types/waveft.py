@@ -94,7 +94,7 @@ class WaveFT(ak.AdapterConfig):
     Attributes:
         coefficients: n; a weight with fewer entries has as many as it has entries.
         scaling: Factor on the update.
-        wavelet: Its name: db1 to db10, sym2 to sym10, coif1 to coif3.
+        wavelet: Its name: db1 to db10, sym2 to sym10, coif1 to coif4.
         transform: False for entries of the weight instead of coefficients.
         location_seed: Of the places.
     """

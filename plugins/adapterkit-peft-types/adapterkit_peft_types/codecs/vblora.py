@@ -34,7 +34,7 @@ class VBLoRACodec(WholeCodec):
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         bank = context.tensors.get(_BANK)
-        if bank is None or bank.ndim != 2:
+        if bank is None or bank.ndim != 2 or not bank.numel():
             raise MissingKeysError(f"has no {_BANK} [number, length]", context.where, _BANK)
         context.used.add(_BANK)
         context.shared["vblora"] = {"vectors": bank}

@@ -29,10 +29,8 @@ class WaveFTCodec(WholeCodec):
         check_shapes(place, context, waveft_spectrum=(values, (min(values.numel(), size),)))
         wavelet = field(context, "wavelet_family", "db1")
         if wavelet not in wavelets.NAMES:
-            told = f"the wavelet {wavelet!r} is not here; known: {', '.join(wavelets.NAMES)}"
-            raise CheckpointError(
-                f"{told} (PEFT's coif4 and coif5 are not orthogonal)", context.where, "wavelet_family"
-            )
+            told = f"the wavelet {wavelet!r} is none that PEFT computes with; known: {', '.join(wavelets.NAMES)}"
+            raise CheckpointError(told, context.where, "wavelet_family")
         config = {
             "coefficients": len(values),
             "scaling": float(field(context, "scaling", 25.0)),
