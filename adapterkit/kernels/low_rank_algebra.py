@@ -22,12 +22,14 @@ _ENOUGH = 5e-3
 _SMALL = 3
 """Ranks of more than one in so many are computed by a full decomposition, which then takes no longer."""
 _SEED = 0
-_SHIFT = 1e-14
-"""Of the trace: what makes a Gram matrix of less than full rank one that Cholesky takes."""
+_SHIFT, _LEAST = 1e-14, 1e-290
+"""Of the diagonal: what makes a Gram matrix of less than full rank one that Cholesky takes."""
+_ROUNDING = 1e-7
+"""Singular values below this part of the largest are rounding, where factors are in float32."""
 
 
 class Decomposition(NamedTuple):
-    """A matrix `U diag(S) V^T`: U [m, r] and V [n, r] with orthonormal columns, S [r] descending."""
+    """A matrix `U diag(S) V^T`: U [m, r] and V [n, r] with orthonormal columns, or 0 where S [r], descending, is."""
 
     U: Tensor
     S: Tensor
@@ -56,12 +58,24 @@ def matrices(factors: Factors) -> tuple[Tensor, Tensor]:
 
 
 def decomposed(factors: Factors) -> Decomposition:
-    """The singular value decomposition of an update: a QR of each factor, and an SVD of the small core between."""
+    """The singular value decomposition of an update, from an SVD of the small core between its factors.
+
+    With `B = Q R` and `A^T = P T` it is that of `R T^T`. Of factors in less than float64, Q and P are not computed: R
+    and T come from their Gram matrices in float64, and `U S = B T^T V`, `V S = A^T R^T U`.
+    """
     b, a = matrices(factors)
-    q, r = torch.linalg.qr(b)
-    p, t = torch.linalg.qr(a.mT)
-    u, s, vh = torch.linalg.svd(r @ t.mT, full_matrices=False)
-    return Decomposition(q @ u, s, p @ vh.mT)
+    if b.dtype == torch.float64:
+        q, r = torch.linalg.qr(b)
+        p, t = torch.linalg.qr(a.mT)
+        u, s, vh = torch.linalg.svd(r @ t.mT, full_matrices=False)
+        return Decomposition(q @ u, s, p @ vh.mT)
+    r, t = (_root(wide.mT @ wide).mT for wide in (b.double(), a.mT.double()))
+    u, s, vh = torch.linalg.svd(r @ t.mT)
+    s = torch.where(s > _ROUNDING * s[0], s, 0)
+    inverse = torch.where(s > 0, 1 / s, 0)
+    left, right = ((t.mT @ vh.mT) * inverse).to(b.dtype), ((r.mT @ u) * inverse).to(a.dtype)
+    count = min(len(b), a.shape[1])
+    return Decomposition((b @ left)[:, :count], s.to(b.dtype)[:count], (a.mT @ right)[:, :count])
 
 
 def recompressed(factors: Factors, rank: int) -> Factors:
@@ -94,14 +108,15 @@ def norm(factors: Factors) -> float:
 
 
 def singular_values(factors: Factors) -> Tensor:
-    """Those of an update, descending, in float64; what is below 1e-7 of the largest may be any number below it.
+    """Those of an update, descending, in float64; what is below 1e-7 of the largest is 0, or any number below that.
 
     From the factors' Gram matrices, some ten times quicker than `decomposed`: with `B^T B = L L^T` they are the roots
     of the eigenvalues of `L^T (A A^T) L`.
     """
     b, a = _doubled(factors)
-    squares = torch.linalg.eigvalsh(_congruent(b.mT @ b, a @ a.mT)).flip(0)
-    return squares.clamp(min=0).sqrt()[: min(len(b), a.shape[1])] * abs(factors.scale)
+    squares = torch.linalg.eigvalsh(_congruent(b.mT @ b, a @ a.mT)).flip(0).clamp(min=0)
+    squares = torch.where(squares > 1e20 * _LEAST, squares, 0)
+    return squares.sqrt()[: min(len(b), a.shape[1])] * abs(factors.scale)
 
 
 def _doubled(factors: Factors) -> tuple[Tensor, Tensor]:
@@ -111,13 +126,19 @@ def _doubled(factors: Factors) -> tuple[Tensor, Tensor]:
 
 
 def _congruent(one: Tensor, other: Tensor) -> Tensor:
-    """`L^T other L` where `one = L L^T`; both are symmetric and have no negative eigenvalues, but by rounding."""
-    shifted = one + _SHIFT * one.trace() * torch.eye(len(one), dtype=one.dtype, device=one.device)
+    """`L^T other L` where `one = L L^T`; both are Gram matrices."""
+    root = _root(one)
+    return root.mT @ other @ root
+
+
+def _root(gram: Tensor) -> Tensor:
+    """L such that a Gram matrix is `L L^T`, whatever its rank; as exact for small columns as for large ones."""
+    shifted = gram + torch.diag(_SHIFT * gram.diagonal() + _LEAST)
     root, failed = torch.linalg.cholesky_ex(shifted)
     if failed:
-        values, vectors = torch.linalg.eigh(one)
+        values, vectors = torch.linalg.eigh(gram)
         root = vectors * values.clamp(min=0).sqrt()
-    return root.mT @ other @ root
+    return root
 
 
 def truncated(matrix: Tensor, rank: int) -> Decomposition:

@@ -46,6 +46,23 @@ def test_decomposing_gives_the_product_and_its_singular_values(name: str):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("spread", [0.0, 6.0])
+def test_decomposing_in_float32_is_as_exact_as_its_numbers(name: str, spread: float):
+    exact = update(name)
+    factor = torch.logspace(-spread, spread, exact.rank, dtype=torch.float64)  # what is small in B is large in A
+    a = exact.A * factor.view(-1, *(1 for _ in exact.A.shape[1:]))
+    factors = Factors(a.float(), (exact.B / factor).float(), exact.layout, exact.scale)
+    wide = Factors(factors.A.double(), factors.B.double(), exact.layout, exact.scale)
+    dense = low_rank.dense(wide).flatten(1)
+    u, s, v = low_rank_algebra.decomposed(factors)
+    assert u.dtype == torch.float32
+    torch.testing.assert_close(((u * s) @ v.mT).double(), dense, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(s.double(), torch.linalg.svdvals(dense)[: len(s)], atol=2e-5, rtol=1e-4)
+    rank = torch.eye(len(s), dtype=torch.float32)
+    assert all(torch.allclose(each.mT @ each, rank, atol=1e-3) for each in (u, v))
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_recompressing_leaves_the_tail_of_the_spectrum(name: str):
     factors = update(name)
     dense = low_rank.dense(factors)
@@ -80,6 +97,14 @@ def test_singular_values_of_an_update_whose_factors_have_a_lower_rank(scale: flo
     expected = 2 * torch.linalg.svdvals(low_rank.dense(factors))[:4]
     torch.testing.assert_close(values[:4], expected)
     assert float(values[4:].max()) < 1e-6 * float(values[0])
+
+
+def test_of_factors_of_less_than_full_rank_the_rest_is_zero():
+    factors = update("linear", 4, dtype=torch.float32)
+    again = Factors(torch.cat([factors.A, factors.A]), torch.cat([factors.B, 0 * factors.B], 1), LINEAR, 0.7)
+    found = low_rank_algebra.decomposed(again)
+    assert not found.S[4:].any()
+    torch.testing.assert_close((found.U * found.S) @ found.V.mT, low_rank.dense(factors), atol=1e-5, rtol=1e-4)
 
 
 def test_an_update_of_zero_has_no_spectrum_and_can_be_recompressed():
