@@ -24,8 +24,8 @@ _SMALL = 3
 _SEED = 0
 _SHIFT, _LEAST = 1e-14, 1e-290
 """Of the diagonal: what makes a Gram matrix of less than full rank one that Cholesky takes."""
-_ROUNDING = 1e-7
-"""Singular values below this part of the largest are rounding, where factors are in float32."""
+_ROUNDING, _NOTHING = 1e-7, 1e-30
+"""Singular values below this part of the largest are rounding, where factors are in float32; so are all below that."""
 
 
 class Decomposition(NamedTuple):
@@ -57,30 +57,34 @@ def matrices(factors: Factors) -> tuple[Tensor, Tensor]:
     return b.to(wide_dtype(b.dtype)) * factors.scale, a.to(wide_dtype(a.dtype))
 
 
-def decomposed(factors: Factors) -> Decomposition:
+def decomposed(factors: Factors, rank: int | None = None) -> Decomposition:
     """The singular value decomposition of an update, from an SVD of the small core between its factors.
 
     With `B = Q R` and `A^T = P T` it is that of `R T^T`. Of factors in less than float64, Q and P are not computed: R
     and T come from their Gram matrices in float64, and `U S = B T^T V`, `V S = A^T R^T U`.
+
+    Args:
+        factors: The update.
+        rank: Of how many singular values; by default of all that need not be 0.
     """
     b, a = matrices(factors)
     if b.dtype == torch.float64:
         q, r = torch.linalg.qr(b)
         p, t = torch.linalg.qr(a.mT)
         u, s, vh = torch.linalg.svd(r @ t.mT, full_matrices=False)
-        return Decomposition(q @ u, s, p @ vh.mT)
+        return Decomposition(q @ u[:, :rank], s[:rank], p @ vh[:rank].mT)
     r, t = (_root(wide.mT @ wide).mT for wide in (b.double(), a.mT.double()))
     u, s, vh = torch.linalg.svd(r @ t.mT)
-    s = torch.where(s > _ROUNDING * s[0], s, 0)
+    s = torch.where(s > max(_ROUNDING * float(s[0]), _NOTHING), s, 0)
     inverse = torch.where(s > 0, 1 / s, 0)
     left, right = ((t.mT @ vh.mT) * inverse).to(b.dtype), ((r.mT @ u) * inverse).to(a.dtype)
-    count = min(len(b), a.shape[1])
-    return Decomposition((b @ left)[:, :count], s.to(b.dtype)[:count], (a.mT @ right)[:, :count])
+    count = min(len(s) if rank is None else rank, len(b), a.shape[1])
+    return Decomposition(b @ left[:, :count], s.to(b.dtype)[:count], a.mT @ right[:, :count])
 
 
 def recompressed(factors: Factors, rank: int) -> Factors:
     """The best approximation of this rank, or of the update's own where that is less; its scale is 1."""
-    return decomposed(factors).cut(rank).factors(factors.shape, factors.layout)
+    return decomposed(factors, rank).factors(factors.shape, factors.layout)
 
 
 def concatenated(several: Sequence[Factors], weights: Sequence[float]) -> Factors:
