@@ -47,9 +47,11 @@ class AdapterModule(nn.Module):
         outermost: Whether it acts around what all others at its point make together, in whatever order they are named:
             it chooses the input that they are given. Where it is not `scalable` it may have company all the same.
         counted: Whether the positions that it puts in front of keys count, for a relative position bias over them.
-        front: How many positions in front of keys count for the tokens' own positions: these begin behind them.
+        front: How many positions in front of keys, or of an embedded sequence, count for the tokens' own positions,
+            which begin behind them.
         padded: Whether padding counts as positions of what it is given, and what makes sequences longer stands in front
             of a row's padding. As a rule it does not count: a row is what it is alone.
+        pooled: Whether what is pooled from an encoder's first position is the first of what it adds, and not a token.
         reads_input: Whether its `extend` reads `base.input`, which is kept for it during the attention's forward.
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         abilities: What the type can do, from what it defines.
@@ -64,6 +66,7 @@ class AdapterModule(nn.Module):
     scalable: bool = True
     front: int = 0
     padded: bool = False
+    pooled: bool = False
     outermost: bool = False
     counted: bool = False
     reads_input: bool = False

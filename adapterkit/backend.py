@@ -44,6 +44,11 @@ class Extension(Protocol):
         """Whether what is put in front now counts as positions; see `AdapterModule.counted`."""
         ...
 
+    @property
+    def padded(self) -> bool:
+        """Whether padding counts too, and queries stand behind what is put in front; see `AdapterModule.padded`."""
+        ...
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
     ) -> Tensor:
@@ -100,9 +105,11 @@ class Positions(Protocol):
 
     Attributes:
         padded: Whether they stand in front of padding too; see `AdapterModule.padded`.
+        pooled: See `AdapterModule.pooled`.
     """
 
     padded: bool
+    pooled: bool
 
     def __call__(self, tokens: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Positions to put to a sequence [batch, length, features].

@@ -95,7 +95,10 @@ class Prompt(AdapterConfig):
         init: "normal"; or "vocabulary", vectors of the base's own tokens.
         init_ids: Those tokens, over and over where they are fewer than `length`; by default any.
         padded: Whether they stand in front of a row's padding, which then counts as positions, as PEFT has it; by
-            default they stand right before a row's first token, so that padding changes nothing.
+            default they stand right before a row's first token, so that padding changes nothing. In an encoder, whose
+            learnt positions were added before, those of the tokens begin behind them.
+        pooled: Whether an encoder returns the prompt's first position in the place of the first token, for a classifier
+            that pools there, as PEFT's do.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"tokens"})
@@ -108,6 +111,7 @@ class Prompt(AdapterConfig):
     init: str = "normal"
     init_ids: tuple[int, ...] | None = None
     padded: bool = False
+    pooled: bool = False
 
     def problems(self) -> list[str]:
         found = []
@@ -141,11 +145,21 @@ class Prompt(AdapterConfig):
         return super().accepts(point)
 
     def alike(self, point: InjectionPoint) -> Hashable:
-        return (point.out_features, self.length, self.reparam, self.width, self.init, self.init_ids, self.padded)
+        return (
+            point.out_features,
+            self.length,
+            self.reparam,
+            self.width,
+            self.init,
+            self.init_ids,
+            self.padded,
+            self.pooled,
+        )
 
     def build(self, point: InjectionPoint) -> AdapterModule:
         module = self._module(point.out_features)
-        module.padded = self.padded
+        module.padded, module.pooled = self.padded, self.pooled
+        module.front = self.length if self.padded else 0
         return module
 
     def _module(self, features: int) -> AdapterModule:

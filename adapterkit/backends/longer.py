@@ -45,6 +45,9 @@ def _longer_blocks(
     elif visible is not None:
         raise RoutingError("these blocks have no mask, so that rows cannot have positions of their own")
     kept = slice(count, None) if front else slice(0, length)
+    if positions.pooled:
+        kept = torch.arange(length, device=x.device) + (count if front else 0)
+        kept = kept.index_fill(0, kept.new_zeros(1), 0 if front else length).expand(len(x), -1)
     return cut(forward(**given), kept, length + count)
 
 

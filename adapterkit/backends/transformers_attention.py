@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 
-from adapterkit.backend import AttentionSeam, extension_of
+from adapterkit.backend import AttentionSeam, Extension, extension_of
 from adapterkit.errors import IncompatibleTargetError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def attend(
                 kwargs["is_causal"] = False
             if kwargs.get("position_bias") is not None:  # T5's, which is added to the logits
                 added = keys.shape[2] - key.shape[2]
-                kwargs["position_bias"] = _longer_bias(module, kwargs["position_bias"], added, extension.counted)
+                kwargs["position_bias"] = _longer_bias(module, kwargs["position_bias"], added, extension)
         key = keys
     scale = kwargs.get("scaling")
     result = view.original(module)(_shown(module, view), query, key, value, attention_mask, **kwargs)
@@ -104,18 +104,19 @@ def attend(
     return result if attended is output else (attended.transpose(1, 2).contiguous(), *result[1:])
 
 
-def _longer_bias(module: Any, bias: Tensor, added: int, counted: bool) -> Tensor:
+def _longer_bias(module: Any, bias: Tensor, added: int, extension: Extension) -> Tensor:
     """A relative position bias [1, heads, queries, keys] for `added` more keys in front.
 
-    Those have none; or, where they count, the keys behind them move back, and queries keep their numbers. One layer has
-    the table, and hands what it made to those behind it.
+    Those have none; or, where they count, the keys behind them move back, and queries keep their numbers, or where
+    padding counts move too. One layer has the table, and hands what it made to those behind it.
     """
-    if not counted:
+    if not extension.counted:
         return F.pad(bias, (added, 0))
     if module.has_relative_attention_bias:
         queries, keys = bias.shape[-2:]
-        every = module.compute_bias(keys, keys + added, device=bias.device)
-        bias.longer = every[:, :, keys - queries :].to(bias.dtype)  # type: ignore[attr-defined]
+        places = keys + added if extension.padded else keys
+        every = module.compute_bias(places, keys + added, device=bias.device)
+        bias.longer = every[:, :, places - queries :].to(bias.dtype)  # type: ignore[attr-defined]
     longer = getattr(bias, "longer", None)
     if longer is None or longer.shape[-1] != bias.shape[-1] + added:
         raise IncompatibleTargetError(

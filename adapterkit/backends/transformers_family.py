@@ -111,5 +111,7 @@ class FamilyBackend(Backend):
             counting = {path: how for path in [_counts(model, point.path)] if path is not None}
             return Reach(seam=family.seam(), counting=counting)
         if point.role in ("prompt", "prompt.layer"):
-            return Reach(lengthening=self.family(model).lengthening)
+            family = self.family(model)
+            path = _counts(model, point.path) if family.beside and point.role == "prompt" else None
+            return Reach(lengthening=family.lengthening, counting={} if path is None else {path: moved_positions})
         return Reach(hides=self.family(model).hides) if isinstance(point, OutputPoint) else Reach()

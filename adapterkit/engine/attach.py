@@ -21,7 +21,7 @@ from adapterkit.engine.class_cache import made_once
 from adapterkit.engine.hook_registry import release, unhook
 from adapterkit.engine.hooks import Attends, Counts, End, Reads, Tap, Whole
 from adapterkit.engine.several_handles import SiteStack
-from adapterkit.engine.site import Site
+from adapterkit.engine.site import Removable, Site
 from adapterkit.engine.slots import Slot, Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.mapping import offload_hooks
@@ -241,6 +241,7 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         for path, reading in reach.reading.items():
             owner, _, method = path.rpartition(".")
             site.hooks[point.id].append(Reads(site, point.id, root.get_submodule(owner), method, reading))
+        site.hooks[point.id] += _counting(site, root, reach)
         for path, attending in reach.attending.items():
             attends = Attends(site, point.id, attending)
             site.hooks[point.id].append(root.get_submodule(path).register_forward_pre_hook(attends, with_kwargs=True))
@@ -248,10 +249,14 @@ def _connect(root: nn.Module, module: nn.Module, site: Site, slot: Slot, reach: 
         others = [one for one in sites_of(module) if one is not site and one.seam is not None]
         site.seam_saved = others[0].seam_saved if others else reach.seam.install(module)
         site.seam = reach.seam
-        site.hooks[point.id] = [
-            root.get_submodule(path).register_forward_pre_hook(Counts(site, counting), with_kwargs=True)
-            for path, counting in reach.counting.items()
-        ]
+        site.hooks[point.id] = _counting(site, root, reach)
+
+
+def _counting(site: Site, root: nn.Module, reach: Reach) -> list[Removable]:
+    return [
+        root.get_submodule(path).register_forward_pre_hook(Counts(site, counting), with_kwargs=True)
+        for path, counting in reach.counting.items()
+    ]
 
 
 def attached_with(site: Site, point: InjectionPoint) -> InjectionPoint | None:

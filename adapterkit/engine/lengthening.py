@@ -27,6 +27,7 @@ class Gathered:
     def __init__(self, active: Active, side: Side, told: Callable[[int, int], None] | None = None) -> None:
         self._active, self._side, self._told = active, side, told
         self.padded = any(_has(one, "padded") for one, _ in active)
+        self.pooled = any(_has(one, "pooled") for one, _ in active)
 
     def __call__(self, tokens: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """See `adapterkit.backend.Positions`."""

@@ -46,7 +46,7 @@ class Plan:
         attending: What attends beside the softmax, in order, with the side inputs of its point.
         reads_own: Whether the model reads its own parameters.
         beneath: What the module was before weights were merged, where that is to be called.
-        counts: Of what acts on keys and values: `AdapterModule.front`, and whether any is `padded`; None for nothing.
+        counts: Of what is put in front: `AdapterModule.front`, and whether any is `padded`; None for nothing.
         lengthening: Point id -> what makes a sequence longer there.
         arounds: What goes around the module's forward, the innermost first.
         instead: What runs in the place of that forward, or None.
@@ -72,7 +72,9 @@ class Plan:
         ]
         beside = [(slot, slot.attending(selection)) for slot, _ in attention]
         self.attending = [(side_of(site.switch, slot), active) for slot, active in beside if active]
-        self.counts = counts_of([one for *_, active in [*self.attention, *self.attending] for one, _ in active])
+        longer = [one for slot, active in found if slot.point.lengthens for one, _ in flattened(active)]
+        acting = [one for *_, active in [*self.attention, *self.attending] for one, _ in active]
+        self.counts = counts_of([*acting, *longer])
         self.lengthening = {
             slot.point.id: Gathered(flattened(active), side_of(site.switch, slot))
             for slot, active in found

@@ -72,6 +72,11 @@ class SiteStack:
         """See `Extension`."""
         return any(site.counted for site in self.sites)
 
+    @property
+    def padded(self) -> bool:
+        """See `Extension`."""
+        return any(site.padded for site in self.sites)
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
     ) -> Tensor:

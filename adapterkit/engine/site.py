@@ -129,6 +129,11 @@ class Site:
         plan = self.plan
         return plan is not None and any(getattr(one, "counted", False) for *_, act in plan.attention for one, _ in act)
 
+    @property
+    def padded(self) -> bool:
+        plan = self.plan
+        return plan is not None and plan.counts is not None and plan.counts[1]
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, output: Tensor, *, scale: float | None = None
     ) -> Tensor:

@@ -84,10 +84,11 @@ class PeftWriter:
     def tensors(self) -> dict[str, Tensor]:
         """Key -> tensor."""
         found = {f"{_WRAPPER}{name}": tensor for name, tensor in self._context.tensors.items()}
+        prefix = _MODEL if all(unit.path for unit in self._units) else _WRAPPER  # prompts have no wrapper of modules
         for unit in self._units:
             for name, tensor in unit.tensors.items():
                 inner = f"{BASE_LAYER}." if unit.adapted and name in _BASE else ""
-                found[f"{_MODEL}{self._named(unit)}.{inner}{name}" if unit.path else name] = tensor
+                found[f"{prefix}{self._named(unit)}.{inner}{name}" if unit.path else name] = tensor
         return found
 
     def config(self, known: Mapping[str, Any]) -> dict[str, Any]:
