@@ -131,6 +131,13 @@ class Codec(ABC):
     writes_factors: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 
+    def check(self, context: Context) -> None:
+        """Looks at a file before anything of it is read.
+
+        Raises:
+            CheckpointError: It is of a kind that the codec knows and that cannot be read; the message tells why.
+        """
+
     @abstractmethod
     def takes(self, names: Set[str], context: Context) -> Set[str]:
         """Those of a module's tensor names that it reads together; empty where they are not of its type.

@@ -92,6 +92,12 @@ class Dialect:
                 return shape
         return None
 
+    def check(self, context: Context) -> None:
+        """Raises what a codec knows to be wrong with a file; see `Codec.check`."""
+        for spec, codec in self.codecs:
+            with _Blaming(spec, "the file", context.where):
+                codec.check(context)
+
     def read(
         self, modules: Iterable[ForeignModule], tensors: Mapping[str, Tensor], context: Context, into: Collected
     ) -> Reading:

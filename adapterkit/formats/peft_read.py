@@ -86,6 +86,7 @@ class _Reader:
         keys = grouped(own, self._dialect, names.parameter)
         whole = {name: tensors[key] for name, key in keys.whole.items()}
         context = Context(self._source.where, dict(self._config.values), whole)
+        self._dialect.check(context)
         found = Collected(self._source.where)
         matched, unmatched, unknown = [*keys.base], list[str](), [*keys.unknown]
         for foreign, named in keys.modules.items():

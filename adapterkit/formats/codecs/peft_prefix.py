@@ -16,6 +16,8 @@ from adapterkit.points import AttentionPoint, InjectionPoint
 _NAME = "prompt_embeddings"
 _LEARNT = frozenset({"bert", "gpt2"})
 """Models with a learnt place for each position, which count them from 0."""
+_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+"""The latter keeps some of its positions as they are in training; both compute the same."""
 
 
 class PrefixCodec(Codec):
@@ -26,7 +28,7 @@ class PrefixCodec(Codec):
     whole = True
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
-        return self.names if self.names <= names and context.config.get("peft_type") == "PREFIX_TUNING" else frozenset()
+        return self.names if self.names <= names and context.config.get("peft_type") in _TYPES else frozenset()
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
         point, whole = place.point, tensors[_NAME]

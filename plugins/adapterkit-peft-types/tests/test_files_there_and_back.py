@@ -115,6 +115,22 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "osf_part": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 0.7}, Net),
     "osf_number": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 9}, Net),
     "osf_fused": ("OSFConfig", {"target_modules": ["query_key_value"]}, neox),
+    "peanut": ("PeanutConfig", {"r": 3, "target_modules": LINEAR, "scaling": 0.7}, Net),
+    "peanut_deep": ("PeanutConfig", {"r": 3, "depth": 2, "act_fn": "silu", "target_modules": LINEAR}, Net),
+    "peanut_fused": ("PeanutConfig", {"r": 3, "depth": 1, "target_modules": ["query_key_value"]}, neox),
+    "deft": ("DeftConfig", {"r": 3, "target_modules": LINEAR, "deft_dropout": 0.1}, Net),
+    "deft_qr": ("DeftConfig", {"r": 3, "target_modules": LINEAR, "decomposition_method": "qr", "alpha": 6}, Net),
+    "deft_para": ("DeftConfig", {"r": 2, "target_modules": LINEAR, "para": True}, Net),
+    "deft_fused": ("DeftConfig", {"r": 2, "target_modules": ["c_attn"]}, gpt2),
+    "super": ("SupertuningConfig", {"sparsity": 0.8, "target_modules": LINEAR}, Net),
+    "super_lora": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "select_top": False, "target_modules": LINEAR}, Net),
+    "pvera": ("PveraConfig", {"r": 4, "target_modules": LINEAR, "pvera_dropout": 0.1}, Net),
+    "pvera_seed": (
+        "PveraConfig",
+        {"r": 4, "target_modules": LINEAR, "save_projection": False, "projection_prng_key": 7},
+        Net,
+    ),
+    "pvera_fused": ("PveraConfig", {"r": 4, "target_modules": ["c_attn"]}, gpt2),
 }  # fmt: skip
 _IDLE = {"auto_mapping", "base_model_name_or_path", "peft_version", "target_modules", "rank_pattern"}
 _IDLE |= {"psoft_alpha", "fan_in_fan_out"}
@@ -222,7 +238,9 @@ def test_configs_that_are_refused(tmp_path: Path, case: str, changes: dict[str, 
     assert not len(adapters)
 
 
-@pytest.mark.parametrize("case", ["delora", "gralora", "hira", "glora", "lily", "psoft", "osf"])
+@pytest.mark.parametrize(
+    "case", ["delora", "gralora", "hira", "glora", "lily", "psoft", "osf", "peanut", "deft", "super", "pvera"]
+)
 def test_tensors_of_wrong_shapes(tmp_path: Path, case: str) -> None:
     base, _ = saved(case, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
@@ -233,3 +251,81 @@ def test_tensors_of_wrong_shapes(tmp_path: Path, case: str) -> None:
             save_file(wrong, str(path))
             with pytest.raises(errors.CheckpointError):
                 ak.Adapters(base).load(tmp_path, "a")
+
+
+def test_places_of_super_tuning_come_from_the_base_where_they_are_missing(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = Net().eval()
+    config = peft.SupertuningConfig(sparsity=0.8, target_modules=LINEAR, save_precomputed_indices=False)
+    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path)
+    adapters = ak.Adapters(base)
+    adapters.load(tmp_path, "a")
+    adapters.activate("a")
+    assert close(run(base), run(model))
+
+
+def llama() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, use_cache=False, **size)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("PolyConfig", {"r": 2, "n_tasks": 3, "n_skills": 3, "n_splits": 2, "target_modules": ["q_proj", "up_proj"]}),
+        ("MultitaskPromptTuningConfig", {"num_tasks": 3, "num_ranks": 2, "num_virtual_tokens": 4}),
+    ],
+)
+def test_tasks_of_rows(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    base, task = llama(), torch.tensor([2, 0])
+    theirs = peft.get_peft_model(copy.deepcopy(base), getattr(peft, name)(task_type="CAUSAL_LM", **options)).eval()
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        expected = theirs(input_ids=IDS, task_ids=task).logits[:, -4:]
+        adapters = ak.Adapters(base)
+        adapters.load(tmp_path / "theirs", "a")
+        adapters.activate("a")
+        with adapters.context(task=task):
+            assert close(base(IDS).logits, expected)
+        adapters.save("a", tmp_path / "ours", format="peft")
+        again = peft.PeftModel.from_pretrained(llama(), tmp_path / "ours").eval()
+        assert torch.equal(again(input_ids=IDS, task_ids=task).logits[:, -4:], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "told"),
+    [
+        ("XLORA", "base_model.internal_xlora_classifier.layers.3.weight", "Gate"),
+        ("ADAMSS", "base_model.model.model.layers.0.self_attn.q_proj.adamss_newB", "extract"),
+    ],
+)
+def test_types_that_are_refused_say_what_would_carry_them(tmp_path: Path, kind: str, key: str, told: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    save_file({key: torch.ones(2)}, str(tmp_path / "adapter_model.safetensors"))
+    with pytest.raises(errors.UnsupportedFileError, match=f"{kind}.*{told}"):
+        ak.Adapters(llama()).load(tmp_path, "a")
+
+
+def test_a_cartridge_is_a_prefix(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = llama()
+    config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=1)
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    theirs.save_pretrained(tmp_path)
+    adapters = ak.Adapters(base)
+    adapters.load(tmp_path, "a")
+    adapters.activate("a")
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with torch.no_grad():
+        found, expected = (model(input_ids=IDS, attention_mask=mask).logits for model in (base, theirs))
+    assert close(found, expected)

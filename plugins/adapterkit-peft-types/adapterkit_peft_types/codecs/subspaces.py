@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
-from adapterkit.errors import BaseMismatchError, BaseNeededError, CheckpointError, InvalidHeaderError
+from adapterkit.errors import BaseMismatchError, CheckpointError, InvalidHeaderError
 from adapterkit.points import WeightLayout
+from adapterkit_peft_types.codecs.base import weight_of
 from adapterkit_peft_types.codecs.modules import ModuleCodec, as_lora, check_shapes, dropout, field
 from adapterkit_peft_types.osf import decomposed, update
 from adapterkit_peft_types.psoft import PSOFT
@@ -35,7 +35,7 @@ class PSOFTCodec(ModuleCodec):
         rank = config.rank
         shapes = {"turn": (rank * (rank - 1) // 2,) if config.orthogonal else (rank, rank)}
         check_shapes(place, context, **{_PSOFT[k]: (t, shapes.get(k, (rank,))) for k, t in own.items()})
-        a, b = config.principal(_weight(place, context))
+        a, b = config.principal(weight_of(place, context))
         own |= {"A": place.of_columns(a).contiguous(), "B": place.of_rows(b).contiguous()}
         values = {name: value for name, value in config.to_dict().items() if name != "targets"}
         return Said("psoft", {**values, **dropout(context, "psoft_dropout")}, own)
@@ -67,7 +67,7 @@ class PSOFTCodec(ModuleCodec):
     def tensors(self, said: Said, place: Place, context: Context) -> Mapping[str, Tensor]:
         config = PSOFT.from_dict(said.config)
         if place.model is not None:
-            made = config.principal(_weight(place, context))
+            made = config.principal(weight_of(place, context))
             _check_made(place, context, "PSOFT", [(made[i], said.tensors["AB"[i]]) for i in (0, 1)])
         return {other: said.tensors[name] for name, other in _PSOFT.items() if name in said.tensors}
 
@@ -107,7 +107,7 @@ class OSFCodec(ModuleCodec):
         own = {name: tensors[other] for name, other in _OSF.items()}
         (out, width), rank = place.shape[:2], len(own["S"])
         check_shapes(place, context, U=(own["U"], (out, rank)), S=(own["S"], (rank,)), V=(own["V"], (rank, width)))
-        start = decomposed(_weight(place, context), min(out, width) - rank)
+        start = decomposed(weight_of(place, context), min(out, width) - rank)
         if not place.whole:
             (u, s, v), (u0, s0, v0) = ((one["U"], one["S"], one["V"]) for one in (own, start))
             factors = update(u, s, v, u0, s0, v0, WeightLayout("linear"))
@@ -120,7 +120,7 @@ class OSFCodec(ModuleCodec):
 
     def tensors(self, said: Said, place: Place, context: Context) -> Mapping[str, Tensor]:
         if place.model is not None:
-            made = decomposed(_weight(place, context), min(place.shape[:2]) - len(said.tensors["S"]))
+            made = decomposed(weight_of(place, context), min(place.shape[:2]) - len(said.tensors["S"]))
             parts = [
                 [one[name] for name in names] for one, names in ((made, "USV"), (said.tensors, ("U0", "S0", "V0")))
             ]
@@ -135,15 +135,6 @@ def _kept(asked: object, shape: tuple[int, int], rank: int) -> int | float | Non
     if asked is None:
         return None if kept == min(shape) // 2 else kept
     return asked if isinstance(asked, float) and asked < 1 and int(min(shape) * asked) == kept else kept
-
-
-def _weight(place: Place, context: Context) -> Tensor:
-    """The base's weight of the whole module, [out, in], float32."""
-    if place.model is None:
-        told = "the file holds what was learnt, and the rest comes from the base's weight: load it onto its model"
-        raise BaseNeededError(told, context.where, place.point.path)
-    whole = dataclasses.replace(place.point, span=None, in_span=None)
-    return place.model.values(whole)[0].float()
 
 
 def _check_made(place: Place, context: Context, name: str, pairs: list[tuple[Tensor, Tensor]]) -> None:
