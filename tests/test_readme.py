@@ -47,7 +47,7 @@ def block_with(text: str) -> str:
     return found
 
 
-MARKS = ("LlamaForCausalLM", "VisionTransformer", "StableDiffusion", "AdapterTrainer", "Gate")
+MARKS = ("LlamaForCausalLM", "VisionTransformer", "StableDiffusion", "AdapterTrainer", "Gate", 'format="kohya"')
 
 
 def test_every_block_has_a_test() -> None:
@@ -64,6 +64,21 @@ def test_trainer(folder: Path) -> None:
     checkpoint = {path.name for path in (folder / "run/checkpoint-2").iterdir()}
     assert "adapter.safetensors" in checkpoint
     assert not {"model.safetensors", "base.safetensors"} & checkpoint
+
+
+def test_files_of_other_tools(folder: Path) -> None:
+    pytest.importorskip("diffusers")
+    names = execute(block_with('format="kohya"'))
+    adapters, report = names["adapters"], names["report"]
+    with torch.no_grad():
+        for parameter in adapters.parameters("ink"):
+            parameter.normal_()
+    for kind in ("kohya", "comfy", "diffusers", "lycoris"):
+        adapters.load(adapters.save("ink", folder / f"again-{kind}.safetensors", format=kind))
+        for key, module in adapters.modules("ink").items():
+            theirs = adapters.modules(f"again-{kind}")[key]
+            torch.testing.assert_close(theirs.delta_weight(), module.delta_weight())
+    assert (len(report.points), report.read.format) == (len(adapters.modules("ink")), "kohya")
 
 
 def test_language(folder: Path) -> None:
