@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -78,7 +79,8 @@ class Spec:
             PluginLoadError: The import fails otherwise, or the module lacks the attribute.
         """
         module_name, _, path = self.target.partition(":")
-        self.prepare()
+        if module_name not in sys.modules:
+            self.prepare()
         try:
             value: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

@@ -121,3 +121,11 @@ def test_any_other_failure_is_wrapped_with_its_cause(module: str) -> None:
 
 def test_kinds_are_those_of_the_points() -> None:
     assert set(KINDS) == POINT_KINDS
+
+
+def test_nothing_is_prepared_for_a_module_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for torchvision takes a millisecond, and a load asks for a hundred specs."""
+    spec = FormatSpec("native", "adapterkit.formats.native:NativeFormat")
+    spec.load()
+    monkeypatch.setattr(FormatSpec, "prepare", lambda self: pytest.fail("prepared again"))
+    spec.load()
