@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, ReadOptions, ReadReport
 from adapterkit.codec import Context, Place
-from adapterkit.errors import MissingKeysError, UnsupportedFileError
+from adapterkit.errors import BaseMismatchError, MissingKeysError, UnsupportedFileError, shown
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.modules import made_up
 from adapterkit.formats.parts import Collected
@@ -99,6 +99,7 @@ class _Reader:
         unknown += keys.whole.values()
         done = {*matched}
         unknown = [key for key in dict.fromkeys(unknown) if key not in done]
+        self._check_replication(unmatched)
         if unmatched and not found and not len(self._points):
             told = f"is of PEFT's type {self._config.type or '?'}, whose tensors do not tell the shapes of their layers"
             raise UnsupportedFileError(f"{told}; say which model it is for (--base)", self._source.where, unmatched[0])
@@ -128,6 +129,14 @@ class _Reader:
         shape = self._dialect.shape({name: tensors[key] for name, key in keys.items()}, own)
         places = names.places(foreign, shape) if len(self._points) else _made_up(foreign, shape)
         return ForeignModule(foreign.path, keys, places), own
+
+    def _check_replication(self, unmatched: list[str]) -> None:
+        """Raises where the file is for more layers than the model has: PEFT repeats some of the base's."""
+        repeated = self._config.values.get("layer_replication")
+        if repeated and unmatched:
+            told = f"is for a base whose layers are repeated, {shown(repeated)}, and {unmatched[0]!r} is none of the model's"
+            mend = "build the model with these layers in its list, and load the adapter into that"
+            raise BaseMismatchError(f"{told}; {mend}", self._source.where, "layer_replication")
 
     def _check_type(self, unknown: list[str]) -> None:
         """Raises where a type is PEFT's, and nobody here reads its tensors."""
