@@ -134,7 +134,7 @@ class _Reader:
         """Raises where the file is for more layers than the model has: PEFT repeats some of the base's."""
         repeated = self._config.values.get("layer_replication")
         if repeated and unmatched:
-            told = f"is for a base whose layers are repeated, {shown(repeated)}, and {unmatched[0]!r} is none of the model's"
+            told = f"is for a base whose layers are repeated, {shown(repeated)}, and {unmatched[0]!r} is not here"
             mend = "build the model with these layers in its list, and load the adapter into that"
             raise BaseMismatchError(f"{told}; {mend}", self._source.where, "layer_replication")
 
