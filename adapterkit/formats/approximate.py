@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class AsLoRA:
         self._checkpoint, self._where, self._rank = checkpoint, where, RANK if rank is None else rank
         self._points = {point.id: point for point in points}
         self._tensors = shared_of(checkpoint)
-        self._shared: dict[str, nn.Module] = {}
+        self._shared: dict[str, nn.Module | None] = {}
 
     def exact(self, place: Place, several: Sequence[Said]) -> Said | None:
         """LoRA that does the same as several types at a point; None where one of them has no factors."""
@@ -95,25 +95,30 @@ class AsLoRA:
 
     def _module(self, point: InjectionPoint, said: Said) -> AdapterModule:
         module = module_of(said, point, self._where)
-        if said.type in self._tensors:
-            if said.type not in self._shared:
-                self._shared[said.type] = self._build_shared(said)
-            module.bind(self._shared[said.type])
+        if said.type not in self._shared:
+            self._shared[said.type] = self._build_shared(said)
+        if (shared := self._shared[said.type]) is not None:
+            module.bind(shared)
         return module
 
-    def _build_shared(self, said: Said) -> nn.Module:
-        config = class_of(get_plugin_manager().adapter(said.type), AdapterConfig).from_dict(dict(said.config))
-        of_type = [point for key, own in said_of(self._checkpoint).items() for point in self._at(key, own, said.type)]
+    def _build_shared(self, said: Said) -> nn.Module | None:
+        cls = class_of(get_plugin_manager().adapter(said.type), AdapterConfig)
+        of_type = {
+            key: {name: value for name, value in one.config.items() if said.config.get(name) != value}
+            for key, own in said_of(self._checkpoint).items()
+            for one in own
+            if one.type == said.type and key in self._points
+        }
+        config = cls.from_dict({**said.config, "settings": of_type})
         with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
-            shared = config.shared(of_type)
-        if shared is None:
+            shared = config.shared([self._points[key] for key in of_type])
+        tensors = self._tensors.get(said.type, {})
+        if shared is None and tensors:
             raise CheckpointError(f"{said.type} shares nothing between points, and the adapter does", self._where)
-        shared.load_state_dict(dict(self._tensors[said.type]), strict=True, assign=True)
+        if shared is None:
+            return None
+        shared.load_state_dict(dict(tensors), strict=True, assign=True)
         return shared.eval().requires_grad_(False)
-
-    def _at(self, key: str, own: Sequence[Said], type_name: str) -> Iterator[InjectionPoint]:
-        if key in self._points and any(one.type == type_name for one in own):
-            yield self._points[key]
 
 
 def _lora(factors: Factors) -> Said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +96,24 @@ def test_a_whole_spectrum_keeps_its_norm() -> None:
 def test_wrong_values(options: dict[str, Any]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(options))):
         WaveFT(**options)
+
+
+def test_other_tools_get_the_nearest_lora_with_a_number_of_coefficients_for_each_point(tmp_path: Path) -> None:
+    """What all points share is in no file, and is drawn for what each point needs."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    adapters = ak.Adapters(model)
+    keys = [point.id for point in adapters.points()]
+    settings = {keys[0]: {"coefficients": 4}, keys[1]: {"coefficients": 9}}
+    adapters.add("a", WaveFT(coefficients=4, settings=settings))
+    for parameter in adapters.parameters("a"):
+        parameter.data.normal_()
+    x = torch.randn(3, 8)
+    adapters.activate("a")
+    with torch.no_grad():
+        expected = model(x)
+    with pytest.warns(UserWarning, match="is an approximation"):
+        path = adapters.save("a", tmp_path / "a.safetensors", format="diffusers", approximate=True)
+    adapters.detach()
+    adapters.load(path, "b")
+    adapters.activate("b")
+    assert (model(x) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -37,7 +37,9 @@ class RandLoRACodec(WholeCodec):
         check_shapes(place, context, **{_NAMES[name]: (own[name], shape) for name, shape in shapes.items()})
         found = _bases(tensors, context)
         if not found:
-            context.note("RandLoRA's bases are drawn again from their seed, in bfloat16 as where PEFT's hardware has it")
+            context.note(
+                "RandLoRA's bases are drawn again from their seed, in bfloat16 as where PEFT's hardware has it"
+            )
         sparse = "sparse" if field(context, "sparse", False) else "no"
         config = {
             "rank": rank,
