@@ -333,5 +333,6 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("extract", "adapterkit.cli.extract:command", help="Make an adapter of a fine-tuned model."),
         CommandSpec("combine", "adapterkit.cli.combine:command", help="Put several adapters together."),
         CommandSpec("diff", "adapterkit.cli.diff:command", help="Compare two adapters."),
+        CommandSpec("verify", "adapterkit.cli.verify:command", help="Compare what other libraries make of an adapter."),
         CommandSpec("bake", "adapterkit.cli.bake:command", help="Write a model with an adapter in its weights."),
     ]
