@@ -267,6 +267,8 @@ _NAMINGS = (
     ),
     ("qwen_image", "qwen_image:QwenImageNaming", "diffusers", "QwenImageTransformer2DModel", "as diffusers"),
     ("ltx", "ltx:LTXNaming", "diffusers", "LTXVideoTransformer3DModel", "the checkpoints of LTX-Video"),
+    ("ltx2", "ltx:LTX2Naming", "diffusers", "LTX2VideoTransformer3DModel", "the checkpoints of LTX-2"),
+    ("cosmos", "cosmos:CosmosNaming", "diffusers", "CosmosTransformer3DModel", "those of Cosmos-Predict 2 and Anima"),
     ("pixart", "pixart:PixArtNaming", "diffusers", "PixArtTransformer2DModel", "the checkpoints of PixArt"),
     ("sana", "sana:SanaNaming", "diffusers", "SanaTransformer2DModel", "the checkpoints of Sana"),
     ("aura_flow", "aura_flow:AuraFlowNaming", "diffusers", "AuraFlowTransformer2DModel", "the checkpoints of AuraFlow"),

@@ -26,6 +26,7 @@ CONFIGS: dict[str, Any] = {
         "alphas": {"res.conv*": 0.5},
         "targets": "attn.* cross.* mlp.* proj.* res.*",
     },
+    "everything": {"rank": 2, "alpha": 1.0, "alphas": {"@component=unet": 1.5}, "targets": "all"},
 }
 
 

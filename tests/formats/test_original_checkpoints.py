@@ -138,6 +138,25 @@ def mochi() -> nn.Module:
     )  # fmt: skip
 
 
+def cosmos() -> nn.Module:
+    from diffusers import CosmosTransformer3DModel
+
+    return CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2,
+        text_embed_dim=8, adaln_lora_dim=4, max_size=(4, 8, 8), extra_pos_embed_type=None,
+    )  # fmt: skip
+
+
+def ltx2() -> nn.Module:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    return LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=8,
+        audio_cross_attention_dim=16, num_layers=2, caption_channels=8,
+    )  # fmt: skip
+
+
 MODELS: Mapping[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "flux": (flux, "flux_transformer_checkpoint", ()),
     "chroma": (chroma, "chroma_transformer_checkpoint", ()),
@@ -152,6 +171,8 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "ltx": (ltx, "ltx_transformer_checkpoint", ()),
     "sana": (sana, "sana_transformer", ("pos_embed", "y_embedder.y_embedding", "final_layer.scale_shift_table")),
     "aura_flow": (aura_flow, "auraflow_transformer_checkpoint", ("positional_encoding",)),
+    "cosmos": (cosmos, "cosmos_transformer_checkpoint", ()),
+    "ltx2": (ltx2, "ltx2_transformer", ()),
     "mochi": (mochi, "mochi_transformer_checkpoint", ("pos_frequencies",)),
 }
 

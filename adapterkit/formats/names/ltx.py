@@ -25,3 +25,37 @@ class LTXNaming(TableNaming):
 
     table = TABLE
     known = KnownBase("ltxv", "ltx-video", "https://github.com/Lightricks/LTX-Video", 768, 512, folded=True)
+
+
+_BOTH = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+_MODULATIONS = (
+    ("adaln_single", "time_embed"),
+    ("audio_adaln_single", "audio_time_embed"),
+    ("prompt_adaln_single", "prompt_adaln"),
+    ("audio_prompt_adaln_single", "audio_prompt_adaln"),
+    ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
+    ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
+    ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
+    ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
+)
+_PARTS = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+
+
+class LTX2Naming(TableNaming):
+    """Pictures and sound, and what each sees of the other."""
+
+    table = (
+        *(
+            row
+            for attention in _BOTH
+            for row in under(
+                f"transformer_blocks.#.{attention}.",
+                f"transformer_blocks.#.{attention}.",
+                (("q_norm", "norm_q"), ("k_norm", "norm_k")),
+            )
+        ),
+        ("patchify_proj", "proj_in"),
+        ("audio_patchify_proj", "audio_proj_in"),
+        *((f"{theirs}.{part}", f"{ours}.{part}") for theirs, ours in _MODULATIONS for part in _PARTS),
+    )
+    known = KnownBase("ltx2", "ltx-video-2", "https://github.com/Lightricks/LTX-2", 768, 512, folded=True)
