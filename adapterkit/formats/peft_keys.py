@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from adapterkit.formats.dialect import Dialect
 
-PREFIXES = ("base_model.model.", "base_model.")
+_MODEL, _WRAPPER = "base_model.model.", "base_model."
+PREFIXES = (_MODEL, _WRAPPER)
 BASE_LAYER = "base_layer"
 _COPY, _ORIGINAL = "modules_to_save", "original_module"
 _ROWS = "trainable_tokens_delta"
@@ -113,7 +114,7 @@ def grouped(
         if (known := parameter(_without_wrappers(copied)[0])) is not None and (split is None or split[1] in _LAYER):
             path, weight, name = known
             found.modules.setdefault(Foreign(path, parameter=weight), {})[name] = key
-        elif "." not in own:
+        elif "." not in own or (key.startswith(_WRAPPER) and not key.startswith(_MODEL)):
             found.whole[own] = key
             if split is not None:
                 found.modules.setdefault(Foreign(""), {})[own] = key

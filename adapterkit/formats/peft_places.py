@@ -67,6 +67,11 @@ class ModelNames:
             f"{foreign.path}.{module.parameter}" if module is not None and _is_target(module, targets) else foreign.path
         )
 
+    def ordered(self, modules: Iterable[Foreign]) -> Sequence[str]:
+        """The paths of those modules that the model has, in its order."""
+        here = {self._here(foreign) for foreign in modules}
+        return [path for path in self._own if path in here]
+
     def behind(self, foreign: Foreign) -> bool:
         """Whether it is no module, but stands behind one: a name that nobody knows ends like a parameter's."""
         path = self._here(foreign).rpartition(".")[0]

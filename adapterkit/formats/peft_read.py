@@ -85,7 +85,8 @@ class _Reader:
         names = ModelNames(self._points, self._config, [one.path for one in bare.modules], self._component)
         keys = grouped(own, self._dialect, names.parameter)
         whole = {name: tensors[key] for name, key in keys.whole.items()}
-        context = Context(self._source.where, dict(self._config.values), whole)
+        modules = names.ordered(keys.modules)
+        context = Context(self._source.where, dict(self._config.values), whole, modules=modules)
         self._dialect.check(context)
         found = Collected(self._source.where)
         matched, unmatched, unknown = [*keys.base], list[str](), [*keys.unknown]

@@ -29,6 +29,7 @@ _TYPES = (
     ("road", "road:RoAd", "weight", "a rotation of pairs of output features"),
     ("shira", "shira:SHiRA", "weight", "a sparse update at fixed places"),
     ("supertuning", "supertuning:SuperTuning", "weight", "the largest entries of a weight, and a LoRA beside"),
+    ("tinylora", "tinylora:TinyLoRA", "weight", "a few numbers, inside of a weight's principal subspace"),
     ("vblora", "vblora:VBLoRA", "weight", "factors that are mixed from one bank of vectors"),
     ("waveft", "waveft:WaveFT", "weight", "a weight's update from a few wavelet coefficients"),
 )  # fmt: skip
@@ -67,6 +68,7 @@ _CODECS = (
     ("peft_road", "road:RoAdCodec", "road_theta, road_alpha"),
     ("peft_shira", "shira:SHiRACodec", "shira_weight, shira_indices"),
     ("peft_supertuning", "supertuning:SuperTuningCodec", "supertuning_values, supertuning_indices"),
+    ("peft_tinylora", "tinylora:TinyLoRACodec", "tinylora_A, tinylora_B, tinylora_P, tinylora_v"),
     ("peft_vblora", "vblora:VBLoRACodec", "vblora_logits_A, vblora_logits_B or the choice that they make"),
     ("peft_waveft", "waveft:WaveFTCodec", "waveft_spectrum"),
 )  # fmt: skip

@@ -124,6 +124,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "deft_fused": ("DeftConfig", {"r": 2, "target_modules": ["c_attn"]}, gpt2),
     "super": ("SupertuningConfig", {"sparsity": 0.8, "target_modules": LINEAR}, Net),
     "super_lora": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "select_top": False, "target_modules": LINEAR}, Net),
+    "tiny": ("TinyLoraConfig", {"r": 2, "u": 5, "target_modules": LINEAR}, Net),
+    "tiny_one": ("TinyLoraConfig", {"r": 3, "u": 4, "weight_tying": 1.0, "target_modules": LINEAR}, Net),
+    "tiny_groups": ("TinyLoraConfig", {"u": 4, "weight_tying": 0.5, "target_modules": ["c_attn", "c_fc"]}, gpt2),
     "pvera": ("PveraConfig", {"r": 4, "target_modules": LINEAR, "pvera_dropout": 0.1}, Net),
     "pvera_seed": (
         "PveraConfig",
@@ -306,6 +309,8 @@ def test_tasks_of_rows(tmp_path: Path, name: str, options: dict[str, Any]) -> No
     ("kind", "key", "told"),
     [
         ("XLORA", "base_model.internal_xlora_classifier.layers.3.weight", "Gate"),
+        ("UNILORA", "base_model.unilora_theta_d", "save_as_lora"),
+        ("FROD", "base_model.frod_V.q_proj", "extract"),
         ("ADAMSS", "base_model.model.model.layers.0.self_attn.q_proj.adamss_newB", "extract"),
     ],
 )
@@ -329,3 +334,18 @@ def test_a_cartridge_is_a_prefix(tmp_path: Path) -> None:
     with torch.no_grad():
         found, expected = (model(input_ids=IDS, attention_mask=mask).logits for model in (base, theirs))
     assert close(found, expected)
+
+
+def test_projections_of_tinylora_come_from_their_seed(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = Net().eval()
+    config = peft.TinyLoraConfig(r=2, u=3, target_modules=LINEAR, save_projection=False, projection_seed=9)
+    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path)
+    adapters = ak.Adapters(base)
+    adapters.load(tmp_path, "a")
+    adapters.activate("a")
+    assert close(run(base), run(model))

@@ -1,4 +1,4 @@
-"""PEANuT, DEFT, PaRa, SuperTuning, PVeRA, Poly, MultitaskPrompt: conformance."""
+"""PEANuT, DEFT, PaRa, SuperTuning, TinyLoRA, PVeRA, Poly, MultitaskPrompt: conformance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from adapterkit_peft_types.peanut import PEANuT
 from adapterkit_peft_types.poly import Poly
 from adapterkit_peft_types.pvera import PVeRA
 from adapterkit_peft_types.supertuning import SuperTuning
+from adapterkit_peft_types.tinylora import TinyLoRA
 
 from adapterkit.testing import AdapterConformance
 
@@ -46,3 +47,8 @@ class TestPoly(AdapterConformance):
 @pytest.mark.slow
 class TestMultitaskPrompt(AdapterConformance):
     config = MultitaskPrompt(length=3, tasks=2, rank=2)
+
+
+@pytest.mark.slow
+class TestTinyLoRA(AdapterConformance):
+    config = TinyLoRA(rank=3, numbers=4, tying=0.5)

@@ -9,6 +9,8 @@ from torch import Tensor
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import UnsupportedFileError
 
+_CONVERTED = "PEFT's own save_as_lora writes it as a LoRA, which is read"
+_MERGED = "In PEFT, merge it, and extract a LoRA from what it gives: adapterkit extract"
 _REASONS = {
     "XLORA": (
         "it is a gate over LoRAs. Load each of these (the folders beside the config, 0, 1, ...) as an adapter of its "
@@ -16,8 +18,11 @@ _REASONS = {
     ),
     "ADAMSS": (
         "its file does not say which rows of the weight each of its parts is for: PEFT finds them again by a "
-        "clustering of scikit-learn's. In PEFT, merge it, and extract a LoRA from what it gives: adapterkit extract"
+        f"clustering of scikit-learn's. {_MERGED}"
     ),
+    "FROD": f"it is a decomposition of all layers' weights together, of full rank, which no type here has. {_MERGED}",
+    "UNILORA": f"its numbers are dealt to the entries of all layers' factors together. {_CONVERTED}",
+    "SHADOW": "it is a second, smaller model beside the base, and no adapter of layers: nothing here carries it",
 }
 
 
