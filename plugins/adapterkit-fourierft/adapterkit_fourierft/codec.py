@@ -36,7 +36,9 @@ class FourierFTCodec(Codec):
         config = {
             "coefficients": len(spectrum),
             "scaling": float(context.config.get("scaling", 150.0)),
-            "location_seed": context.config.get("random_loc_seed") or 777,
+            "location_seed": 777
+            if context.config.get("random_loc_seed") is None
+            else context.config["random_loc_seed"],
         }
         return Said("fourierft", config, {"spectrum": spectrum})
 
