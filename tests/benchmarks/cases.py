@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 import adapterkit as ak
-from tests.benchmarks import algebra, calls, rivals, routes, settings
+from tests.benchmarks import algebra, calls, rivals, routes, settings, ui_files
 from tests.benchmarks.measure import Side, Timing, measure
 
 Case = Callable[[int], Mapping[str, Timing]]
@@ -186,4 +186,7 @@ CASES: Mapping[str, Case] = {
     "recompress": algebra.recompressing,
     "combine": algebra.combining,
     "extract": algebra.extracting,
+    "file of SD 1.5": ui_files.sd15,
+    "file of SDXL": ui_files.sdxl,
+    "file of Flux": ui_files.flux,
 }
