@@ -30,37 +30,17 @@ from adapterkit.errors import (
     blaming,
     did_you_mean,
 )
-from adapterkit.plugins.catalog import Catalog
+from adapterkit.plugins.catalog import SPEC_CLASSES, Catalog
 from adapterkit.plugins.discovery import Candidate, candidates, check_compatible, is_allowed
 from adapterkit.plugins.matching import match, peel
-from adapterkit.specs import (
-    AdapterSpec,
-    BackendSpec,
-    CodecSpec,
-    CommandSpec,
-    FormatSpec,
-    LayerSpec,
-    NamingSpec,
-    Origin,
-    Spec,
-    TaskSpec,
-)
+from adapterkit.specs import BackendSpec, Origin, Spec
 
 STRICT = "ADAPTERKIT_STRICT_PLUGINS"
 TRACE = "ADAPTERKIT_TRACE_PLUGINS"
 
 Status = Literal["active", "failed", "conflict", "incompatible", "blocked"]
 
-_REGISTERS: dict[str, type[Spec]] = {
-    "adapterkit_register_adapters": AdapterSpec,
-    "adapterkit_register_backends": BackendSpec,
-    "adapterkit_register_layers": LayerSpec,
-    "adapterkit_register_formats": FormatSpec,
-    "adapterkit_register_codecs": CodecSpec,
-    "adapterkit_register_namings": NamingSpec,
-    "adapterkit_register_tasks": TaskSpec,
-    "adapterkit_register_commands": CommandSpec,
-}
+_REGISTERS = {f"adapterkit_register_{cls.kind}s": cls for cls in SPEC_CLASSES}
 _RESOLVE = "adapterkit_resolve_backend"
 _HOOKS = frozenset({*_REGISTERS, _RESOLVE})
 
