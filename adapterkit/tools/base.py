@@ -13,6 +13,7 @@ from adapterkit.handle.view import View
 from adapterkit.kernels.weights import base_weight, wide_dtype
 from adapterkit.mapping.model import Component, MappedModel, map_model
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
+from adapterkit.tools.original import open_original
 from adapterkit.tools.stored import StoredModel, by_name, is_whole
 from adapterkit.tools.tensor_files import TensorFiles, TensorMap, Tensors, weight_files
 from adapterkit.training.skeleton import skeleton
@@ -86,7 +87,7 @@ def _stored(component: Component, tensors: Tensors, label: str) -> StoredModel:
 
 
 def open_base(name: str) -> Base:
-    """A base model: a folder of transformers, diffusers or timm, a hub id, or `timm:NAME`.
+    """A base model: a folder of transformers, diffusers or timm, an original checkpoint, a hub id, or `timm:NAME`.
 
     Of what is not in a folder here, there are points and no weights.
 
@@ -94,6 +95,8 @@ def open_base(name: str) -> Base:
         ModelNotFoundError: There is no model of a known layout at that place.
         UnsupportedModelError: No backend knows it.
     """
+    if Path(name).is_file():
+        return Base(*open_original(Path(name)), name)
     shape = skeleton(name)
     mapped = map_model(shape)
     models: dict[str, StoredModel] = {}

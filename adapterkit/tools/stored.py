@@ -48,7 +48,7 @@ class Slot:
 class Places(Protocol):
     """Where parameters are."""
 
-    def __call__(self, parameter: str) -> Slot | None: ...
+    def __call__(self, parameter: str, /) -> Slot | None: ...
 
 
 def by_name(names: Iterable[str], files: Tensors) -> Places:
