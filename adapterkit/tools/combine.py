@@ -96,6 +96,9 @@ def combine(
             made.add(_plain(together, points, method, density))
             continue
         low_rank = None
+        for (i, one), effect in zip(placed, own, strict=True):
+            if not isinstance(effect.weight, Factors | None):
+                one.require_shape(shares[i].name or None)
         if any(effect.weight is not None for effect in own):
             low_rank, found[key] = _matrix(together, method, rule, density)
         made.add(Update(key, low_rank, together.bias(method, density)))

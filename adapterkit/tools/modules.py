@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,12 +28,19 @@ class Placed:
         key: The point's id.
         config: Of the part.
         point, module: None where no model is at hand, and no point that has a weight would have such tensors.
+        tells: Whether the tensors tell the point's shape. Where they do not, it may be a convolution, flattened.
     """
 
     key: str
     config: AdapterConfig
     point: InjectionPoint | None = None
     module: AdapterModule | None = None
+    tells: Callable[[InjectionPoint], bool] = lambda _: True
+
+    def require_shape(self, source: object) -> None:
+        """Raises BaseNeededError where the shape of a new tensor would be a guess."""
+        if self.point is not None and not self.tells(self.point):
+            raise base_needed("its tensors do not tell whether it is a convolution", source, self.key)
 
 
 def modules(checkpoint: Checkpoint, points: Points | None = None, source: object = None) -> Iterator[Placed]:
@@ -50,9 +58,11 @@ def modules(checkpoint: Checkpoint, points: Points | None = None, source: object
     known = {point.id: point for point in points or ()}
     for part in checkpoint.parts:
         config = config_of(part, source)
-        find = _finder(known, source) if known else MadeUp(config, source).point
+        made = MadeUp(config, source)
+        find = _finder(known, source) if known else made.point
         own = {key: find(key, tensors) for key, tensors in part.tensors.items() if key != SHARED}
-        yield from _of_part(part, config, own, source)
+        for placed in _of_part(part, config, own, source):
+            yield placed if known else dataclasses.replace(placed, tells=made.tells)
 
 
 Find = Callable[[str, Mapping[str, Tensor]], "InjectionPoint | None"]

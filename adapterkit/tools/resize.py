@@ -92,6 +92,8 @@ def resize(
             kept.append(placed.key)
             made.keep(placed.key, said[placed.key])
             continue
+        if not isinstance(effect.weight, Factors):
+            placed.require_shape(source)
         factors, found[placed.key] = resized(effect, rule, effect.rank)
         made.add(Update(placed.key, factors, effect.bias))
     shared = shared_of(checkpoint) if kept else {}

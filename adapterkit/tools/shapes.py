@@ -9,6 +9,7 @@ building again.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class _Sizes(NamedTuple):
 _ASKED = (_Sizes(1009, 1013, (53, 59, 61)), _Sizes(1019, 1021, (67, 71, 73)))
 """Sizes to ask with; the second, where a rank is one of the first."""
 _MOST_TRIED = 5000
+_KERNEL = 9
 
 
 class MadeUp:
@@ -57,6 +59,13 @@ class MadeUp:
             self._known[alike] = next(self._fitting(key, shapes), None) or self._tried(key, shapes)
         found = self._known[alike]
         return None if found is None else _renamed(found, key)
+
+    def tells(self, point: InjectionPoint) -> bool:
+        """Whether the tensors of a point that was made up tell that it is no convolution of a kernel of 3 x 3."""
+        out, width = point.shape[0], math.prod(point.shape[1:])
+        if point.kind != "weight" or len(point.shape) != 2 or width % _KERNEL:
+            return True
+        return self._shapes(_weight(point.id, _Sizes(out, width // _KERNEL, (3, 3)), True)) != self._shapes(point)
 
     def _fitting(self, key: str, shapes: Shapes) -> Iterator[InjectionPoint]:
         deep = sorted({max(len(shape) - 2, 0) for shape in shapes.values()} | {0}, reverse=True)

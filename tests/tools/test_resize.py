@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adapterkit_lycoris.loha import LoHa
 from adapterkit_lycoris.lokr import LoKr
 
 import adapterkit as ak
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import ConfigError
+from adapterkit.errors import BaseNeededError, ConfigError
 from adapterkit.kernels import low_rank_algebra
 from adapterkit.testing import models, toys
+from adapterkit.tools.combine import Share, combine
 from adapterkit.tools.effects import effects
 from adapterkit.tools.points import points_of
 from adapterkit.tools.ranks import RankRule, rank_errors, recommended
@@ -119,6 +121,20 @@ def test_what_is_dense_becomes_low_rank_with_its_error():
     assert relative_error(checkpoint, found.checkpoint) == pytest.approx(found.error, rel=1e-4)
     best = resize(checkpoint, RankRule(error=1e-3))
     assert best.error <= 1e-3
+
+
+def test_what_may_be_a_flattened_convolution_is_no_matrix_without_the_base():
+    config = LoHa(rank=2, targets="res.conv1 res.time")
+    checkpoint = adapters.checkpoint(config, models.EXAMPLES[2].make())
+    with pytest.raises(BaseNeededError, match="whether it is a convolution"):
+        resize(checkpoint, RankRule(rank=2))
+    with pytest.raises(BaseNeededError, match="whether it is a convolution"):
+        combine([Share(checkpoint)], rule=RankRule(rank=2))
+    found = resize(checkpoint, RankRule(rank=2), points_of(models.EXAMPLES[2].make()))
+    assert {key.partition("@")[0]: own["A"].shape for key, own in found.checkpoint.tensors.items()} == {
+        "res.conv1": (2, 8, 3, 3),
+        "res.time": (2, 8),
+    }
 
 
 def test_dora_becomes_low_rank_where_the_base_is_there():
