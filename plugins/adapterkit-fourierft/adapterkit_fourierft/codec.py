@@ -33,12 +33,11 @@ class FourierFTCodec(Codec):
         if not place.whole:
             told = "the spectrum is that of a whole layer, and this model has parts of it alone"
             raise CheckpointError(told, context.where, place.point.path)
+        scaling, seed = (context.config.get(name) for name in ("scaling", "random_loc_seed"))
         config = {
             "coefficients": len(spectrum),
-            "scaling": float(context.config.get("scaling", 150.0)),
-            "location_seed": 777
-            if context.config.get("random_loc_seed") is None
-            else context.config["random_loc_seed"],
+            "scaling": 150.0 if scaling is None else scaling,
+            "location_seed": 777 if seed is None else seed,
         }
         return Said("fourierft", config, {"spectrum": spectrum})
 

@@ -227,3 +227,18 @@ def test_without_a_model_a_file_that_tells_its_shapes_is_read(tmp_path: Path) ->
     saved_by_peft(tmp_path, "C3A", {"block_size": 4, "target_modules": ["first"]}, Toy().eval(), X)
     [part] = tools.read(tmp_path).checkpoint.parts
     assert (part.type, part.config) == ("c3a", {"block": 4})
+
+
+def test_bases_of_more_layers_than_the_model_has_are_cut(tmp_path: Path) -> None:
+    """The bases of a file are as wide as its widest layer, which another model may lack."""
+    options = {"r": 3, "target_modules": ["second", "last"]}
+    torch.manual_seed(2)
+    saved_by_peft(tmp_path, "RandLora", options, Toy().eval(), X)
+    narrow, whole = Toy().eval(), Toy().eval()
+    narrow.second = nn.Identity()
+    every = ak.Adapters(whole)
+    every.load(tmp_path, "a")
+    some = ak.Adapters(narrow)
+    some.load(tmp_path, "a", strict=False)
+    [(key, module)] = some.modules("a").items()
+    assert torch.equal(module.delta_weight(), every.modules("a")[key].delta_weight())  # type: ignore[operator]

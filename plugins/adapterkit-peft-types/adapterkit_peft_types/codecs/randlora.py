@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
-from adapterkit.errors import CheckpointError, MissingKeysError
+from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError
 from adapterkit_peft_types.codecs.modules import check_shapes, dropout, field, number
 from adapterkit_peft_types.codecs.whole import WholeCodec
 from adapterkit_peft_types.randlora import RandLoRA
@@ -89,9 +89,20 @@ def _bases(tensors: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]
 
 
 def _share(found: Mapping[str, Tensor], sides: tuple[int, int], context: Context) -> None:
-    """Keeps the bases for all points, with the widest sides of these."""
-    shared = context.shared.setdefault("randlora", dict(found))
-    if any(not torch.equal(shared[name], tensor) for name, tensor in found.items()):
-        raise CheckpointError("has modules with other bases than others, and they share them", context.where)
-    widest = shared.get("sides", torch.zeros(2, dtype=torch.int64))
-    shared["sides"] = torch.maximum(widest, torch.tensor(sides))
+    """Keeps the bases for all points, as wide as the widest of these asks: those of a file may be for more layers."""
+    shared = context.shared.setdefault("randlora", {"sides": torch.zeros(2, dtype=torch.int64)})
+    shared["sides"] = torch.maximum(shared["sides"], torch.tensor(sides))
+    if not found:
+        return
+    shorter, longer = sorted(shared["sides"].tolist())
+    whole = [found["A"], found["B"]]
+    rank = whole[0].shape[0]
+    if [one.ndim for one in whole] != [3, 3] or not rank or whole[0].shape[-1] < shorter or whole[1].shape[0] < longer:
+        told = f"the bases {[tuple(one.shape) for one in whole]} are smaller than a layer of {longer} x {shorter}"
+        raise ShapeMismatchError(told, context.where, "randlora_A")
+    own = {"A": whole[0][..., :shorter], "B": whole[1][:longer, : -(-shorter // rank)]}
+    for name, tensor in own.items():
+        before = shared.get(name, tensor)
+        if not torch.equal(tensor[tuple(slice(size) for size in before.shape)], before):
+            raise CheckpointError("has modules with other bases than others, and they share them", context.where)
+        shared[name] = tensor.contiguous()
