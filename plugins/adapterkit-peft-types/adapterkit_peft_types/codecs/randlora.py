@@ -37,9 +37,8 @@ class RandLoRACodec(WholeCodec):
         check_shapes(place, context, **{_NAMES[name]: (own[name], shape) for name, shape in shapes.items()})
         found = _bases(tensors, context)
         if not found:
-            context.note(
-                "RandLoRA's bases are drawn again from their seed, in bfloat16 as where PEFT's hardware has it"
-            )
+            drawn = "are not in the file, and drawn again from its seed for the widest layers that are read"
+            context.note(f"RandLoRA's bases {drawn}, in bfloat16 as PEFT does where hardware has it")
         sparse = "sparse" if field(context, "sparse", False) else "no"
         config = {
             "rank": rank,
