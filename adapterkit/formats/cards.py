@@ -26,7 +26,8 @@ from adapterkit.formats.origins import OWN
 from adapterkit.naming import KnownBase
 
 _THUMBNAIL_LIMIT = 4 << 20
-_FOR_PEOPLE = ("author", "description", "license", "tags", "usage_hint")
+_FOR_PEOPLE = ("title", "author", "description", "license", "tags", "usage_hint")
+_OF_BASES = ("architecture", "resolution", "implementation")
 _DOWN, _ALPHA = "lora_down.weight", "alpha"
 _MATRIX = 2
 
@@ -61,9 +62,11 @@ class CardOptions(WriteOptions):
             raise ConfigError(problems, "options of save()")
 
     def _problems(self) -> Iterator[str]:
-        for name in (*_FOR_PEOPLE, "title", "trigger", "base"):
+        for name in (*_FOR_PEOPLE, "trigger", "base"):
             if not isinstance(value := getattr(self, name), str):
                 yield f"{name} must be text, not {shown(value)}"
+        if not isinstance(picture := self.thumbnail, (str, os.PathLike)):
+            yield f"thumbnail must be a path or a data URL, not {shown(picture)}"
         alpha: Any = self.alpha
         if alpha is not None and not (_is_number(alpha) and math.isfinite(alpha) and alpha > 0):
             yield f"alpha must be a positive number, not {shown(alpha)}"
@@ -126,11 +129,14 @@ class Card:
             "hash_sha256": f"0x{found['sshs_model_hash']}",
         }
         known = {key.removeprefix("modelspec."): v for key, v in found.items() if key.startswith("modelspec.")}
-        kept = {key: known[key] for key in ("architecture", "resolution", "implementation") if key in known and same}
-        told = {
-            name: getattr(self.options, name) for name in ("author", "description", "license", "tags", "usage_hint")
+        kept = {key: known[key] for key in _OF_BASES if key in known and same}
+        kept |= {key: known[key] for key in ("title", "date") if key in known}
+        told = {name: getattr(self.options, name) for name in _FOR_PEOPLE}
+        told |= {
+            "title": self.options.title,
+            "trigger_phrase": self.options.trigger,
+            "thumbnail": _picture(self.options.thumbnail),
         }
-        told |= {"trigger_phrase": self.options.trigger, "thumbnail": _picture(self.options.thumbnail)}
         every = {**known, **must, **kept, **{name: text for name, text in told.items() if text}}
         return {f"modelspec.{name}": text for name, text in every.items()}
 

@@ -67,6 +67,15 @@ def test_the_card_tells_what_the_uis_ask(adapters: ak.Adapters, tmp_path: Path) 
     assert found["sshs_legacy_hash"] == hashlib.sha256(b"").hexdigest()[:8]  # the file ends before the window
 
 
+def test_what_the_adapter_brings_along_stays(adapters: ak.Adapters, tmp_path: Path) -> None:
+    brought = {"modelspec.title": "Chalk", "modelspec.date": "2024-01-01", "modelspec.architecture": "mine/lora"}
+    file = adapters.save("a", tmp_path / "a.safetensors", format="kohya", metadata={**brought, "ss_epoch": "3"})
+    adapters.load(file, "back")
+    again = header(adapters.save("back", tmp_path / "b.safetensors", format="kohya")).metadata
+    assert {key: again[key] for key in (*brought, "ss_epoch")} == {**brought, "ss_epoch": "3"}
+    assert header(adapters.save("back", file, format="kohya", title="New")).metadata["modelspec.title"] == "New"
+
+
 def test_the_legacy_hash_is_of_64_kb_behind_the_first_mb(tmp_path: Path) -> None:
     from adapterkit.formats.cards import _hashes
     from adapterkit.formats.container import write
@@ -106,6 +115,7 @@ def test_the_dtype_is_of_the_factors_and_alpha_stays_whole(adapters: ak.Adapters
         ({"alpha": float("nan")}, "alpha must be a positive number"),
         ({"rank": True}, "rank must be a positive integer"),
         ({"title": 3}, "title must be text"),
+        ({"thumbnail": 3}, "thumbnail must be a path or a data URL"),
         ({"thumbnail": "it.txt"}, "thumbnail must be a picture"),
         ({"triger": "x"}, "Did you mean 'trigger'"),
     ],
