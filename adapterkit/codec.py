@@ -100,7 +100,8 @@ class Context:
         notes: Sentences for the report, in order, each once.
         used: Names of `tensors` that a codec has read.
         options: Where something is written, how.
-        modules: Where a file is read: the model's modules that it has something for, by path, in the model's order.
+        modules: Where a file is read: path of each of the model's modules that it has something for -> the names of
+            the tensors, in the model's order.
     """
 
     where: object = None
@@ -110,7 +111,7 @@ class Context:
     notes: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     options: WriteOptions | None = None
-    modules: Sequence[str] = ()
+    modules: Mapping[str, Set[str]] = field(default_factory=dict)
 
     def note(self, sentence: str) -> None:
         """Adds to the report."""

@@ -36,6 +36,9 @@ class UnionModule(AdapterModule):
         self.scalable = all(member.scalable for member in members.values())
         self.positional = any(member.positional for member in members.values())
         self.reads_input = any(member.reads_input for member in members.values())
+        self.padded = any(member.padded for member in members.values())
+        self.front = max((member.front for member in members.values()), default=0)
+        self.counted = any(member.counted for member in members.values())
         self.abilities = dataclasses.replace(
             self.abilities,
             extend=any(member.abilities.extend for member in members.values()),
@@ -247,6 +250,8 @@ class Union(AdapterConfig):
 
     def build(self, point: InjectionPoint) -> UnionModule:
         members = {str(i): part.at(point).build(point) for i, part in enumerate(self.parts) if _means(part, point)}
+        for member in members.values():
+            member.at = point.id
         gates = {key: _gate(point, self.gating) for key in members} if self.gating else {}
         _check_members(members, gates, point)
         return UnionModule(members, gates)

@@ -93,7 +93,7 @@ class PeftConfig:
         for key, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InvalidHeaderError(f"{shown(key)} must have a number, not {shown(value)}", self.where, name)
-            if name == "rank_pattern":
+            if name == "rank_pattern" and not 0 < value <= 1:  # a part of all ranks, in OSF
                 self._check_rank(value, f"{name}.{key}")
         return Patterns(numbers, self.where, name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from adapterkit.codec import Place
 from adapterkit.errors import BaseMismatchError
@@ -67,10 +67,12 @@ class ModelNames:
             f"{foreign.path}.{module.parameter}" if module is not None and _is_target(module, targets) else foreign.path
         )
 
-    def ordered(self, modules: Iterable[Foreign]) -> Sequence[str]:
-        """The paths of those modules that the model has, in its order."""
-        here = {self._here(foreign) for foreign in modules}
-        return [path for path in self._own if path in here]
+    def ordered(self, modules: Mapping[Foreign, Iterable[str]]) -> Mapping[str, Set[str]]:
+        """The paths of those modules that the model has, in its order, with the names that they have."""
+        here: dict[str, set[str]] = {}
+        for foreign, names in modules.items():
+            here.setdefault(self._here(foreign), set()).update(names)
+        return {path: here[path] for path in self._own if path in here}
 
     def behind(self, foreign: Foreign) -> bool:
         """Whether it is no module, but stands behind one: a name that nobody knows ends like a parameter's."""

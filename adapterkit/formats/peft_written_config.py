@@ -15,6 +15,7 @@ NO_TARGETS = "dummy-target-modules"
 
 _BY_PATTERN = {
     "r": "rank_pattern",
+    "effective_rank": "rank_pattern",
     "lora_alpha": "alpha_pattern",
     "alpha": "alpha_pattern",
     "block_size": "block_size_pattern",

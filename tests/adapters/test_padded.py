@@ -107,3 +107,14 @@ def test_rows_without_the_prompt_are_the_base() -> None:
 def test_wrong_values(cls: Any) -> None:
     with pytest.raises(errors.ConfigError, match="padded must be bool"):
         cls(padded=1)
+
+
+def test_a_union_is_as_its_members() -> None:
+    model = models.build("Llama")
+    adapters = ak.Adapters(model)
+    prefix = ak.Prefix(length=3, counted=True, padded=True)
+    moved(adapters, ak.Union((prefix, ak.LoRA(rank=2, targets="attn.q"))))
+    for key, module in adapters.modules("a").items():
+        for member in module.members.values():  # type: ignore[union-attr,operator]
+            assert member.at == key
+            assert (module.front, module.padded) == (member.front, member.padded)

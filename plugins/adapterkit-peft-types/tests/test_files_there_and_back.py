@@ -114,18 +114,21 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "osf": ("OSFConfig", {"target_modules": LINEAR}, Net),
     "osf_part": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 0.7}, Net),
     "osf_number": ("OSFConfig", {"target_modules": LINEAR, "effective_rank": 9}, Net),
+    "osf_pattern": ("OSFConfig", {"effective_rank": 6, "target_modules": LINEAR, "rank_pattern": {"third": 0.75}}, Net),
     "osf_fused": ("OSFConfig", {"target_modules": ["query_key_value"]}, neox),
     "peanut": ("PeanutConfig", {"r": 3, "target_modules": LINEAR, "scaling": 0.7}, Net),
     "peanut_deep": ("PeanutConfig", {"r": 3, "depth": 2, "act_fn": "silu", "target_modules": LINEAR}, Net),
     "peanut_fused": ("PeanutConfig", {"r": 3, "depth": 1, "target_modules": ["query_key_value"]}, neox),
     "deft": ("DeftConfig", {"r": 3, "target_modules": LINEAR, "deft_dropout": 0.1}, Net),
     "deft_qr": ("DeftConfig", {"r": 3, "target_modules": LINEAR, "decomposition_method": "qr", "alpha": 6}, Net),
+    "deft_wide": ("DeftConfig", {"r": 14, "target_modules": LINEAR}, Net),
     "deft_para": ("DeftConfig", {"r": 2, "target_modules": LINEAR, "para": True}, Net),
     "deft_fused": ("DeftConfig", {"r": 2, "target_modules": ["c_attn"]}, gpt2),
     "super": ("SupertuningConfig", {"sparsity": 0.8, "target_modules": LINEAR}, Net),
     "super_lora": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "select_top": False, "target_modules": LINEAR}, Net),
     "tiny": ("TinyLoraConfig", {"r": 2, "u": 5, "target_modules": LINEAR}, Net),
     "tiny_one": ("TinyLoraConfig", {"r": 3, "u": 4, "weight_tying": 1.0, "target_modules": LINEAR}, Net),
+    "tiny_bias": ("TinyLoraConfig", {"r": 14, "weight_tying": 0.6, "bias": "all", "target_modules": LINEAR}, Net),
     "tiny_groups": ("TinyLoraConfig", {"u": 4, "weight_tying": 0.5, "target_modules": ["c_attn", "c_fc"]}, gpt2),
     "pvera": ("PveraConfig", {"r": 4, "target_modules": LINEAR, "pvera_dropout": 0.1}, Net),
     "pvera_seed": (
@@ -319,6 +322,14 @@ def test_types_that_are_refused_say_what_would_carry_them(tmp_path: Path, kind: 
     save_file({key: torch.ones(2)}, str(tmp_path / "adapter_model.safetensors"))
     with pytest.raises(errors.UnsupportedFileError, match=f"{kind}.*{told}"):
         ak.Adapters(llama()).load(tmp_path, "a")
+
+
+def test_biases_that_glora_multiplies_and_that_are_trained(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.GloraConfig(r=2, target_modules=["first"], bias="all")
+    peft.get_peft_model(Net(), config).save_pretrained(tmp_path)
+    with pytest.raises(errors.UnsupportedFileError, match="biases that are trained"):
+        ak.Adapters(Net()).load(tmp_path, "a")
 
 
 def test_a_cartridge_is_a_prefix(tmp_path: Path) -> None:

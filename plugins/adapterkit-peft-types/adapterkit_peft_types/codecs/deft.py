@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
 from adapterkit_peft_types.codecs.modules import check_shapes, dropout, field, number
+from adapterkit_peft_types.codecs.ranks import nominal
 from adapterkit_peft_types.codecs.whole import WholeCodec
 
 _NAMES = {"P": "deft_P", "R": "deft_R"}
@@ -27,7 +28,10 @@ class DEFTCodec(WholeCodec):
         rank = own["P"].shape[-1]
         shapes = {"P": (place.shape[0], rank), "R": (rank, place.shape[1])}
         check_shapes(place, context, **{_NAMES[name]: (tensor, shapes[name]) for name, tensor in own.items()})
-        config: dict[str, Any] = {"rank": rank, "basis": field(context, "decomposition_method", "relu")}
+        config: dict[str, Any] = {
+            "rank": nominal(context, rank, place.shape[0]),
+            "basis": field(context, "decomposition_method", "relu"),
+        }
         if "R" not in own:
             return self.at(place, Said("para", config, own), context)
         alpha = context.config.get("alpha")

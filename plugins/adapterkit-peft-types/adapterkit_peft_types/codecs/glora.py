@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
-from adapterkit.errors import CheckpointError, ShapeMismatchError
+from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError
 from adapterkit.points import WeightPoint
 from adapterkit_peft_types.codecs.modules import ModuleCodec, field
 from adapterkit_peft_types.glora import ElementwiseGLoRA
@@ -52,6 +52,9 @@ class GLoRACodec(ModuleCodec):
                 continue
             ranks |= {tensor.shape[1]} if part == "Xd" else set()
             own[f"{path}.{_PARTS[part]}"] = _taken(place, path, part, tensor)
+        if "D.value" in own and context.modules.get(place.point.path, set()) & {"bias", "base_layer.bias"}:
+            told = "GLoRA multiplies biases that are trained beside it, and no type here says both"
+            raise UnsupportedFileError(f"{told}; in PEFT, merge it", context.where, place.point.path)
         if len(ranks) > 1:
             raise ShapeMismatchError(f"its paths have ranks {sorted(ranks)}", context.where, place.point.path)
         kinds = {name: _kind(tensors, path, place) or _meant(name, context) for name, path in _FIELDS.items()}

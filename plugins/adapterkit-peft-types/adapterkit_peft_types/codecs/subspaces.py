@@ -116,7 +116,7 @@ class OSFCodec(ModuleCodec):
         return Said("osf", {"kept": _kept(context.config.get("effective_rank"), (out, width), rank)}, own)
 
     def fields(self, said: Said, place: Place, context: Context) -> Mapping[str, Any]:
-        return {"effective_rank": said.config.get("kept")}
+        return {"effective_rank": said.config.get("kept"), "rank_pattern": {}}
 
     def tensors(self, said: Said, place: Place, context: Context) -> Mapping[str, Tensor]:
         if place.model is not None:

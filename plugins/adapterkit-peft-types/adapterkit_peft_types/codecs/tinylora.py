@@ -11,6 +11,7 @@ from torch import Tensor
 from adapterkit.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, MissingKeysError
 from adapterkit_peft_types.codecs.modules import check_shapes, dropout, field
+from adapterkit_peft_types.codecs.ranks import nominal
 from adapterkit_peft_types.codecs.whole import WholeCodec
 from adapterkit_peft_types.tinylora import TinyLoRA, group_of
 
@@ -27,11 +28,12 @@ class TinyLoRACodec(WholeCodec):
     forms = frozenset({"linear", "linear_t"})
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
-        if place.point.path not in context.modules:
+        modules = [path for path, names in context.modules.items() if self.required <= names]
+        if place.point.path not in modules:
             told = "which group a module is of, its place among the model's tells: load it onto its model"
             raise CheckpointError(told, context.where, place.point.path)
-        index, tying = context.modules.index(place.point.path), float(field(context, "weight_tying", 0.0))
-        group = group_of(index, len(context.modules), tying)
+        index, tying = modules.index(place.point.path), float(field(context, "weight_tying", 0.0))
+        group = group_of(index, len(modules), tying)
         if f"{_V}{group}" not in context.tensors:
             raise MissingKeysError("the numbers of its group are missing", context.where, f"{_V}{group}")
         v = context.tensors[f"{_V}{group}"]
@@ -43,7 +45,12 @@ class TinyLoRACodec(WholeCodec):
         check_shapes(place, context, **{_NAMES[name]: (own[name], shape) for name, shape in shapes.items()})
         context.used.add(f"{_V}{group}")
         context.shared.setdefault("tinylora", {})[f"v.{group}"] = v
-        config = {"rank": rank, "numbers": numbers, "tying": tying, "group": group}
+        config = {
+            "rank": nominal(context, rank, min(place.shape[:2])),
+            "numbers": numbers,
+            "tying": tying,
+            "group": group,
+        }
         return self.at(place, Said("tinylora", {**config, **dropout(context, "tinylora_dropout")}, own), context)
 
     def fields(self, said: Said, place: Place, context: Context) -> Mapping[str, Any]:
