@@ -142,8 +142,10 @@ def _reading(weights: Source, model: str, name: str, points: Points) -> Reading:
 def _report(reading: Reading, version: str, base: str, notes: Sequence[str] = ()) -> ReadReport:
     keys = reading.keys
     matched, told = [*reading.used, *keys.again], [*notes, *reading.notes]
-    known = f"{base} ({adapterhub_config.FILE})" if base else ""
-    return ReadReport(matched, keys.elsewhere, keys.left, told, _TOOL, version, known)
+    known = {*matched, *keys.elsewhere}
+    left = [key for key in reading.tensors if key not in known]  # those at a place that nobody has asked for, too
+    made_for = f"{base} ({adapterhub_config.FILE})" if base else ""
+    return ReadReport(matched, keys.elsewhere, left, told, _TOOL, version, made_for)
 
 
 def _family(model: str, where: object) -> Family:

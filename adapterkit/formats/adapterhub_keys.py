@@ -112,9 +112,3 @@ class Keys:
     def take_whole(self, kind: str) -> dict[str, str]:
         """The keys outside of all blocks; taken out as well."""
         return self.whole.pop(kind, {})
-
-    @property
-    def left(self) -> list[str]:
-        """Keys that nobody has asked for."""
-        own = [key for inner in (*self.placed.values(), *self.whole.values()) for key in inner.values()]
-        return [*own, *self.strange]

@@ -32,6 +32,10 @@ class PeftFormat(Format):
         keys = source.entries
         return any(is_wrapped(key) or key == "prompt_embeddings" for key in keys) and style_of(keys) is None
 
+    def diagnose(self, source: Source) -> None:
+        """A folder whose config is no JSON."""
+        config_in(source)
+
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         found: dict[str, Checkpoint] = {}
         reports: list[ReadReport] = []

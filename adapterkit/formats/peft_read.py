@@ -72,7 +72,7 @@ class _Reader:
         self, config: PeftConfig, dialect: Dialect, points: Points, options: ReadOptions, source: Source
     ) -> None:
         self._config, self._dialect, self._points, self._source = config, dialect, points, source
-        self._component = getattr(options, "component", None)
+        self._component, self._strict = getattr(options, "component", None), options.strict
 
     def read(self, own: Mapping[str, str], tensors: Mapping[str, Tensor]) -> tuple[Checkpoint | None, ReadReport]:
         """One adapter.
@@ -104,7 +104,8 @@ class _Reader:
         if unmatched and not found and not len(self._points):
             told = f"is of PEFT's type {self._config.type or '?'}, whose tensors do not tell the shapes of their layers"
             raise UnsupportedFileError(f"{told}; say which model it is for (--base)", self._source.where, unmatched[0])
-        self._check_type(unknown)
+        if self._strict or not found:
+            self._check_type(unknown)
         notes = [*names.notes, *context.notes]
         named = self._config.kept.get("base_model_name_or_path", "")
         base = f"{named} (base_model_name_or_path)" if named else ""

@@ -281,13 +281,14 @@ def _recognising(
 
 def _unrecognised(source: Source, asked: Sequence[NamedFormat], failures: Sequence[AdapterKitError]) -> CheckpointError:
     """What is wrong with a file that no format recognises."""
-    problem: AdapterKitError | None = None
+    problems: list[AdapterKitError] = []
     for one in asked:
         try:
             one.diagnose(source)
         except AdapterKitError as error:
-            problem = error
-            break
+            problems.append(error)
+    # That it is a folder is the least that can be said of one.
+    problem = next((one for one in problems if not isinstance(one, NotRegularFileError)), next(iter(problems), None))
     if isinstance(problem, CheckpointError) and not failures:
         return problem
     known = ", ".join(one.spec.name for one in asked)

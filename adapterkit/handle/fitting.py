@@ -83,14 +83,19 @@ def _check_tensor(tensor: Tensor, expected: Tensor, source: object, key: str, fi
 def _placed(tensor: Tensor, device: torch.device, base_dtype: torch.dtype, target: Target, key: str) -> Tensor:
     """The tensor on the base's device: a copy where it is the caller's."""
     dtype = tensor.dtype
-    if target.fresh and tensor.device == device and (dtype != torch.float64 or base_dtype == torch.float64):
+    if target.fresh and tensor.device == device and not _is_cast(dtype, base_dtype):
         return tensor
-    if dtype == torch.float64 and base_dtype != torch.float64:
+    if _is_cast(dtype, base_dtype):
         dtype = torch.float32
-        note = "float64 tensors were cast to float32"
+        note = f"{str(tensor.dtype).removeprefix('torch.')} tensors were cast to float32"
         if note not in target.notes:
             target.notes.append(note)
     placed = torch.empty_like(tensor, device=device, dtype=dtype).copy_(tensor)
     if dtype != tensor.dtype and (bad := not_finite(placed)):
         raise NonFiniteError(f"{bad} of {tensor.numel()} values are beyond {dtype}", target.source, key)
     return placed
+
+
+def _is_cast(dtype: torch.dtype, base_dtype: torch.dtype) -> bool:
+    """Whether a dtype is wider than is of use beside the base, or too narrow to be computed with."""
+    return dtype == torch.float64 != base_dtype or (dtype.is_floating_point and dtype.itemsize == 1)

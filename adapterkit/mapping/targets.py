@@ -8,7 +8,7 @@ from adapterkit.errors import ConfigError, IncompatibleTargetError, TargetNotFou
 from adapterkit.points import InjectionPoint
 from adapterkit.selectors import Selector
 
-_SHOWN = 5
+_SHOWN, _LINE = 5, 200
 
 
 def by_selector(
@@ -87,8 +87,9 @@ def check_accepted(
 
 
 def some(items: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
-    return ", ".join(items[:_SHOWN]) + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+    """The first few of them, each cut to a line, and how many more there are."""
+    first = ", ".join(item if len(item) <= _LINE else f"{item[:_LINE]}..." for item in items[:_SHOWN])
+    return first + (f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
 def check_parts(parts: Mapping[str, Collection[str]], attached: Mapping[str, Collection[str]], type_name: str) -> None:

@@ -19,6 +19,7 @@ _A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 _EMBEDDING_A, _EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 
+_TYPE = "LORA"
 _OF_DORA = ("scale_bias", "plain_norm", "over")
 
 _OTHER_FORWARDS = {
@@ -39,6 +40,8 @@ class LoRACodec(Codec):
     writes_factors = True
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
+        if str(context.config.get("peft_type") or _TYPE).upper() != _TYPE:
+            return frozenset()
         pair = {_A, _B} if {_A, _B} <= names else {_EMBEDDING_A, _EMBEDDING_B}
         return pair | ({_BIAS, *_MAGNITUDES} & names) if pair <= names else frozenset()
 
@@ -66,7 +69,7 @@ class LoRACodec(Codec):
         found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
         pairs = [(place, factors) for place, factors in found if factors is not None]
         first, one = said[0]
-        context.config |= {"peft_type": "LORA", "rank_pattern": {}, "alpha_pattern": {}}
+        context.config |= {"peft_type": _TYPE, "rank_pattern": {}, "alpha_pattern": {}}
         if first.point.layout.index is not None:
             a, b, rank, scale = peft_experts.stacked(pairs, context)
         else:
