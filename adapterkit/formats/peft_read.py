@@ -144,7 +144,7 @@ class _Reader:
         """Raises where a type is PEFT's, and nobody here reads its tensors."""
         if unknown and self._config.type:
             missing = "".join(f" {error}" for error in self._dialect.missing)
-            told = f"is of PEFT's type {self._config.type}, whose tensors ({unknown[0]!r}) nothing here reads"
+            told = f"is of PEFT's type {self._config.type}, whose tensors ({shown(unknown[0])}) nothing here reads"
             mend = "a plug-in with a codec of the dialect 'peft' would; adapterkit-peft-types has many"
             raise UnsupportedFileError(f"{told}; {mend}.{missing}", self._source.where, "peft_type")
 

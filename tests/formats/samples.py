@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Sample:
         weights: The file's name in the folder.
         ends: How keys of the two factors and of an alpha end.
         rank, alpha: Where the config has them: names from the outside inwards.
+        said: The metadata that is a config.
     """
 
     tensors: dict[str, Tensor]
@@ -42,6 +44,7 @@ class Sample:
     ends: tuple[str, str, str] = ("lora_down.weight", "lora_up.weight", "alpha")
     rank: tuple[str, ...] = ()
     alpha: tuple[str, ...] = ()
+    said: str = ""
 
     @property
     def down(self) -> list[str]:
@@ -63,11 +66,15 @@ class Sample:
         return copy.deepcopy(self)
 
     def set(self, names: tuple[str, ...], value: object) -> None:
-        """Sets a value in the config."""
-        inner: Any = self.config
+        """Sets a value in the config, or in that of the metadata."""
+        said: Any = json.loads(self.metadata[self.said]) if self.said else self.config
+        inner = said
         for name in names[:-1]:
             inner = inner[name]
+        assert names[-1] in inner
         inner[names[-1]] = value
+        if self.said:
+            self.metadata[self.said] = json.dumps(said)
 
     def file(self, path: Path) -> Path:
         """Where the tensors are."""
@@ -138,7 +145,9 @@ def _saved(model: Any, folder: Path, format: str, targets: str) -> Path:
     adapters = ak.Adapters(model)
     adapters.add("good", ak.LoRA(rank=2, alpha=3.0, targets=targets))
     _filled(adapters, "good")
-    path = adapters.save("good", folder / "saved", format=format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what readers must know
+        path = adapters.save("good", folder / "saved", format=format)
     adapters.detach()
     return path
 
@@ -175,6 +184,7 @@ def _diffusers(folder: Path) -> Reader:
     model = _pipeline()
     sample = _taken_apart(_saved(model, folder, "diffusers", "attn.{q,v}"))
     sample.ends = ("lora_A.weight", "lora_B.weight", "none")
+    sample.rank, sample.alpha, sample.said = ("unet.r",), ("unet.lora_alpha",), "lora_adapter_metadata"
     return Reader("diffusers", model, sample)
 
 
