@@ -71,7 +71,7 @@ def refused(reader: Reader, adapters: ak.Adapters) -> Iterator[Refusal]:
         adapters.remove("new")
 
 
-def test_row0_the_files_are_good(reader: Reader, adapters: ak.Adapters, tmp_path: Path) -> None:
+def test_the_files_are_good(reader: Reader, adapters: ak.Adapters, tmp_path: Path) -> None:
     """Otherwise nothing that follows says anything."""
     report = adapters.load(reader.sample.write(tmp_path / "it"), "new")
     assert report.read.format == reader.name
