@@ -124,6 +124,8 @@ class DoRA(LoRA):
         return found
 
     def accepts(self, point: InjectionPoint) -> str | None:
+        if self.across_groups and point.layout.groups > 1:
+            return "DoRA scales what a weight becomes, and across_groups adds beside it"
         if point.in_span is not None:
             return "DoRA scales all that a projection gives, and this point has a part of its input; use LoRA"
         if self.over == "outputs" and point.span is not None:

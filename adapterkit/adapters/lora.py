@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -43,6 +44,21 @@ class LoRAModule(LowRank, AdditiveModule):
         return low_rank.added(weight, self.product()), bias
 
 
+class UngroupedLoRA(LowRank, AdditiveModule):
+    """The update of a convolution without groups, beside one that has some: no weight of that one would have it.
+
+    Args:
+        point: A grouped convolution.
+        arguments: The others of `LowRank`.
+    """
+
+    def __init__(self, point: InjectionPoint, *arguments: Any) -> None:
+        layout = dataclasses.replace(point.layout, groups=1)
+        super().__init__(dataclasses.replace(point, layout=layout), *arguments)
+
+    delta = LowRank.update  # type: ignore[assignment]
+
+
 @dataclass(frozen=True)
 class LoRA(AdapterConfig):
     """`W + alpha / rank * B A` (Hu et al. 2021, arXiv:2106.09685, eq. 3), with its convolution and embedding forms.
@@ -74,6 +90,8 @@ class LoRA(AdapterConfig):
         rank_dropout: Probability of dropping a rank for a sample in training; the others are scaled up.
         module_dropout: Probability of dropping a point's whole update in training.
         init: See above.
+        across_groups: Whether the update of a grouped convolution sees the inputs of all groups, as PEFT's does. It then
+            does not merge.
         plus: Factor on the learning rate of B (LoRA+, Hayou et al. 2024, arXiv:2402.12354); see `parameter_groups`.
     """
 
@@ -89,6 +107,7 @@ class LoRA(AdapterConfig):
     module_dropout: float = 0.0
     init: str = "default"
     plus: float = 1.0
+    across_groups: bool = False
 
     def __post_init__(self) -> None:
         for name in ("ranks", "alphas"):
@@ -154,6 +173,8 @@ class LoRA(AdapterConfig):
             return f"{type(self).__name__} acts on whole grouped convolutions"
         if point.is_read and (self.dropout or self.rank_dropout or self.module_dropout):
             return "the model reads this weight, whose input dropout cannot reach: set every dropout to 0 here"
+        if self._ungrouped(point) and (self.init in (*KEPT, *FROM_DATA) or point.is_read):
+            return "across_groups adds beside a grouped convolution: the model must call it, and init be of no weight"
         if self.init in KEPT:
             rank, (out, *rest) = self.rank_at(point) * (1 + self.observes_gradients), point.shape
             if rank > (most := min(out, math.prod(rest))):
@@ -182,10 +203,22 @@ class LoRA(AdapterConfig):
         return 1.0 if alpha is None else alpha / SCALINGS[own.scaling](own.rank_at(point))
 
     def build(self, point: InjectionPoint) -> AdapterModule:
-        return LoRAModule(*self.arguments(point))
+        made = UngroupedLoRA if self._ungrouped(point) else LoRAModule
+        return made(*self.arguments(point))
+
+    def _ungrouped(self, point: InjectionPoint) -> bool:
+        return self.across_groups and point.layout.groups > 1
 
     def alike(self, point: InjectionPoint) -> tuple[Hashable, ...]:
-        return (type(point), point.shape, point.layout, point.span, point.in_span, *self.arguments(point)[1:])
+        return (
+            type(point),
+            point.shape,
+            point.layout,
+            point.span,
+            point.in_span,
+            self.across_groups,
+            *self.arguments(point)[1:],
+        )
 
     def arguments(self, point: InjectionPoint) -> tuple[InjectionPoint, int, float, float, float, float, str]:
         """Those of `LowRank`."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError, shown
-from adapterkit.formats.codecs import peft_experts
+from adapterkit.factors import Factors
+from adapterkit.formats.codecs import peft_experts, peft_groups
 from adapterkit.formats.codecs.peft_starts import started
 from adapterkit.formats.low_rank import factors_of, joined
 
@@ -55,6 +56,8 @@ class LoRACodec(Codec):
         a, b, magnitude = _factors(tensors)
         if place.point.layout.index is not None:
             a, b = peft_experts.one(a, b, place, context)
+        if peft_groups.is_grouped(place):
+            return _ungrouped(a, b, magnitude, place, context)
         a, b = _checked(a, b, place, context)
         config = _config(len(a), place, context)
         own = {"A": place.of_columns(a).contiguous(), "B": place.of_rows(b).contiguous()}
@@ -66,14 +69,14 @@ class LoRACodec(Codec):
         return [Said(kind, config, own), *_bias(tensors.get(_BIAS), scale, place, context)]
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
-        found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
-        pairs = [(place, factors) for place, factors in found if factors is not None]
         first, one = said[0]
         context.config |= {"peft_type": _TYPE, "rank_pattern": {}, "alpha_pattern": {}}
-        if first.point.layout.index is not None:
-            a, b, rank, scale = peft_experts.stacked(pairs, context)
+        if peft_groups.is_grouped(first) and one.type != "dora":
+            a, b, rank, scale = peft_groups.written(said, context)
+        elif first.point.layout.index is not None:
+            a, b, rank, scale = peft_experts.stacked(_pairs(said, context), context)
         else:
-            a, b, scale = joined(pairs)
+            a, b, scale = joined(_pairs(said, context))
             rank = len(a)
         context.config |= {"r": rank, "lora_alpha": _alpha(one, rank, scale), **_training(one)}
         if first.point.form == "linear_t":
@@ -82,6 +85,19 @@ class LoRACodec(Codec):
             return {_EMBEDDING_A: a, _EMBEDDING_B: b, **_written_magnitude(said, context)}
         ones = (1,) * (a.ndim - 2)
         return {_A: a, _B: b.reshape(*b.shape, *ones), **_written_magnitude(said, context)}
+
+
+def _pairs(said: Sequence[tuple[Place, Said]], context: Context) -> list[tuple[Place, Factors]]:
+    found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
+    return [(place, factors) for place, factors in found if factors is not None]
+
+
+def _ungrouped(a: Tensor, b: Tensor, magnitude: Tensor | None, place: Place, context: Context) -> list[Said]:
+    if magnitude is not None:
+        told = "is DoRA of a grouped convolution, whose update in PEFT is none of its weight"
+        raise UnsupportedFileError(told, context.where, place.point.path)
+    a, b = peft_groups.ungrouped(a, b, place, context)
+    return [Said("lora", {**_config(len(a), place, context), "across_groups": True}, {"A": a, "B": b})]
 
 
 def _plain(said: Said) -> Said:
