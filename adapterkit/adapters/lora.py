@@ -90,8 +90,8 @@ class LoRA(AdapterConfig):
         rank_dropout: Probability of dropping a rank for a sample in training; the others are scaled up.
         module_dropout: Probability of dropping a point's whole update in training.
         init: See above.
-        across_groups: Whether the update of a grouped convolution sees the inputs of all groups, as PEFT's does. It then
-            does not merge.
+        across_groups: Whether the update of a grouped convolution sees the inputs of all groups, as PEFT's does; it does
+            not merge then.
         plus: Factor on the learning rate of B (LoRA+, Hayou et al. 2024, arXiv:2402.12354); see `parameter_groups`.
     """
 
@@ -210,15 +210,8 @@ class LoRA(AdapterConfig):
         return self.across_groups and point.layout.groups > 1
 
     def alike(self, point: InjectionPoint) -> tuple[Hashable, ...]:
-        return (
-            type(point),
-            point.shape,
-            point.layout,
-            point.span,
-            point.in_span,
-            self.across_groups,
-            *self.arguments(point)[1:],
-        )
+        place = (type(point), point.shape, point.layout, point.span, point.in_span, self._ungrouped(point))
+        return (*place, *self.arguments(point)[1:])
 
     def arguments(self, point: InjectionPoint) -> tuple[InjectionPoint, int, float, float, float, float, str]:
         """Those of `LowRank`."""

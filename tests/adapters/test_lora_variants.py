@@ -454,3 +454,25 @@ def test_a_block_that_raises_leaves_nothing_behind(model: toys.ToyModel, adapter
     with pytest.raises(IndexError), adapters.observing("a"):
         model(X + toys.VOCABULARY * (torch.arange(5) == 4))  # the embedding has no such row
     assert all(module._seen is None for module in adapters.modules("a").values())
+
+
+def test_an_update_across_groups_is_that_of_a_convolution_without_groups(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, groups=2)).double()
+    handle, x = ak.Adapters(net), torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    base = net(x)
+    handle.add("a", ak.LoRA(targets="*", rank=3, alpha=6.0, across_groups=True))
+    assert torch.equal(net(x), base)
+    randomize(handle, "a")
+    [module] = handle.modules("a").values()
+    weight = torch.einsum("or,rikl->oikl", module.B, module.A) * 2  # type: ignore[arg-type]
+    handle.activate("a")
+    torch.testing.assert_close(net(x), base + nn.functional.conv2d(x, weight, padding=1))
+    with pytest.raises(errors.NotMergeableError):
+        handle.merge("a")
+    path, y = handle.save("a", tmp_path / "a.safetensors"), net(x)
+    handle.detach()
+    handle.load(path)
+    handle.activate("a")
+    assert torch.equal(net(x), y)
+    with pytest.raises(errors.IncompatibleTargetError, match="across_groups"):
+        handle.add("b", ak.DoRA(targets="*", across_groups=True))
