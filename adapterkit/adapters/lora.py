@@ -90,8 +90,8 @@ class LoRA(AdapterConfig):
         rank_dropout: Probability of dropping a rank for a sample in training; the others are scaled up.
         module_dropout: Probability of dropping a point's whole update in training.
         init: See above.
-        across_groups: Whether the update of a grouped convolution sees the inputs of all groups, as PEFT's does. Such an
-            update does not merge.
+        across_groups: Whether the update of a grouped convolution sees the inputs of all groups, as PEFT's does. Such
+            an update does not merge.
         plus: Factor on the learning rate of B (LoRA+, Hayou et al. 2024, arXiv:2402.12354); see `parameter_groups`.
     """
 
