@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import re
 import warnings
@@ -69,7 +70,9 @@ def build_loaded(
     notes: list[str] = []
     configs = [(part, config_of(part, source)) for part in checkpoint.parts]
     check_base(checkpoint, mapped, here, strict, source, notes)
-    wanted = [_wanted(part, checkpoint.base, _choose(config, here, mapped.label, source)) for part, config in configs]
+    chosen = [_choose(config, part, here, mapped.label, strict, source) for part, config in configs]
+    configs = [(part, config) for part, (config, _) in zip(checkpoint.parts, chosen, strict=True)]
+    wanted = [_wanted(part, checkpoint.base, own) for part, (_, own) in zip(checkpoint.parts, chosen, strict=True)]
     points = [points_of(part, own, strict, source, notes) for (part, _), own in zip(configs, wanted, strict=True)]
     _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
     target = Target(mapped, source, notes, finite, fresh)
@@ -158,12 +161,12 @@ def check_base(
     """Whether what the adapter touches is here as it was there: the models' classes, and how often each role is."""
     for name, made_for in checkpoint.base.items():
         if name not in mapped.components:
-            raise BaseMismatchError(
-                f"made for a component {name!r} ({shown(made_for.get('family'))}), "
-                f"and {mapped.label} has only {', '.join(mapped.components)}",
-                source,
-                "base",
-            )
+            told = f"made for a component {name!r} ({shown(made_for.get('family'))}), and {mapped.label} has only "
+            told += ", ".join(mapped.components)
+            if strict or mapped.components.keys().isdisjoint(checkpoint.base):
+                raise BaseMismatchError(told, source, "base")
+            notes.append(told)
+            continue
         differing = {"family": (made_for.get("family"), mapped.components[name].family)}
         roles = _roles(made_for)
         found = collections.Counter(p.role for p in here if p.component == name and p.role in roles)
@@ -204,9 +207,20 @@ def _mismatch(
     notes.append(message)
 
 
-def _choose(config: AdapterConfig, here: Points, label: str, source: object) -> list[InjectionPoint]:
+def _choose(
+    config: AdapterConfig, part: Part, here: Points, label: str, strict: bool, source: object
+) -> tuple[AdapterConfig, list[InjectionPoint]]:
+    """The points that a config asks for. Of points that are not here it need not, where not all must match."""
     try:
-        return config.choose(here, label)
+        try:
+            return config, config.choose(here, label)
+        except AdapterKitError:
+            known = set(here.ids)
+            ids = [] if strict else [key for key in part.tensors if key in known]
+            if not ids:
+                raise
+            fewer = dataclasses.replace(config, settings={key: config.settings.get(key, {}) for key in ids})
+            return fewer, fewer.choose(here, label)
     except AdapterKitError as error:
         raise BaseMismatchError(str(error), source, "settings" if config.settings else "config.targets") from error
 

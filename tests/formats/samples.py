@@ -112,12 +112,13 @@ class Reader:
     Attributes:
         model: A module, or a pipeline of several.
         sample: The file.
-        options: What `load` must be told.
+        smaller: Makes a model that lacks a part of it: one of its models, or some of its layers.
     """
 
     name: str
     model: Any
     sample: Sample
+    smaller: Callable[[], Any]
 
     @property
     def root(self) -> nn.Module:
@@ -156,7 +157,8 @@ def _native(folder: Path) -> Reader:
     toys.register()
     model = toys.ToyModel()
     path = _saved(model, folder, "native", "attn.q mlp.up")
-    return Reader("native", model, _taken_apart(path, Native, ends=("/A", "/B", "/none")))
+    sample = _taken_apart(path, Native, ends=("/A", "/B", "/none"))
+    return Reader("native", model, sample, lambda: toys.ToyModel(layers=1))
 
 
 def _pipeline() -> Any:
@@ -164,6 +166,18 @@ def _pipeline() -> Any:
 
     torch.manual_seed(0)
     return SimpleNamespace(components={"unet": pipelines.unet(), "text_encoder": pipelines.clip(8)})
+
+
+def _unet() -> Any:
+    from tests.formats import pipelines
+
+    return pipelines.unet()
+
+
+def _unet_of_one_block() -> Any:
+    unet: Any = _unet()
+    unet.up_blocks = unet.up_blocks[:1]
+    return unet
 
 
 def _of_ui(format: str) -> Callable[[Path], Reader]:
@@ -175,7 +189,7 @@ def _of_ui(format: str) -> Callable[[Path], Reader]:
             sample.tensors = {
                 key.replace("lora_unet_", "lycoris_"): t for key, t in sample.tensors.items() if "unet" in key
             }
-        return Reader(format, model, sample)
+        return Reader(format, model, sample, _unet_of_one_block if format == "lycoris" else _unet)
 
     return made
 
@@ -185,7 +199,7 @@ def _diffusers(folder: Path) -> Reader:
     sample = _taken_apart(_saved(model, folder, "diffusers", "attn.{q,v}"))
     sample.ends = ("lora_A.weight", "lora_B.weight", "none")
     sample.rank, sample.alpha, sample.said = ("unet.r",), ("unet.lora_alpha",), "lora_adapter_metadata"
-    return Reader("diffusers", model, sample)
+    return Reader("diffusers", model, sample, _unet)
 
 
 def _peft(folder: Path) -> Reader:
@@ -199,7 +213,7 @@ def _peft(folder: Path) -> Reader:
         rank=("r",),
         alpha=("lora_alpha",),
     )
-    return Reader("peft", model, sample)
+    return Reader("peft", model, sample, lambda: toys.ToyModel(layers=1))
 
 
 def _adapterhub(folder: Path) -> Reader:
@@ -212,7 +226,13 @@ def _adapterhub(folder: Path) -> Reader:
         rank=("config", "r"),
         alpha=("config", "alpha"),
     )
-    return Reader("adapterhub", foreign.built(here, "gpt2"), sample)
+    return Reader("adapterhub", foreign.built(here, "gpt2"), sample, lambda: _first_layer(foreign.built(here, "gpt2")))
+
+
+def _first_layer(gpt2: Any) -> Any:
+    gpt2.transformer.h = gpt2.transformer.h[:1]
+    gpt2.config.n_layer = 1
+    return gpt2
 
 
 READERS: Mapping[str, Callable[[Path], Reader]] = {
