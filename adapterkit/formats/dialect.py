@@ -63,6 +63,10 @@ class Dialect:
         return frozenset().union(*(codec.names for _, codec in self.codecs))
 
     @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.names), default=0)
+
+    @functools.cached_property
     def types(self) -> Mapping[str, tuple[CodecSpec, Codec]]:
         """Adapter type -> the codec that writes it: the first to say so."""
         found: dict[str, tuple[CodecSpec, Codec]] = {}
@@ -78,7 +82,7 @@ class Dialect:
         Args:
             key: Such as `blocks.0.attn.qkv.lora_A.weight`. The longest known name counts.
         """
-        at = -1
+        at = max(-1, len(key) - self._longest - 2)  # a key may have millions of dots
         while (at := key.find(".", at + 1)) >= 0:
             if key[at + 1 :] in self.names:
                 return key[:at], key[at + 1 :]

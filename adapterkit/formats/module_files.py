@@ -33,7 +33,7 @@ from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.origins import base_of, tool_of
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.pipeline_parts import candidates
-from adapterkit.formats.prefixes import ANY, DENOISER, Prefix, prefix_of
+from adapterkit.formats.prefixes import ANY, DENOISER, Prefix, is_original, prefix_of
 from adapterkit.formats.source import Source
 from adapterkit.naming import KnownBase
 from adapterkit.points import Points
@@ -55,8 +55,8 @@ _SHARED_PREFIXES = frozenset({"transformer.", "unet.", "prior.", "text_encoder."
 _OF_SEVERAL = frozenset({*_ALIASES, "alpha", "weight", "bias"})
 """Names of tensors that those files have too."""
 _WRAPPER = "base_model.model."
-"""PEFT's; a file with it and names of an original checkpoint is none of PEFT's all the same."""
-_SAMPLE = 4
+"""PEFT's, which has LoHa and LoKr by the same names. With names of an original checkpoint it is none of PEFT's."""
+_SAMPLE, _SHOWN = 4, 200
 _ROUNDING = 1e-5
 """An error, relative, that is nothing to tell of."""
 _EXACT = frozenset({"alpha"})
@@ -111,7 +111,7 @@ class ModuleFileFormat(Format):
         found, left_over = grouped(source.entries, dialect, source.where)
         component = options.component if isinstance(options, ModuleFileOptions) else ""
         placed = Placing(points, dialect, context, source.entries, component).all(found)
-        modules = [ForeignModule(_label(one), one.keys, places) for one, places in placed]
+        modules = [ForeignModule(_label(one)[:_SHOWN], one.keys, places) for one, places in placed]
         wanted = {key for one in modules if one.places is not None for key in one.keys.values()}
         into = Collected(source.where)
         tensors = source.tensors(wanted)
@@ -167,24 +167,41 @@ class ModuleFileFormat(Format):
 
 def style_of(keys: Iterable[str]) -> str | None:
     """The format whose files have such keys; None where they are of none of this dialect."""
-    names = Dialect(DIALECT).names | _ALIASES.keys()
+    split = _Splitting(Dialect(DIALECT).names)
     for key in keys:
         prefix = prefix_of(key)
-        if prefix is None:
+        found = None if prefix is None else split(key, prefix)
+        if prefix is None or found is None:
             continue
-        split = _split(key, prefix, names)
-        if split and (prefix.text not in _SHARED_PREFIXES or split[1] not in _OF_SEVERAL):
+        module, name = found
+        if prefix.text == _WRAPPER:
+            own = is_original(module) or name in _ALIASES.values()
+        else:
+            own = prefix.text not in _SHARED_PREFIXES or name not in _OF_SEVERAL
+        if own:
             return prefix.style
     return None
 
 
-def _split(key: str, prefix: Prefix, names: frozenset[str]) -> tuple[str, str] | None:
-    """The module and the tensor's name behind a prefix; None where no such tensor is known."""
-    rest = key[len(prefix.text) :]
-    at = rest.find(".")
-    while at >= 0 and rest[at + 1 :] not in names:
-        at = -1 if prefix.flat else rest.find(".", at + 1)
-    return (rest[:at], rest[at + 1 :]) if at > 0 else None
+class _Splitting:
+    """Splits keys behind their prefixes into a module and a tensor's name.
+
+    Args:
+        names: Those of tensors that codecs know.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names | _ALIASES.keys()
+        self._longest = max(map(len, self._names))
+
+    def __call__(self, key: str, prefix: Prefix) -> tuple[str, str] | None:
+        """The module, and what is behind it; None where no such tensor is known."""
+        rest = key[len(prefix.text) :]
+        # A key may have millions of dots: of a dotted one no more is looked at than the longest name takes.
+        at = rest.find(".", 0 if prefix.flat else max(0, len(rest) - self._longest - 1))
+        while at >= 0 and rest[at + 1 :] not in self._names:
+            at = -1 if prefix.flat else rest.find(".", at + 1)
+        return (rest[:at], rest[at + 1 :]) if at > 0 else None
 
 
 def grouped(keys: Iterable[str], dialect: Dialect, where: object = None) -> tuple[list[Found], list[str]]:
@@ -193,19 +210,19 @@ def grouped(keys: Iterable[str], dialect: Dialect, where: object = None) -> tupl
     Raises:
         CheckpointError: Two keys say the same.
     """
-    names = dialect.names | _ALIASES.keys()
+    splitting = _Splitting(dialect.names)
     found: dict[tuple[str, str], Found] = {}
     left_over: list[str] = []
     for key in keys:
         prefix = prefix_of(key)
-        split = None if prefix is None else _split(key, prefix, names)
+        split = None if prefix is None else splitting(key, prefix)
         if prefix is None or split is None:
             left_over.append(key)
             continue
         module, name = split[0], _ALIASES.get(split[1], split[1])
         own = found.setdefault((prefix.text, module), Found(prefix, module)).keys
         if name in own:
-            raise CheckpointError(f"says the same as {own[name]!r}", where, key)
+            raise CheckpointError(f"says the same as {own[name][:_SHOWN]!r}", where, key[:_SHOWN])
         own[name] = key
     return list(found.values()), left_over
 

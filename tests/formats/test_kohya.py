@@ -27,6 +27,7 @@ from adapterkit.errors import (
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.kohya import KohyaFormat
 from adapterkit.formats.lycoris import LycorisFormat
+from adapterkit.formats.module_files import style_of
 from tests.formats.pipelines import PIPELINES, clip, differences, randomise, run, unet
 
 TARGETS = "attn.* cross.* mlp.* proj.*"
@@ -303,3 +304,22 @@ def test_names_of_flux_that_need_no_prefix(manner: str, tmp_path: Path) -> None:
         scale = alpha / len(other.A)  # of what the alpha, which is gone here, makes
         torch.testing.assert_close(one.scale * one.B @ one.A, scale * other.B @ other.A)
     assert rank == 6
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("start", ["diffusion_model.", "lora_unet_", "transformer.", "base_model.model.", ""])
+def test_keys_of_a_million_dots_take_no_time(start: str) -> None:
+    key = f"{start}{'.' * 1_000_000}x.lora_down.weight"
+    with pytest.raises(CheckpointError) as caught:
+        ak.Adapters(unet()).load({key: torch.ones(1)}, "it")
+    assert len(str(caught.value)) < 4000
+
+
+def test_what_is_pefts_is_not_taken() -> None:
+    pair = {f"{name}.weight": tensor for name, tensor in (("lora_A", torch.ones(2, 8)), ("lora_B", torch.ones(8, 2)))}
+    module = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    for name in (*pair, "hada_w1_a", "lokr_w1", "lora_magnitude_vector.weight"):
+        assert style_of([f"{module}.{name}"]) is None
+    assert style_of([f"{module}.{name}" for name in ("lora_down.weight", "lora_up.weight", "alpha")]) == "comfy"
+    report = ak.Adapters(unet()).load({f"{module}.{name}": tensor for name, tensor in pair.items()}, "it")
+    assert report.read.format == "peft"
