@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,6 +51,9 @@ class BEFT(ak.AdapterConfig):
         if point.is_read and not point.layout.bias:
             return "the model reads this weight, and has no bias beside it"
         return super().accepts(point)
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.out_features, point.feature_axis)
 
     def build(self, point: ak.InjectionPoint) -> BEFTModule:
         return BEFTModule(point)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,6 +85,9 @@ class C3A(ak.AdapterConfig):
         if common % (self.block or 1):
             return f"block {self.block} does not divide both sides of its weight {point.shape}: set it to {common}"
         return None
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, self.block, self.start)
 
     def build(self, point: ak.InjectionPoint) -> C3AModule:
         return C3AModule(point, self.block or math.gcd(*point.shape), self.start)

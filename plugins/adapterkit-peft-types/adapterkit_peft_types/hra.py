@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,6 +88,9 @@ class HRA(ak.AdapterConfig):
         if reason is None and self.gram_schmidt and self.rank > width:
             return f"there are no {self.rank} orthogonal reflections of {width} inputs: set rank to {width} at most"
         return reason
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, point.is_linear, self.rank, self.gram_schmidt)
 
     def build(self, point: ak.InjectionPoint) -> HRAModule:
         return HRAModule(point, self.rank, self.gram_schmidt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -117,6 +118,9 @@ class MiSS(ak.AdapterConfig):
         if point.is_read and self.dropout and self.form != "bat":
             return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
         return None
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, point.layout, self.rank, self.form, self.mini, self.dropout)
 
     def build(self, point: ak.InjectionPoint) -> ak.AdapterModule:
         if self.form == "bat":

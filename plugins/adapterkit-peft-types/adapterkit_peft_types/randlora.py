@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -159,6 +159,9 @@ class RandLoRA(ak.AdapterConfig):
         if point.is_read and self.dropout:
             return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
         return None
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, point.layout, self.rank, self.alpha, self.dropout)
 
     def build(self, point: ak.InjectionPoint) -> RandLoRAModule:
         return RandLoRAModule(point, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,6 +94,9 @@ class RoAd(ak.AdapterConfig):
         """Features in a group at a point."""
         features = point.out_features // point.layout.groups
         return self.group or next((size for size in range(64, 1, -2) if features % size == 0), 2)
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.out_features, point.feature_axis, self.variant, self.group_at(point))
 
     def build(self, point: ak.InjectionPoint) -> RoAdModule:
         return RoAdModule(point, self.variant, self.group_at(point))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -87,6 +88,9 @@ class SHiRA(ak.AdapterConfig):
             most = out * width // (out + width)
             return f"rank {self.rank} asks for more numbers than its weight has: set rank to {most} at most"
         return None
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, self.rank, self.seed)
 
     def build(self, point: ak.InjectionPoint) -> SHiRAModule:
         count = self.rank * (point.shape[0] + math.prod(point.shape[1:]))

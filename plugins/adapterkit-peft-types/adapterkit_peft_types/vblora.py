@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -155,6 +155,9 @@ class VBLoRA(ak.AdapterConfig):
         if point.is_read and self.dropout:
             return "the model reads this weight, whose input dropout cannot reach: set dropout=0 here"
         return None
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, point.layout, self.rank, self.vectors, self.length, self.k, self.dropout, self.chosen)
 
     def build(self, point: ak.InjectionPoint) -> VBLoRAModule:
         return (ChosenVBLoRAModule if self.chosen else VBLoRAModule)(point, self)

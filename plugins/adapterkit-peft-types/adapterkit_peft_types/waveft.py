@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -128,6 +128,9 @@ class WaveFT(ak.AdapterConfig):
     def count_at(self, point: ak.InjectionPoint) -> int:
         """The number of coefficients at a point."""
         return min(self.coefficients, math.prod(point.shape))
+
+    def alike(self, point: ak.InjectionPoint) -> tuple[Hashable, ...]:
+        return (point.shape, self.coefficients, self.scaling, self.wavelet, self.transform)
 
     def build(self, point: ak.InjectionPoint) -> WaveFTModule:
         return WaveFTModule(point, self)
