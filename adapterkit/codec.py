@@ -123,6 +123,8 @@ class Codec(ABC):
 
     Attributes:
         names: Every tensor name behind a module's name that it may read or write: `lora_down.weight`, `alpha`.
+        axes: How many axes tensors have, by name; another number, or nothing in them, is an error before the codec is
+            asked. Names that are not in it are not looked at.
         types: The registered names of the adapter types that it writes.
         writes_factors: Whether it writes every other type too that gives `AdditiveModule.factors()` at a point.
         whole: Whether its tensors belong to no module: it reads them at every point that has no weight (attentions, the
@@ -130,6 +132,7 @@ class Codec(ABC):
     """
 
     names: ClassVar[frozenset[str]]
+    axes: ClassVar[Mapping[str, int]] = {}
     types: ClassVar[frozenset[str]] = frozenset()
     writes_factors: ClassVar[bool] = False
     whole: ClassVar[bool] = False

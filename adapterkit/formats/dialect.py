@@ -92,7 +92,13 @@ class Dialect:
         """The shape of the weight that a module's tensors are for, as far as they tell; for want of a model."""
         for spec, codec in self.codecs:
             taken = self._taken(spec, codec, tensors.keys(), context)
-            if taken and (shape := codec.shape({name: tensors[name] for name in taken})) is not None:
+            if not taken:
+                continue
+            own = {name: tensors[name] for name in taken}
+            _check_axes(codec, own, context)
+            with _Blaming(spec, "its tensors", context.where):
+                shape = codec.shape(own)
+            if shape is not None:
                 return shape
         return None
 
@@ -139,6 +145,7 @@ class Dialect:
             if not taken:
                 continue
             own = {name: left.pop(name) for name in taken}
+            _check_axes(codec, own, context, module.name)
             for place in _places(module, codec, own):
                 with _Blaming(spec, module.name, context.where):
                     into.add(place.point.id, codec.read(own, place, context))
@@ -207,6 +214,15 @@ def _codec(spec: CodecSpec) -> Codec | AdapterKitError:
         return instance_of(spec, Codec)
     except AdapterKitError as error:
         return error
+
+
+def _check_axes(codec: Codec, tensors: Mapping[str, Tensor], context: Context, module: str | None = None) -> None:
+    """Raises ShapeMismatchError where a tensor has another number of axes than the codec says, or is empty."""
+    for name, tensor in tensors.items():
+        axes = codec.axes.get(name)
+        if axes is not None and (tensor.ndim != axes or not tensor.numel()):
+            told = f"{name} is {tuple(tensor.shape)}; a tensor of {axes} axes is expected, none of them empty"
+            raise ShapeMismatchError(told, context.where, module)
 
 
 class _Blaming:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import pytest
 import torch
@@ -162,6 +163,7 @@ class Half(Codec):
     """Reads `half`, a matrix that is twice too small."""
 
     names = frozenset({"half"})
+    axes: ClassVar[Mapping[str, int]] = {"half": 2}
 
     def takes(self, names: object, context: Context) -> frozenset[str]:
         return self.names
@@ -206,6 +208,11 @@ def test_a_strangers_codec_reads_what_only_it_knows(halves: Dialect) -> None:
     tensors["a.half"] = torch.ones(2, 4)
     reading = halves.read(modules[1:], tensors, Context("x"), into)
     assert (reading.matched, reading.unmatched) == ([], ["b.half"])
+    for wrong in (torch.ones(4), torch.ones(0, 4), torch.ones(1, 2, 4)):
+        with pytest.raises(ShapeMismatchError, match=r"'a': half is .* a tensor of 2 axes is expected"):
+            halves.read(modules[:1], {**tensors, "a.half": wrong}, Context("x"), into)
+        with pytest.raises(ShapeMismatchError, match="2 axes"):
+            halves.shape({"half": wrong}, Context("x"))
     tensors["a.half"] = torch.ones(1, 1)
     with pytest.raises(BrokenFormatError, match=r"codec 'half'.*ValueError: a bug"):
         halves.read(modules[:1], tensors, Context("x"), into)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ class AdaptionPromptCodec(Codec):
 
     names = frozenset({_GATE, _PROMPT})
     types = frozenset({"llama_adapter"})
+    axes: ClassVar[Mapping[str, int]] = {_GATE: 1, _PROMPT: 3}
     whole = True  # the config counts the layers
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
@@ -31,7 +33,7 @@ class AdaptionPromptCodec(Codec):
         _check_model(place, context)
         gate, prompt = tensors[_GATE], tensors[_PROMPT]
         width = place.point.layout.source
-        if gate.shape != (1,) or prompt.ndim != 3 or (len(prompt), prompt.shape[-1]) != (1, width):
+        if gate.shape != (1,) or (len(prompt), prompt.shape[-1]) != (1, width):
             told = f"the gate is {tuple(gate.shape)} and the prompt {tuple(prompt.shape)}"
             raise ShapeMismatchError(f"{told}; (1,) and (1, length, {width}) are expected", context.where, _PROMPT)
         config = {"length": prompt.shape[1], "gate": "layer", "padded": True}

@@ -244,19 +244,50 @@ def test_configs_that_are_refused(tmp_path: Path, case: str, changes: dict[str, 
     assert not len(adapters)
 
 
-@pytest.mark.parametrize(
-    "case", ["delora", "gralora", "hira", "glora", "lily", "psoft", "osf", "peanut", "deft", "super", "pvera"]
-)
-def test_tensors_of_wrong_shapes(tmp_path: Path, case: str) -> None:
+SHAPES = {
+    "scalar": lambda tensor: torch.tensor(1.0),
+    "flat": lambda tensor: tensor.flatten()[1:].clone(),
+    "axis": lambda tensor: tensor[None].contiguous(),
+    "axes": lambda tensor: tensor.reshape(*tensor.shape, 1, 1, 1),
+    "empty": lambda tensor: tensor[:0].clone(),
+    "narrow": lambda tensor: tensor[..., :0].contiguous(),
+    "shorter": lambda tensor: tensor[..., 1:].contiguous() if tensor.ndim > 1 else tensor[1:].clone(),
+    "nan": lambda tensor: torch.full(tensor.shape, float("nan")),
+}
+ODD: tuple[Any, ...] = ("x", -1, 10**9, [1], {"a": 1}, 1.5, 1e308, "")
+WRONG = ["delora", "gralora_hybrid", "hira", "glora", "lily", "psoft_sum", "osf_part", "peanut_deep", "deft_qr"]
+WRONG += ["super_lora", "pvera", "tiny_groups"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WRONG)
+def test_tensors_of_wrong_shapes_and_odd_values(tmp_path: Path, case: str) -> None:
+    """Each is an error of the file, before anything is attached, or is read."""
     base, _ = saved(case, tmp_path)
-    path = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(path)
-    for key, tensor in tensors.items():
-        if "second" in key:
-            wrong = {**tensors, key: tensor.flatten()[1:].clone() if tensor.ndim == 1 else tensor[..., 1:].contiguous()}
-            save_file(wrong, str(path))
-            with pytest.raises(errors.CheckpointError):
-                ak.Adapters(base).load(tmp_path, "a")
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    tensors, values = load_file(file), json.loads(config.read_text())
+    adapters = ak.Adapters(base)
+
+    def refused(*, always: bool) -> None:
+        try:
+            adapters.load(tmp_path, "a")
+        except errors.BrokenFormatError as error:
+            raise AssertionError("the codec is said to be broken, and not the file") from error
+        except errors.AdapterKitError:
+            assert not len(adapters)
+        else:
+            assert not always
+            adapters.detach()
+
+    for key, tensor in list(tensors.items())[:6]:
+        for change in SHAPES.values() if tensor.numel() > 1 else ():
+            save_file({**tensors, key: change(tensor)}, str(file))
+            refused(always=tensor.is_floating_point() and "glora_" not in key)
+    save_file(tensors, str(file))
+    for name in values.keys() - _IDLE - {"task_type", "peft_type", "revision", "inference_mode"}:
+        for value in ODD:
+            config.write_text(json.dumps({**values, name: value}))
+            refused(always=False)
 
 
 def test_places_of_super_tuning_come_from_the_base_where_they_are_missing(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class CPTCodec(Codec):
 
     names = frozenset({_NAME})
     types = frozenset({"cpt"})
+    axes: ClassVar[Mapping[str, int]] = {_NAME: 2}
     whole = True
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:

@@ -21,6 +21,7 @@ class DEFTCodec(WholeCodec):
     names = frozenset(_NAMES.values())
     types = frozenset({"deft", "para"})
     peft_type, required = "DEFT", frozenset({"deft_P"})
+    axes = dict.fromkeys(names, 2)
     forms = frozenset({"linear", "linear_t"})
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
@@ -34,8 +35,8 @@ class DEFTCodec(WholeCodec):
         }
         if "R" not in own:
             return self.at(place, Said("para", config, own), context)
-        alpha = context.config.get("alpha")
-        config |= {"alpha": float(alpha) if alpha else None, **dropout(context, "deft_dropout")}
+        alpha = float(field(context, "alpha", 0.0))  # 0 and null are none
+        config |= {"alpha": alpha or None, **dropout(context, "deft_dropout")}
         return self.at(place, Said("deft", config, own), context)
 
     def fields(self, said: Said, place: Place, context: Context) -> Mapping[str, Any]:

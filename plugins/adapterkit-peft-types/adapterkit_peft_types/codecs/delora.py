@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
 from adapterkit.points import WeightLayout
-from adapterkit_peft_types.codecs.modules import ModuleCodec, as_lora, check_shapes, dropout, number
+from adapterkit_peft_types.codecs.modules import ModuleCodec, as_lora, check_shapes, dropout, field, number
 from adapterkit_peft_types.delora import DeLoRA, update
 
 _NAMES = {"A": "delora_A", "B": "delora_B", "bound": "delora_lambda", "norms": "delora_w_norm"}
@@ -21,6 +21,7 @@ class DeLoRACodec(ModuleCodec):
     names = frozenset(_NAMES.values())
     types = frozenset({"delora"})
     peft_type, required = "DELORA", names
+    axes: ClassVar[Mapping[str, int]] = {"delora_A": 2, "delora_B": 2, "delora_lambda": 1, "delora_w_norm": 1}
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors["delora_B"].shape[0], *tensors["delora_A"].shape[1:])
@@ -34,8 +35,8 @@ class DeLoRACodec(ModuleCodec):
         if not place.whole:
             factors = update(own["A"], own["B"], own["bound"], own["norms"], WeightLayout("linear"))
             return as_lora(factors, place, context, "DeLoRA")
-        bound = context.config.get("delora_lambda", own["bound"].item()) or own["bound"].item()
-        return Said("delora", {"rank": rank, "bound": float(bound), **dropout(context, "module_dropout")}, own)
+        bound = float(field(context, "delora_lambda", DeLoRA.bound)) if context.config else own["bound"].item()
+        return Said("delora", {"rank": rank, "bound": bound or DeLoRA.bound, **dropout(context, "module_dropout")}, own)
 
     def fields(self, said: Said, place: Place, context: Context) -> Mapping[str, Any]:
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class GraLoRACodec(ModuleCodec):
     names = required | frozenset(_WHOLE.values())
     types = frozenset({"gralora"})
     peft_type = "GRALORA"
+    axes: ClassVar[Mapping[str, int]] = {"gralora_A": 3, "gralora_B": 3, **dict.fromkeys(_WHOLE.values(), 2)}
     forms = frozenset({"linear", "linear_t"})
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
+from adapterkit.errors import ShapeMismatchError
 from adapterkit_peft_types.codecs.modules import ModuleCodec, check_shapes, dropout
 
 _PAIRS = (("hira_A", "hira_B"), ("hira_embedding_A", "hira_embedding_B"))
@@ -51,4 +52,7 @@ class HiRACodec(ModuleCodec):
 
 def _pair(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     a, b = next(pair for pair in _PAIRS if pair[0] in tensors)
+    if min(tensors[a].ndim, tensors[b].ndim) < 2 or not tensors[a].numel():
+        told = f"{a} is {tuple(tensors[a].shape)} and {b} {tuple(tensors[b].shape)}"
+        raise ShapeMismatchError(f"{told}; two axes or more are expected")
     return tensors[a], tensors[b]

@@ -22,6 +22,7 @@ class LilyCodec(ModuleCodec):
     names = frozenset({_A, _B, _ROUTER})
     types = frozenset({"lily"})
     peft_type, required = "LILY", names
+    axes = dict.fromkeys(names, 2)
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors[_B].shape[1], tensors[_A].shape[1])
@@ -63,14 +64,16 @@ class LilyCodec(ModuleCodec):
 
 def _group(place: Place, context: Context, second: Tensor, shared: dict[str, Tensor]) -> str:
     """The name of a module's group: all that PEFT found by one target, and that have the same B, which is put there."""
-    targets = context.config.get("target_modules")
-    path = place.point.path
-    found = [name for name in targets or () if isinstance(name, str) and path.endswith(name)]
+    targets, path = context.config.get("target_modules"), place.point.path
+    found = [
+        name for name in (targets if isinstance(targets, list) else ()) if isinstance(name, str) and path.endswith(name)
+    ]
     first = "all" if isinstance(targets, str) else max(found, key=len) if found else path.rpartition(".")[2]
     first = first if place.whole else f"{first}-{place.point.role}"
     for group in (first, *(f"{first}-{i}" for i in range(1, len(shared) + 1))):
         name = f"B.{key_of(group, place.point.shape)}"
-        if torch.equal(shared.setdefault(name, second), second):
+        there = shared.setdefault(name, second)
+        if there is second or torch.equal(there, second):
             return group
     raise AssertionError("there are more groups than names")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from typing import ClassVar
 
 from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.points import TokensPoint
+from adapterkit_peft_types.codecs.modules import field
 
 _NAMES = {"prompt": "prompt_embeddings", "columns": "prefix_task_cols", "rows": "prefix_task_rows"}
 
@@ -18,6 +20,7 @@ class MultitaskPromptCodec(Codec):
 
     names = frozenset(_NAMES.values())
     types = frozenset({"multitask_prompt"})
+    axes: ClassVar[Mapping[str, int]] = {"prompt_embeddings": 2, "prefix_task_cols": 3, "prefix_task_rows": 3}
     whole = True
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
@@ -27,7 +30,7 @@ class MultitaskPromptCodec(Codec):
         if not isinstance(place.point, TokensPoint) or place.point.role != "prompt" or not place.point.lengthens:
             return ()
         own = {name: tensors[other] for name, other in _NAMES.items()}
-        parts = context.config.get("num_transformer_submodules") or 1
+        parts = max(field(context, "num_transformer_submodules", 1), 1) if context.config else 1
         length, features = len(own["prompt"]) // parts, place.point.out_features
         tasks, rank = len(own["columns"]), own["rows"].shape[1]
         shapes = {

@@ -28,6 +28,7 @@ class PEANuTCodec(WholeCodec):
     names = frozenset({_A, _B, *(f"peanut_{kind}.{i}.weight" for kind in _LAYERS for i in range(_MAX_DEPTH))})
     types = frozenset({"peanut"})
     peft_type, required = "PEANUT", frozenset({_A, _B})
+    axes = dict.fromkeys(names, 2)
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         a, b = tensors[_A], tensors[_B]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class PolyCodec(WholeCodec):
     names = required = frozenset(_NAMES.values())
     types = frozenset({"poly"})
     peft_type = "POLY"
+    axes: ClassVar[Mapping[str, int]] = {"poly_lora_A": 4, "poly_lora_B": 4, "poly_router.module_logits": 2}
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         own = {name: tensors[other] for name, other in _NAMES.items()}

@@ -24,6 +24,7 @@ class PVeRACodec(WholeCodec):
     names = required = frozenset(_NAMES.values())
     types = frozenset({"pvera"})
     peft_type = "PVERA"
+    axes = dict.fromkeys(names, 1)
     forms = frozenset({"linear", "linear_t"})
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:

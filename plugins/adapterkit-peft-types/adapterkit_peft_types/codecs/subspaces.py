@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class PSOFTCodec(ModuleCodec):
     names = frozenset(_PSOFT.values())
     types = frozenset({"psoft"})
     peft_type, required = "PSOFT", frozenset({"psoft_R.weight"})
+    axes: ClassVar[Mapping[str, int]] = {"psoft_R.vector_a": 1, "psoft_R.vector_b": 1}
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         own = {name: tensors[other] for name, other in _PSOFT.items() if other in tensors}
@@ -99,6 +100,7 @@ class OSFCodec(ModuleCodec):
     names = frozenset(_OSF.values())
     types = frozenset({"osf"})
     peft_type, required = "OSF", names
+    axes: ClassVar[Mapping[str, int]] = {_OSF["U"]: 2, _OSF["S"]: 1, _OSF["V"]: 2}
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors[_OSF["U"]].shape[0], tensors[_OSF["V"]].shape[1])

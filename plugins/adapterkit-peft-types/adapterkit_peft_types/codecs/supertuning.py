@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
-from adapterkit.errors import CheckpointError
+from adapterkit.errors import CheckpointError, InvalidHeaderError
 from adapterkit_peft_types.codecs.base import weight_of
 from adapterkit_peft_types.codecs.modules import check_shapes, field, number
 from adapterkit_peft_types.codecs.whole import WholeCodec
@@ -25,6 +25,7 @@ class SuperTuningCodec(WholeCodec):
     names = frozenset({_VALUES, _INDICES, *_LORA.values()})
     types = frozenset({"supertuning"})
     peft_type, required = "SUPERTUNING", frozenset({_VALUES})
+    axes: ClassVar[Mapping[str, int]] = {_VALUES: 1, _INDICES: 1, **dict.fromkeys(_LORA.values(), 2)}
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         (out, width), values = place.shape[:2], tensors[_VALUES]
@@ -33,6 +34,8 @@ class SuperTuningCodec(WholeCodec):
         shapes = {"values": values.shape[:1], "A": (rank, width), "B": (out, rank)}
         check_shapes(place, context, **{name: (tensor, shapes[name]) for name, tensor in own.items()})
         sparsity, largest = float(field(context, "sparsity", 0.99)), field(context, "select_top", True)
+        if not 0 <= sparsity < 1:
+            raise InvalidHeaderError(f"must be at least 0 and less than 1, not {sparsity}", context.where, "sparsity")
         if int(out * width * (1 - sparsity)) != len(values):
             told = f"has {len(values)} values, and sparsity={sparsity} asks for {int(out * width * (1 - sparsity))}"
             raise CheckpointError(told, context.where, place.point.path)
@@ -43,9 +46,8 @@ class SuperTuningCodec(WholeCodec):
         if bool(((indices < 0) | (indices >= out * width)).any()):
             told = f"supertuning_indices names a place outside of the weight {place.shape}"
             raise CheckpointError(told, context.where, place.point.path)
-        alpha = context.config.get("lora_alpha")
         config = {"sparsity": sparsity, "largest": largest, "rank": rank}
-        config |= {"alpha": float(2 * rank if alpha is None else alpha)} if rank else {}
+        config |= {"alpha": float(field(context, "lora_alpha", 2.0 * rank))} if rank else {}
         if context.config.get("lora_dropout"):
             context.note("Super-Tuning's lora_dropout is not read: training here has none")
         return self.at(place, Said("supertuning", config, {**own, "indices": indices.int()}), context)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adapterkit.codec import Context, Place, Said
-from adapterkit.errors import CheckpointError, MissingKeysError
+from adapterkit.errors import CheckpointError, InvalidHeaderError, MissingKeysError
 from adapterkit_peft_types.codecs.modules import check_shapes, dropout, field
 from adapterkit_peft_types.codecs.ranks import nominal
 from adapterkit_peft_types.codecs.whole import WholeCodec
@@ -25,6 +25,7 @@ class TinyLoRACodec(WholeCodec):
     names = frozenset(_NAMES.values())
     types = frozenset({"tinylora"})
     peft_type, required = "TINYLORA", frozenset({"tinylora_A", "tinylora_B"})
+    axes: ClassVar[Mapping[str, int]] = {"tinylora_A": 2, "tinylora_B": 2, "tinylora_P": 3}
     forms = frozenset({"linear", "linear_t"})
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
@@ -33,6 +34,8 @@ class TinyLoRACodec(WholeCodec):
             told = "which group a module is of, its place among the model's tells: load it onto its model"
             raise CheckpointError(told, context.where, place.point.path)
         index, tying = modules.index(place.point.path), float(field(context, "weight_tying", 0.0))
+        if not 0 <= tying <= 1:
+            raise InvalidHeaderError(f"must be from 0 to 1, not {tying}", context.where, "weight_tying")
         group = group_of(index, len(modules), tying)
         if f"{_V}{group}" not in context.tensors:
             raise MissingKeysError("the numbers of its group are missing", context.where, f"{_V}{group}")
