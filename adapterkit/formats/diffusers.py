@@ -11,7 +11,7 @@ from adapterkit.formats.dialect import Dialect
 from adapterkit.formats.diffusers_keys import parsed
 from adapterkit.formats.diffusers_read import DIALECT, DiffusersReader
 from adapterkit.formats.diffusers_write import DiffusersWriteOptions, write_file
-from adapterkit.formats.module_files import style_of
+from adapterkit.formats.module_keys import style_of
 from adapterkit.formats.peft_config import config_in
 from adapterkit.formats.peft_keys import is_wrapped
 from adapterkit.formats.source import Source

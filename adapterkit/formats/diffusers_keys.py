@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect
-from adapterkit.formats.module_files import Found
+from adapterkit.formats.module_keys import Found
 from adapterkit.formats.prefixes import ANY, DENOISER, TEXT, TEXT_1, TEXT_2, TEXT_3, Prefix
 from adapterkit.view import ComponentView
 

@@ -15,9 +15,10 @@ from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.diffusers_config import KEY, Metadata
 from adapterkit.formats.diffusers_keys import grouped
-from adapterkit.formats.module_files import Found, Placing
+from adapterkit.formats.module_keys import Found
 from adapterkit.formats.origins import base_of
 from adapterkit.formats.parts import Collected
+from adapterkit.formats.placing import Placing
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
 

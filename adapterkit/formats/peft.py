@@ -10,7 +10,7 @@ from pathlib import Path
 from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport, single
 from adapterkit.formats import container
 from adapterkit.formats.files import make_folder, write_folder
-from adapterkit.formats.module_files import style_of
+from adapterkit.formats.module_keys import style_of
 from adapterkit.formats.peft_config import CONFIG_FILE, KEPT, WEIGHT_FILES, config_in
 from adapterkit.formats.peft_keys import is_wrapped
 from adapterkit.formats.peft_read import PeftReadOptions, read_adapters

@@ -27,7 +27,7 @@ from adapterkit.errors import (
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.kohya import KohyaFormat
 from adapterkit.formats.lycoris import LycorisFormat
-from adapterkit.formats.module_files import style_of
+from adapterkit.formats.module_keys import style_of
 from tests.formats.pipelines import PIPELINES, clip, differences, randomise, run, unet
 
 TARGETS = "attn.* cross.* mlp.* proj.*"
