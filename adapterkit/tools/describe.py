@@ -118,7 +118,7 @@ def _facts(placed: Placed, points: Points | None, source: object) -> PointFacts:
     try:
         effect = effect_of(placed, points, source)
     except (NotMergeableError, BaseNeededError) as error:
-        told = "it changes no weight" if isinstance(error, NotMergeableError) else "it depends on the base's weights"
+        told = "it changes no weight" if isinstance(error, NotMergeableError) else "the base alone can tell"
         shape = None if placed.point is None else placed.point.shape
         return PointFacts(placed.key, shape, alpha=alpha, unknown=told)
     low, point = effect.weight if isinstance(effect.weight, Factors) else None, effect.point

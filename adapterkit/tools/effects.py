@@ -90,6 +90,13 @@ def effects(checkpoint: Checkpoint, points: Points | None = None, source: object
 
 def effect_of(placed: Placed, points: Points | None = None, source: object = None) -> Effect:
     """What a module adds at its point; errors as for `effects`."""
+    found = _effect(placed, points, source)
+    if found.weight is not None and not placed.sized:
+        raise base_needed("of which shape the weight is there its tensors do not tell", source, placed.key)
+    return found
+
+
+def _effect(placed: Placed, points: Points | None, source: object) -> Effect:
     point, module = placed.point, placed.module
     if point is None or module is None:
         if placed.config.kinds.isdisjoint({"weight", "norm"}):
@@ -141,6 +148,7 @@ def _sum(module: AdapterModule, point: InjectionPoint) -> Effect | None:
     )
     found, again = _difference(module, point, *zero), _difference(module, point, *other)
     none = torch.zeros(point.out_features, dtype=torch.float64)
+    dense = [one.dense.double() for one in (found, again)]
     shifts = [none if one.bias is None else one.bias for one in (found, again)]
-    alike = all(torch.allclose(*pair, rtol=1e-9, atol=1e-11) for pair in ((found.dense, again.dense), shifts))
+    alike = all(torch.allclose(*pair, rtol=1e-9, atol=1e-11) for pair in (dense, shifts))
     return found if alike else None

@@ -13,7 +13,7 @@ from adapterkit.errors import BaseNeededError
 from adapterkit.formats.registry import find_format, named_format, only
 from adapterkit.formats.source import Readable, Source
 from adapterkit.points import Points
-from adapterkit.tools.modules import modules
+from adapterkit.tools.modules import base_needed, modules
 
 NATIVE = "native"
 
@@ -120,10 +120,19 @@ def write(
             f"{came_from} and {format} call modules by names of their own, which the model tells: --base MODEL",
             target,
         )
-    known = made_up(checkpoint) if points is None else points
-    return writer.write({"": checkpoint}, target, known, writer.writing(dtype=dtype, approximate=approximate))
+    if points is None:
+        points = Points([]) if format == NATIVE else made_up(checkpoint, target)
+    return writer.write({"": checkpoint}, target, points, writer.writing(dtype=dtype, approximate=approximate))
 
 
-def made_up(checkpoint: Checkpoint) -> Points:
-    """The points that an adapter has, as far as its tensors tell."""
-    return Points(placed.point for placed in modules(checkpoint) if placed.point is not None)
+def made_up(checkpoint: Checkpoint, source: object = None) -> Points:
+    """The points that an adapter has, as its tensors tell.
+
+    Raises:
+        BaseNeededError: They do not tell all of them.
+    """
+    found = list(modules(checkpoint))
+    for placed in found:
+        if placed.point is None or not placed.sized:
+            raise base_needed("of which shape the weight is there its tensors do not tell", source, placed.key)
+    return Points(placed.point for placed in found if placed.point is not None)

@@ -28,13 +28,15 @@ class Placed:
         key: The point's id.
         config: Of the part.
         point, module: None where no model is at hand, and no point that has a weight would have such tensors.
-        tells: Whether the tensors tell the point's shape. Where they do not, it may be a convolution, flattened.
+        sized: Whether the tensors tell all of the point's sizes.
+        tells: Whether they tell its shape. Where they do not, it may be a convolution, flattened.
     """
 
     key: str
     config: AdapterConfig
     point: InjectionPoint | None = None
     module: AdapterModule | None = None
+    sized: bool = True
     tells: Callable[[InjectionPoint], bool] = lambda _: True
 
     def require_shape(self, source: object) -> None:
@@ -61,8 +63,11 @@ def modules(checkpoint: Checkpoint, points: Points | None = None, source: object
         made = MadeUp(config, source)
         find = _finder(known, source) if known else made.point
         own = {key: find(key, tensors) for key, tensors in part.tensors.items() if key != SHARED}
+        if SHARED in part.tensors and not known and not all(map(made.sized, own)):
+            yield from (Placed(key, config) for key in own)  # of which sizes what they share is cannot be told either
+            continue
         for placed in _of_part(part, config, own, source):
-            yield placed if known else dataclasses.replace(placed, tells=made.tells)
+            yield placed if known else dataclasses.replace(placed, sized=made.sized(placed.key), tells=made.tells)
 
 
 Find = Callable[[str, Mapping[str, Tensor]], "InjectionPoint | None"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ _MOST_TRIED = 5000
 _KERNEL = 9
 
 
+class _Made(NamedTuple):
+    point: InjectionPoint
+    told: bool
+
+
 class MadeUp:
     """Points of one config, from ids and tensors.
 
@@ -45,7 +51,8 @@ class MadeUp:
 
     def __init__(self, config: AdapterConfig, source: object) -> None:
         self._config, self._source = config, source
-        self._known: dict[Hashable, InjectionPoint | None] = {}
+        self._known: dict[Hashable, _Made | None] = {}
+        self._guessed: set[str] = set()
 
     def point(self, key: str, tensors: Mapping[str, Tensor]) -> InjectionPoint | None:
         """A point of this id for which the type makes such tensors; None where none that has a weight is it.
@@ -55,19 +62,29 @@ class MadeUp:
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         alike = (key.partition("@")[0], repr(self._config.settings.get(key)), *sorted(shapes.items()))
+        if not shapes:  # nothing tells
+            return None
         if alike not in self._known:
             self._known[alike] = next(self._fitting(key, shapes), None) or self._tried(key, shapes)
         found = self._known[alike]
-        return None if found is None else _renamed(found, key)
+        if found is None:
+            return None
+        if not found.told:
+            self._guessed.add(key)
+        return _renamed(found.point, key)
+
+    def sized(self, key: str) -> bool:
+        """Whether the tensors of a point that was made up tell all of its sizes."""
+        return key not in self._guessed
 
     def tells(self, point: InjectionPoint) -> bool:
-        """Whether the tensors of a point that was made up tell that it is no convolution of a kernel of 3 x 3."""
+        """Whether they tell, too, that it is no convolution of a kernel of 3 x 3."""
         out, width = point.shape[0], math.prod(point.shape[1:])
         if point.kind != "weight" or len(point.shape) != 2 or width % _KERNEL:
             return True
         return self._shapes(_weight(point.id, _Sizes(out, width // _KERNEL, (3, 3)), True)) != self._shapes(point)
 
-    def _fitting(self, key: str, shapes: Shapes) -> Iterator[InjectionPoint]:
+    def _fitting(self, key: str, shapes: Shapes) -> Iterator[_Made]:
         deep = sorted({max(len(shape) - 2, 0) for shape in shapes.values()} | {0}, reverse=True)
         for asked, axes, bias in itertools.product(_ASKED, deep, (True, False)):
             if axes > len(asked.kernel):
@@ -76,10 +93,10 @@ class MadeUp:
                 sizes = asked._replace(kernel=asked.kernel[:axes])
                 made = self._shapes(make(key, sizes, bias))
                 found = None if made is None else _found(sizes, made, shapes)
-                if found is not None and self._shapes(point := make(key, found, bias)) == shapes:
-                    yield point
+                if found is not None and self._shapes(point := make(key, found[0], bias)) == shapes:
+                    yield _Made(point, found[1] or make is _norm)
 
-    def _tried(self, key: str, shapes: Shapes) -> InjectionPoint | None:
+    def _tried(self, key: str, shapes: Shapes) -> _Made | None:
         """The weight of sizes that are products for which the type makes these tensors; None for none or several."""
         kernels = {shape[2:] for shape in shapes.values() if len(shape) > 2} or {()}
         sizes = sorted({size for shape in shapes.values() for size in shape[:2]})
@@ -88,14 +105,15 @@ class MadeUp:
             return None
         tried = (_weight(key, _Sizes(*one), True) for one in itertools.product(products, products, kernels))
         fitting = [point for point in tried if self._shapes(point) == shapes]
-        return fitting[0] if len(fitting) == 1 else None
+        return _Made(fitting[0], told=True) if len(fitting) == 1 else None
 
     def _shapes(self, point: InjectionPoint) -> Shapes | None:
         """Those of what the type makes at a point; None where it can make nothing there."""
         if point.kind not in self._config.kinds:
             return None
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of sizes that are no layer's
                 module = self._config.at(point).build(point)
             return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         except BaseNeededError as error:
@@ -104,10 +122,11 @@ class MadeUp:
             return None
 
 
-def _found(asked: _Sizes, made: Shapes, shapes: Shapes) -> _Sizes | None:
+def _found(asked: _Sizes, made: Shapes, shapes: Shapes) -> tuple[_Sizes, bool] | None:
     """The sizes that stand where those that were asked with came out; None where these cannot be a point's tensors.
 
-    One that no tensor tells is 1.
+    Returns:
+        The sizes, 1 for one that no tensor tells; and whether they tell all of them.
     """
     if made.keys() != shapes.keys() or any(len(made[name]) != len(shapes[name]) for name in made):
         return None
@@ -118,7 +137,7 @@ def _found(asked: _Sizes, made: Shapes, shapes: Shapes) -> _Sizes | None:
             if (sizes.setdefault(was, size) if was in primes else was) != size:
                 return None
     kernel = tuple(sizes.get(prime, 1) for prime in asked.kernel)
-    return _Sizes(sizes.get(asked.out, 1), sizes.get(asked.width, 1), kernel)
+    return _Sizes(sizes.get(asked.out, 1), sizes.get(asked.width, 1), kernel), primes <= sizes.keys()
 
 
 def _weight(key: str, sizes: _Sizes, bias: bool) -> InjectionPoint:

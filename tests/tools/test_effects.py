@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from adapterkit_ia3.ia3 import IA3
 from adapterkit_lycoris.loha import LoHa
 from adapterkit_lycoris.lokr import LoKr
+from adapterkit_vera.vera import VeRA
 from torch import Tensor, nn
 
 import adapterkit as ak
@@ -13,6 +15,7 @@ from adapterkit.errors import BaseNeededError, NotMergeableError, ShapeMismatchE
 from adapterkit.kernels.spans import write_spans
 from adapterkit.points import Points
 from adapterkit.testing import models, toys
+from adapterkit.tools.describe import describe
 from adapterkit.tools.effects import Effect, effects
 from adapterkit.tools.modules import modules
 from adapterkit.tools.points import points_of
@@ -60,14 +63,37 @@ def _put(found: dict[str, Tensor], point: ak.InjectionPoint, effect: Effect) -> 
             whole += part if point.span is None else write_spans(torch.zeros_like(whole), [(point.span, part)], 0)
 
 
-@pytest.mark.parametrize("config", [ak.DoRA(rank=2, targets="mlp.up"), ak.Trainable("mlp.up norm")])
+WITH_BASE = (
+    ak.DoRA(rank=2, targets="mlp.up"),
+    ak.Trainable("mlp.up norm"),
+    IA3(targets="mlp.up attn.q"),
+)
+
+
+@pytest.mark.parametrize("config", WITH_BASE)
 def test_what_depends_on_the_weight_asks_for_the_model(config: ak.AdapterConfig):
     checkpoint = adapters.checkpoint(config)
-    with pytest.raises(BaseNeededError, match=r"depends on the weight.*--base MODEL"):
+    with pytest.raises(BaseNeededError, match=r"--base MODEL"):
         list(effects(checkpoint))
     model = toys.ToyModel()
     found = sum(effect.norm**2 for effect in effects(checkpoint, points_of(model))) ** 0.5
     assert found == pytest.approx(adapters.norm(adapters.changes(checkpoint, model)), rel=1e-6)
+
+
+@pytest.mark.parametrize("config", [VeRA(rank=2, targets="mlp.up mlp.down"), ak.Invertible()])
+def test_sizes_that_no_tensor_tells_are_not_guessed(config: ak.AdapterConfig):
+    checkpoint = adapters.checkpoint(config)
+    with pytest.raises((BaseNeededError, NotMergeableError)):
+        list(effects(checkpoint))
+    assert describe(checkpoint).norm == 0
+    assert sum(describe(checkpoint).unknown.values()) == len(checkpoint.tensors) - ("shared" in checkpoint.tensors)
+
+
+def test_shared_factors_are_known_with_the_base():
+    checkpoint = adapters.checkpoint(VeRA(rank=2, targets="mlp.up mlp.down"))
+    model = toys.ToyModel()
+    found = sum(effect.norm**2 for effect in effects(checkpoint, points_of(model))) ** 0.5
+    assert found == pytest.approx(adapters.norm(adapters.changes(checkpoint, model)), rel=1e-5)
 
 
 def test_a_scale_that_only_the_models_layers_tell_asks_for_the_model():

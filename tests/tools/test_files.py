@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapterkit_vera.vera import VeRA
 from safetensors.torch import load_file, save_file
 
 import adapterkit as ak
@@ -79,6 +80,16 @@ def test_other_formats_call_modules_otherwise(tmp_path: Path):
     native = adapters.checkpoint(ak.LoRA(rank=2, targets="attn.q"))
     with pytest.raises(ak.CheckpointError, match="the model is needed"):
         write(native, tmp_path / "c.safetensors", format="kohya", came_from="kohya")
+
+
+def test_what_cannot_be_written_without_the_model_is_not_left_out(tmp_path: Path):
+    parts = [
+        adapters.checkpoint(one).part for one in (ak.LoRA(rank=2, targets="attn.q"), VeRA(rank=2, targets="mlp.up"))
+    ]
+    both = adapters.checkpoint(ak.LoRA(rank=2, targets="attn.q")).replace(parts=parts)
+    with pytest.raises(BaseNeededError, match="mlp.up@toy.0"):
+        write(both, tmp_path / "a", format="peft", came_from="peft")
+    assert not (tmp_path / "a").exists()
 
 
 def test_several_adapters_are_no_one(tmp_path: Path):
