@@ -22,6 +22,7 @@ from adapterkit.errors import (
     InvalidHeaderError,
     MissingKeysError,
     PluginError,
+    ShapeMismatchError,
     UnexpectedKeysError,
     UnknownAdapterTypeError,
     did_you_mean,
@@ -77,7 +78,7 @@ def build_loaded(
     _check_shapes(checkpoint.base, [*itertools.chain.from_iterable(points)], strict, source, notes)
     target = Target(mapped, source, notes, finite, fresh)
     built = [
-        _build_part(part, config, [*asked.values()], own, target)
+        _build_part(part, config, [*asked.values()], own, target, strict)
         for (part, config), asked, own in zip(configs, wanted, points, strict=True)
     ]
     _check_apart(built, source)
@@ -92,17 +93,31 @@ def _build_part(
     wanted: list[InjectionPoint],
     points: list[InjectionPoint],
     target: Target,
+    strict: bool,
 ) -> Built:
     shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
     sharing = Sharing(shared)
     skeletons = Skeletons(config)
+    misfits: list[ShapeMismatchError] = []
     for point in points:
-        module = modules[point.id] = _load_one(skeletons, point, part.tensors[point.id], target)
+        try:
+            module = modules[point.id] = _load_one(skeletons, point, part.tensors[point.id], target)
+        except ShapeMismatchError as error:
+            misfits.append(error)
+            if strict:
+                raise
+            continue
         if shared is not None:
             sharing.bind(module, point)
             module.train(module.training)
-    return Built(config, points, modules)
+    if not misfits:
+        return Built(config, points, modules)
+    if not modules:
+        raise misfits[0]
+    target.notes.append(f"left out: {len(misfits)} of its points have other shapes here, as {misfits[0].key}")
+    fewer = dataclasses.replace(config, settings={key: config.settings.get(key, {}) for key in modules})
+    return Built(fewer, [point for point in points if point.id in modules], modules)
 
 
 def _check_apart(built: Sequence[Built], source: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 import warnings
@@ -71,7 +72,6 @@ class Sample:
         inner = said
         for name in names[:-1]:
             inner = inner[name]
-        assert names[-1] in inner
         inner[names[-1]] = value
         if self.said:
             self.metadata[self.said] = json.dumps(said)
@@ -120,7 +120,7 @@ class Reader:
     sample: Sample
     smaller: Callable[[], Any]
 
-    @property
+    @functools.cached_property
     def root(self) -> nn.Module:
         """All modules of the model."""
         parts = getattr(self.model, "components", None)

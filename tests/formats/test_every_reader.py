@@ -174,3 +174,28 @@ def test_an_unknown_key_of_the_caller_is_an_error(reader: Reader) -> None:
     given = {**reader.sample.tensors, "oddity.weight": torch.ones(2)}
     with pytest.raises((UnexpectedKeysError, CheckpointError)):
         ak.Adapters(reader.model).load(Source.of(given, reader.sample.metadata), "new")
+
+
+@pytest.mark.parametrize("format", ["peft", "native"])
+def test_an_adapter_of_a_language_model_on_a_classifier(tmp_path: Path, format: str) -> None:
+    """What is at the blocks belongs to both; what is at the head does not."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, vocab_size=20, num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=False)
+    adapters = ak.Adapters(LlamaForCausalLM(config))
+    adapters.add("it", ak.LoRA(rank=2, targets="attn.q head"))
+    path = adapters.save("it", tmp_path / "it", format=format)
+    model = LlamaForSequenceClassification(config)
+    there, before = ak.Adapters(model), snapshot(model)
+    with pytest.raises(CheckpointError):
+        there.load(path)
+    assert snapshot(model) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of another base
+        report = there.load(path, strict=False)
+    assert len(report.points) == 2
+    assert all(point.startswith("attn.q@") for point in report.points)
+    assert "head" in "".join([*report.read.unmatched, *report.notes])
+    there.save(report.name, tmp_path / "again")
+    assert ak.Adapters(model).load(tmp_path / "again", "again").points == report.points

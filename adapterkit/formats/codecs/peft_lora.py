@@ -32,6 +32,52 @@ _OTHER_FORWARDS = {
 }
 """Options of LoRA's config that make it compute something else."""
 
+_KNOWN = _OTHER_FORWARDS.keys() | frozenset(
+    [
+        "alpha",
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "enable_lora",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layer_replication",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "merge_weights",
+        "modules_to_save",
+        "monteclora_config",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "target_parameters",
+        "task_type",
+        "trainable_token_indices",
+        "use_dora",
+        "use_rslora",
+        "velora_config",
+    ]
+)
+"""What has been seen in configs of LoRA up to PEFT 0.21. What else is set may change what is computed."""
+
 
 class LoRACodec(Codec):
     """`s B A`: A [rank, in, *kernel], B [out, rank, 1, ...], s from the config; with a magnitude for each row, DoRA."""
@@ -53,6 +99,8 @@ class LoRACodec(Codec):
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Sequence[Said]:
         if told := [f"{name}, which {what}" for name, what in _OTHER_FORWARDS.items() if context.config.get(name)]:
             raise UnsupportedFileError(f"is LoRA with {told[0]}; there is no such type here", context.where)
+        if unknown := sorted(name for name, value in context.config.items() if value and name not in _KNOWN):
+            context.note(f"its config sets {', '.join(map(shown, unknown[:5]))}, which is unknown here and looked past")
         a, b, magnitude = _factors(tensors)
         if place.point.layout.index is not None:
             a, b = peft_experts.one(a, b, place, context)
