@@ -126,7 +126,7 @@ class ModuleWriting(Writing):
         name, part = component.name, part_of(component, components)
         if len(components) == 1:
             name = name if part == DENOISER else part
-            return f"{name}." if name in (*_DENOISERS, *TEXTS) else ""
+            return f"{name}." if name in (*_DENOISERS, *TEXTS) else ""  # as `save_lora_adapter` has it
         if part != DENOISER and name not in _texts_beside(components):
             told = f"diffusers loads no LoRA of {name!r} beside such a model"
             raise CheckpointError(f"{told}; native holds it, and kohya and comfy do", self._context.where, name)

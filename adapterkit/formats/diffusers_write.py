@@ -26,6 +26,8 @@ _FOR_TEXTS = {
     _BIAS: "lora_linear_layer.up.bias",
 }
 """The older names, which diffusers' loader of text encoders wants where no projection of attention is adapted."""
+_MAGNITUDE = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
+"""PEFT's own name, which transformers wants; what diffusers writes itself is lost on the way into a text encoder."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def write_file(checkpoint: Checkpoint, points: Points, options: DiffusersWriteOp
     tensors: dict[str, Tensor] = {}
     fields: dict[str, Any] = {}
     for prefix, modules in parts.items():
-        tensors |= _tensors(modules, file)
+        tensors |= _tensors(modules)
         fields |= _fields(prefix, modules, writing.names.get(prefix))
     metadata = {**checkpoint.metadata, "format": "pt", diffusers_config.KEY: json.dumps(fields, indent=2)}
     container.write(file, {key: options.cast(tensor) for key, tensor in tensors.items()}, metadata)
@@ -113,10 +115,10 @@ def _fold(modules: Sequence[Module]) -> None:
         module.config["lora_alpha"] = module.config["r"]
 
 
-def _tensors(modules: Sequence[Module], where: object) -> dict[str, Tensor]:
+def _tensors(modules: Sequence[Module]) -> dict[str, Tensor]:
     """Key -> tensor of one component."""
     biased = any(module.shift is not None for module in modules)
-    older = modules[0].is_text and not any(module.name.endswith(_PROJECTIONS) for module in modules)
+    names = _names(modules)
     found: dict[str, Tensor] = {}
     for module in modules:
         own = dict(module.tensors)
@@ -125,8 +127,15 @@ def _tensors(modules: Sequence[Module], where: object) -> dict[str, Tensor]:
             zeros = own[_B].new_zeros(len(own[_B]))
             own[_BIAS] = zeros if module.shift is None else scaled(module.shift, 1.0 / module.scale)
         for name, tensor in own.items():
-            found[f"{module.prefix}{module.name}.{_FOR_TEXTS.get(name, name) if older else name}"] = tensor
+            found[f"{module.prefix}{module.name}.{names.get(name, name)}"] = tensor
     return found
+
+
+def _names(modules: Sequence[Module]) -> Mapping[str, str]:
+    """The names of tensors that a component's loader wants otherwise than PEFT."""
+    if not modules[0].is_text:
+        return {}
+    return _MAGNITUDE | ({} if any(module.name.endswith(_PROJECTIONS) for module in modules) else _FOR_TEXTS)
 
 
 def _fields(prefix: str, modules: Sequence[Module], names: Sequence[str] | None) -> Mapping[str, Any]:
