@@ -299,7 +299,7 @@ def _initialises(member: AdapterModule) -> bool:
 
 
 def _means(part: AdapterConfig, point: InjectionPoint) -> bool:
-    return part.means(point) and bool(part.narrow([point]))
+    return part.means(point) and bool(part.at(point).narrow([point]))
 
 
 def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.Module], point: InjectionPoint) -> None:

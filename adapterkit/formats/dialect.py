@@ -141,8 +141,7 @@ class Dialect:
     ) -> set[str]:
         left = dict(tensors)
         for spec, codec in self.codecs:
-            taken = self._taken(spec, codec, left.keys(), context)
-            if not taken:
+            if codec.names.isdisjoint(left) or not (taken := self._taken(spec, codec, left.keys(), context)):
                 continue
             own = {name: left.pop(name) for name in taken}
             _check_axes(codec, own, context, module.name)

@@ -103,13 +103,13 @@ class ModuleWriting(Writing):
             yield from self._made_up()
             return
         modules, components = Modules(self._points), self._points.model.components
-        touched = {point.component for point in self._points if point.id in self._said}
-        for component in (one for name, one in components.items() if name in touched):
+        touched = {(point.component, point.path) for point in self._points if point.id in self._said}
+        for component in (one for name, one in components.items() if any(name == own for own, _ in touched)):
             prefix = self._prefix(component, components)
             for name, pieces in _written_names(component, components):
                 self.names.setdefault(prefix, []).append(name)
                 own = [one for piece in pieces for one in modules.paths(component.name).get(piece.path, ())]
-                if all(one.parameter == _WEIGHT for one in own):
+                if any((one.component, one.path) in touched for one in own if one.parameter == _WEIGHT):
                     yield self._label(prefix, name), modules.placed(component.name, pieces) or ()
 
     def _made_up(self) -> Iterator[tuple[str, Sequence[Place]]]:

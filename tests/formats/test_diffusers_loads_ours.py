@@ -72,4 +72,26 @@ def check(name: str, config: Any, folder: Path, change: Any = None, **options: A
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_diffusers_loads_what_is_written(name: str, config: str, tmp_path: Path) -> None:
-    check(name, CONFIGS[config], tmp_path)
+    own = CONFIGS[config] if (name, config) != ("flux", "dora") else ak.DoRA(rank=2, targets="attn.{q,k,v} mlp.up")
+    check(name, own, tmp_path)
+
+
+TEXT = "@component=text_encoder"
+SPECIAL: dict[str, tuple[str, ak.AdapterConfig]] = {
+    "convolutions": ("sd1", ak.LoRA(rank=3, alpha=1.0, ranks={"res.conv*": 2}, targets="linear res.conv*")),
+    "convolutions, DoRA": ("sd1", ak.DoRA(rank=2, targets="attn.q res.conv* down.conv")),
+    "a text encoder alone": ("sd1", ak.LoRA(rank=2, alpha=3.1, targets=f"linear{TEXT}")),
+    "no attention of a text encoder": ("sd1", ak.LoRA(rank=2, alpha=3.1, targets=f"mlp.*{TEXT}")),
+    "no attention of a text encoder, DoRA": ("sd1", ak.DoRA(rank=2, targets=f"mlp.*{TEXT}")),
+    "a projection of text alone": ("sdxl", ak.LoRA(rank=2, targets="path:text_projection")),
+    "rank-stabilized": ("sd3", ak.LoRA(rank=3, alpha=4.0, scaling="rank_stabilized", targets="attn.*")),
+    "a whole name that is an end": (
+        "flux",
+        ak.LoRA(rank=2, ranks={"path:proj_out": 3}, targets="path:proj_out attn.o"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_diffusers_loads_special_cases(name: str, tmp_path: Path) -> None:
+    check(*SPECIAL[name], tmp_path)

@@ -13,6 +13,7 @@ from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError, shown
 from adapterkit.factors import Factors
 from adapterkit.formats.codecs import peft_experts, peft_groups
+from adapterkit.formats.codecs.peft_base import whole_base
 from adapterkit.formats.codecs.peft_starts import started
 from adapterkit.formats.low_rank import factors_of, joined
 
@@ -110,6 +111,8 @@ class LoRACodec(Codec):
         config = _config(len(a), place, context)
         own = {"A": place.of_columns(a).contiguous(), "B": place.of_rows(b).contiguous()}
         kind = "lora"
+        if magnitude is not None and place.columns is not None:
+            return [_of_columns(a, b, _magnitude(magnitude, place, context), _scale(config), place, context)]
         if magnitude is not None:
             kind, own["magnitude"] = "dora", place.of_rows(_magnitude(magnitude, place, context)).contiguous()
         scale = _scale(config)
@@ -198,6 +201,15 @@ def _bias(bias: Tensor | None, scale: float, place: Place, context: Context) -> 
     absolute = not place.point.layout.bias
     config = {"part": "bias", "absolute": absolute}
     return [Said("trainable", config, {"bias" if absolute else "shift": shift})]
+
+
+def _of_columns(a: Tensor, b: Tensor, magnitude: Tensor, scale: float, place: Place, context: Context) -> Said:
+    """DoRA on a layer whose inputs are several points: the norms are of all, so that a part has but its own weights."""
+    direction = whole_base(place, context.where)[0] + scale * (b @ a)
+    weight = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    context.note(f"{place.point.path}: DoRA on a layer with several points as inputs is read as the weights it gives")
+    own = place.of_columns(weight).to(a.dtype).contiguous()
+    return Said("trainable", {"part": "weight", "absolute": False}, {"weight": own})
 
 
 def _is_first(place: Place) -> bool:
