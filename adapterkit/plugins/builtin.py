@@ -227,9 +227,7 @@ def adapterkit_register_formats() -> list[FormatSpec]:
         FormatSpec("lycoris", "adapterkit.formats.lycoris:LycorisFormat", summary="files of LyCORIS"),
         FormatSpec("peft", "adapterkit.formats.peft:PeftFormat", summary="folders of PEFT, and their tensors"),
         FormatSpec(
-            "diffusers",
-            "adapterkit.formats.diffusers:DiffusersFormat",
-            summary="files of diffusers' pipelines and models, of all its generations",
+            "diffusers", "adapterkit.formats.diffusers:DiffusersFormat", summary="files of diffusers, of all ages"
         ),
         FormatSpec(
             "adapterhub",
