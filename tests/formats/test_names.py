@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from adapterkit.formats.comfy import ComfyFormat
 from adapterkit.formats.foreign_names import ForeignNames, flattened
-from adapterkit.formats.kohya import _PREFIXES
+from adapterkit.formats.kohya import _PREFIXES, KohyaFormat
+from adapterkit.formats.module_files import ModuleFileFormat
+from adapterkit.formats.modules import Modules
 from adapterkit.formats.pipeline_parts import candidates, part_of
 from adapterkit.formats.prefixes import prefix_of
 from adapterkit.handle.view import seen
@@ -119,3 +122,29 @@ def test_every_name_of_text_encoders_that_comfyui_accepts_means_a_module(name: s
         layers = row["layers"] if isinstance(row["layers"], list) else range(2)
         for key, layer in itertools.product(row["keys"], layers):
             assert reader.means(key.replace("#", str(layer))), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", [KohyaFormat(), ComfyFormat()], ids=["kohya", "comfy"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_comfyui_accepts_every_name_that_is_written(name: str, format: ModuleFileFormat) -> None:
+    tables = table(f"comfyui_{name}")
+    layers = [str(layer) for layer in range(40)]
+    accepted = {key.replace("#", i) for row in tables["text"] for key in row["keys"] for i in layers}
+    for original, own, _, rules, *_ in tables["modules"]:
+        kinds, ours = tables["rule_sets"][rules], [own] if isinstance(own, str) else own or []
+        accepted |= {f"diffusion_model.{original}"} if "orig_dotted" in kinds else set()
+        accepted |= {f"lora_unet_{flattened(original)}"} if "orig_kohya" in kinds else set()
+        accepted |= {f"lora_unet_{flattened(path)}" for path in ours if "diffusers_kohya" in kinds}
+    points = seen(map_model(true_size.pipeline(name)))
+    modules, called = Modules(points), format.names(points)
+    assert points.model is not None
+    written = {
+        called(one, part_of(one, points.model.components))(foreign)
+        for one in points.model.components.values()
+        for foreign, pieces in ForeignNames(one).written(format.naming_style)
+        if (places := modules.placed(one.name, pieces)) and len(places[0].shape) > 1
+    }
+    assert len(written) > 300
+    lacking = {key for key in written - accepted if not key.endswith(("embedding", "embed_tokens"))}
+    assert lacking == set()
