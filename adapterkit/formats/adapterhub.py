@@ -23,12 +23,12 @@ from adapterkit.formats.adapterhub_lora import low_rank
 from adapterkit.formats.adapterhub_names import FAMILIES, Family, Places
 from adapterkit.formats.adapterhub_read import Reading, prompt
 from adapterkit.formats.adapterhub_states import edits, prefixes
+from adapterkit.formats.adapterhub_write import SETUP_FILE, write_adapters
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
 
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
 FUSION_WEIGHTS = ("model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin")
-SETUP_FILE = "adapter_setup.json"
 _MOST = 64
 _DEPTH = 8
 
@@ -84,7 +84,7 @@ class AdapterHubFormat(Format):
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
     ) -> WriteReport | None:
-        raise UnsupportedFileError("AdapterHub's files are read only; native holds any", target)
+        return write_adapters(checkpoints, target, points, options)
 
 
 def _read_one(source: Source, points: Points, options: ReadOptions) -> tuple[list[Part], ReadReport]:

@@ -12,7 +12,7 @@ from adapterkit.adapters.sublayer_net import ACTIVATIONS
 from adapterkit.checkpoint import Part
 from adapterkit.errors import BaseMismatchError, InvalidHeaderError, ShapeMismatchError
 from adapterkit.formats.adapterhub_config import Fields
-from adapterkit.formats.adapterhub_names import HIDDEN, Block
+from adapterkit.formats.adapterhub_names import HIDDEN, Block, Places
 from adapterkit.formats.adapterhub_read import Found, Reading, activation, fits, part
 
 Attentions = Sequence[tuple[Block, str]]
@@ -32,7 +32,7 @@ def prefixes(reading: Reading, fields: Fields) -> list[Part]:
         reading.note(f"dropout={fields['dropout']:g} is no option of prefixes here")
     points: dict[str, dict[str, Tensor] | None] = {}
     settings: dict[str, dict[str, Any]] = {}
-    for location, role, attentions in locations(reading, fields):
+    for location, role, attentions in locations(reading.places, fields):
         if reading.places.family.relative and role == "attn.kv":
             if fields["leave_out"]:
                 raise fields.refused(
@@ -47,9 +47,9 @@ def prefixes(reading: Reading, fields: Fields) -> list[Part]:
     return [part("prefix", config, points, settings=settings)] if points else []
 
 
-def locations(reading: Reading, fields: Fields) -> list[tuple[str, str, Attentions]]:
+def locations(places: Places, fields: Fields) -> list[tuple[str, str, Attentions]]:
     """The tool's word for each kind of attention that the config asks for, the role there, and where it is."""
-    places, found = reading.places, []
+    found: list[tuple[str, str, Attentions]] = []
     for stack in places.family.stacks:
         if fields["encoder_prefix"] or not stack.prefix.startswith("encoder"):
             every = [(block, key) for block, key in places.each("attn.kv", fields["leave_out"]) if block.stack is stack]
