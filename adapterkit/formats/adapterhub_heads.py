@@ -66,6 +66,8 @@ def head_of(weights: Source, points: Points, taken: Sequence[str]) -> Head:
             _compare(made, point, own, tensors, points, values, taken)
         elif _is_again(path, own, modules, tensors):
             made.matched += own.values()
+        elif not path and all(not tensors[key].any() for key in own.values()):
+            made.matched += own.values()  # BART's `final_logits_bias`, a buffer of zeros
         else:
             kind = "one of AdapterHub's own classes" if path.split(".")[0] == _FLEXIBLE else "another class"
             made.leave(list(own.values()), f"the head is of {kind} of models, and this model has no such layers")

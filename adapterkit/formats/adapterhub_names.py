@@ -53,6 +53,8 @@ class Family:
         embeds: Whether the points of its embedded sequence are where the tool acts.
         relative: Whether its attention adds a bias of relative positions, in which the tool counts prefixes.
         hooked: Whether the tool knows its modules by hooks alone, and so reaches its head.
+        prompts: Whether the tool puts prompts in front.
+        inverts: Whether it transforms the embedded sequence.
     """
 
     base: str
@@ -62,6 +64,8 @@ class Family:
     embeds: bool = True
     relative: bool = False
     hooked: bool = False
+    prompts: bool = False
+    inverts: bool = True
 
     @property
     def intermediate(self) -> str:
@@ -137,13 +141,14 @@ _T5_STACKS = _seq2seq(
 )
 _BART_STACKS = _seq2seq("encoder.layers", "decoder.layers", (_BART,))
 _LAYERS = Stack("layers", _LLAMA)
+_BERT_STACKS = (Stack("encoder.layer", _BERT),)
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        **{name: Family(name, (Stack("encoder.layer", _BERT),)) for name in ("bert", "roberta", "electra")},
-        "xlm-roberta": Family("roberta", (Stack("encoder.layer", _BERT),)),
-        "bert-generation": Family("bert", (Stack("encoder.layer", _BERT),)),
-        "deberta-v2": Family("deberta", (Stack("encoder.layer", _DEBERTA),), embeds=False),
+        **{name: Family(name, _BERT_STACKS, prompts=True) for name in ("bert", "roberta", "electra")},
+        "xlm-roberta": Family("roberta", _BERT_STACKS, prompts=True),
+        "bert-generation": Family("bert", _BERT_STACKS, prompts=True),
+        "deberta-v2": Family("deberta", (Stack("encoder.layer", _DEBERTA),), embeds=False, prompts=True),
         "distilbert": Family(
             "distilbert",
             (
@@ -158,6 +163,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                     prefix="self",
                 ),
             ),
+            prompts=True,
         ),
         "gpt2": Family(
             "transformer",
@@ -183,9 +189,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **{
             name: Family("model", _BART_STACKS, invertible="encoder") for name in ("bart", "mbart", "plbart", "whisper")
         },
-        "vit": Family("vit", (Stack("encoder.layer", _names(**_VIT, mlp="output.output_adapters")),)),
+        "vit": Family(
+            "vit", (Stack("encoder.layer", _names(**_VIT, mlp="output.output_adapters")),), prompts=True, inverts=False
+        ),
         # What Beit scales behind a sublayer, before the tool's bottlenecks, is no part of our points.
-        "beit": Family("beit", (Stack("encoder.layer", _names(**{**_VIT, "attn": ""})),)),
+        "beit": Family("beit", (Stack("encoder.layer", _names(**{**_VIT, "attn": ""})),), prompts=True, inverts=False),
     }
 )
 """The tool's model types, and what each calls its places. Of the rest nothing is read or written."""

@@ -44,6 +44,9 @@ def prefixes(reading: Reading, fields: Fields) -> list[Part]:
             points |= {key: None for _, key in attentions}
         elif attentions:
             points |= _in_layers(reading, found, fields, made, (location, role), attentions)
+        else:
+            told = f"has prefixes of a kind of attention ({location}) that the model does not have"
+            raise BaseMismatchError(told, reading.where, next(map(found.key, found)))
     return [part("prefix", config, points, settings=settings)] if points else []
 
 

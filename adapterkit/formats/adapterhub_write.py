@@ -66,10 +66,7 @@ def write_adapters(
         raise CheckpointError(f"these names are one to AdapterHub: {', '.join(names)}", target)
     groups = {name: _groups(checkpoint) for name, checkpoint in checkpoints.items()}
     made = {name: _folder(checkpoint, names, name, groups, points, target) for name, checkpoint in checkpoints.items()}
-    notes = [
-        "AdapterHub's own loader wants use_safetensors=True",
-        *(note for one in made.values() for note in one.notes),
-    ]
+    notes = [note for one in made.values() for note in one.notes]
     if alone:
         _put(target, next(iter(made.values())), options)
         return WriteReport(list(dict.fromkeys(notes)))
@@ -78,7 +75,6 @@ def write_adapters(
     for name, folder in made.items():
         _put(target / (folder.name or names[name]), folder, options)
     write_atomically(target / SETUP_FILE, json.dumps(setup, indent=2).encode())
-    notes.append(f"the setup file stacks them: {', '.join(names.values())}")
     return WriteReport(list(dict.fromkeys(notes)))
 
 

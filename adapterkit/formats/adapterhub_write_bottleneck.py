@@ -189,8 +189,8 @@ def invertible(
     tokens = writing.places.outside("tokens", family.stacks[0].site if family.invertible else "")
     head = writing.places.outside("head") if family.hooked else None
     wanted = {point.id for point in (tokens, head) if point is not None}
-    if tokens is None or not family.embeds or set(said) != wanted:
-        told = "undoes an invertible adapter before the head in Qwen alone, and acts on the embedded tokens"
+    if tokens is None or not family.embeds or not family.inverts or set(said) != wanted:
+        told = "has invertible adapters of embedded tokens alone, and undoes them before the head in Qwen alone"
         raise writing.refused(told, next(iter(set(said) ^ wanted), None))
     config = next(iter(said.values())).config
     if config["coupling"] != "additive":

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapterkit.codec import Said
+from adapterkit.errors import IncompatibleTargetError
 from adapterkit.formats.adapterhub_keys import OUTPUTS
 from adapterkit.formats.adapterhub_schemas import FUSION
 from adapterkit.formats.adapterhub_writing import VERSION, Writing
+from adapterkit.points import InjectionPoint
 
 
 def fusion(writing: Writing, said: Mapping[str, Said], last: Mapping[str, Said] | None) -> dict[str, Any]:
@@ -73,8 +76,22 @@ def heads(writing: Writing, said: Mapping[str, Said]) -> tuple[dict[str, Any], d
             raise writing.refused("saves whole layers of the model's own head", id)
         if (config["part"] == "bias" and not config["absolute"]) or point.form not in ("linear", "norm"):
             raise writing.refused("saves values of a head, and not changes of them: part='all'", id)
+        if _is_tied(writing, point):
+            raise writing.refused("changes embeddings with the head that is tied to them", id)
         words = {"weight": point.layout.parameter, "bias": point.layout.bias_parameter or "bias"}
         tensors |= {f"{point.path}.{words[name]}": tensor for name, tensor in one.tensors.items()}
     labels = writing.model.config.get("label2id")
     about = {**writing.about(), "config": None, "name": None, "version": VERSION, "label2id": labels}
     return about | {"num_labels": len(labels) if isinstance(labels, Mapping) else None}, tensors
+
+
+def _is_tied(writing: Writing, point: InjectionPoint) -> bool:
+    """Whether a head has the values of the embedded tokens: where the tool loads one, it loads the other."""
+    model, shape = writing.points.model, (point.in_features, point.out_features)
+    embedded = [one for one in writing.points if one.role == "embed.tokens" and one.shape == shape]
+    try:
+        return model is not None and any(
+            torch.equal(model.values(point)[0], model.values(one)[0].mT) for one in embedded
+        )
+    except IncompatibleTargetError:  # quantized, or not here
+        return bool(embedded) and bool(writing.model.config.get("tie_word_embeddings"))

@@ -131,6 +131,8 @@ def _dora(writing: Writing, one: Said, point: InjectionPoint) -> _Update:
     assert a is not None
     assert b is not None
     assert magnitude is not None
+    if point.form == "linear_t":
+        raise writing.refused("fails itself on DoRA at layers of GPT-2's kind", point.id)
     if point.layout.bias and not config["scale_bias"]:
         raise writing.refused(
             "scales a layer's bias by DoRA's factors too, and this one is not to: scale_bias", point.id
@@ -142,8 +144,7 @@ def _dora(writing: Writing, one: Said, point: InjectionPoint) -> _Update:
 
 
 def _idle(writing: Writing, point: InjectionPoint, kind: str) -> _Update:
-    """What changes nothing, for a layer that the config includes with others."""
-    writing.note("layers that the config includes with others, and that the adapter leaves alone, get zeros (or ones)")
+    """What changes nothing, for a layer that the config includes with others: of rank 0, which gets zeros."""
     ones = kind == _SCALE
     b = torch.ones(point.out_features, 1) if ones else torch.zeros(point.out_features, 0)
     a = torch.zeros(0, point.in_features)
@@ -179,8 +180,6 @@ def _common(
     plain = {"plain" in update.beside for update in updates.values() if len(update.a)}
     if True in plain and (len(plain) > 1 or len(scales) > 1):
         raise writing.refused("has one scale for all of DoRA, and the norms here depend on it")
-    if len({len(update.a) for update in updates.values() if len(update.a)}) > 1:
-        writing.note("all layers get the largest rank: what is added is zero")
     for place, update in updates.items():
         more = rank - len(update.a)
         a = torch.cat([update.a, update.a.new_zeros(more, update.a.shape[1])]) if more else update.a

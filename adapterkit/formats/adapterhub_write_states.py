@@ -90,8 +90,9 @@ def prompt(writing: Writing, said: Mapping[str, Said]) -> list[Child]:
     """Prompt tuning in front of the embedded sequence."""
     point = writing.places.outside("prompt", writing.places.family.stacks[0].site)
     (id, one), *others = said.items()
-    if point is None or not writing.places.family.embeds or others or id != point.id:
-        raise writing.refused("has one prompt, in front of the embedded sequence", id)
+    family = writing.places.family
+    if point is None or not family.embeds or not family.prompts or others or id != point.id:
+        raise writing.refused("has one prompt, in front of the embedded sequence, for encoders alone", id)
     if one.config["padded"]:
         raise writing.refused("does not count padding as positions: padded=False", id)
     module: Any = module_of(one, point, writing.where)
@@ -118,9 +119,7 @@ def edits(writing: Writing, said: Mapping[str, Said]) -> list[Child]:
     if not prefix and not suffix:
         raise writing.refused("edits the first and the last positions, and not all: set prefix or suffix")
     projections = {id: _projections(one) for id, one in said.items()}
-    orthogonal = all(own is not None for own in projections.values())
-    if not orthogonal and any(own["form"] == "loreft" for own in configs):
-        writing.note("rows that are not orthonormal are written as NoReFT, as is the rest")
+    orthogonal = all(own is not None for own in projections.values())  # otherwise all are NoReFT: it says the same
     blocks = {id: writing.place(id, (HIDDEN,))[1] for id in said}
     units = {"first": 0} | ({"last": 1} if any(name.startswith("last.") for name in _tensors(said)) else {})
     for id, one in said.items():

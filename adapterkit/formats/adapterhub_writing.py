@@ -169,13 +169,13 @@ def begun(name: str, points: Points, ids: Sequence[str], where: object) -> Writi
         raise UnsupportedFileError(f"{told}; {OTHERS}", where)
     component = next(iter(components), "")
     model = points.model.components.get(component) if points.model is not None else None
-    if model is None:
+    if model is None or points.model is None:
         raise UnsupportedFileError(f"AdapterHub's files are written for a model that is at hand; {OTHERS}", where)
     kind = model.config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         told = f"AdapterHub is written for these types of models: {', '.join(FAMILIES)}; this one is {kind or 'none'}"
         raise UnsupportedFileError(f"{told}; {OTHERS}", where)
-    own = Points(point for point in points if point.component == component)
+    own = Points(point for point in points if point.component == component).of(points.model)
     return Writing(where, name, model, Places(FAMILIES[kind], own), own)
 
 

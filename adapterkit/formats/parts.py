@@ -123,9 +123,16 @@ def _said(part: Part, point: str, tensors: Mapping[str, Tensor]) -> Iterator[Sai
     for place, member in enumerate(members):
         prefix = f"members.{place}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if own:
+        if own or (not tensors and _shares_all(part, place)):
             config = {key: value for key, value in member["config"].items() if key != "settings"}
             yield Said(member["type"], {**config, **member["config"].get("settings", {}).get(point, {})}, own)
+
+
+def _shares_all(part: Part, place: int) -> bool:
+    """Whether a member of a union has all of its tensors in common: its points have none."""
+    shared = any(name.startswith(f"{place}.") for name in part.tensors.get(SHARED, {}))
+    own = (names for point, names in part.tensors.items() if point != SHARED)
+    return shared and not any(name.startswith(f"members.{place}.") for names in own for name in names)
 
 
 def shared_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
