@@ -9,7 +9,7 @@ from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, W
 from adapterkit.errors import MissingKeysError
 from adapterkit.formats.dialect import Dialect
 from adapterkit.formats.diffusers_keys import parsed
-from adapterkit.formats.diffusers_read import DIALECT, DiffusersReader
+from adapterkit.formats.diffusers_read import DIALECT, DiffusersReader, DiffusersReadOptions
 from adapterkit.formats.diffusers_write import DiffusersWriteOptions, write_file
 from adapterkit.formats.module_keys import style_of
 from adapterkit.formats.peft_config import config_in
@@ -24,6 +24,7 @@ _SIGNS = frozenset({"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"})
 class DiffusersFormat(Format):
     """What `save_lora_weights`, `save_lora_adapter` and `save_attn_procs` of diffusers have written."""
 
+    read_options = DiffusersReadOptions
     write_options = DiffusersWriteOptions
 
     def recognises(self, source: Source) -> bool:
@@ -41,7 +42,9 @@ class DiffusersFormat(Format):
         name = _in_folder(source) if source.is_folder else None
         if source.is_folder and name is None:
             raise MissingKeysError(f"has no {' or '.join(FILES)}", source.where)
-        return DiffusersReader(source if name is None else source.file(name), points).read()
+        assert isinstance(options, DiffusersReadOptions)
+        file = source if name is None else source.file(name)
+        return DiffusersReader(file, points, options.component).read()
 
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions

@@ -105,7 +105,11 @@ class Keys:
 
 
 def grouped(
-    keys: Iterable[str], dialect: Dialect, components: Mapping[str, ComponentView], where: object = None
+    keys: Iterable[str],
+    dialect: Dialect,
+    components: Mapping[str, ComponentView],
+    where: object = None,
+    component: str = "",
 ) -> Keys:
     """A file's keys by module.
 
@@ -114,6 +118,7 @@ def grouped(
         dialect: Who knows which names.
         components: Those of the model at hand.
         where: What errors name.
+        component: See `DiffusersReadOptions`.
 
     Raises:
         CheckpointError: Two keys say the same.
@@ -121,7 +126,7 @@ def grouped(
     found: dict[tuple[str, str], Found] = {}
     spellings: dict[str, set[bool]] = {}
     result = Keys()
-    names = _names(components)
+    names = _names(components, component)
     for key in keys:
         one = parsed(key, dialect)
         if one is None:
@@ -144,13 +149,12 @@ def grouped(
     return result
 
 
-def _names(components: Mapping[str, ComponentView]) -> dict[str, str]:
+def _names(components: Mapping[str, ComponentView], chosen: str) -> dict[str, str]:
     """What can stand in front of keys -> which model it is; see `pipeline_parts.candidates`."""
     inside = {path for one in components.values() for path in one.paths if "." not in path}
-    own = {name: name for name in components if name not in _TEXTS}
-    return {
-        name: part for name, part in {"transformer_2": "transformer_2", **PARTS, **own}.items() if name not in inside
-    }
+    own = {name: name for name in components if name not in _TEXTS and not (chosen and name in PARTS)}
+    known = {_SECOND: _SECOND, **PARTS, **own}
+    return {name: part for name, part in known.items() if name not in inside}
 
 
 def _prefix(module: str, names: Mapping[str, str]) -> DiffusersPrefix:

@@ -114,8 +114,8 @@ class ModuleWriting(Writing):
 
     def _made_up(self) -> Iterator[tuple[str, Sequence[Place]]]:
         for point in self._points:
-            if point.id in self._said and point.role in MADE_UP and point.component in (*_DENOISERS, *TEXTS, ""):
-                prefix = f"{point.component}." if point.component else ""
+            if point.id in self._said and point.role in MADE_UP and point.component in (*_DENOISERS, *TEXTS, DENOISER):
+                prefix = "" if point.component == DENOISER else f"{point.component}."
                 yield self._label(prefix, point.path), [Place(point, point.shape)]
 
     def _label(self, prefix: str, name: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from adapterkit.checkpoint import Checkpoint, ReadReport
+from adapterkit.checkpoint import Checkpoint, ReadOptions, ReadReport
 from adapterkit.codec import Context
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.dialect import Dialect, ForeignModule
@@ -27,29 +28,43 @@ _NOT_KEPT = (KEY, "format")
 _SCALES = ("lora_alpha", "alpha")
 
 
+@dataclass(frozen=True)
+class DiffusersReadOptions(ReadOptions):
+    """How to read.
+
+    Attributes:
+        component: Of a pipeline with several transformers or UNets, the one that the file is for: what diffusers calls
+            `load_into_transformer_2`.
+    """
+
+    component: str = ""
+
+
 class DiffusersReader:
     """Reads one file.
 
     Args:
         source: It.
         points: The model's.
+        component: See `DiffusersReadOptions`.
 
     Raises:
         CheckpointError: Its keys or its metadata are not what they should be.
     """
 
-    def __init__(self, source: Source, points: Points) -> None:
-        self._source, self._points = source, points
+    def __init__(self, source: Source, points: Points, component: str = "") -> None:
+        self._source, self._points, self._component = source, points, component
         self._dialect = Dialect(DIALECT)
         self._context = Context(source.where)
         components = {} if points.model is None else points.model.components
-        self._keys = grouped(source.entries, self._dialect, components, source.where)
+        self._keys = grouped(source.entries, self._dialect, components, source.where, component)
         self._metadata = Metadata(source.metadata.get(KEY), source.where)
 
     def read(self) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         """See `Format.read`."""
         keys, into = self._keys, Collected(self._source.where)
-        placed = list(Placing(self._points, self._dialect, self._context, self._source.entries).all(keys.modules))
+        placing = Placing(self._points, self._dialect, self._context, self._source.entries, self._component)
+        placed = list(placing.all(keys.modules))
         tensors = self._source.tensors(
             {*keys.alphas.values(), *(key for one, places in placed if places for key in one.keys.values())}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from adapterkit.formats.dialect import Dialect
 from adapterkit.formats.diffusers_keys import parsed
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
+from tests.backends import diffusion_models as models
 from tests.formats.pipelines import clip, sd1, unet
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -349,3 +351,32 @@ def test_a_whole_pipeline_reads_its_parts() -> None:
     adapters = ak.Adapters(pipe)
     adapters.load(pair(Q) | pair(text, 8, 8, seed=3), "it")
     assert len(adapters.modules("it")) == 2
+
+
+def two_transformers() -> SimpleNamespace:
+    return SimpleNamespace(components={"transformer": models.flux(), "transformer_2": models.flux()})
+
+
+FLUX_Q = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options", "expected"),
+    [
+        ("transformer.", {}, "transformer"),
+        ("transformer_2.", {}, "transformer_2"),
+        ("", {}, "transformer"),
+        ("transformer.", {"component": "transformer_2"}, "transformer_2"),
+        ("", {"component": "transformer_2"}, "transformer_2"),
+    ],
+)
+def test_which_of_two_transformers_is_meant(prefix: str, options: dict[str, str], expected: str) -> None:
+    adapters = ak.Adapters(two_transformers())
+    adapters.load(pair(f"{prefix}{FLUX_Q}", 16, 16), "it", **options)
+    [point] = adapters.modules("it")
+    assert f"@{expected}." in point
+
+
+def test_a_component_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(errors.ConfigError, match="transformer_3"):
+        ak.Adapters(two_transformers()).load(pair(f"transformer.{FLUX_Q}", 16, 16), "it", component="transformer_3")

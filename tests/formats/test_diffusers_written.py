@@ -270,12 +270,16 @@ def test_a_files_own_metadata_stay_and_its_alphas_do_not(tmp_path: Path) -> None
     del adapters
 
 
-def test_a_file_is_written_again_without_a_model(tmp_path: Path) -> None:
-    _, file = saved(sd1(), ak.LoRA(rank=2, alpha=3.1, ranks={"attn.k": 3}, targets="attn.* res.conv1"), tmp_path)
+@pytest.mark.parametrize("prefix", ["unet.", ""])
+def test_a_file_is_written_again_without_a_model(prefix: str, tmp_path: Path) -> None:
+    _, file = saved(unet(), ak.LoRA(rank=2, alpha=3.1, ranks={"attn.k": 3}, targets="attn.* res.conv1"), tmp_path)
+    with safe_open(str(file), "pt") as opened:
+        metadata = {key: text.replace("unet.", prefix) for key, text in opened.metadata().items()}
+    first = {key.replace("unet.", prefix): tensor for key, tensor in load_file(file).items()}
     one = named_format("diffusers")
-    found, _ = one.read(Source.of(file), Points([]))
+    found, _ = one.read(Source.of(first, metadata), Points([]))
     one.write(found, tmp_path / "again.safetensors", made_up(found[""]))
-    first, second = load_file(file), load_file(tmp_path / "again.safetensors")
+    second = load_file(tmp_path / "again.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
