@@ -18,7 +18,7 @@ from adapterkit.formats.modules import MADE_UP, Modules
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.pipeline_parts import part_of
 from adapterkit.formats.prefixes import prefix_of
-from adapterkit.points import Points
+from adapterkit.points import Points, WeightPoint
 from adapterkit.view import ComponentView
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -108,6 +108,9 @@ class Writing:
             raise CheckpointError(f"{told}; native holds any", self._context.where, left[0])
 
     def _written(self, name: str, touched: Sequence[tuple[Place, Sequence[Said]]]) -> Mapping[str, Tensor]:
+        if any(_embeds(place) for place, _ in touched):
+            told = "no reader of files of this kind takes a change of an embedding; native has any"
+            raise CheckpointError(told, self._context.where, name)
         own = [(place, self._sayable(place, said)) for place, said in touched]
         try:
             return self._dialect.write(name, own, self._context)
@@ -125,6 +128,10 @@ class Writing:
             return said
         lora = self._as_lora.exact(place, said)
         return said if lora is None else [lora]
+
+
+def _embeds(place: Place) -> bool:
+    return isinstance(place.point, WeightPoint) and place.point.layout.form == "embedding"
 
 
 def with_one_alpha(modules: Tensors, alpha: float | None = None) -> dict[str, dict[str, Tensor]]:

@@ -194,3 +194,11 @@ def test_what_acts_on_no_weight_is_refused_whatever_is_asked(tmp_path: Path) -> 
     adapters.add("a", ak.Bottleneck(width=2, targets="attn"))
     with pytest.raises(CheckpointError, match=r"belong to no module .*native holds any"):
         adapters.save("a", tmp_path / "a.safetensors", format="kohya", approximate=True)
+
+
+@pytest.mark.parametrize("format", ["kohya", "comfy"])
+def test_embeddings_are_refused(format: str, tmp_path: Path) -> None:
+    adapters = ak.Adapters(PIPELINES["sd1"]().text_encoder)
+    adapters.add("a", ak.LoRA("embed.tokens", rank=1))
+    with pytest.raises(CheckpointError, match=r"token_embedding.*no reader of files of this kind takes .*native"):
+        adapters.save("a", tmp_path / "a.safetensors", format=format, approximate=True)
