@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,19 @@ pickle_option = click.option(
     "--allow-pickle", is_flag=True, help="Open a pickle of tensors, with torch's weights_only."
 )
 lenient_option = click.option("--lenient", is_flag=True, help="Leave out what belongs to no point of the base.")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For thousands of small operations, in which a second thread mostly waits: much longer, on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def output_options(command: _Command) -> _Command:

@@ -9,6 +9,7 @@ import click
 from adapterkit.cli.adapter_files import (
     base_option,
     file_type,
+    one_thread,
     opened,
     output_options,
     pickle_option,
@@ -67,6 +68,7 @@ def command(
 ) -> None:
     """Put the adapters in FILE... together: their weighted sum is exact, unless a rank is given."""
     click.get_current_context().with_resource(plain_warnings())
+    click.get_current_context().with_resource(one_thread())
     if len(weights) not in (0, len(files)):
         raise click.UsageError(f"give one -w for each of the {len(files)} files, or none; {len(weights)} were given")
     factors = _factors(blocks, len(files))

@@ -11,6 +11,7 @@ from adapterkit.cli.adapter_files import (
     base_option,
     file_type,
     lenient_option,
+    one_thread,
     opened,
     output_options,
     pickle_option,
@@ -57,6 +58,7 @@ def command(
 ) -> None:
     """Write the adapter in FILE in another format, exactly, or not at all. Ranks are for --approximate."""
     click.get_current_context().with_resource(plain_warnings())
+    click.get_current_context().with_resource(one_thread())
     rule = rule_of(rank=rank, conv_rank=conv_rank, energy=energy, ratio=ratio, error=error)
     if rule is not None and not approximate:
         raise click.UsageError("ranks are for --approximate; resize changes those of a LoRA")

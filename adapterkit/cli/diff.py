@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterkit.cli.adapter_files import base_option, file_type, opened, pickle_option, points_of
+from adapterkit.cli.adapter_files import base_option, file_type, one_thread, opened, pickle_option, points_of
 from adapterkit.cli.messages import plain_warnings, say
 from adapterkit.cli.tables import show
 
@@ -27,6 +27,7 @@ _SHOWN = 20
 def command(one: Path, other: Path, base: str | None, as_json: bool, allow_pickle: bool) -> None:
     """Compare what the adapters in A and B add to each weight: norms, the difference, and the angle between."""
     click.get_current_context().with_resource(plain_warnings())
+    click.get_current_context().with_resource(one_thread())
     from adapterkit.tools.difference import difference
 
     points = points_of(base)

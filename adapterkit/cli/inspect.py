@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterkit.cli.adapter_files import base_option, file_type, pickle_option, points_of
+from adapterkit.cli.adapter_files import base_option, file_type, one_thread, pickle_option, points_of
 from adapterkit.cli.messages import plain_warnings, say
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ _ENOUGH = 0.1
 def command(file: Path, base: str | None, plot: Path | None, as_json: bool, full: bool, allow_pickle: bool) -> None:
     """Describe an adapter FILE or folder: types, ranks, norms by block and role, base, tools that can read it."""
     click.get_current_context().with_resource(plain_warnings())
-    click.get_current_context().with_resource(_one_thread())
+    click.get_current_context().with_resource(one_thread())
     from adapterkit.tools.files import read
 
     loaded = read(file, points_of(base), strict=False, allow_pickle=allow_pickle)
@@ -50,19 +48,6 @@ def command(file: Path, base: str | None, plot: Path | None, as_json: bool, full
         if name:
             say(f"-- {_line(name)}")
         _print(one)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """For thousands of small operations, in which a second thread mostly waits: much longer, on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _found(checkpoint: Checkpoint, loaded: Loaded) -> Facts | str:

@@ -12,6 +12,7 @@ from adapterkit.cli.adapter_files import (
     DTYPES,
     base_option,
     file_type,
+    one_thread,
     opened,
     pickle_option,
     points_of,
@@ -55,6 +56,7 @@ def command(
 ) -> None:
     """Give the adapter in FILE other ranks, or, without -o, say what each rank would lose and which is enough."""
     click.get_current_context().with_resource(plain_warnings())
+    click.get_current_context().with_resource(one_thread())
     rule = rule_of(rank=rank, conv_rank=conv_rank, energy=energy, ratio=ratio, error=error)
     if output is None:
         _recommend(opened(file, points_of(base), allow_pickle=allow_pickle), error or _ENOUGH, as_json)
