@@ -114,7 +114,7 @@ def grouped(
         if (known := parameter(_without_wrappers(copied)[0])) is not None and (split is None or split[1] in _LAYER):
             path, weight, name = known
             found.modules.setdefault(Foreign(path, parameter=weight), {})[name] = key
-        elif "." not in own or (key.startswith(_WRAPPER) and not key.startswith(_MODEL)):
+        elif "." not in own or _is_files(key, split):
             found.whole[own] = key
             if split is not None:
                 found.modules.setdefault(Foreign(""), {})[own] = key
@@ -123,6 +123,12 @@ def grouped(
         else:
             _put(found, *split, key, copied=copied != own)
     return found
+
+
+def _is_files(key: str, split: tuple[str, str] | None) -> bool:
+    """Whether a key is the wrapper's own; beside prompts a layer begins so too."""
+    outside = key.startswith(_WRAPPER) and not key.startswith(_MODEL)
+    return outside and (split is None or split[1] not in _LAYER)
 
 
 def _put(found: Grouped, module: str, name: str, key: str, *, copied: bool) -> None:

@@ -153,6 +153,18 @@ def _with_bias(unit: Unit, where: object) -> Unit:
     return dataclasses.replace(unit, tensors={**tensors, BIAS: own}, config={**config, "lora_bias": True})
 
 
+def as_norms(units: Sequence[Unit]) -> list[Unit]:
+    """What trains nothing but norms, as PEFT has a type for."""
+    kinds = {"norm" if unit.module is not None and unit.module.points[0].form == "norm" else "" for unit in units}
+    if kinds != {"norm"} or any(unit.adapted or "modules_to_save" not in unit.config for unit in units):
+        return [*units]
+    named = [{f"ln_tuning_layers.{name}": tensor for name, tensor in unit.tensors.items()} for unit in units]
+    return [
+        dataclasses.replace(unit, tensors=tensors, config={"peft_type": "LN_TUNING"})
+        for unit, tensors in zip(units, named, strict=True)
+    ]
+
+
 def with_whole_modules(units: Sequence[Unit], modules: Sequence[Module], where: object) -> list[Unit]:
     """With the base's own values wherever PEFT expects more of a saved module than the adapter has."""
     saved = {path for unit in units if not unit.adapted for path in unit.config.get("modules_to_save", ())}

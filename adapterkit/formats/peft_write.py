@@ -13,7 +13,7 @@ from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect, written_modules
 from adapterkit.formats.modules import Module, Modules
 from adapterkit.formats.parts import said_of, shared_of
-from adapterkit.formats.peft_units import Unit, with_biases, with_projections, with_whole_modules
+from adapterkit.formats.peft_units import Unit, as_norms, with_biases, with_projections, with_whole_modules
 from adapterkit.formats.peft_written_config import written_config
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
 
@@ -41,7 +41,7 @@ class PeftWriter:
         self._component = self._only_component(said)
         modules = [module for module in Modules(points) if module.component == self._component]
         units = [*self._parameters(said, modules), *self._others(said)]
-        units = with_biases(with_projections(units, modules, where), where)
+        units = with_biases(as_norms(with_projections(units, modules, where)), where)
         self._units = with_whole_modules(units, modules, where)
         self._paths = self._model_paths(modules)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit import errors
 from adapterkit.formats.source import Source
 
 
@@ -67,3 +71,159 @@ def test_a_header_that_is_as_long_as_a_pickle_begins_is_none(tmp_path: Path) -> 
         raise AssertionError("no header of this length")
     source = Source.of(tmp_path / "a.safetensors", allow_pickle=True)
     assert list(source.entries) == [name]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.mlp = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.attn(x))
+
+
+def blocks(*around: str) -> nn.Module:
+    """Two blocks in a list below modules of these names."""
+    torch.manual_seed(0)
+    inner: nn.Module = nn.ModuleList([Block(), Block()])
+    for name in reversed(around):
+        inner = nn.ModuleDict({name: inner})
+    return inner
+
+
+def of_blocks(front: str, number: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    names = [f"{front}{i}.{name}" for i in range(number) for name in ("attn", "mlp")]
+    tensors = {f"{name}.lora_A.weight": torch.randn(2, 4, generator=generator) for name in names}
+    tensors |= {f"{name}.lora_B.weight": torch.randn(4, 2, generator=generator) for name in names}
+    return {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+
+
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+
+
+@pytest.mark.parametrize(
+    ("front", "around"),
+    [
+        ("model.layers.", ("layers",)),
+        ("layers.", ("model", "layers")),
+        ("language_model.model.layers.", ("model", "language_model", "layers")),
+        ("bert.encoder.layers.", ("roberta", "encoder", "layers")),
+    ],
+)
+def test_a_wider_or_a_bare_model_has_the_same_modules(front: str, around: tuple[str, ...], tmp_path: Path) -> None:
+    model = blocks(*around)
+    adapters = ak.Adapters(model)
+    report = adapters.load(folder(tmp_path / "it", CONFIG, of_blocks(front)))
+    assert len(report.points) == 4
+    assert "4 of its modules have other names here" in str(report)
+
+
+def test_what_belongs_elsewhere_is_an_error_or_reported(tmp_path: Path) -> None:
+    tensors = of_blocks("model.layers.", number=3)
+    path = folder(tmp_path / "it", CONFIG, tensors)
+    adapters = ak.Adapters(blocks("model", "layers"))
+    with pytest.raises(errors.UnexpectedKeysError, match="4 keys belong to no point"):
+        adapters.load(path)
+    assert "it" not in adapters
+    report = adapters.load(path, strict=False)
+    assert len(report.read.unmatched) == 4
+    assert len(report.points) == 4
+
+
+def test_two_towers_are_not_mixed_up(tmp_path: Path) -> None:
+    """Modules of a tower that the model has not are not taken for those of the one that it has."""
+    tensors = {**of_blocks("model.text.layers."), **of_blocks("model.vision.layers.")}
+    adapters = ak.Adapters(blocks("model", "text", "layers"))
+    report = adapters.load(folder(tmp_path / "it", CONFIG, tensors), strict=False)
+    assert sorted(report.read.unmatched) == sorted(key for key in tensors if ".vision." in key)
+
+
+def test_a_state_dict_has_the_adapters_of_a_model_by_name() -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, front in (("one", "layers."), ("two", "layers.")):
+        for key, tensor in of_blocks(front).items():
+            tensors[key.replace(".weight", f".{name}.weight")] = tensor * (1 if name == "one" else 2)
+    tensors |= {f"base_model.model.layers.0.attn.base_layer.{name}": torch.zeros(4) for name in ("weight", "bias")}
+    before = {key: tensor.clone() for key, tensor in tensors.items()}
+    adapters = ak.Adapters(blocks("layers"))
+    reports = adapters.load_all(tensors)
+    assert {*reports} == {"one", "two"}
+    assert "2 tensors of the base itself" in str(reports["one"])
+    first, second = (next(iter(adapters.modules(name).values())) for name in ("one", "two"))
+    assert torch.equal(2 * first.A, second.A)  # type: ignore[operator,arg-type]
+    with torch.no_grad():
+        first.A.zero_()  # type: ignore[operator,union-attr]
+    assert {*tensors} == {*before}
+    assert all(torch.equal(tensors[key], before[key]) for key in before)
+
+
+def test_a_pipeline_has_it_in_the_component_that_it_is_for(tmp_path: Path) -> None:
+    path = folder(tmp_path / "it", CONFIG, of_blocks("layers."))
+    one = SimpleNamespace(components={"unet": blocks("blocks"), "text_encoder": blocks("layers")})
+    assert {point.partition("@")[2].partition(".")[0] for point in ak.Adapters(one).load(path).points} == {
+        "text_encoder"
+    }
+    two = ak.Adapters(
+        SimpleNamespace(components={"text_encoder": blocks("layers"), "text_encoder_2": blocks("layers")})
+    )
+    with pytest.raises(errors.BaseMismatchError, match="component='text_encoder'"):
+        two.load(path)
+    report = two.load(path, component="text_encoder_2")
+    assert all("@text_encoder_2" in point for point in report.points)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "told"),
+    [
+        ({"r": 10**9}, {}, "up to 65,536"),
+        ({"r": 3}, {}, "the config has rank 3"),
+        ({"rank_pattern": {"(a+)+$": 2}}, {}, ""),
+        ({"rank_pattern": {"(?=a)": 2}}, {}, "is not run"),
+        ({"rank_pattern": {"a": "b"}}, {}, "must have a number"),
+        ({"peft_type": "NOVEL"}, {"0.attn.novel_A": torch.ones(2)}, "type NOVEL"),
+        ({"peft_type": 3}, {}, "must be a name"),
+        ({"use_qalora": True}, {}, "use_qalora"),
+        ({"init_lora_weights": "loftq"}, {}, "path_initial_model"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, {"1.attn.lora_A.weight": torch.ones(2, 4)}, "layer_replication"),
+        ({}, {"0.attn.lora_A.weight": torch.ones(0, 4)}, "A is"),
+        ({}, {"0.attn.lora_A.weight": torch.ones(2, 5)}, "A is"),
+        ({}, {"0.attn.lora_B.weight": torch.ones(4, 3)}, "A is"),
+        ({}, {"0.attn.lora_A.weight": torch.full((2, 4), float("nan"))}, "NaN"),
+        ({}, {"0.attn.lora_A.bias": torch.ones(2)}, "unknown|reads"),
+    ],
+)
+def test_what_is_wrong_is_told_and_the_model_is_as_it_was(
+    config: dict[str, Any], change: dict[str, Tensor], told: str, tmp_path: Path
+) -> None:
+    model = nn.ModuleList([Block()])
+    before = copy.deepcopy(model.state_dict())
+    tensors = {**of_blocks("", number=1), **{f"base_model.model.{key}": tensor for key, tensor in change.items()}}
+    adapters = ak.Adapters(model)
+    if not told:
+        adapters.load(folder(tmp_path / "it", {**CONFIG, **config}, tensors))
+        return
+    with pytest.raises(errors.CheckpointError, match=told):
+        adapters.load(folder(tmp_path / "it", {**CONFIG, **config}, tensors))
+    assert not [*adapters]
+    adapters.detach()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_folder_lacks_its_tensors_or_is_a_pickle(tmp_path: Path) -> None:
+    adapters = ak.Adapters(blocks("layers"))
+    path = folder(tmp_path / "it", CONFIG, of_blocks("layers."))
+    tensors = of_blocks("layers.")
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(errors.MissingKeysError, match=r"adapter_model\.safetensors"):
+        adapters.load(path)
+    torch.save(tensors, path / "adapter_model.bin")
+    with pytest.raises(errors.UnsupportedFileError, match="allow_pickle"):
+        adapters.load(path)
+    assert len(adapters.load(path, allow_pickle=True).points) == 4
+
+
+def test_without_a_config_the_tensors_tell() -> None:
+    report = ak.Adapters(blocks("layers")).load(of_blocks("layers."), "it")
+    assert report.type == "lora"
+    assert len(report.points) == 4

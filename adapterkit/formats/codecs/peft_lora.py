@@ -185,21 +185,21 @@ def _config(rank: int, place: Place, context: Context) -> dict[str, Any]:
     if context.config.get("use_rslora"):
         config["scaling"] = "rank_stabilized"
     dropout = context.config.get("lora_dropout")
-    if dropout and not place.point.is_read:
-        config["dropout"] = dropout
+    if dropout:
+        config["dropout"] = 0.0 if place.point.is_read else dropout
     return config
 
 
 def _bias(bias: Tensor | None, scale: float, place: Place, context: Context) -> list[Said]:
     """What `lora_bias` adds to an output: a change of the bias, or one where there was none."""
-    if bias is None or not _is_first(place):
+    if bias is None or not _is_first(place) or not bool(bias.any()):
         return []
     if bias.shape != place.shape[:1]:
         told = f"B's bias is {tuple(bias.shape)}, for {place.shape[0]} outputs"
         raise ShapeMismatchError(told, context.where, place.point.path)
     shift = (place.of_rows(bias) * scale).contiguous()
     absolute = not place.point.layout.bias
-    config = {"part": "bias", "absolute": absolute}
+    config = {"part": "bias", "absolute": absolute, "rows": None}
     return [Said("trainable", config, {"bias" if absolute else "shift": shift})]
 
 

@@ -45,7 +45,8 @@ def started(
     if config["rank"] <= min(place.point.shape):
         return {**config, "init": "olora" if name == "olora" else "pissa"}, own
     joined = {"A": torch.cat([own["A"], own["A0"]]), "B": torch.cat([own["B"], -own["B0"]], dim=1)}
-    return {"rank": 2 * config["rank"], "alpha": 2 * scale * config["rank"]}, {**_without(own), **joined}
+    twice = {"rank": 2 * config["rank"], "alpha": 2 * scale * config["rank"], "scaling": "standard", "init": "default"}
+    return {**config, **twice}, {**_without(own), **joined}
 
 
 def _without(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

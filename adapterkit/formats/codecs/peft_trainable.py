@@ -39,7 +39,7 @@ class TrainableCodec(Codec):
         _check(bias, place.shape[:1], place, context)
         if weight is None:
             own = {} if bias is None else {"bias": place.of_rows(bias).contiguous()}
-            return Said("trainable", {"part": "bias", "absolute": True}, own)
+            return Said("trainable", {"part": "bias", "absolute": True, "rows": None}, own)
         weight = _of_point(weight, place, context)
         if _BENEATH[0] in tensors and place.model is not None:
             if torch.equal(weight, place.model.values(place.point)[0].to(weight.dtype)):
@@ -49,7 +49,7 @@ class TrainableCodec(Codec):
         if bias is not None and place.point.layout.bias:
             own["bias"] = place.of_rows(bias).contiguous()
         part = "all" if "bias" in own or not place.point.layout.bias else "weight"
-        return Said("trainable", {"part": part, "absolute": False}, own)
+        return Said("trainable", {"part": part, "absolute": False, "rows": None}, own)
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         parts = {_part(one) for _, one in said}

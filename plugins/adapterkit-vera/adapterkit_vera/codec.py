@@ -43,7 +43,7 @@ class VeRACodec(Codec):
             "projection_seed": context.config.get("projection_prng_key") or 0,
         }
         dropout = context.config.get("vera_dropout")
-        own = {"dropout": dropout} if dropout and not place.point.is_read else {}
+        own = {"dropout": 0.0 if place.point.is_read else dropout} if dropout else {}
         return Said("vera", {**fields, **own, "d_initial": context.config.get("d_initial") or 0.1}, {"b": b, "d": d})
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:

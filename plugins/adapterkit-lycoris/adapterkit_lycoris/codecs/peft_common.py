@@ -21,7 +21,7 @@ def scaled(rank: int, context: Context, place: Place) -> dict[str, Any]:
     if rank < 1 or (wanted is not None and wanted != rank):
         raise ShapeMismatchError(f"has rank {rank}, and the config {wanted}", context.where, place.point.path)
     dropout = context.config.get("module_dropout")
-    own = {"module_dropout": dropout} if dropout and not place.point.is_read else {}
+    own = {"module_dropout": 0.0 if place.point.is_read else dropout} if dropout else {}
     return {"rank": rank, "alpha": context.config.get("alpha", rank), **own}
 
 
