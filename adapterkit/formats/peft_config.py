@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterkit.config import is_number
 from adapterkit.errors import InvalidHeaderError, shown
 from adapterkit.formats.peft_patterns import Patterns, is_whole
 from adapterkit.formats.source import Source
@@ -15,6 +16,7 @@ KEPT = ("base_model_name_or_path", "task_type")
 """Fields that an adapter keeps as metadata."""
 
 _PATTERNS = {"rank_pattern": ("r",), "alpha_pattern": ("lora_alpha", "alpha")}
+_NUMBERS = ("lora_alpha", "alpha", "init_r", "target_r", "lora_dropout", "rank_dropout", "module_dropout")
 _MAX_RANK = 2**16
 
 
@@ -35,6 +37,9 @@ class PeftConfig:
             raise InvalidHeaderError(f"must be a name, not {shown(self.type)}", where, "peft_type")
         self._patterns = {name: self._pattern(name) for name in _PATTERNS}
         self._check_rank(self.values.get("r"), "r")
+        for name in _NUMBERS:
+            if not (self.values.get(name) is None or is_number(self.values[name])):
+                raise InvalidHeaderError(f"must be a number, not {shown(self.values[name])}", where, name)
 
     @property
     def type(self) -> str:

@@ -236,3 +236,14 @@ def test_without_a_config_the_tensors_tell() -> None:
     report = ak.Adapters(blocks("layers")).load(of_blocks("layers."), "it")
     assert report.type == "lora"
     assert len(report.points) == 4
+
+
+@pytest.mark.parametrize("field", ["lora_alpha", "alpha", "init_r", "target_r", "lora_dropout"])
+def test_a_number_that_is_none_is_an_error_of_the_file(tmp_path: Path, field: str) -> None:
+    tensors = {
+        "base_model.model.0.lora_A.weight": torch.ones(1, 4),
+        "base_model.model.0.lora_B.weight": torch.ones(3, 1),
+    }
+    path = folder(tmp_path / "it", {"peft_type": "LORA", "r": 1, field: "x"}, tensors)
+    with pytest.raises(errors.InvalidHeaderError, match=field):
+        ak.Adapters(nn.Sequential(nn.Linear(4, 3))).load(path)

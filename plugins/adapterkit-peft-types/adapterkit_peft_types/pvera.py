@@ -46,7 +46,7 @@ class PVeRAModule(ak.AdditiveModule):
     def __init__(self, point: ak.InjectionPoint, config: PVeRA) -> None:
         super().__init__()
         self.shape, self.layout = point.shape, point.layout
-        self.d = nn.Parameter(torch.full((2 * config.rank,), config.d_initial))
+        self.d = nn.Parameter(torch.full((2 * config.rank,), float(config.d_initial)))
         self.b = nn.Parameter(torch.zeros(point.out_features))
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
 

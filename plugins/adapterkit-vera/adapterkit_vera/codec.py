@@ -19,6 +19,7 @@ class VeRACodec(Codec):
     """`diag(b) B diag(d) A`: b [out], d [rank]; A [rank, widest input] and B [widest output, rank] for the file."""
 
     names = frozenset({_B, _D})
+    axes = dict.fromkeys(names, 1)
     types = frozenset({"vera"})
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:

@@ -61,7 +61,7 @@ class VeRAModule(ak.AdditiveModule):
     def __init__(self, point: ak.InjectionPoint, rank: int, d_initial: float, dropout: float) -> None:
         super().__init__()
         self.shape, self.layout = point.shape, point.layout
-        self.d = nn.Parameter(torch.full((rank,), d_initial))
+        self.d = nn.Parameter(torch.full((rank,), float(d_initial)))
         self.b = nn.Parameter(torch.zeros(point.out_features))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 

@@ -126,3 +126,11 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
 def test_wrong_values(options: dict[str, float]) -> None:
     with pytest.raises(errors.ConfigError, match=next(iter(options))):
         VeRA(**options)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_is_a_start_value() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    adapters = ak.Adapters(model)
+    adapters.add("it", VeRA("all", rank=2, d_initial=1))
+    (module,) = adapters.modules("it").values()
+    assert module.d.dtype == torch.float32

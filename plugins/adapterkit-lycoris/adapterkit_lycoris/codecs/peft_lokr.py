@@ -26,7 +26,8 @@ class LoKrCodec(Codec):
     types = frozenset({"lokr"})
 
     def takes(self, names: Set[str], context: Context) -> Set[str]:
-        return self.names & names
+        one, other = ({f"lokr_w{i}"} <= names or {f"lokr_w{i}_a", f"lokr_w{i}_b"} <= names for i in "12")
+        return self.names & names if one and other else frozenset()
 
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
         return Plain().shape(tensors)
@@ -36,7 +37,8 @@ class LoKrCodec(Codec):
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
         rank = context.config.get("r") or 1
-        alpha = torch.tensor(float(context.config.get("alpha", rank)), dtype=torch.float64)
+        alpha = context.config.get("alpha")
+        alpha = torch.tensor(float(rank if alpha is None else alpha), dtype=torch.float64)
         own = {name: kernel_core(t, place) if name == "lokr_t2" else t for name, t in tensors.items()}
         if not any(name.endswith("_a") for name in own):
             own["lokr_w1"] = own["lokr_w1"] * (alpha / rank).to(own["lokr_w1"].dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ class C3ACodec(WholeCodec):
     """`c3a_kernel` [out / b, in / b, b]."""
 
     names = required = frozenset({"c3a_kernel"})
+    axes: ClassVar[Mapping[str, int]] = {"c3a_kernel": 3}
     types = frozenset({"c3a"})
     peft_type = "C3A"
 

@@ -24,6 +24,7 @@ class VBLoRACodec(WholeCodec):
     """Logits A [r, in / length, number] and B [out / length, r, number], or the choice that they make; and one bank."""
 
     names = frozenset((*_LOGITS.values(), *_CHOSEN.values()))
+    axes = dict.fromkeys(names, 3)
     types = frozenset({"vblora"})
     peft_type = "VBLORA"
     forms = frozenset({"linear", "linear_t"})
