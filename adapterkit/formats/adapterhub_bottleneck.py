@@ -190,7 +190,8 @@ def _products(found: Found, shared: Found, fields: Fields) -> dict[str, Tensor]:
         of, name = (shared, f"W_{layer}") if fields["shared_W_phm"] else (found, f"{place}.W")
         n = fields["phm_dim"]
         if fields["factorized_phm_W"]:
-            left, right = of(f"{name}_left", n, None, None), of(f"{name}_right", n, None, None)
+            rank = fields["phm_rank"]
+            left, right = of(f"{name}_left", n, None, rank), of(f"{name}_right", n, rank, None)
         else:
             left, right = _factors(of(name, n, None, None))
         tensors |= {f"{layer}.left": left, f"{layer}.right": right}

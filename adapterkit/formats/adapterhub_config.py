@@ -184,7 +184,8 @@ def _kind(default: Any) -> type:
     return default if isinstance(default, type) else type(default)
 
 
-_ANY = frozenset({"inv_adapter", "inv_adapter_reduction_factor", "invertible_adapter", "dropout_prob", "task_names"})
+_ANY = frozenset({"inv_adapter", "invertible_adapter", "task_names"})
+_NUMBERS = frozenset({"inv_adapter_reduction_factor", "dropout_prob", "vera_d", "vera_b", "init_weights_seed"})
 _MANY: Mapping[str, str] = MappingProxyType(
     {
         "reduction_factor": "a number above 0, or an object of layer -> number",
@@ -197,6 +198,8 @@ _MANY: Mapping[str, str] = MappingProxyType(
 
 
 def _expected(name: str, default: Any) -> str:
+    if name in _NUMBERS:
+        return "a number, or null"
     words = {bool: "true or false", float: "a number", int: "a whole number from 0", str: "text", tuple: "a list"}
     return _MANY.get(name) or words.get(_kind(default), "another value")
 
@@ -213,6 +216,8 @@ def _fits(name: str, value: Any, default: Any) -> bool:
         return value == "all" or _are_layers(value)
     if name == "value_initialized":
         return isinstance(value, (bool, str))
+    if name in _NUMBERS:
+        return value is None or is_number(value)
     if default is None:
         return value is None or isinstance(value, str) or is_number(value) or name in _ANY
     kind = _kind(default)

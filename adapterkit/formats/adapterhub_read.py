@@ -191,9 +191,10 @@ def invertible(reading: Reading, fields: Fields) -> list[Part]:
     points: dict[str, dict[str, Tensor]] = {tokens: {}} if head is None else {tokens: {}, head.id: {}}
     if head is None and places.outside("head") is not None:
         reading.note("the tool does not undo the transform before a head of the model's own, nor is it here")
+    reduction = fields["inv_adapter_reduction_factor"]
     config = {
         "coupling": "additive",
-        "reduction": float(fields["inv_adapter_reduction_factor"] or 2),
+        "reduction": float(2 if reduction is None else reduction),
         "activation": activation(fields),
     }
     return [part("invertible", config, points, shared=found.renamed(_COUPLING))]
