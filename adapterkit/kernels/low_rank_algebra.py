@@ -22,8 +22,13 @@ _ENOUGH = 5e-3
 _SMALL = 3
 """Ranks of more than one in so many are computed by a full decomposition, which then takes no longer."""
 _SEED = 0
-_SHIFT, _LEAST = 1e-14, 1e-290
-"""Of the diagonal: what makes a Gram matrix of less than full rank one that Cholesky takes."""
+_SHIFT, _WIDE_SHIFT, _LEAST = 1e-14, 1e-6, 1e-290
+"""Of the diagonal: what makes a Gram matrix of less than full rank one that Cholesky takes; the second, where it was
+computed in float32."""
+_ROWS = 1024
+"""What is cast at once: it stays in the processor's cache, and large matrices are not in memory twice."""
+_HALF = 4
+"""Bytes of a number of each of two factors in half precision."""
 _ROUNDING, _NOTHING = 1e-7, 1e-30
 """Singular values below this part of the largest are rounding, where factors are in float32; so are all below that."""
 
@@ -53,8 +58,8 @@ class Decomposition(NamedTuple):
 
 def matrices(factors: Factors) -> tuple[Tensor, Tensor]:
     """B [out, rank] times the scale, and A [rank, in / groups * kernel], in float32 or wider."""
-    b, a = factors.B.detach(), factors.A.detach().flatten(1)
-    return b.to(wide_dtype(b.dtype)) * factors.scale, a.to(wide_dtype(a.dtype))
+    b, a = _plain(factors)
+    return b * factors.scale, a
 
 
 def decomposed(factors: Factors, rank: int | None = None) -> Decomposition:
@@ -73,7 +78,7 @@ def decomposed(factors: Factors, rank: int | None = None) -> Decomposition:
         p, t = torch.linalg.qr(a.mT)
         u, s, vh = torch.linalg.svd(r @ t.mT, full_matrices=False)
         return Decomposition(q @ u[:, :rank], s[:rank], p @ vh[:rank].mT)
-    r, t = (_root(wide.mT @ wide).mT for wide in (b.double(), a.mT.double()))
+    r, t = (_root(_gram(tall, torch.float64)).mT for tall in (b, a.mT))
     u, s, vh = torch.linalg.svd(r @ t.mT)
     s = torch.where(s > max(_ROUNDING * float(s[0]), _NOTHING), s, 0)
     inverse = torch.where(s > 0, 1 / s, 0)
@@ -115,30 +120,41 @@ def singular_values(factors: Factors) -> Tensor:
     """Those of an update, descending, in float64; what is below 1e-7 of the largest is 0, or any number below that.
 
     From the factors' Gram matrices, some ten times quicker than `decomposed`: with `B^T B = L L^T` they are the roots
-    of the eigenvalues of `L^T (A A^T) L`.
+    of the eigenvalues of `L^T (A A^T) L`. Of factors in half precision, which are no more exact, the bound is 1e-3.
     """
-    b, a = _doubled(factors)
-    squares = torch.linalg.eigvalsh(_congruent(b.mT @ b, a @ a.mT)).flip(0).clamp(min=0)
+    b, a = factors.B.detach(), factors.A.detach().flatten(1)
+    half = a.element_size() + b.element_size() <= _HALF
+    dtype = torch.float32 if half else torch.float64
+    root = _root(_gram(b, dtype), _WIDE_SHIFT if half else _SHIFT)
+    squares = torch.linalg.eigvalsh(root.mT @ _gram(a.mT, dtype) @ root).flip(0).clamp(min=0)
     squares = torch.where(squares > 1e20 * _LEAST, squares, 0)
     return squares.sqrt()[: min(len(b), a.shape[1])] * abs(factors.scale)
 
 
-def _doubled(factors: Factors) -> tuple[Tensor, Tensor]:
-    """B and A as `matrices` gives them, in float64 and without the scale."""
+def _gram(tall: Tensor, dtype: torch.dtype) -> Tensor:
+    """`T^T T` of a matrix with many rows, in float64; its products are computed in a dtype, some rows at a time."""
+    total = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)
+    for rows in tall.split(_ROWS):
+        wide = rows.to(dtype)
+        total += wide.mT @ wide
+    return total
+
+
+def _plain(factors: Factors) -> tuple[Tensor, Tensor]:
+    """B and A as `matrices` gives them, without the scale."""
     b, a = factors.B.detach(), factors.A.detach().flatten(1)
-    return b.to(wide_dtype(b.dtype)).double(), a.to(wide_dtype(a.dtype)).double()
+    return b.to(wide_dtype(b.dtype)), a.to(wide_dtype(a.dtype))
 
 
-def _congruent(one: Tensor, other: Tensor) -> Tensor:
-    """`L^T other L` where `one = L L^T`; both are Gram matrices."""
-    root = _root(one)
-    return root.mT @ other @ root
+def _doubled(factors: Factors) -> tuple[Tensor, Tensor]:
+    """The same in float64."""
+    b, a = _plain(factors)
+    return b.double(), a.double()
 
 
-def _root(gram: Tensor) -> Tensor:
+def _root(gram: Tensor, shift: float = _SHIFT) -> Tensor:
     """L such that a Gram matrix is `L L^T`, whatever its rank; as exact for small columns as for large ones."""
-    shifted = gram + torch.diag(_SHIFT * gram.diagonal() + _LEAST)
-    root, failed = torch.linalg.cholesky_ex(shifted)
+    root, failed = torch.linalg.cholesky_ex(gram + torch.diag(shift * gram.diagonal() + _LEAST))
     if failed:
         values, vectors = torch.linalg.eigh(gram)
         root = vectors * values.clamp(min=0).sqrt()

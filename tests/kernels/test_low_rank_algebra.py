@@ -99,6 +99,14 @@ def test_singular_values_of_an_update_whose_factors_have_a_lower_rank(scale: flo
     assert float(values[4:].max()) < 1e-6 * float(values[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_singular_values_in_half_precision(dtype: torch.dtype):
+    factors = update("conv", 6, dtype=dtype)
+    exact = Factors(factors.A.double(), factors.B.double(), CONV, factors.scale)
+    expected = torch.linalg.svdvals(low_rank.dense(exact).flatten(1))
+    torch.testing.assert_close(low_rank_algebra.singular_values(factors), expected[:6], atol=1e-3, rtol=1e-3)
+
+
 def test_of_factors_of_less_than_full_rank_the_rest_is_zero():
     factors = update("linear", 4, dtype=torch.float32)
     again = Factors(torch.cat([factors.A, factors.A]), torch.cat([factors.B, 0 * factors.B], 1), LINEAR, 0.7)
