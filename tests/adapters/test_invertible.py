@@ -191,7 +191,7 @@ def test_refusals(model: toys.ToyModel) -> None:
     ("key", "value"),
     [
         *(("coupling", v) for v in ("nice", "", None)),
-        *(("activation", v) for v in ("relu6", None)),
+        *(("activation", v) for v in ("relu7", None)),
         *(("reduction", v) for v in (0, -2, math.inf, math.nan, "2", True)),
     ],
 )

@@ -79,4 +79,5 @@ def test_every_load_says_that_no_code_is_run():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
     ]
     assert len(calls) > 5
-    assert not [call for call in calls if "**NO_CODE" not in call[1]]
+    onto_a_model = "peft.PeftModel."  # which is there already
+    assert not [call for call in calls if "**NO_CODE" not in call[1] and not call[1].startswith(onto_a_model)]
