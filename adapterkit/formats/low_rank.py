@@ -33,6 +33,7 @@ def module_of(said: Said, point: InjectionPoint, where: object = None) -> Adapte
         module.load_state_dict(dict(said.tensors), strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"its tensors are not those of {said.type}: {error}", where, point.id) from error
+    module.at = point.id
     return module.eval()
 
 
