@@ -18,21 +18,8 @@ from tests.formats.foreign import Fixture
 
 HERE = foreign.HERE / "adapterhub"
 
-# What no reader can do: the file does not say that it is DiReFT.
-UNSAID = {"adapterhub_bert_direft"}
 # With sdpa the tool's prompts look at padding, and tokens behind them see it through them: the rows without are equal.
 PADDED = {"adapterhub_bert_prompt", "adapterhub_bert_prompt_prefix", "adapterhub_roberta_prompt"}
-
-
-@pytest.mark.parametrize("name", foreign.named("adapterhub", HERE))
-def test_files_of_the_tool(name: str) -> None:
-    foreign.check(Fixture(name, HERE))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*foreign.named("adapterhub")} - UNSAID - PADDED) or ["adapterhub"])
-def test_all_files_of_the_tool(name: str) -> None:
-    foreign.check(Fixture(name, foreign.ELSEWHERE))
 
 
 @pytest.mark.slow
