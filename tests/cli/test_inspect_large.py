@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,5 +37,14 @@ def test_memory_is_at_most_twice_the_file(tmp_path: Path):
     del tensors
     size = path.stat().st_size
     assert size > 300e6
-    run = subprocess.run([sys.executable, "-c", _SCRIPT, str(path)], check=True, capture_output=True, text=True)
-    assert int(run.stdout.split()[-1]) * 1024 <= 2 * size, run.stdout
+    peaks = [_peak(path, tmp_path) for _ in range(2)]  # the first compiles the modules, which takes memory too
+    assert peaks[1] <= 2 * size
+
+
+def _peak(path: Path, cache: Path) -> int:
+    """Bytes, of a process of its own."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", _SCRIPT, str(path)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(run.stdout.split()[-1]) * 1024
