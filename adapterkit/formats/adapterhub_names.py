@@ -186,8 +186,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **{name: Family("model", (_LAYERS,), swapped=True) for name in ("llama", "mistral")},
         **{name: Family("model", (_LAYERS,), hooked=True) for name in ("qwen2", "qwen3")},
         **{name: Family("transformer", _T5_STACKS, invertible="encoder", relative=True) for name in ("t5", "mt5")},
+        # Its transform acts behind the norm of the embedded sequence (Whisper's behind the last), where no point is.
         **{
-            name: Family("model", _BART_STACKS, invertible="encoder") for name in ("bart", "mbart", "plbart", "whisper")
+            name: Family("model", _BART_STACKS, invertible="encoder", embeds=False)
+            for name in ("bart", "mbart", "plbart", "whisper")
         },
         "vit": Family(
             "vit", (Stack("encoder.layer", _names(**_VIT, mlp="output.output_adapters")),), prompts=True, inverts=False

@@ -170,7 +170,8 @@ def prompt(reading: Reading, fields: Fields) -> list[Part]:
     else:
         reading.note(
             "the tool returns a prompt's positions too, and a head that takes the first one takes a prompt's; here it "
-            "takes that of the first token"
+            "takes that of the first token. With sdpa, its default, the tool's prompts look at padding, which "
+            "nothing here does"
         )
     key = _outside(reading, "prompt", reading.places.family.stacks[0].site)
     length = fields["prompt_length"]

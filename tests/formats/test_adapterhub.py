@@ -372,3 +372,35 @@ def ak_options() -> Any:
     from adapterkit.formats.adapterhub import AdapterHubReadOptions
 
     return AdapterHubReadOptions(strict=False)
+
+
+def test_embedded_sequences_that_the_tool_transforms_elsewhere(tmp_path: Path) -> None:
+    """In BART it is behind a norm."""
+    import transformers
+
+    sizes = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20}
+    model = transformers.BartModel(transformers.BartConfig(d_model=16, **sizes, **layers))
+    adapters = ak.Adapters(model)
+    adapters.add("it", ak.Invertible("tokens@component=language"))
+    with pytest.raises(errors.UnsupportedFileError, match="native holds any"):
+        adapters.save("it", tmp_path / "it", format="adapterhub")
+    given = {"architecture": None, "mh_adapter": False, "output_adapter": False, "reduction_factor": 16}
+    given |= {"non_linearity": "relu", "inv_adapter": "nice", "inv_adapter_reduction_factor": 2}
+    (tmp_path / "inv").mkdir()
+    value = {"config": given, "model_type": "bart", "name": "it", "version": "adapters.1.3.0"}
+    (tmp_path / "inv" / "adapter_config.json").write_text(json.dumps(value))
+    nets = {f"{net}.{i}": (4, 8) if i == 0 else (8, 4) for net in "FG" for i in (0, 2)}
+    keys = {f"encoder.invertible_adapters.it.{key}.weight": torch.ones(shape) for key, shape in nets.items()}
+    keys |= {f"encoder.invertible_adapters.it.{key}.bias": torch.ones(shape[0]) for key, shape in nets.items()}
+    save_file(keys, str(tmp_path / "inv" / "adapter.safetensors"))
+    with pytest.raises(errors.BaseMismatchError, match="no such point as the tool has"):
+        adapters.load(tmp_path / "inv", "inv")
+
+
+def test_a_bias_of_zeros_above_the_head(head: tuple[Any, Path, dict[str, torch.Tensor]]) -> None:
+    """BART's buffer stands in the file of its head."""
+    model, path, tensors = head
+    save_file({**tensors, "final_logits_bias": torch.zeros(1, 3)}, str(path / "model_head.safetensors"))
+    report = ak.Adapters(model).load(path)
+    assert "final_logits_bias" in report.read.matched
