@@ -96,7 +96,10 @@ class _Merging:
         self._units, self._paths, self._where = units, paths, where
 
     def fields(self) -> dict[str, Any]:
-        """Sets and dicts of all modules together; the rest the same for all, or by pattern."""
+        """Sets and dicts of all modules together; the rest the same for all, or by pattern.
+
+        A frozenset has choices, each of fields and their values; one that all modules have is taken.
+        """
         names = dict.fromkeys(name for unit in self._units for name in unit.config)
         found: dict[str, Any] = {}
         for name in names:
@@ -106,12 +109,20 @@ class _Merging:
             elif isinstance(values[0][1], dict):
                 for _, value in values:
                     found.setdefault(name, {}).update(value)
+            elif isinstance(values[0][1], frozenset):
+                found |= self._one_of([value for _, value in values], name)
             else:
                 found[name] = self._common(name, values, found)
         if any(unit.adapted for unit in self._units):
             saved = (unit.config.get("modules_to_save", set()) for unit in self._units if not unit.adapted)
             found["modules_to_save"] = set[str]().union(*saved)
         return {name: value for name, value in found.items() if value not in ({}, set())}
+
+    def _one_of(self, choices: Sequence[frozenset[Any]], name: str) -> dict[str, Any]:
+        if not (common := frozenset.intersection(*choices)):
+            told = f"the modules have no {name} in common, and in PEFT's files it is one for all; native holds any"
+            raise CheckpointError(told, self._where)
+        return dict(min(common, key=repr))
 
     def _common(self, name: str, values: Sequence[tuple[Unit, Any]], found: dict[str, Any]) -> Any:
         """The value that most modules have; what others have goes into a pattern."""

@@ -57,8 +57,12 @@ class BOFTCodec(Codec):
         scale = one.tensors.get("rescale", torch.ones(place.shape[0]))
         context.config |= {
             "peft_type": "BOFT",
-            "boft_block_size": blocks.shape[2],
-            "boft_block_num": 0,
+            "boft_block_size": frozenset(
+                [
+                    (("boft_block_size", blocks.shape[2]), ("boft_block_num", 0)),
+                    (("boft_block_size", 0), ("boft_block_num", blocks.shape[1])),
+                ]
+            ),
             "boft_n_butterfly_factor": blocks.shape[0],
         }
         if place.point.form == "linear_t":

@@ -44,13 +44,19 @@ class LoKrCodec(Codec):
             own["lokr_w1"] = own["lokr_w1"] * (alpha / rank).to(own["lokr_w1"].dtype)
         dropout = context.config.get("module_dropout")
         said = Plain().read({**own, "alpha": alpha}, place, context)
-        if isinstance(said, Said) and dropout and said.type == "lokr" and not place.point.is_read:
-            return Said(said.type, {**said.config, "module_dropout": dropout}, said.tensors)
-        return said
+        if not isinstance(said, Said) or said.type != "lokr":
+            return said
+        if len(place.shape) == 3 and "lokr_w2" in said.tensors:
+            return _mixed_up(said, place, context)
+        more = {"module_dropout": dropout} if dropout and not place.point.is_read else {}
+        return Said("lokr", {**said.config, "factor": context.config.get("decompose_factor", -1), **more}, said.tensors)
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         place, one = whole(said, "LoKr", context)
         own, rank = dict(one.tensors), one.config["rank"]
+        if len(place.shape) == 3 and "lokr_w2" in own:
+            told = "PEFT mixes up the axes of a whole w2 of Conv1d; native and lycoris hold it"
+            raise CheckpointError(told, context.where, place.point.path)
         alpha = one.config.get("alpha")
         scale = 1.0 if alpha is None else alpha / rank
         first, second = _sides(own, place)
@@ -64,13 +70,24 @@ class LoKrCodec(Codec):
             own = _multiplied(own, "1", first)
         fields: dict[str, Any] = {"peft_type": "LOKR", "r": rank, "alpha": scale * rank, **dropouts(one)}
         context.config |= {**fields, "rank_pattern": {}, "alpha_pattern": {}}
-        context.config["decompose_factor"] = _factor(first, second, place, one, context)
+        context.config["decompose_factor"] = _factors(first, second, place, one, context)
         if rank < max(first) / 2:
             context.config["decompose_both"] = "lokr_w1_a" in own
         if kernel_of(place.point) and "lokr_w2" not in own:
             context.config["use_effective_conv2d"] = tucker
         short = tucker and len(place.shape) == 3
         return {name: t[..., None] if short and name == "lokr_t2" else t for name, t in own.items()}
+
+
+def _mixed_up(said: Said, place: Place, context: Context) -> Said:
+    """A whole w2 of a Conv1d as PEFT computes it: its product takes the rows of w2 for axes of their own."""
+    whole = wide(said.tensors["lokr_w2"])
+    first = said.tensors.get("lokr_w1")
+    first = wide(said.tensors["lokr_w1_a"]) @ wide(said.tensors["lokr_w1_b"]) if first is None else wide(first)
+    alpha = said.config.get("alpha")
+    scale = 1.0 if alpha is None else alpha / said.config["rank"]
+    context.note("LoKr of Conv1d, whose axes PEFT mixes up, is kept as differences of weights")
+    return Said("full_diff", {"part": "weight"}, {"diff": torch.kron(first, whole).reshape(place.shape) * scale})
 
 
 def _sides(tensors: Mapping[str, Tensor], place: Place) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -91,11 +108,21 @@ def _multiplied(tensors: Mapping[str, Tensor], i: str, shape: Sequence[int]) -> 
     return found
 
 
-def _factor(first: tuple[int, int], second: tuple[int, int], place: Place, said: Said, context: Context) -> int:
+def _factors(
+    first: tuple[int, int], second: tuple[int, int], place: Place, said: Said, context: Context
+) -> frozenset[tuple[tuple[str, int]]]:
     """What makes PEFT choose these sizes."""
     wanted = [*zip(first, second, strict=True)]
-    for factor in (said.config.get("factor", -1), -1, *first, *second):
-        if [factored(size, factor) for size in place.shape[:2]] == wanted:
-            return factor
-    told = f"PEFT would not choose a first factor of {first} here; native and lycoris hold it"
-    raise CheckpointError(told, context.where, place.point.path)
+    factors = {said.config.get("factor", -1), -1, *first, *second}
+    fit = {factor for factor in factors if [_chosen(size, factor) for size in place.shape[:2]] == wanted}
+    if not fit:
+        told = f"PEFT would not choose a first factor of {first} here; native and lycoris hold it"
+        raise CheckpointError(told, context.where, place.point.path)
+    return frozenset((("decompose_factor", factor),) for factor in fit)
+
+
+def _chosen(size: int, factor: int) -> tuple[int, int]:
+    """PEFT's two factors of a size: one that divides it is the first, whatever the other."""
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    return factored(size, factor if factor <= math.isqrt(size) else -1)
