@@ -20,23 +20,25 @@ from adapterkit.checkpoint import (
     single,
 )
 from adapterkit.codec import Context
+from adapterkit.errors import UnsupportedFileError
 from adapterkit.formats import container, other_readers
 from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.foreign_names import known_base
 from adapterkit.formats.module_keys import DIALECT, grouped, style_of
-from adapterkit.formats.module_writing import ModuleNames, Tensors, Writing, with_one_alpha
+from adapterkit.formats.module_writing import LORA_UP, ModuleNames, Tensors, Writing, with_one_alpha
 from adapterkit.formats.origins import base_of, tool_of
 from adapterkit.formats.parts import Collected
 from adapterkit.formats.placing import Placing
 from adapterkit.formats.source import Source
+from adapterkit.mapping.targets import some
 from adapterkit.naming import KnownBase
 from adapterkit.points import Points
 
 _ROUNDING = 1e-5
 """An error, relative, that is nothing to tell of."""
 _EXACT = frozenset({"alpha"})
-"""Tensors of one number that are written in full whatever the dtype: it costs nothing."""
+"""Numbers that are written in full whatever the dtype, but for LoRA's, which is one that the dtype has."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class ModuleFileFormat(Format):
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         dialect, context = Dialect(DIALECT), Context(source.where)
         found, left_over = grouped(source.entries, dialect, source.where)
+        if not found:
+            told = f"none of its {len(left_over):,} keys is of a file for the UIs: {some(left_over)}"
+            raise UnsupportedFileError(told, source.where)
         component = options.component if isinstance(options, ModuleFileOptions) else ""
         placed = Placing(points, dialect, context, source.entries, component).all(found)
         modules = [ForeignModule(one.label, one.keys, places) for one, places in placed]
@@ -108,7 +113,7 @@ class ModuleFileFormat(Format):
         base = known_base(points)
         modules = self.spelled(named, base, options)
         tensors = {
-            f"{name}.{own}": tensor if own in _EXACT else options.cast(tensor)
+            f"{name}.{own}": tensor if own in _EXACT and LORA_UP not in module else options.cast(tensor)
             for name, module in modules.items()
             for own, tensor in module.items()
         }
@@ -120,7 +125,7 @@ class ModuleFileFormat(Format):
 
     def spelled(self, modules: Tensors, base: KnownBase | None, options: CardOptions) -> Tensors:
         """What is written, as its readers want LoRA: with one alpha."""
-        return with_one_alpha(modules, options.alpha)
+        return with_one_alpha(modules, options.alpha, options.dtype)
 
     @abstractmethod
     def names(self, points: Points) -> ModuleNames:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -25,7 +26,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 """Module as a file calls it -> tensor name -> tensor."""
 ModuleNames = Callable[[ComponentView, str], Callable[[str], str]]
 """From a component and the part that it is to how the file calls a module of it, which has a foreign name."""
-_UP, _ALPHA = "lora_up.weight", "alpha"
+LORA_UP, _ALPHA = "lora_up.weight", "alpha"
 
 
 class Writing:
@@ -134,22 +135,27 @@ def _embeds(place: Place) -> bool:
     return isinstance(place.point, WeightPoint) and place.point.layout.form == "embedding"
 
 
-def with_one_alpha(modules: Tensors, alpha: float | None = None) -> dict[str, dict[str, Tensor]]:
+def with_one_alpha(
+    modules: Tensors, alpha: float | None = None, dtype: torch.dtype | None = None
+) -> dict[str, dict[str, Tensor]]:
     """The same with one alpha in every module of LoRA: diffusers takes the most common one for all attentions.
 
     Args:
         modules: What is written.
         alpha: Which; by default that of most modules.
+        dtype: Of the file: alpha is the nearest that it has.
     """
-    alphas = {name: float(own[_ALPHA]) for name, own in modules.items() if _UP in own and _ALPHA in own}
+    alphas = {name: float(own[_ALPHA]) for name, own in modules.items() if LORA_UP in own and _ALPHA in own}
     if not alphas:
         return {name: dict(own) for name, own in modules.items()}
     one = collections.Counter(alphas.values()).most_common(1)[0][0] if alpha is None else alpha
-    one = one or 1.0  # a scale of zero may be anywhere but here
+    if dtype is not None:
+        one = float(torch.tensor(one).to(dtype))
+    one = one if one and math.isfinite(one) else 1.0  # a scale of zero may be anywhere but here
     found: dict[str, dict[str, Tensor]] = {}
     for name, own in modules.items():
         found[name] = dict(own)
         if name in alphas and alphas[name] != one:
-            up = own[_UP]
-            found[name] |= {_UP: (up.double() * (alphas[name] / one)).to(up.dtype), _ALPHA: torch.tensor(one)}
+            up = own[LORA_UP]
+            found[name] |= {LORA_UP: (up.double() * (alphas[name] / one)).to(up.dtype), _ALPHA: torch.tensor(one)}
     return found

@@ -21,6 +21,7 @@ from adapterkit.handle.freezing import base_parameters
 from adapterkit.handle.initialising import initialise, without_values
 from adapterkit.handle.reports import AdapterReport, Report
 from adapterkit.handle.training import Learning
+from adapterkit.handle.view import seen
 from adapterkit.mapping.structure import base_modules
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import Points
@@ -124,9 +125,11 @@ class Adapters(Switching, Learning, Exchange):
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def points(self, selector: str | None = None) -> Points:
-        """The model's injection points."""
-        found = self._mapped.points()
-        return found if selector is None else Points(Selector(selector).select(found, self._mapped.label))
+        """The model's injection points, with the model as formats see it."""
+        found = seen(self._mapped)
+        if selector is None or found.model is None:
+            return found
+        return Points(Selector(selector).select(found, self._mapped.label)).of(found.model)
 
     def config(self, name: str) -> AdapterConfig:
         """What was asked for under this name.
