@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterModule, AdditiveModule
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import AdapterKitError, IncompatibleTargetError, NotMergeableError
 from adapterkit.handle.starting import Values, base_values
 from adapterkit.handle.state import Attached, State
 from adapterkit.kernels import low_rank_algebra
@@ -117,8 +117,12 @@ def _norm(module: AdapterModule, point: InjectionPoint, state: State) -> float |
         if values is None:
             return "the base's values are not here"
         return math.hypot(*(_length(change) for change in _changes(module, *values)))
+    except NotMergeableError:
+        return "it is no change of the weight alone"
+    except IncompatibleTargetError:
+        return "the base keeps its weights in few bits, and it depends on them"
     except AdapterKitError as error:
-        return str(error)
+        return f"{type(module).__name__} fails: {type(error).__name__}"
 
 
 def _values(module: AdapterModule, point: ParameterPoint, state: State) -> Values | None:

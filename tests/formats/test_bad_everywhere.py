@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit.errors import (
+    AdapterKitError,
     CheckpointError,
     CorruptFileError,
     DtypeMismatchError,
@@ -35,9 +37,11 @@ from adapterkit.errors import (
     UnexpectedKeysError,
     UnsupportedFileError,
 )
+from adapterkit.tools.describe import describe
+from adapterkit.tools.files import read
 from tests.formats import forge
 from tests.formats.samples import CONFIG, READERS, Reader, Sample
-from tests.formats.spoiling import Refusal
+from tests.formats.spoiling import SECONDS, Refusal
 from tests.formats.test_bad_containers import Payload
 
 Expected = type[CheckpointError] | tuple[type[CheckpointError], ...]
@@ -479,3 +483,39 @@ def test_row41_a_file_that_changes_after_it_was_loaded(reader: Reader, adapters:
     after = adapters.state_dict("new")
     adapters.remove("new")
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+# -- without a model, as `adapterkit inspect` reads -------------------------------------------------------------------
+
+
+def _read_and_described(path: Path) -> None:
+    """Reads a file without a model, and looks at all of it; whatever is wrong with it is a typed error, soon."""
+    start = time.process_time()
+    try:
+        loaded = read(path, strict=False)
+        for checkpoint in loaded.adapters.values():
+            describe(checkpoint, None, loaded.where)
+    except AdapterKitError:
+        pass
+    assert time.process_time() - start < SECONDS
+
+
+def test_without_a_model_bad_files_end_in_typed_errors(reader: Reader, tmp_path: Path) -> None:
+    path = reader.sample.write(tmp_path / "it")
+    file, good = reader.sample.file(path), reader.sample.bytes()
+    for _, change in CONTAINERS.values():
+        file.write_bytes(change(good))
+        with pytest.raises(AdapterKitError):
+            read(path)
+    for number, (_, change_tensors) in enumerate(TENSORS.values()):
+        sample = reader.sample.copy()
+        change_tensors(sample)
+        _read_and_described(sample.write(tmp_path / f"it{number}"))
+
+
+@with_ranks
+def test_without_a_model_bad_ranks_end_in_typed_errors(reader: Reader, tmp_path: Path) -> None:
+    for row, rank in RANKS.items():
+        sample = reader.sample.copy()
+        sample.set(sample.rank, rank)
+        _read_and_described(sample.write(tmp_path / row.replace("^", "")))

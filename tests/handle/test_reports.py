@@ -17,6 +17,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.checkpoint import ReadReport, WriteReport
+from adapterkit.errors import IncompatibleTargetError
 from adapterkit.formats.registry import NamedFormat
 from adapterkit.handle import effects
 from adapterkit.handle.merged_weights import Target
@@ -208,3 +209,21 @@ def test_a_model_without_values_has_no_norm_that_needs_them(adapters: ak.Adapter
     found = ak.Adapters(bare).load(tmp_path / "one.safetensors").effects
     assert found is not None
     assert sum(found.unknown.values()) == 2
+
+
+def test_a_base_that_is_quantized_is_told_once(
+    adapters: ak.Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many points there are."""
+
+    def refuse(taker: str, point: Any, mapped: object) -> None:
+        raise IncompatibleTargetError(f"no values at {point.id}")
+
+    adapters.add("one", ak.DoRA(rank=2, targets="attn.q"))
+    adapters.save("one", tmp_path / "one.safetensors")
+    report = adapters.load(tmp_path / "one.safetensors", "back")
+    monkeypatch.setattr(effects, "base_values", refuse)
+    found = report.effects
+    assert found is not None
+    assert list(found.unknown.values()) == [2]
+    assert str(report).count("no norm at") == 1
