@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adapterkit.checkpoint import Checkpoint, Format, ReadOptions, ReadReport, WriteOptions, WriteReport, single
 from adapterkit.errors import MissingKeysError
 from adapterkit.formats.dialect import Dialect
+from adapterkit.formats.diffusers_config import KEY
 from adapterkit.formats.diffusers_keys import parsed
 from adapterkit.formats.diffusers_read import DIALECT, DiffusersReader, DiffusersReadOptions
 from adapterkit.formats.diffusers_write import DiffusersWriteOptions, write_file
@@ -30,12 +31,9 @@ class DiffusersFormat(Format):
     def recognises(self, source: Source) -> bool:
         if source.is_folder:
             return _in_folder(source) is not None and config_in(source) is None
-        keys = source.entries
-        dialect = Dialect(DIALECT)
+        keys, own = source.entries, KEY in source.metadata
         return (
-            not any(is_wrapped(key) for key in keys)
-            and any((found := parsed(key, dialect)) is not None and found.name in _SIGNS for key in keys)
-            and style_of(keys) is None
+            not any(is_wrapped(key) for key in keys) and _is_one(keys, own) and style_of(keys, shared=not own) is None
         )
 
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
@@ -52,6 +50,13 @@ class DiffusersFormat(Format):
         assert isinstance(options, DiffusersWriteOptions)
         file = target / FILES[0] if target.is_dir() else target
         return write_file(single(checkpoints, target), points, options, file)
+
+
+def _is_one(keys: Iterable[str], own: bool) -> bool:
+    """Whether there is a key of LoRA, or, in a file with metadata of its own, of any type."""
+    dialect = Dialect(DIALECT)
+    found = (parsed(key, dialect) for key in keys)
+    return any(one is not None and (own or one.name in _SIGNS) for one in found)
 
 
 def _in_folder(folder: Source) -> str | None:

@@ -32,6 +32,8 @@ _OLD_ALPHA = re.compile(
     r"(.+?)(\.lora|\.lora_linear_layer|_lora)?(?:\.down|\.up|\.lora_A|\.lora_B)?(?:\.weight)?\.alpha"
 )
 _WITH_ADAPTER = re.compile(r"(.+\.lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)\w+(\.weight|\.bias)?")
+_LONGEST = 1000
+"""Characters of a key that is looked at: names of modules are shorter."""
 _USUAL = (".lora_A.weight", ".lora_B.weight")
 _OF_TEXTS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """What the oldest files call projections of text encoders."""
@@ -64,6 +66,8 @@ class Key:
 
 def parsed(key: str, dialect: Dialect) -> Key | None:
     """What a key says; None where it is none of an adapter."""
+    if len(key) > _LONGEST:
+        return None
     for end in _USUAL:
         if key.endswith(end) and ".processor." not in key:
             return Key(key.removesuffix(end), end[1:])

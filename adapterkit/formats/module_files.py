@@ -21,7 +21,7 @@ from adapterkit.checkpoint import (
 )
 from adapterkit.codec import Context
 from adapterkit.errors import UnsupportedFileError
-from adapterkit.formats import container, other_readers
+from adapterkit.formats import container, diffusers_config, other_readers
 from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.foreign_names import known_base
@@ -68,7 +68,7 @@ class ModuleFileFormat(Format):
     separator: ClassVar[str] = "_"
 
     def recognises(self, source: Source) -> bool:
-        return style_of(source.entries) == self.style
+        return style_of(source.entries, shared=diffusers_config.KEY not in source.metadata) == self.style
 
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         dialect, context = Dialect(DIALECT), Context(source.where)

@@ -50,8 +50,13 @@ class Found:
         return f"{self.prefix.text}{self.name}"[:_SHOWN]
 
 
-def style_of(keys: Iterable[str]) -> str | None:
-    """The format whose files have such keys; None where they are of none of this dialect."""
+def style_of(keys: Iterable[str], *, shared: bool = True) -> str | None:
+    """The format whose files have such keys; None where they are of none of this dialect.
+
+    Args:
+        keys: The file's.
+        shared: Whether keys count that other libraries' files may have too: not where the metadata are theirs.
+    """
     split = _Splitting(Dialect(DIALECT).names)
     for key in keys:
         prefix = prefix_of(key)
@@ -62,7 +67,7 @@ def style_of(keys: Iterable[str]) -> str | None:
         if prefix.text == _WRAPPER:
             own = is_original(module) or name in _ALIASES.values()
         else:
-            own = prefix.text not in _SHARED_PREFIXES or name not in _OF_SEVERAL
+            own = prefix.text not in _SHARED_PREFIXES or (shared and name not in _OF_SEVERAL)
         if own:
             return prefix.style
     return None

@@ -27,9 +27,13 @@ class Patterns:
     def __init__(self, values: Mapping[str, Any], where: object, key: str) -> None:
         if len(values) > _MOST:
             raise InvalidHeaderError(f"has {len(values):,} patterns; the limit is {_MOST:,}", where, key)
-        self._values = [(_Pattern(pattern, where, key), value) for pattern, value in values.items()]
-        if (steps := sum(pattern.size for pattern, _ in self._values)) > 2 * MAX_STEPS:
-            raise InvalidHeaderError(f"has patterns of {steps:,} steps; the limit is {2 * MAX_STEPS:,}", where, key)
+        self._values: list[tuple[_Pattern, Any]] = []
+        steps = 0
+        for text, value in values.items():
+            pattern = _Pattern(text, where, key)
+            self._values.append((pattern, value))
+            if (steps := steps + pattern.size) > 2 * MAX_STEPS:
+                raise InvalidHeaderError(f"has patterns of more than {2 * MAX_STEPS:,} steps", where, key)
 
     def __len__(self) -> int:
         return len(self._values)

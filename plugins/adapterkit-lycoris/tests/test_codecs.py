@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchEr
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.parts import Collected, said_of
+from adapterkit.formats.source import Source
 from adapterkit.layouts import Span, WeightLayout
 from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
@@ -242,3 +244,23 @@ class TestBoundedOFT(AdapterConformance):
 @pytest.mark.slow
 class TestColumnDoRA(AdapterConformance):
     config = DoRA(rank=2, over="outputs")
+
+
+@pytest.mark.parametrize("metadata", [{"r": 2, "alpha": 3.0}, None])
+def test_lokr_in_files_of_diffusers_has_the_scale_that_is_said_or_none(metadata: dict[str, Any] | None) -> None:
+    """Without metadata its alpha is in the factors, whichever format is taken to read it."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    noise = torch.Generator().manual_seed(1)
+    w1 = torch.randn(2, 2, generator=noise)
+    a, b = torch.randn(2, 2, generator=noise), torch.randn(2, 4, generator=noise)
+    tensors = {"0.lokr_w1": w1, "0.lokr_w2_a": a, "0.lokr_w2_b": b}
+    if metadata is None:
+        tensors = {f"transformer.{key}": tensor for key, tensor in tensors.items()}
+    told = {} if metadata is None else {"lora_adapter_metadata": json.dumps({"peft_type": "LOKR", **metadata})}
+    adapters, before = ak.Adapters(model), model[0].weight.clone()
+    format = "diffusers" if metadata is None else None
+    adapters.load(Source.of(tensors, told), "it", format=format)
+    adapters.activate("it")
+    adapters.merge()
+    scale = 1.0 if metadata is None else 1.5
+    torch.testing.assert_close(model[0].weight - before, scale * torch.kron(w1, a @ b))

@@ -36,14 +36,15 @@ class LoKrCodec(Codec):
         return True
 
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
-        rank = context.config.get("r") or 1
-        alpha = context.config.get("alpha")
-        alpha = torch.tensor(float(rank if alpha is None else alpha), dtype=torch.float64)
         own = {name: kernel_core(t, place) if name == "lokr_t2" else t for name, t in tensors.items()}
-        if not any(name.endswith("_a") for name in own):
-            own["lokr_w1"] = own["lokr_w1"] * (alpha / rank).to(own["lokr_w1"].dtype)
+        rank, said_alpha = context.config.get("r"), context.config.get("alpha")
+        if rank and said_alpha is not None:  # without them the scale is 1
+            alpha = torch.tensor(float(said_alpha), dtype=torch.float64)
+            if not any(name.endswith("_a") for name in own):
+                own["lokr_w1"] = own["lokr_w1"] * (alpha / rank).to(own["lokr_w1"].dtype)
+            own["alpha"] = alpha
         dropout = context.config.get("module_dropout")
-        said = Plain().read({**own, "alpha": alpha}, place, context)
+        said = Plain().read(own, place, context)
         if not isinstance(said, Said) or said.type != "lokr":
             return said
         if len(place.shape) == 3 and "lokr_w2" in said.tensors:
