@@ -21,11 +21,12 @@ from adapterkit.adapters.dora import DoRA
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError
-from adapterkit.formats.dialect import Dialect, ForeignModule
+from adapterkit.formats.dialect import Dialect, ForeignModule, written_modules
 from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.parts import Collected, said_of
 from adapterkit.formats.source import Source
 from adapterkit.layouts import Span, WeightLayout
+from adapterkit.mapping.fused import fused_points
 from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import NormPoint, Points, WeightPoint
@@ -144,6 +145,29 @@ def test_rows_of_a_fused_layer_are_those_of_the_whole(name: str, sizes: tuple[in
         torch.testing.assert_close(got, expected[rows])
         torch.testing.assert_close(got_bias, expected_bias[rows])
         at += part.point.out_features
+
+
+@pytest.mark.parametrize("name", ["loha", "glora", "dora", "factors of outputs", "lokr", "oft"])
+def test_at_the_whole_of_a_fused_layer_a_type_comes_back_as_it_was(name: str) -> None:
+    config, place = CASES[name]
+    _, said = made(config, place)
+    written = Dialect("lycoris").write("m", [(place, [said])], Context("x"))
+    out, width, *kernel = place.shape
+    parts = [Span(0, out // 2), Span(out // 2, out // 2)]
+    layout = place.point.layout
+    points: list[Any] = [
+        WeightPoint(f"mlp.{role}", "m", "m", width, out // 2, layout, span, tags={"component": "unet"})
+        for role, span in zip(("up", "gate"), parts, strict=True)
+    ]
+    modules = Modules(Points([*points, *fused_points(points)]))
+    places = modules.placed("unet", [Piece("m")])
+    assert places is not None
+    said_again = read(written, *places)
+    assert list(said_again) == ["fused.mlp@unet.m"]
+    [(label, touched)] = written_modules(said_again, [("m", places)])
+    again = Dialect("lycoris").write(label, touched, Context("x"))
+    assert again.keys() == written.keys()
+    assert all(torch.equal(again[key], written[key]) for key in written)
 
 
 def test_a_rotation_of_all_rows_is_refused_for_parts_of_them() -> None:

@@ -28,6 +28,9 @@ class GLoRACodec(Codec):
         kernel = tensors[_MID if _MID in tensors else _ALL[3]].shape[2:]
         return (tensors[_ALL[2]].shape[0], tensors[_ALL[1]].shape[1], *kernel)
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True  # it has parts by rows, but a file holds it for a layer as a whole
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         a1, a2, b1, b2 = (tensors[name] for name in _ALL)
         if place.columns is not None:

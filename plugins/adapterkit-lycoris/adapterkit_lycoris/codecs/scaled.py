@@ -23,6 +23,9 @@ class ScaledWeightCodec(Codec):
     def takes(self, names: Set[str], context: Context) -> Set[str]:
         return self.names if names >= self.names else frozenset()
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True  # it has parts by rows, but a file holds it for a layer as a whole
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said:
         on_input = bool(tensors[_ON_INPUT].item())
         own = tensors[_WEIGHT].flatten()
