@@ -132,6 +132,15 @@ def test_what_belongs_elsewhere_is_an_error_or_reported(tmp_path: Path) -> None:
     assert len(report.points) == 4
 
 
+def test_half_a_pair_is_an_error(tmp_path: Path) -> None:
+    tensors = of_blocks("layers.")
+    tensors.pop("base_model.model.layers.0.attn.lora_B.weight")
+    adapters = ak.Adapters(blocks("layers"))
+    with pytest.raises(errors.MissingKeysError, match=r"only lora_A\.weight here"):
+        adapters.load(folder(tmp_path / "it", CONFIG, tensors))
+    assert "it" not in adapters
+
+
 def test_two_towers_are_not_mixed_up(tmp_path: Path) -> None:
     """Modules of a tower that the model has not are not taken for those of the one that it has."""
     tensors = {**of_blocks("model.text.layers."), **of_blocks("model.vision.layers.")}
@@ -187,6 +196,7 @@ def test_a_pipeline_has_it_in_the_component_that_it_is_for(tmp_path: Path) -> No
     [
         ({"r": 10**9}, {}, "up to 65,536"),
         ({"r": 3}, {}, "the config has rank 3"),
+        ({"use_dora": True}, {}, "no magnitude"),
         ({"rank_pattern": {"(a+)+$": 2}}, {}, ""),
         ({"rank_pattern": {"(?=a)": 2}}, {}, "is not run"),
         ({"rank_pattern": {"a": "b"}}, {}, "must have a number"),

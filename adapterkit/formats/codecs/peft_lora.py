@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
-from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError, shown
+from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError, UnsupportedFileError, shown
 from adapterkit.factors import Factors
 from adapterkit.formats.codecs import peft_experts, peft_groups
 from adapterkit.formats.codecs.peft_base import whole_base
@@ -90,10 +90,12 @@ class LoRACodec(Codec):
     def takes(self, names: Set[str], context: Context) -> Set[str]:
         if str(context.config.get("peft_type") or _TYPE).upper() != _TYPE:
             return frozenset()
-        pair = {_A, _B} if {_A, _B} <= names else {_EMBEDDING_A, _EMBEDDING_B}
-        return pair | ({_BIAS, *_MAGNITUDES} & names) if pair <= names else frozenset()
+        pair = {_A, _B} if names & {_A, _B} else {_EMBEDDING_A, _EMBEDDING_B}
+        return {*pair, _BIAS, *_MAGNITUDES} & names if pair & names else frozenset()
 
-    def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+        if not _is_pair(tensors):
+            return None
         a, b, _ = _factors(tensors)
         return (b.shape[0], *a.shape[1:])
 
@@ -102,7 +104,13 @@ class LoRACodec(Codec):
             raise UnsupportedFileError(f"is LoRA with {told[0]}; there is no such type here", context.where)
         if unknown := sorted(name for name, value in context.config.items() if value and name not in _KNOWN):
             context.note(f"its config sets {', '.join(map(shown, unknown[:5]))}, which is unknown here and looked past")
+        if not _is_pair(tensors):
+            told = f"has only {', '.join(sorted(tensors))} here, and LoRA has two factors"
+            raise MissingKeysError(told, context.where, place.point.path)
         a, b, magnitude = _factors(tensors)
+        if magnitude is None and context.config.get("use_dora"):
+            told = "has no magnitude here, and its config says that it is DoRA"
+            raise MissingKeysError(told, context.where, place.point.path)
         if place.point.layout.index is not None:
             a, b = peft_experts.one(a, b, place, context)
         if peft_groups.is_grouped(place):
@@ -136,6 +144,10 @@ class LoRACodec(Codec):
             return {_EMBEDDING_A: a, _EMBEDDING_B: b, **_written_magnitude(said, context)}
         ones = (1,) * (a.ndim - 2)
         return {_A: a, _B: b.reshape(*b.shape, *ones), **_written_magnitude(said, context)}
+
+
+def _is_pair(tensors: Mapping[str, Tensor]) -> bool:
+    return any(pair <= tensors.keys() for pair in ({_A, _B}, {_EMBEDDING_A, _EMBEDDING_B}))
 
 
 def _pairs(said: Sequence[tuple[Place, Said]], context: Context) -> list[tuple[Place, Factors]]:
