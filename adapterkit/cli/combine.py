@@ -80,8 +80,9 @@ def command(
     if points is None and len({one.report.format for one in loaded}) > 1:
         told = ", ".join(f"{file} ({one.report.format})" for file, one in zip(files, loaded, strict=True))
         raise click.UsageError(f"files of several formats call modules otherwise: {told}; add --base MODEL")
+    alone = len({file.name for file in files}) == len(files)
     shares = [
-        Share(one.checkpoint, weight, own, file.name)
+        Share(one.checkpoint, weight, own, file.name if alone else str(file))
         for one, weight, own, file in zip(loaded, weights or (1.0,) * len(files), factors, files, strict=True)
     ]
     done = combine(shares, method, rule=rule, density=density, seed=seed, points=points)

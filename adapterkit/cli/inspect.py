@@ -226,7 +226,8 @@ def _print(described: dict[str, Any]) -> None:
             plain[name] = ", ".join(f"{value} at {count} points" for value, count in plain[name].items())
     if "ranks for energy" in plain:
         told = {
-            share: f"{low} to {high}, mostly {half}" for share, (low, half, high) in plain["ranks for energy"].items()
+            share: str(low) if low == high else f"{low} to {high}, mostly {half}"
+            for share, (low, half, high) in plain["ranks for energy"].items()
         }
         plain["ranks for energy"] = told
     plain["bytes"] = f"{described['bytes']:,}"

@@ -222,6 +222,8 @@ def _foreign(path: Path, start: bytes) -> UnsupportedFileError | None:
     name = next((name for magic, name in _FOREIGN if start.startswith(magic)), None)
     if start.lstrip()[:1] in (b"{", b"[") and 0 not in start:  # a length has zeros
         name = "a JSON file, which holds no tensors; give the .safetensors file that belongs to it"
+    if start.lstrip()[:1] == b"<" and 0 not in start:
+        name = "a page of HTML or XML; download the file itself"
     return UnsupportedFileError(f"is {name}", path) if name else None
 
 

@@ -224,6 +224,8 @@ def _check_plain(path: Path, status: os.stat_result, limit: int) -> int:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """What to say of a file or folder that the system does not give."""
+    if path.parts[:1] in {("http:",), ("https:",)}:
+        return CheckpointError("is an address; download it, and give the file", path)
     if isinstance(error, FileNotFoundError):
         names: list[str] = []
         with contextlib.suppress(OSError):

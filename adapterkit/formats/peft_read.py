@@ -15,7 +15,7 @@ from adapterkit.errors import BaseMismatchError, MissingKeysError, UnsupportedFi
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.modules import made_up
 from adapterkit.formats.parts import Collected
-from adapterkit.formats.peft_config import WEIGHT_FILES, PeftConfig, config_in
+from adapterkit.formats.peft_config import CONFIG_FILE, WEIGHT_FILES, PeftConfig, config_in
 from adapterkit.formats.peft_keys import Foreign, by_adapter, grouped
 from adapterkit.formats.peft_places import ModelNames
 from adapterkit.formats.source import Source
@@ -43,19 +43,18 @@ def read_adapters(
     Raises:
         CheckpointError: Anything that is wrong with it.
     """
-    config = PeftConfig(config_in(source) or {}, source.where)
+    said = config_in(source)
+    config = PeftConfig(said or {}, source.where)
     weights = _weights(source) if source.is_folder else source
     dialect = Dialect(DIALECT)
     adapters, rest = by_adapter(weights.entries, dialect)
     tensors = weights.tensors([key for keys in adapters.values() for key in keys.values()])
     reader = _Reader(config, dialect, points, options, weights)
     found = {name: reader.read(keys, tensors) for name, keys in adapters.items()}
-    if rest:
-        note = f"{len(rest):,} tensors of the base itself are looked past"
-        found = {
-            name: (one, dataclasses.replace(told, notes=[*told.notes, note])) for name, (one, told) in found.items()
-        }
-    return found
+    notes = [f"{len(rest):,} tensors of the base itself are looked past"] if rest else []
+    if said is None:
+        notes.append(f"has no {CONFIG_FILE} beside it: what only that says is guessed (alpha: the rank)")
+    return {name: (one, dataclasses.replace(told, notes=[*told.notes, *notes])) for name, (one, told) in found.items()}
 
 
 def _weights(folder: Source) -> Source:

@@ -25,6 +25,7 @@ from adapterkit.errors import (
     UnexpectedKeysError,
     UnsupportedFileError,
     did_you_mean,
+    shown,
 )
 from adapterkit.formats.files import unreadable
 from adapterkit.formats.source import Source
@@ -83,7 +84,7 @@ class NamedFormat(Format):
         checkpoints, report = found
         if not isinstance(checkpoints, Mapping) or not all(isinstance(name, str) for name in checkpoints):
             raise self._broken(f"read returned {_shown(checkpoints)}; expected a dict of name -> Checkpoint", where)
-        _check_matched(where, checkpoints, report, options.strict)
+        _check_matched(where, checkpoints, report, strict=options.strict, named=len(points) > 0)
         for checkpoint in checkpoints.values():
             self._check(checkpoint, where)
         return dict(checkpoints), dataclasses.replace(report, format=self.spec.name)
@@ -152,7 +153,9 @@ def only(checkpoints: Mapping[str, Checkpoint], where: object) -> Checkpoint:
     return next(iter(checkpoints.values()))
 
 
-def _check_matched(where: object, checkpoints: Mapping[str, Checkpoint], report: ReadReport, strict: bool) -> None:
+def _check_matched(
+    where: object, checkpoints: Mapping[str, Checkpoint], report: ReadReport, *, strict: bool, named: bool
+) -> None:
     """What nothing receives is an error where it must not be so, and where there is nothing else."""
     rest = [*report.unmatched, *report.left_over]
     told = [
@@ -164,7 +167,8 @@ def _check_matched(where: object, checkpoints: Mapping[str, Checkpoint], report:
         if keys
     ]
     if not checkpoints or (rest and not report.matched):
-        raise MissingKeysError(f"nothing in it fits the model; {'; '.join(told) or 'there is nothing in it'}", where)
+        why = "nothing in it fits the model" if named else "nothing in it can be read without its model (--base)"
+        raise MissingKeysError(f"{why}; {'; '.join(told) or 'there is nothing in it'}", where)
     if strict and rest:
         raise UnexpectedKeysError(f"{'; '.join(told)}; strict=False loads the rest", where, str(rest[0])[:200])
 
@@ -279,6 +283,15 @@ def _recognising(
     return found
 
 
+def _like(source: Source) -> str:
+    """What a tensor of it is called; nothing where it has none."""
+    try:
+        first = next(iter(source.entries), None)
+    except CheckpointError:
+        return ""
+    return "" if first is None else f" ({len(source.entries):,} tensors, as {shown(first)})"
+
+
 def _unrecognised(source: Source, asked: Sequence[NamedFormat], failures: Sequence[AdapterKitError]) -> CheckpointError:
     """What is wrong with a file that no format recognises."""
     problems: list[AdapterKitError] = []
@@ -292,6 +305,6 @@ def _unrecognised(source: Source, asked: Sequence[NamedFormat], failures: Sequen
     if isinstance(problem, CheckpointError) and not failures:
         return problem
     known = ", ".join(one.spec.name for one in asked)
-    told = str(problem) if problem else f"its content is of no format that is installed ({known})"
+    told = str(problem) if problem else f"its content{_like(source)} is of no format that is installed ({known})"
     unasked = f". These formats could not be asked: {'; '.join(map(str, failures))}" if failures else ""
     return UnsupportedFileError(f"{told}; name one with format=...{unasked}", source.where)

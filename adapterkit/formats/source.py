@@ -23,6 +23,8 @@ from adapterkit.formats.strict_json import StrictJSONError
 
 JSON_LIMIT = 1 << 24
 """Bytes of a JSON file."""
+_SUFFIXES = frozenset({".safetensors", ".bin", ".pt"})
+_SHOWN = 3
 
 
 class Source:
@@ -232,7 +234,9 @@ class FolderSource(_Place):
         yield
 
     def _no_file(self) -> NotRegularFileError:
-        return NotRegularFileError("is a folder; expected a plain file", self.path)
+        files = [name for name in self.files if Path(name).suffix in _SUFFIXES]
+        mend = f"such as {', '.join(files[:_SHOWN])} in it" if files else "or an adapter's own folder"
+        return NotRegularFileError(f"is a folder; expected a plain file, {mend}", self.path)
 
 
 class FileSource(_Place):

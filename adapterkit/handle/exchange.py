@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adapterkit.checkpoint import Checkpoint, ReadReport
-from adapterkit.errors import ConfigError, StateError, shown
+from adapterkit.errors import ConfigError, InvalidNameError, StateError, shown
 from adapterkit.formats import registry
 from adapterkit.formats.source import Readable, Source, path_of
 from adapterkit.handle import building, loading, merging, saving
@@ -65,6 +65,8 @@ class Exchange(Access):
             AttachError, ReplacedError: The model cannot be adapted in place, or is not what it was.
         """
         source = Source.of(source, allow_pickle=allow_pickle)
+        if name is None and not source.name:
+            raise InvalidNameError("tensors in memory have no name of their own; give one: load(tensors, 'style')")
         name = building.check_name(source.name if name is None else name, self._state.adapters)
         points = seen(self._mapped)
         found, report = _read(source, format, points, strict=strict, allow_pickle=allow_pickle, **options)

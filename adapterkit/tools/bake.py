@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,8 +252,13 @@ def _write_folder(source: Path, target: Path, new: _NewTensors) -> list[str]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         shutil.copytree(
-            source, temporary, ignore=lambda folder, names: [n for n in names if Path(folder, n) in skipped]
+            source,
+            temporary,
+            ignore=lambda folder, names: [n for n in names if Path(folder, n) in skipped],
+            copy_function=shutil.copyfile,
         )
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            folder.chmod(folder.stat().st_mode | stat.S_IRWXU)  # copied too: the base may be read-only
         for path in new.files:
             write_stream(temporary / path.relative_to(source), _pieces(path, new))
         temporary.rename(target)

@@ -103,7 +103,7 @@ def combine(
             low_rank, found[key] = _matrix(together, method, rule, density)
         made.add(Update(key, low_rank, together.bias(method, density)))
     for factor in factors:
-        factor.check()
+        factor.check(points)
     return Resized(made.checkpoint([share.checkpoint for share in shares], _metadata(shares, method)), found)
 
 
@@ -117,12 +117,12 @@ class _Factor:
         self._seen.append(point)
         return self._share.weight * self._table.at(point, 1.0)
 
-    def check(self) -> None:
+    def check(self, points: Points | None) -> None:
         """Raises ConfigError for a factor that no point has received: it is a typo."""
         if idle := self._table.idle(self._seen):
-            raise ConfigError(
-                [f"{shown(idle[0])} matches none of its points"], f"blocks of {self._share.name or 'a share'}"
-            )
+            own = "" if points else ", whose roles the model tells: --base MODEL, or points=ak.points(model)"
+            problem = f"{shown(idle[0])} matches none of its points{own}"
+            raise ConfigError([problem], f"blocks of {self._share.name or 'a share'}")
 
 
 def _by_point(shares: Sequence[Share], points: Points | None) -> dict[str, list[tuple[int, Placed]]]:

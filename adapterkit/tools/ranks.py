@@ -52,7 +52,7 @@ class RankRule:
         if not given and self.rank is None:
             problems.append("give a rank, an energy, a ratio or an error")
         if problems:
-            raise ConfigError(problems, "the rank")
+            raise ConfigError(problems, "ranks")
 
     @property
     def fixed(self) -> bool:

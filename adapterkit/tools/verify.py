@@ -24,7 +24,7 @@ from adapterkit.handle.view import seen
 from adapterkit.mapping.model import MappedModel, map_model
 from adapterkit.points import WeightPoint
 from adapterkit.tools.files import Loaded, read, write
-from adapterkit.training.loading import NO_CODE, reading
+from adapterkit.training.loading import NO_CODE, is_diffusers_part, reading
 
 TOLERANCE = 1e-5
 _BATCH, _MARGIN = 3, 2
@@ -226,6 +226,8 @@ def load_model(name: str) -> Any:
         with reading(name, "diffusion", "diffusers", "transformers"):
             diffusers: Any = importlib.import_module("diffusers")
             return diffusers.DiffusionPipeline.from_pretrained(name, dtype=torch.float32, **NO_CODE)
+    if is_diffusers_part(name):
+        raise ModelNotFoundError(f"{name} is one part of a pipeline of diffusers; name the whole pipeline's folder")
     with reading(name, "llm", "transformers"):
         transformers: Any = importlib.import_module("transformers")
         config = transformers.AutoConfig.from_pretrained(name, **NO_CODE)

@@ -118,7 +118,7 @@ def label_names(name: str) -> list[str]:
         return []
     with reading(name, "vision", "transformers"):
         if is_timm_folder(name):
-            return [str(label) for label in timm_config(name).get("label_names") or []]
+            return [str(label) for label in folder_config(name).get("label_names") or []]
         from transformers import AutoConfig
 
         told: dict[Any, str] = AutoConfig.from_pretrained(name, **NO_CODE).id2label or {}
@@ -146,10 +146,15 @@ def checkpoint_activations(model: Any) -> None:
 
 def is_timm_folder(name: str) -> bool:
     """Whether a folder was written by timm, whose `config.json` names an architecture."""
-    return isinstance(timm_config(name).get("architecture"), str)
+    return isinstance(folder_config(name).get("architecture"), str)
 
 
-def timm_config(name: str) -> dict[str, Any]:
+def is_diffusers_part(name: str) -> bool:
+    """Whether a folder is one model of a diffusers pipeline, such as its UNet, whose `config.json` names its class."""
+    return isinstance(folder_config(name).get("_class_name"), str)
+
+
+def folder_config(name: str) -> dict[str, Any]:
     """What the `config.json` of a folder says; nothing where there is none that could be read."""
     try:
         with open_plain(Path(name) / "config.json", _CONFIG_LIMIT, follow=True) as (file, _):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterkit.training.loading import NO_CODE, TIMM, is_timm_folder, reading, timm_config
+from adapterkit.errors import UnsupportedModelError, shown
+from adapterkit.training.loading import NO_CODE, TIMM, folder_config, is_diffusers_part, is_timm_folder, reading
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,14 @@ def skeleton(name: str) -> nn.Module | Skeleton:
     Raises:
         ModelNotFoundError: There is no model of a known layout at that place.
         MissingDependencyError: Its library is not installed.
+        UnsupportedModelError: It is a part of a pipeline, and none that can be adapted.
     """
     if name.startswith(TIMM) or is_timm_folder(name):
         return _timm(name)
     if (Path(name) / "model_index.json").is_file():
         return _pipeline(name)
+    if is_diffusers_part(name):
+        return _part(name)
     if Path(name).is_dir():
         return _single(name)
     return _pipeline(name) if _is_hub_pipeline(name) else _single(name)
@@ -43,7 +47,7 @@ def _timm(name: str) -> nn.Module:
 
         if name.startswith(TIMM):
             return timm.create_model(name.removeprefix(TIMM), pretrained=False)
-        config = timm_config(name)
+        config = folder_config(name)
         arguments = {"num_classes": config.get("num_classes", 1000), **(config.get("model_args") or {})}
         return timm.create_model(config["architecture"], pretrained=False, **arguments)
 
@@ -83,6 +87,16 @@ def _component(name: str, part: str, library: str | None, class_name: str | None
         if library == "diffusers":
             return cls.from_config(cls.load_config(name, subfolder=part))
         return cls(cls.config_class.from_pretrained(name, subfolder=part, **NO_CODE))
+
+
+def _part(name: str) -> nn.Module:
+    class_name = folder_config(name)["_class_name"]
+    with reading(name, "diffusion", "diffusers"):
+        cls: Any = getattr(importlib.import_module("diffusers"), class_name, None)
+        if not _is_module_class(cls):
+            raise UnsupportedModelError(f"{name} holds a {shown(class_name)}, which is no model of diffusers")
+        with torch.device("meta"):
+            return cls.from_config(cls.load_config(name))
 
 
 def _is_module_class(cls: object) -> bool:

@@ -175,3 +175,23 @@ def test_a_warning_of_a_load_steers_no_terminal(file: Path):
     with pytest.warns(UserWarning, match="made for another base") as caught:
         report = adapters.load(forged(file, base=base), "new", strict=False)
     assert not {*"\x1b\x07\x9b\u202e\r"} & {*f"{report}{caught[0].message}"}
+
+
+def test_a_whole_model_is_told_by_its_tensors(tmp_path: Path):
+    save_file({"model.layers.0.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    assert "(1 tensors, as 'model.layers.0.weight')" in call(tmp_path / "model.safetensors").stderr
+
+
+def test_weights_of_peft_without_their_config_say_that_alpha_is_guessed(tmp_path: Path):
+    name = "base_model.model.layers.0.q_proj.lora_{}.weight"
+    save_file({name.format("A"): torch.ones(2, 4), name.format("B"): torch.ones(4, 2)}, tmp_path / "a.safetensors")
+    assert "has no adapter_config.json beside it" in call(tmp_path / "a.safetensors").stdout
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "has no adapter_config.json" not in call(tmp_path / "a.safetensors").stdout
+
+
+def test_what_its_tensors_do_not_tell_the_base_does(tmp_path: Path):
+    key = "oft_unet_mid_block_attentions_0_proj_in.oft_blocks"
+    save_file({key: torch.ones(2, 4, 4)}, tmp_path / "a.safetensors")
+    assert "without its model (--base)" in call(tmp_path / "a.safetensors").stderr

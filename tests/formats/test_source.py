@@ -173,3 +173,28 @@ def test_what_is_written_is_what_the_library_writes(tmp_path: Path) -> None:
 def test_what_is_no_place_and_no_tensors_is_told(given: object) -> None:
     with pytest.raises(ConfigError, match=rf"expected a file, a folder or tensors by name, not {given}"):
         Source.of(given)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_no_adapters_says_which_files_are_in_it(folder: Path) -> None:
+    with pytest.raises(NotRegularFileError, match=r"is a folder; .* such as weights.safetensors in it"):
+        Source.of(folder).tensors()
+    with pytest.raises(NotRegularFileError, match="or an adapter's own folder"):
+        Source.of(folder.parent).tensors()
+
+
+@pytest.mark.parametrize("address", ["https://some.where/a.safetensors", "http://some.where/a"])
+def test_an_address_is_no_path(address: str) -> None:
+    with pytest.raises(CheckpointError, match="is an address; download it, and give the file"):
+        _ = Source.of(address).entries
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html><html></html>", "\n<html>"])
+def test_a_page_that_was_saved_as_a_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.safetensors").write_text(text)
+    with pytest.raises(CheckpointError, match="is a page of HTML"):
+        _ = Source.of(tmp_path / "a.safetensors").entries
+
+
+def test_tensors_in_memory_need_a_name() -> None:
+    with pytest.raises(InvalidNameError, match=r"no name of their own; give one: load\(tensors, 'style'\)"):
+        ak.Adapters(torch.nn.Linear(2, 2)).load(TENSORS)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import adapterkit as ak
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import CheckpointError, ConfigError, ModelNotFoundError, NotMergeableError
+from adapterkit.errors import CheckpointError, ConfigError, ModelNotFoundError, NotMergeableError, UnsupportedModelError
 from adapterkit.tools.bake import bake
 from adapterkit.tools.base import open_base
 from tests.backends.vision_models import pipeline
@@ -217,3 +217,34 @@ def test_a_value_beyond_the_dtype_leaves_nothing_behind(base: Path, tmp_path: Pa
     with pytest.raises(NotMergeableError, match=r"torch\.float16 ends at"):
         bake(open_base(str(tmp_path / "half")), tmp_path / "half", checkpoint.replace(tensors=large), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "half"}
+
+
+def test_what_is_made_of_a_read_only_folder_can_be_changed(base: Path, tmp_path: Path):
+    (base / "more").mkdir()
+    (base / "more" / "notes.md").write_text("...")
+    for path in (base / "more" / "notes.md", base / "more", base):
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        checkpoint, _ = adapted(llama(), ADAPTER)
+        bake(open_base(str(base)), base, checkpoint, tmp_path / "out")
+    finally:
+        for path in (base, base / "more"):
+            path.chmod(0o755)
+    assert all(path.stat().st_mode & 0o200 for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")])
+
+
+def test_a_part_of_a_pipeline_alone(tmp_path: Path):
+    (tmp_path / "words").mkdir()
+    unet = pipeline(tmp_path / "words").unet
+    unet.save_pretrained(tmp_path / "unet")
+    checkpoint, adapters = adapted(unet, ak.LoRA(rank=2, targets="cross.{q,k}"))
+    bake(open_base(str(tmp_path / "unet")), tmp_path / "unet", checkpoint, tmp_path / "out")
+    adapters.bake()
+    written = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in unet.state_dict().items())
+
+
+def test_a_part_of_a_pipeline_that_is_no_model(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    with pytest.raises(UnsupportedModelError, match="holds a 'DDIMScheduler', which is no model of diffusers"):
+        open_base(str(tmp_path))

@@ -212,3 +212,9 @@ def test_it_says_what_it_was_made_from_and_what_all_of_them_say():
         "modelspec.merged_from": "sum of a.safetensors x 0.5, b.safetensors x 1",
     }
     assert found.checkpoint.base["toy"]["roles"] == {"attn.q": 2, "attn.v": 2, "conv": 2, "mlp.up": 2}
+
+
+def test_factors_of_roles_that_only_the_model_tells():
+    one, _ = both()
+    with pytest.raises(ConfigError, match=r"'nothing' matches none of its points, whose roles the model tells: --base"):
+        combine([Share(one, blocks={"nothing": 0.5})])

@@ -124,3 +124,8 @@ def test_what_is_no_model(tmp_path: Path):
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def test_a_part_of_a_pipeline_is_told_apart(diffusion: Path):
+    with pytest.raises(ModelNotFoundError, match="is one part of a pipeline of diffusers; name the whole"):
+        load_model(str(diffusion / "unet"))
