@@ -91,12 +91,15 @@ def points_of(base: str | None) -> Points | None:
 
 
 def opened(file: Path, points: Points | None, *, allow_pickle: bool = False, strict: bool = True) -> Loaded:
-    """An adapter's file; what a reader must know of it goes to stderr."""
+    """An adapter's file; what a reader must know of it, and what is left out, goes to stderr."""
+    from adapterkit.mapping.targets import some
     from adapterkit.tools.files import read
 
     loaded = read(file, points, allow_pickle=allow_pickle, strict=strict)
     for note in loaded.report.notes:
         say(f"{file}: {note}", err=True)
+    if rest := [*loaded.report.unmatched, *loaded.report.left_over]:
+        say(f"{file}: left out {len(rest):,} keys that belong to no point here: {some(rest)}", err=True)
     return loaded
 
 

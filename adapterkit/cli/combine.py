@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from adapterkit.cli.adapter_files import (
     base_option,
     file_type,
+    lenient_option,
     one_thread,
     opened,
     output_options,
@@ -47,6 +49,7 @@ _METHODS = ("sum", "magnitude", "ties", "dare", "dare_ties")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what dare draws.")
 @rank_options
 @base_option
+@lenient_option
 @pickle_option
 def command(
     files: tuple[Path, ...],
@@ -64,6 +67,7 @@ def command(
     ratio: float | None,
     error: float | None,
     base: str | None,
+    lenient: bool,
     allow_pickle: bool,
 ) -> None:
     """Put the adapters in FILE... together: their weighted sum is exact, unless a rank is given."""
@@ -71,12 +75,14 @@ def command(
     click.get_current_context().with_resource(one_thread())
     if len(weights) not in (0, len(files)):
         raise click.UsageError(f"give one -w for each of the {len(files)} files, or none; {len(weights)} were given")
+    if method == "sum" and click.get_current_context().get_parameter_source("density") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--density is for the other methods: a sum keeps every entry")
     factors = _factors(blocks, len(files))
     rule = rule_of(rank=rank, conv_rank=conv_rank, energy=energy, ratio=ratio, error=error)
     from adapterkit.tools.combine import Share, combine
 
     points = points_of(base)
-    loaded = [opened(file, points, allow_pickle=allow_pickle) for file in files]
+    loaded = [opened(file, points, allow_pickle=allow_pickle, strict=not lenient) for file in files]
     if points is None and len({one.report.format for one in loaded}) > 1:
         told = ", ".join(f"{file} ({one.report.format})" for file, one in zip(files, loaded, strict=True))
         raise click.UsageError(f"files of several formats call modules otherwise: {told}; add --base MODEL")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterkit.cli.adapter_files import base_option, file_type, one_thread, opened, pickle_option, points_of
+from adapterkit.cli.adapter_files import (
+    base_option,
+    file_type,
+    lenient_option,
+    one_thread,
+    opened,
+    pickle_option,
+    points_of,
+)
 from adapterkit.cli.messages import plain_warnings, say
 from adapterkit.cli.tables import show
 
@@ -23,15 +31,16 @@ _SHOWN = 20
 @click.argument("other", metavar="B", type=file_type)
 @base_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every point.")
+@lenient_option
 @pickle_option
-def command(one: Path, other: Path, base: str | None, as_json: bool, allow_pickle: bool) -> None:
+def command(one: Path, other: Path, base: str | None, as_json: bool, lenient: bool, allow_pickle: bool) -> None:
     """Compare what the adapters in A and B add to each weight: norms, the difference, and the angle between."""
     click.get_current_context().with_resource(plain_warnings())
     click.get_current_context().with_resource(one_thread())
     from adapterkit.tools.difference import difference
 
     points = points_of(base)
-    loaded = [opened(file, points, allow_pickle=allow_pickle) for file in (one, other)]
+    loaded = [opened(file, points, allow_pickle=allow_pickle, strict=not lenient) for file in (one, other)]
     if points is None and loaded[0].report.format != loaded[1].report.format:
         formats = " and ".join(each.report.format for each in loaded)
         raise click.UsageError(f"files of {formats} call modules otherwise; add --base MODEL")

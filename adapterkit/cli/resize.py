@@ -12,6 +12,7 @@ from adapterkit.cli.adapter_files import (
     DTYPES,
     base_option,
     file_type,
+    lenient_option,
     one_thread,
     opened,
     pickle_option,
@@ -39,6 +40,7 @@ _ENOUGH = 0.1
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the new tensors; by default the widest that FILE has.")
 @base_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every point.")
+@lenient_option
 @pickle_option
 def command(
     file: Path,
@@ -52,6 +54,7 @@ def command(
     dtype: str | None,
     base: str | None,
     as_json: bool,
+    lenient: bool,
     allow_pickle: bool,
 ) -> None:
     """Give the adapter in FILE other ranks, or, without -o, say what each rank would lose and which is enough."""
@@ -59,13 +62,16 @@ def command(
     click.get_current_context().with_resource(one_thread())
     rule = rule_of(rank=rank, conv_rank=conv_rank, energy=energy, ratio=ratio, error=error)
     if output is None:
-        _recommend(opened(file, points_of(base), allow_pickle=allow_pickle), error or _ENOUGH, as_json)
+        if rule is not None and error is None:
+            raise click.UsageError("name the new file: -o NEW; without it, --error alone is heeded")
+        loaded = opened(file, points_of(base), allow_pickle=allow_pickle, strict=not lenient)
+        _recommend(loaded, error or _ENOUGH, as_json)
         return
     if rule is None:
         raise click.UsageError("say what to keep: --rank, --energy, --ratio or --error")
     from adapterkit.tools.resize import resize
 
-    loaded = opened(file, points_of(base), allow_pickle=allow_pickle)
+    loaded = opened(file, points_of(base), allow_pickle=allow_pickle, strict=not lenient)
     done = resize(loaded.checkpoint, rule, loaded.points, source=file)
     if as_json:
         written(done.checkpoint, output, loaded, to_format, dtype, quiet=True)

@@ -43,8 +43,8 @@ _DTYPES: dict[str, Any] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype is not None}
 
 _PICKLE = (
-    "a pickle, which can run code when it is opened. With allow_pickle=True a pickle of tensors is read, by torch's "
-    "weights_only; or convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
+    "a pickle, which can run code when it is opened. With allow_pickle=True (--allow-pickle) a pickle of tensors is "
+    "read, by torch's weights_only; or convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
 )
 _FOREIGN = (
     (b"PK\x03\x04", f"a zip archive; torch.save makes these around {_PICKLE}"),

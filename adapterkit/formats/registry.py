@@ -170,7 +170,8 @@ def _check_matched(
         why = "nothing in it fits the model" if named else "nothing in it can be read without its model (--base)"
         raise MissingKeysError(f"{why}; {'; '.join(told) or 'there is nothing in it'}", where)
     if strict and rest:
-        raise UnexpectedKeysError(f"{'; '.join(told)}; strict=False loads the rest", where, str(rest[0])[:200])
+        mend = "strict=False (--lenient) loads the rest"
+        raise UnexpectedKeysError(f"{'; '.join(told)}; {mend}", where, str(rest[0])[:200])
 
 
 def _problem(checkpoint: Checkpoint) -> str | None:

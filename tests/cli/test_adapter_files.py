@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -239,3 +239,29 @@ def test_the_tags_that_training_saw_most_are_trigger_words(base: Path, tmp_path:
         )["trigger words"]
         == []
     )
+
+
+@pytest.mark.parametrize("command", [("convert", "--format", "native"), ("resize", "--rank", "2"), ("combine",)])
+def test_what_does_not_belong_is_left_out_where_that_is_asked_for_and_told(
+    base: Path, tmp_path: Path, command: tuple[str, ...]
+):
+    whole = saved(base, tmp_path / "a", format="peft")
+    path = whole / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for part in ("A", "B"):
+        key = next(key for key in tensors if f"q_proj.lora_{part}" in key)
+        tensors[key.replace("q_proj", "strange")] = tensors[key].clone()
+    save_file(tensors, path)
+    arguments = (*command, whole, "--base", base, "-o", tmp_path / "new.safetensors")
+    refused = call(*arguments)
+    assert refused.exit_code == 1
+    assert "(--lenient) loads the rest" in refused.stderr
+    assert not (tmp_path / "new.safetensors").exists()
+    result = call(*arguments, "--lenient")
+    assert result.exit_code == 0, result.output
+    assert "left out 2 keys that belong to no point here: base_model.model.model.layers.0" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("resize", "--rank", "2"), ("combine", "--density", "0.5", "-o", "x")])
+def test_an_option_that_would_do_nothing_is_an_error(base: Path, tmp_path: Path, arguments: tuple[str, ...]):
+    assert call(arguments[0], saved(base, tmp_path / "a"), *arguments[1:]).exit_code == 2

@@ -173,7 +173,7 @@ CONTAINERS: dict[str, tuple[Expected, Callable[[bytes], bytes]]] = {
     "row38_header_list": (CorruptFileError, lambda d: _raw(b"[1, 2, 3]")),
     "row42_zip": (UnsupportedFileError, _archive("zip")),
     "row42_tar": (UnsupportedFileError, _archive("tar")),
-    "html": (CorruptFileError, lambda d: _HTML),
+    "html": (UnsupportedFileError, lambda d: _HTML),
     "lfs_pointer": (UnsupportedFileError, lambda d: _LFS),
     "gguf": (UnsupportedFileError, lambda d: b"GGUF" + bytes(range(100))),
 }
