@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, WriteOptions, WriteReport
@@ -128,7 +130,16 @@ def _tensors(modules: Sequence[Module]) -> dict[str, Tensor]:
             own[_BIAS] = zeros if module.shift is None else scaled(module.shift, 1.0 / module.scale)
         for name, tensor in own.items():
             found[f"{module.prefix}{module.name}.{names.get(name, name)}"] = tensor
-    return found
+    return _alike(found) if any(module.config.get("use_dora") for module in modules) else found
+
+
+def _alike(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same in one dtype that loses nothing: a file begins with the widest, and diffusers must find a factor first.
+
+    Where it finds a magnitude, it takes the file for an older one, and renames that of `to_out`.
+    """
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    return {key: tensor.to(dtype) for key, tensor in tensors.items()}
 
 
 def _names(modules: Sequence[Module]) -> Mapping[str, str]:

@@ -95,3 +95,13 @@ SPECIAL: dict[str, tuple[str, ak.AdapterConfig]] = {
 @pytest.mark.parametrize("name", SPECIAL)
 def test_diffusers_loads_special_cases(name: str, tmp_path: Path) -> None:
     check(*SPECIAL[name], tmp_path)
+
+
+def test_diffusers_loads_dora_of_several_dtypes(tmp_path: Path) -> None:
+    def halve(adapters: ak.Adapters) -> None:
+        for module in adapters.modules("a").values():
+            for name in ("A", "B"):
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.bfloat16()
+
+    check("flux2", ak.DoRA(rank=2, targets="linear"), tmp_path, halve)
