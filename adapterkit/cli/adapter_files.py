@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from adapterkit.cli.messages import say
+from adapterkit.errors import CheckpointError
 
 if TYPE_CHECKING:
     from adapterkit.checkpoint import Checkpoint
@@ -22,7 +23,19 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DTYPES = ("float32", "float16", "bfloat16")
 
+
+class _New(click.Path):
+    """What will be written: that it has no place is told before the work, which may take minutes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            raise CheckpointError(f"the folder {path.parent} does not exist; make it with mkdir -p", path)
+        return path
+
+
 file_type = click.Path(path_type=Path)
+new_type = _New(path_type=Path)
 base_option = click.option(
     "--base", metavar="MODEL", help="The model that it is for: a folder, a hub id or timm:NAME. Points have its names."
 )
@@ -50,7 +63,7 @@ def output_options(command: _Command) -> _Command:
     for option in (
         click.option("--dtype", type=click.Choice(DTYPES), help="Of the tensors; by default the widest that came in."),
         click.option("--format", "to_format", metavar="NAME", help="Of the new file; by default that of the first."),
-        click.option("-o", "--output", required=True, type=file_type, help="The new file or folder."),
+        click.option("-o", "--output", required=True, type=new_type, help="The new file or folder."),
     ):
         command = option(command)
     return command

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterkit.cli.adapter_files import DTYPES, file_type, rank_options, rule_of, say_error
+from adapterkit.cli.adapter_files import DTYPES, new_type, rank_options, rule_of, say_error
 from adapterkit.cli.messages import plain_warnings, say
 
 _RANK = 32
@@ -17,7 +17,7 @@ _RANK = 32
 )
 @click.argument("tuned", metavar="TUNED")
 @click.argument("base", metavar="BASE")
-@click.option("-o", "--output", required=True, type=file_type, help="The new file or folder.")
+@click.option("-o", "--output", required=True, type=new_type, help="The new file or folder.")
 @rank_options
 @click.option("--targets", default="all", show_default=True, help="A selector of weights.")
 @click.option("--others", is_flag=True, help="Keep changes of biases and norms too, exactly.")

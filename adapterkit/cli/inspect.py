@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterkit.cli.adapter_files import base_option, file_type, one_thread, pickle_option, points_of
+from adapterkit.cli.adapter_files import base_option, file_type, new_type, one_thread, pickle_option, points_of
 from adapterkit.cli.messages import plain_warnings, say
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ENOUGH = 0.1
 @click.command("inspect", epilog="Example: adapterkit inspect style.safetensors --base ./model --plot style.png")
 @click.argument("file", type=file_type)
 @base_option
-@click.option("--plot", type=file_type, help="Draw norms by block and role, spectra, and errors of ranks: style.png.")
+@click.option("--plot", type=new_type, help="Draw norms by block and role, spectra, and errors of ranks: style.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--full", is_flag=True, help="With --json: every point, with its singular values.")
 @pickle_option

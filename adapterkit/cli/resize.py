@@ -13,6 +13,7 @@ from adapterkit.cli.adapter_files import (
     base_option,
     file_type,
     lenient_option,
+    new_type,
     one_thread,
     opened,
     pickle_option,
@@ -34,7 +35,7 @@ _ENOUGH = 0.1
 
 @click.command("resize", epilog="Example: adapterkit resize big.safetensors --error 0.1 -o small.safetensors")
 @click.argument("file", type=file_type)
-@click.option("-o", "--output", type=file_type, help="The new file or folder; without it, a rank is recommended.")
+@click.option("-o", "--output", type=new_type, help="The new file or folder; without it, a rank is recommended.")
 @rank_options
 @click.option("--format", "to_format", metavar="NAME", help="Of the new file; by default that of FILE.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the new tensors; by default the widest that FILE has.")

@@ -265,3 +265,10 @@ def test_what_does_not_belong_is_left_out_where_that_is_asked_for_and_told(
 @pytest.mark.parametrize("arguments", [("resize", "--rank", "2"), ("combine", "--density", "0.5", "-o", "x")])
 def test_an_option_that_would_do_nothing_is_an_error(base: Path, tmp_path: Path, arguments: tuple[str, ...]):
     assert call(arguments[0], saved(base, tmp_path / "a"), *arguments[1:]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [("extract", "no", "no"), ("resize", "no", "--rank", "2"), ("combine", "no")])
+def test_a_place_that_is_not_there_is_told_before_anything_is_read(tmp_path: Path, command: tuple[str, ...]):
+    result = call(*command, "-o", tmp_path / "none" / "x.safetensors")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"the folder {tmp_path / 'none'} does not exist; make it with mkdir -p\n")
