@@ -143,6 +143,7 @@ def _describe(checkpoint: Checkpoint, loaded: Loaded, file: Path) -> dict[str, A
         "parameters": sum(t.numel() for t in tensors),
         "dtypes": sorted({_dtype(t) for t in tensors}),
         "unknown keys": list(report.left_over),
+        "keys of no point": list(report.unmatched),
         "notes": list(report.notes),
     }
 
@@ -217,6 +218,7 @@ _TABLES = ("roles", "blocks", "base", "rank errors", "readers must know", "each 
 
 def _print(described: dict[str, Any]) -> None:
     from adapterkit.cli.tables import show
+    from adapterkit.mapping.targets import some
 
     plain = {key: value for key, value in described.items() if key not in _TABLES and value}
     plain |= {f"base {name}": made_for for name, made_for in described["base"].items()}
@@ -230,6 +232,9 @@ def _print(described: dict[str, Any]) -> None:
             for share, (low, half, high) in plain["ranks for energy"].items()
         }
         plain["ranks for energy"] = told
+    for name in ("unknown keys", "keys of no point"):
+        if name in plain:
+            plain[name] = f"{len(described[name]):,}: {some(described[name])}"
     plain["bytes"] = f"{described['bytes']:,}"
     plain["parameters"] = f"{described['parameters']:,}"
     if "norm" in plain:

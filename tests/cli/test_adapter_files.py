@@ -225,7 +225,7 @@ def test_inspect_with_the_base_and_a_picture(base: Path, tmp_path: Path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     result = call("inspect", file, "--plot", tmp_path / "no/a.png")
     assert result.exit_code == 1
-    assert "cannot be written" in result.stderr
+    assert "no does not exist" in result.stderr
 
 
 def test_the_tags_that_training_saw_most_are_trigger_words(base: Path, tmp_path: Path):
@@ -272,3 +272,12 @@ def test_a_place_that_is_not_there_is_told_before_anything_is_read(tmp_path: Pat
     result = call(*command, "-o", tmp_path / "none" / "x.safetensors")
     assert result.exit_code == 1
     assert result.stderr.endswith(f"the folder {tmp_path / 'none'} does not exist; make it with mkdir -p\n")
+
+
+def test_inspect_tells_what_has_no_place_in_the_base(base: Path, tmp_path: Path):
+    whole = saved(base, tmp_path / "a", format="peft")
+    tensors = load_file(whole / "adapter_model.safetensors")
+    more = {key.replace("layers.0", "layers.7"): tensor.clone() for key, tensor in tensors.items() if "layers.0" in key}
+    save_file({**tensors, **more}, whole / "adapter_model.safetensors")
+    assert f"keys of no point {len(more)}: base_model" in " ".join(done("inspect", whole, "--base", base).split())
+    assert json.loads(done("inspect", whole, "--base", base, "--json"))["keys of no point"] == sorted(more)
