@@ -102,6 +102,7 @@ class Context:
         options: Where something is written, how.
         modules: Where a file is read: path of each of the model's modules that it has something for -> the names of
             the tensors, in the model's order.
+        made: Where something is written, what was made of configs so far; see `low_rank.module_of`.
     """
 
     where: object = None
@@ -112,6 +113,7 @@ class Context:
     used: set[str] = field(default_factory=set)
     options: WriteOptions | None = None
     modules: Mapping[str, Set[str]] = field(default_factory=dict)
+    made: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def note(self, sentence: str) -> None:
         """Adds to the report."""

@@ -12,7 +12,7 @@ from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Place, Said
 from adapterkit.errors import CheckpointError, NotMergeableError
 from adapterkit.factors import Factors
-from adapterkit.formats.low_rank import module_of
+from adapterkit.formats.low_rank import Made, module_of
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.kernels import low_rank_algebra
 from adapterkit.plugins.manager import class_of, get_plugin_manager
@@ -44,6 +44,7 @@ class AsLoRA:
         self._points = {point.id: point for point in points}
         self._tensors = shared_of(checkpoint)
         self._shared: dict[str, nn.Module | None] = {}
+        self._made: Made = {}
 
     def exact(self, place: Place, several: Sequence[Said]) -> Said | None:
         """LoRA that does the same as several types at a point; None where one of them has no factors."""
@@ -94,7 +95,7 @@ class AsLoRA:
         return place.model.values(place.point)
 
     def _module(self, point: InjectionPoint, said: Said) -> AdapterModule:
-        module = module_of(said, point, self._where)
+        module = module_of(said, point, self._where, self._made)
         if said.type not in self._shared:
             self._shared[said.type] = self._build_shared(said)
         if (shared := self._shared[said.type]) is not None:

@@ -184,7 +184,7 @@ class Dialect:
         type_name = said.type
         if type_name not in self.types:
             any_factors = next((one for one in self.types.values() if one[1].writes_factors), None)
-            if any_factors is not None and factors_of(said, place.point, context.where) is not None:
+            if any_factors is not None and factors_of(said, place.point, context.where, context.made) is not None:
                 return any_factors
             near = did_you_mean(type_name, self.types)
             others = sorted({spec.dialect for spec in get_plugin_manager().codecs().values()} - {self.name})

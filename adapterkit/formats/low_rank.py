@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.codec import Place, Said
+from adapterkit.engine.skeletons import Skeletons
 from adapterkit.errors import CheckpointError, UnknownAdapterTypeError, did_you_mean
 from adapterkit.factors import Factors
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.points import InjectionPoint
 
+Made = dict[tuple[str, str], Skeletons]
+"""What was built so far: points that are alike share the building."""
 
-def module_of(said: Said, point: InjectionPoint, where: object = None) -> AdapterModule:
+
+def module_of(said: Said, point: InjectionPoint, where: object = None, made: Made | None = None) -> AdapterModule:
     """The module that holds what is said at a point, without what its points share.
+
+    Args:
+        said: What.
+        point: Where.
+        where: What errors name.
+        made: What was built for other points; see `Context.made`.
 
     Raises:
         UnknownAdapterTypeError: The type is not installed.
         CheckpointError: The tensors are not the type's.
     """
+    made = {} if made is None else made
+    key = said.type, repr(said.config)
+    if key not in made:
+        made[key] = _skeletons(said, point, where)
+    module, skeleton = made[key].at(point, training=False)
+    if skeleton.lacks:
+        with torch.random.fork_rng(devices=[]):  # whatever a type draws is overwritten, and the caller's numbers stay
+            module = made[key].config.build(point).requires_grad_(False).eval()
+    try:
+        if skeleton.lacks or not _fits(said.tensors, skeleton.expected):
+            module.load_state_dict(dict(said.tensors), strict=True, assign=True)
+        else:
+            skeleton.fill(module, said.tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"its tensors are not those of {said.type}: {error}", where, point.id) from error
+    module.at = point.id
+    return module
+
+
+def _skeletons(said: Said, point: InjectionPoint, where: object) -> Skeletons:
     specs = get_plugin_manager().adapters()
     if said.type not in specs:
         raise UnknownAdapterTypeError(
             f"adapter type {said.type!r} is unknown here.{did_you_mean(said.type, specs)}", where, point.id
         )
     config = class_of(specs[said.type], AdapterConfig).from_dict(dict(said.config))
-    module = _built(config, point).requires_grad_(False)
-    try:
-        module.load_state_dict(dict(said.tensors), strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"its tensors are not those of {said.type}: {error}", where, point.id) from error
-    module.at = point.id
-    return module.eval()
+    return Skeletons(config, lambda point: config.build(point).requires_grad_(False))
 
 
-def _built(config: AdapterConfig, point: InjectionPoint) -> AdapterModule:
-    """A module without values; with those that are in no file, and are computed, where there are some."""
-    with torch.device("meta"):
-        module = config.build(point)
-    tensors = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
-    if tensors <= module.state_dict().keys():
-        return module
-    with torch.random.fork_rng(devices=[]):  # whatever a type draws is overwritten, and the caller's numbers stay
-        return config.build(point)
+def _fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    """Whether these are just the tensors of a module."""
+    return tensors.keys() == expected.keys() and all(own.shape == expected[name].shape for name, own in tensors.items())
 
 
-def factors_of(said: Said, point: InjectionPoint, where: object = None) -> Factors | None:
-    """The update as two thin factors; None for a type that has none."""
-    module = module_of(said, point, where)
+def factors_of(said: Said, point: InjectionPoint, where: object = None, made: Made | None = None) -> Factors | None:
+    """The update as two thin factors; None for a type that has none. Arguments and errors as for `module_of`."""
+    module = module_of(said, point, where, made)
     return module.factors() if isinstance(module, AdditiveModule) else None
 
 

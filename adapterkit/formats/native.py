@@ -147,7 +147,7 @@ def _writable(target: Path, part: Part, options: WriteOptions) -> dict[tuple[str
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error}; save it in a wider dtype", target, key) from None
             _check_dtype(target, key, tensor.dtype)
-            if not torch.isfinite(tensor).all():
+            if not_finite(tensor):
                 _log.warning("%s: %r holds NaN or infinity: the file will be refused when it is loaded", target, key)
     return tensors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 import zlib
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
+from adapterkit.engine.skeletons import Skeletons
 from adapterkit.errors import ConfigError, IncompatibleTargetError, InvalidNameError, shown
 from adapterkit.handle.starting import start_from_base
 from adapterkit.kernels.weights import wide_dtype
@@ -197,6 +199,11 @@ def checked_module(config: AdapterConfig, point: InjectionPoint) -> AdapterModul
     if reason := _unfit(type(module), point):
         raise IncompatibleTargetError(f"{type(config).__name__} cannot act at {point.id}: {reason}; narrow its targets")
     return module
+
+
+def skeletons_of(config: AdapterConfig) -> Skeletons:
+    """The modules of a config that wait for the tensors of a file; errors are those of `checked_module`."""
+    return Skeletons(config, functools.partial(checked_module, config))
 
 
 def _unfit(cls: type[AdapterModule], point: InjectionPoint) -> str | None:

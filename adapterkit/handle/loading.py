@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.checkpoint import Checkpoint, Part
+from adapterkit.engine.skeletons import Skeleton, Skeletons
 from adapterkit.errors import (
     AdapterKitError,
     BaseMismatchError,
@@ -29,9 +30,8 @@ from adapterkit.errors import (
     printable,
     shown,
 )
-from adapterkit.handle.building import SHARED, Built, Sharing, build_one, build_shared, checked_shared
+from adapterkit.handle.building import SHARED, Built, Sharing, build_one, build_shared, checked_shared, skeletons_of
 from adapterkit.handle.fitting import Target, fitting
-from adapterkit.handle.skeletons import Skeleton, Skeletons
 from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
@@ -98,7 +98,7 @@ def _build_part(
     shared = _load_shared(config, wanted, part.tensors.get(SHARED, {}), target)
     modules: dict[str, AdapterModule] = {}
     sharing = Sharing(shared)
-    skeletons = Skeletons(config)
+    skeletons = skeletons_of(config)
     misfits: list[ShapeMismatchError] = []
     for point in points:
         try:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.checkpoint import Checkpoint, Part
+from adapterkit.engine.skeletons import Skeleton
 from adapterkit.errors import BaseMismatchError, BaseNeededError
-from adapterkit.handle.building import SHARED, checked_module, checked_shared
+from adapterkit.handle.building import SHARED, checked_module, checked_shared, skeletons_of
 from adapterkit.handle.fitting import check_fit
 from adapterkit.handle.loading import config_of
-from adapterkit.handle.skeletons import Skeleton, Skeletons
 from adapterkit.points import InjectionPoint, Points
 from adapterkit.tools.shapes import MadeUp
 
@@ -86,7 +86,7 @@ def _of_part(
     part: Part, config: AdapterConfig, points: Mapping[str, InjectionPoint | None], source: object
 ) -> Iterator[Placed]:
     shared = _shared(part, config, [point for point in points.values() if point is not None], source)
-    skeletons = Skeletons(config)
+    skeletons = skeletons_of(config)
     for key, point in points.items():
         if point is None:
             yield Placed(key, config)

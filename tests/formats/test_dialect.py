@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.adapter import AdapterModule
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import BrokenFormatError, CheckpointError, ShapeMismatchError
@@ -22,7 +23,7 @@ from adapterkit.layouts import Span, WeightLayout
 from adapterkit.mapping.fused import fused_points
 from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.points import Points, WeightPoint
+from adapterkit.points import InjectionPoint, Points, WeightPoint
 from adapterkit.specs import CodecSpec
 
 
@@ -247,6 +248,39 @@ def test_whatever_has_factors_is_written_as_a_low_rank_update() -> None:
     factors = factors_of(one, place.point)
     assert factors is not None
     torch.testing.assert_close(factors.scale * factors.B @ factors.A, dense)
+
+
+def test_points_that_are_alike_share_the_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    build = ak.LoRA.build
+
+    def counting(self: ak.LoRA, point: InjectionPoint) -> AdapterModule:
+        built.append(point.id)
+        return build(self, point)
+
+    monkeypatch.setattr(ak.LoRA, "build", counting)
+    places = [made_up("", name, shape) for name, shape in (("a", (3, 4)), ("b", (3, 4)), ("c", (4, 4)))]
+    context = Context("x")
+    tensors = [{"A": torch.randn(2, 4), "B": torch.randn(place.shape[0], 2)} for place in places]
+    said = [Said("lora", {"rank": 2, "alpha": alpha}, own) for alpha, own in zip((1.0, 1.0, 1.0), tensors, strict=True)]
+    said.append(Said("lora", {"rank": 2, "alpha": 3.0}, tensors[0]))
+    state = torch.get_rng_state()
+    found = [
+        factors_of(one, place.point, context.where, context.made)
+        for one, place in zip(said, [*places, places[0]], strict=True)
+    ]
+    assert built == [places[0].point.id, places[2].point.id, places[0].point.id]  # a shape, another, another config
+    assert [one and one.scale for one in found] == [0.5, 0.5, 0.5, 1.5]
+    assert all(one is not None and one.A.data_ptr() == own["A"].data_ptr() for one, own in zip(found, tensors))  # noqa: B905
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("wrong", [{"A": torch.ones(2, 4)}, {"A": torch.ones(2, 4), "B": torch.ones(5, 2)}])
+def test_tensors_that_are_not_the_types_are_refused(wrong: Mapping[str, Tensor]) -> None:
+    place, context = made_up("", "a", (3, 4)), Context("x")
+    for _ in range(2):  # the first builds, the second finds it
+        with pytest.raises(CheckpointError, match="its tensors are not those of lora"):
+            factors_of(Said("lora", {"rank": 2}, wrong), place.point, "x", context.made)
 
 
 def test_places_of_one_whole_module_need_no_rows() -> None:

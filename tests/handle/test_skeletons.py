@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.handle.skeletons import Skeletons
+from adapterkit.handle.building import skeletons_of
 from adapterkit.points import InjectionPoint
 from adapterkit.testing import toys
 
@@ -121,7 +121,7 @@ class Bound(ak.LoRA):
 
 def test_modules_that_keep_their_own_methods_are_built_each(adapters: ak.Adapters) -> None:
     points = {point.id: point for point in adapters.points("attn.*")}
-    skeletons = Skeletons(Bound(rank=1))
+    skeletons = skeletons_of(Bound(rank=1))
     modules: list[Any] = [skeletons.at(points[f"attn.q@toy.{layer}"], False)[0] for layer in range(2)]
     assert [module.show.__self__ is module for module in modules] == [True, True]
 
@@ -145,7 +145,7 @@ class Told(ByRole):
 def test_alike_is_not_taken_over_by_a_subclass_that_builds_otherwise(adapters: ak.Adapters) -> None:
     points = {point.id: point for point in adapters.points("attn.*")}
     for cls, shared in ((ByRole, False), (Told, True), (ak.LoRA, True)):
-        skeletons = Skeletons(cls(rank=1))
+        skeletons = skeletons_of(cls(rank=1))
         modules: list[Any] = [skeletons.at(points[f"attn.q@toy.{layer}"], False) for layer in range(2)]
         assert (modules[0][1] is modules[1][1]) is shared
         assert modules[0][0] is not modules[1][0]
@@ -204,7 +204,7 @@ def test_buffers_children_and_own_ways_of_loading(adapters: ak.Adapters, config:
 
     points = adapters.points("mlp.up")
     tensors = {key: torch.full_like(t, 3) for key, t in KeptModule(config).state_dict().items()}
-    skeletons, target = Skeletons(config), Target(adapters._mapped, None, [], finite=False)
+    skeletons, target = skeletons_of(config), Target(adapters._mapped, None, [], finite=False)
     loaded: list[Any] = [_load_one(skeletons, p, tensors, target) for p in points]
     for module in loaded:
         state = module.state_dict()

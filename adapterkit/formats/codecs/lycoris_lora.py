@@ -39,7 +39,7 @@ class LoRACodec(Codec):
         return Said("lora", config, {"A": down.contiguous(), "B": place.of_rows(up.flatten(1)).contiguous()})
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
-        found = [(place, factors_of(one, place.point, context.where)) for place, one in said]
+        found = [(place, factors_of(one, place.point, context.where, context.made)) for place, one in said]
         down, up, scale = joined([(place, factors) for place, factors in found if factors is not None])
         ones = (1,) * (down.ndim - 2)
         return {_DOWN: down, _UP: up.reshape(*up.shape, *ones), _ALPHA: torch.tensor(scale * len(down))}

@@ -49,7 +49,7 @@ def written(said: Sequence[tuple[Place, Said]], context: Context) -> tuple[Tenso
         alpha = one.config.get("alpha")
         divisor = len(a) ** 0.5 if one.config.get("scaling") == "rank_stabilized" else len(a)
         return a, own.flatten(0, 1), len(a), 1.0 if alpha is None else alpha / divisor
-    factors = factors_of(one, place.point, context.where)
+    factors = factors_of(one, place.point, context.where, context.made)
     if factors is None:
         raise CheckpointError(f"{one.type} has no factors here; native holds it", context.where, place.point.path)
     rank, width, *kernel = factors.A.shape

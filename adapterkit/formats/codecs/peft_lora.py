@@ -151,7 +151,7 @@ def _is_pair(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _pairs(said: Sequence[tuple[Place, Said]], context: Context) -> list[tuple[Place, Factors]]:
-    found = [(place, factors_of(_plain(one), place.point, context.where)) for place, one in said]
+    found = [(place, factors_of(_plain(one), place.point, context.where, context.made)) for place, one in said]
     return [(place, factors) for place, factors in found if factors is not None]
 
 

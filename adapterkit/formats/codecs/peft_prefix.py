@@ -91,7 +91,7 @@ def _pair(said: Said, place: Place, context: Context) -> tuple[Tensor, Tensor]:
     """The keys and values; of a prefix that a network makes, what it makes."""
     if "keys" in said.tensors:
         return said.tensors["keys"], said.tensors["values"]
-    module: Any = module_of(said, place.point, context.where)
+    module: Any = module_of(said, place.point, context.where, context.made)
     with torch.no_grad():
         return module.prefix()
 

@@ -65,6 +65,6 @@ def _made(said: Said, place: Place, context: Context) -> Tensor:
     """The positions; of a prompt that a network makes, what it makes."""
     if "prompt" in said.tensors:
         return said.tensors["prompt"]
-    module: Any = module_of(said, place.point, context.where)
+    module: Any = module_of(said, place.point, context.where, context.made)
     with torch.no_grad():
         return module.lengthen(module.embedding[None])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.engine.moulds import Mould
-from adapterkit.handle.building import checked_module
 from adapterkit.points import InjectionPoint
 
 _OVERRIDABLE = ("load_state_dict", "_load_from_state_dict", "set_extra_state", "state_dict", "_save_to_state_dict")
@@ -34,7 +34,7 @@ class Skeleton:
     Attributes:
         module: What was built.
         expected: Name -> tensor of the right shape and dtype, for all that a file holds of it.
-        lacks: Whether the module has buffers that no file holds, so that they must be computed.
+        lacks: Whether the module has tensors that no file holds, so that they must be computed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -42,7 +42,7 @@ class Skeleton:
         kept = module.state_dict(keep_vars=True)
         self.expected: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in kept.items()}
         held = {id(tensor) for tensor in kept.values()}
-        self.lacks = any(id(buffer) not in held for buffer in module.buffers())
+        self.lacks = any(id(tensor) not in held for tensor in itertools.chain(module.parameters(), module.buffers()))
         self._mould = Mould.of(module)
         self._slots = dict(_slots(module)) if all(map(_is_plain, module.modules())) else None
 
@@ -71,14 +71,15 @@ class Skeletons:
 
     Args:
         config: The config.
+        build: Makes the module at a point, on the current default device.
     """
 
-    def __init__(self, config: AdapterConfig) -> None:
-        self.config, self._made = config, dict[Hashable, Skeleton]()
+    def __init__(self, config: AdapterConfig, build: Callable[[InjectionPoint], AdapterModule]) -> None:
+        self.config, self._build, self._made = config, build, dict[Hashable, Skeleton]()
         self._says_alike: dict[type[AdapterConfig], bool] = {}
 
     def at(self, point: InjectionPoint, training: bool) -> tuple[AdapterModule, Skeleton]:
-        """A module for a point, in its mode, and the skeleton that fills it; errors as for `checked_module`."""
+        """A module for a point, in its mode, and the skeleton that fills it; errors are those of `build`."""
         own = self.config.at(point)
         cls = type(own)
         if cls not in self._says_alike:
@@ -88,7 +89,7 @@ class Skeletons:
         skeleton = None if key is None else self._made.get(key)
         if skeleton is None:
             with torch.device("meta"):
-                skeleton = Skeleton(checked_module(self.config, point).train(training))
+                skeleton = Skeleton(self._build(point).train(training))
             if key is None or any(map(_holds_itself, skeleton.module.modules())):
                 return skeleton.module, skeleton  # type: ignore[return-value]
             self._made[key] = skeleton
