@@ -89,7 +89,14 @@ class AdapterConfig:
         """The config at a point, or at the point of an id: with the settings that are its own, and none of others."""
         if not self.settings:
             return self
-        own = self.settings.get(point if isinstance(point, str) else point.id, {})
+        at: dict[str, _Config] = self.__dict__.setdefault("_at", {})  # asked for many times for each of thousands
+        place = point if isinstance(point, str) else point.id
+        if place not in at:
+            at[place] = self._made_at(place)
+        return at[place]
+
+    def _made_at(self: _Config, place: str) -> _Config:
+        own = self.settings.get(place, {})
         if not isinstance(own, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - what a file has
             raise ConfigError([f"must map fields to values, not {shown(own)}"], type(self).__name__)
         made: dict[str, _Config] = self.__dict__.setdefault("_made", {})

@@ -32,9 +32,9 @@ class DiffusersFormat(Format):
         if source.is_folder:
             return _in_folder(source) is not None and config_in(source) is None
         keys, own = source.entries, KEY in source.metadata
-        return (
-            not any(is_wrapped(key) for key in keys) and _is_one(keys, own) and style_of(keys, shared=not own) is None
-        )
+        if style_of(keys, shared=not own) is not None:  # the first key tells, of a file that is another's
+            return False
+        return not any(is_wrapped(key) for key in keys) and _is_one(keys, own)
 
     def read(self, source: Source, points: Points, options: ReadOptions) -> tuple[Mapping[str, Checkpoint], ReadReport]:
         name = _in_folder(source) if source.is_folder else None

@@ -271,7 +271,9 @@ def test_points_that_are_alike_share_the_building(monkeypatch: pytest.MonkeyPatc
     ]
     assert built == [places[0].point.id, places[2].point.id, places[0].point.id]  # a shape, another, another config
     assert [one and one.scale for one in found] == [0.5, 0.5, 0.5, 1.5]
-    assert all(one is not None and one.A.data_ptr() == own["A"].data_ptr() for one, own in zip(found, tensors))  # noqa: B905
+    assert all(
+        one is not None and one.A.data_ptr() == own["A"].data_ptr() for one, own in zip(found, tensors, strict=False)
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
