@@ -20,7 +20,7 @@ from torch import Tensor
 import adapterkit
 from adapterkit.checkpoint import WriteOptions
 from adapterkit.errors import ConfigError, shown
-from adapterkit.formats import container
+from adapterkit.formats.container import Body
 from adapterkit.formats.files import open_plain
 from adapterkit.formats.origins import OWN
 from adapterkit.naming import KnownBase
@@ -95,15 +95,15 @@ class Card:
     options: CardOptions
     title: str
 
-    def metadata(self, modules: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    def metadata(self, modules: Mapping[str, Mapping[str, Tensor]], body: Body) -> dict[str, str]:
         """The file's metadata.
 
         Args:
             modules: What is written, by module.
-            tensors: The same by key.
+            body: The same as bytes.
         """
         found = {**self.known, **self._scripts(modules)}
-        found |= _hashes(tensors, {key: value for key, value in found.items() if key.startswith("ss_")})
+        found |= _hashes(body, {key: value for key, value in found.items() if key.startswith("ss_")})
         return found | self._modelspec(found)
 
     def _scripts(self, modules: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
@@ -169,15 +169,16 @@ def _one(values: Sequence[float]) -> str:
     return str(next(iter(counted))) if len(counted) == 1 else "Dynamic" if counted else "None"
 
 
-def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def _hashes(body: Body, metadata: Mapping[str, str]) -> dict[str, str]:
     """As the UIs compute them: over the tensors alone, and over 64 kB of a file that has no more metadata than this."""
-    pieces = container.pieces(Path("memory"), tensors, metadata)
+    header = body.header(metadata)
     whole, window = hashlib.sha256(), hashlib.sha256()
-    start, stop, at = 0x100000, 0x110000, len(pieces[0])
-    window.update(pieces[0][start:stop])
-    for piece in pieces[1:]:
+    start, stop, at = 0x100000, 0x110000, len(header)
+    window.update(header[start:stop])
+    for piece in body.pieces:
         whole.update(piece)
-        window.update(piece[max(start - at, 0) : max(stop - at, 0)])
+        if at < stop:
+            window.update(piece[max(start - at, 0) : stop - at])
         at += len(piece)
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": window.hexdigest()[:8]}
 

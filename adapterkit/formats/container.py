@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -144,6 +144,36 @@ def pieces(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     Raises:
         UnsupportedFileError: There is more than would be read back, or a dtype that the layout does not know.
     """
+    own = body(path, tensors)
+    return [own.header(metadata), *own.pieces]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What follows a file's header, for those who put something in the header that they compute from it.
+
+    Attributes:
+        path: Named in errors.
+        tensors: In the order of the file.
+        pieces: Their bytes, one after another; not copied.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    pieces: Sequence[memoryview]
+
+    def header(self, metadata: Mapping[str, str]) -> bytes:
+        """The header with its length in front; errors as for `pieces`."""
+        text, size = _header_text(self.path, self.tensors, metadata)
+        length, count = len(text) - _LENGTH, len(self.tensors)
+        if length > _header_limit(size) or count > _tensor_limit(size) or len(text) + size > SIZE_LIMIT:
+            message = f"{size:,} bytes in {count:,} tensors, and {length:,} of header, would not be read back"
+            raise UnsupportedFileError(message, self.path)
+        return text
+
+
+def body(path: Path, tensors: Mapping[str, Tensor]) -> Body:
+    """The tensors of a file as it has them; arguments and errors as for `pieces`."""
     dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     if strange := [name for name, tensor in dense.items() if tensor.dtype not in _NAMES]:
         raise UnsupportedFileError(f"{dense[strange[0]].dtype} cannot be written", path, strange[0])
@@ -151,12 +181,7 @@ def pieces(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         message = f"{dense[deep[0]].ndim} dimensions would not be read back; the limit is {DIMENSION_LIMIT}"
         raise UnsupportedFileError(message, path, deep[0])
     order = sorted(dense, key=lambda name: (-_BITS[_NAMES[dense[name].dtype]], name))
-    text, size = _header_text(path, {name: dense[name] for name in order}, metadata)
-    header = len(text) - _LENGTH
-    if header > _header_limit(size) or len(order) > _tensor_limit(size) or len(text) + size > SIZE_LIMIT:
-        message = f"{size:,} bytes in {len(order):,} tensors, and {header:,} of header, would not be read back"
-        raise UnsupportedFileError(message, path)
-    return [text, *(memoryview(_bytes(dense[name])) for name in order)]
+    return Body(path, {name: dense[name] for name in order}, [memoryview(_bytes(dense[name])) for name in order])
 
 
 def _header_text(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, int]:

@@ -24,6 +24,7 @@ from adapterkit.errors import UnsupportedFileError
 from adapterkit.formats import container, diffusers_config, other_readers
 from adapterkit.formats.cards import Card, CardOptions
 from adapterkit.formats.dialect import Dialect, ForeignModule
+from adapterkit.formats.files import write_atomically
 from adapterkit.formats.foreign_names import known_base
 from adapterkit.formats.module_keys import DIALECT, grouped, style_of
 from adapterkit.formats.module_writing import LORA_UP, ModuleNames, Tensors, Writing, with_one_alpha
@@ -118,7 +119,8 @@ class ModuleFileFormat(Format):
             for own, tensor in module.items()
         }
         card = Card(checkpoint.metadata, base, options, target.stem)
-        container.write(target, tensors, card.metadata(modules, tensors))
+        body = container.body(target, tensors)
+        write_atomically(target, body.header(card.metadata(modules, body)), *body.pieces)
         if writing.error > _ROUNDING:
             context.note(f"is an approximation: of the effect, at most {writing.error:.2g} is left out at a module")
         return WriteReport(list(context.notes), writing.error)

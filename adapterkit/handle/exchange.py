@@ -24,6 +24,7 @@ from adapterkit.handle.refilling import refill
 from adapterkit.handle.reports import LoadReport
 from adapterkit.handle.view import seen
 from adapterkit.mapping import targets
+from adapterkit.mapping.model import MappedModel
 from adapterkit.points import Points
 
 
@@ -226,13 +227,14 @@ class Exchange(Access):
         chosen = writer.writing(dtype=saving.checked_dtype(dtype), **options)
         more = saving.checked_metadata(metadata)
         wanted = self._with_parts(saving.checked_names(names))
-        checkpoints = {name: self.checkpoint(name) for name in wanted}
+        mapped = {name: self._mapped_for(self._attached(name)) for name in wanted}
+        views = {id(one): seen(one) for one in mapped.values()}  # each model is looked at once
+        checkpoints = {name: self._checkpoint(name, one, views[id(one)]) for name, one in mapped.items()}
         checkpoints = {n: one.replace(metadata={**one.metadata, **more}) for n, one in checkpoints.items()}
         if len(checkpoints) == 1 and isinstance(names, str):
             checkpoints = {"": checkpoints[names]}
-        mapped = [self._mapped_for(self._attached(name)) for name in wanted]
-        points = seen(next((one for one in mapped if one is not self._mapped), self._mapped))
-        report = writer.write(checkpoints, path, points, chosen)
+        whole = next((one for one in mapped.values() if one is not self._mapped), self._mapped)
+        report = writer.write(checkpoints, path, views[id(whole)], chosen)
         for note in report.notes:
             warnings.warn(f"{path}: {note}", stacklevel=2)
         return path
@@ -261,10 +263,12 @@ class Exchange(Access):
         Raises:
             PluginError: The adapter's type is not registered, so no file could name it.
         """
+        return self._checkpoint(name, self._mapped_for(self._attached(name)))
+
+    def _checkpoint(self, name: str, mapped: MappedModel, here: Points | None = None) -> Checkpoint:
         self._check()
-        attached = self._attached(name)
         require_values([name], self._state, "save")
-        return saving.to_checkpoint(attached, self._mapped_for(attached))
+        return saving.to_checkpoint(self._attached(name), mapped, here)
 
     def remove(self, name: str) -> None:
         """Takes an adapter off the model. The last one leaves the model bit for bit as it was found.

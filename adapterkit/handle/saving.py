@@ -15,11 +15,17 @@ from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.state import Attached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins import get_plugin_manager
+from adapterkit.points import Points
 from adapterkit.specs import AdapterSpec
 
 
-def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
+def to_checkpoint(attached: Attached, mapped: MappedModel, here: Points | None = None) -> Checkpoint:
     """One adapter with all that a file must know of it; the tensors are copies on the CPU.
+
+    Args:
+        attached: The adapter.
+        mapped: Where it lies.
+        here: The points there, by whom they are at hand.
 
     Raises:
         PluginError: The adapter's type is not registered, so no file could name it.
@@ -27,7 +33,7 @@ def to_checkpoint(attached: Attached, mapped: MappedModel) -> Checkpoint:
     components = {point.component for point in attached.points.values()}
     return Checkpoint(
         parts=[_part(part) for part in attached.parts],
-        base=mapped.fingerprint(attached.points.values()),
+        base=mapped.fingerprint(attached.points.values(), here),
         backends={k: c.backend_name for k, c in mapped.components.items() if k in components},
         metadata=dict(attached.metadata),
     )
@@ -115,7 +121,7 @@ def _tensors(built: Built) -> dict[str, dict[str, Tensor]]:
 
 
 def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _whole(tensor.detach()).cpu().clone().contiguous() for name, tensor in state.items()}
+    return {name: _whole(tensor.detach()).to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.handle.starting import base_values
 from adapterkit.mapping.model import Component, MappedModel
-from adapterkit.mapping.structure import named_base_modules
 from adapterkit.plugins.matching import class_keys
 from adapterkit.points import InjectionPoint, Points
 from adapterkit.view import ComponentView, ModelView
@@ -29,7 +28,7 @@ class View(ModelView):
 
     @functools.cached_property
     def _components(self) -> Mapping[str, ComponentView]:
-        return {name: _component(one) for name, one in self._mapped.components.items()}
+        return {name: _component(one, self._mapped.paths(name)) for name, one in self._mapped.components.items()}
 
     def values(self, point: InjectionPoint) -> tuple[Tensor, Tensor | None]:
         values = base_values("the file", point, self._mapped)
@@ -38,8 +37,7 @@ class View(ModelView):
         return values
 
 
-def _component(one: Component) -> ComponentView:
-    paths = tuple(path for path, _ in named_base_modules(one.root))
+def _component(one: Component, paths: tuple[str, ...]) -> ComponentView:
     return ComponentView(one.name, tuple(class_keys(type(one.root))), _config(one.root), paths)
 
 

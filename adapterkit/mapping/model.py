@@ -94,6 +94,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.last: tuple[Picture, Points, Mapping[str, InjectionPoint]] | None = None
+        self.paths: dict[str, tuple[str, ...]] = {}
 
     def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
         return _Known, ()
@@ -122,11 +123,19 @@ class MappedModel:
         """The same points by their ids."""
         return self._known()[1]
 
+    def paths(self, component: str) -> tuple[str, ...]:
+        """Those of a component's modules, as they were when the points were asked for."""
+        if component not in self.known.paths:
+            root = self.components[component].root
+            self.known.paths[component] = tuple(path for path, _ in named_base_modules(root))
+        return self.known.paths[component]
+
     def _known(self) -> tuple[Points, Mapping[str, InjectionPoint]]:
         roots, last = [one.root for one in self.components.values()], self.known.last
         if last is None or not last[0].shows(roots):
             picture, points = Picture(roots), Points(self._found())
             last = self.known.last = (picture, points, {point.id: point for point in points})
+            self.known.paths = {}
         return last[1:]
 
     def _found(self) -> list[InjectionPoint]:
@@ -197,8 +206,14 @@ class MappedModel:
             return torch.device("cpu"), torch.get_default_dtype()
         return offload_hooks.compute_device(root, point.path, first.device), first.dtype
 
-    def fingerprint(self, points: Iterable[InjectionPoint]) -> dict[str, dict[str, Any]]:
+    def fingerprint(
+        self, points: Iterable[InjectionPoint], here: Iterable[InjectionPoint] | None = None
+    ) -> dict[str, dict[str, Any]]:
         """What of the model an adapter at these points touches. No weights.
+
+        Args:
+            points: The adapter's.
+            here: The model's, by whom they are at hand.
 
         Returns:
             Component -> `family`, the number of `points`, a digest of their ids and `shapes`, and how often the model
@@ -208,7 +223,9 @@ class MappedModel:
         own: dict[str, list[InjectionPoint]] = {}
         for point in points:
             own.setdefault(point.component, []).append(point)
-        counts = collections.Counter((point.component, point.role) for point in self.points())
+        counts = collections.Counter(
+            (point.component, point.role) for point in (self.points() if here is None else here)
+        )
         return {
             name: {
                 "family": self.components[name].family,

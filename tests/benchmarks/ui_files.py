@@ -22,7 +22,7 @@ from adapterkit.formats.registry import named_format
 from adapterkit.formats.source import Source
 from adapterkit.handle.view import seen
 from adapterkit.mapping.model import map_model
-from adapterkit.points import Points
+from adapterkit.points import Points, WeightPoint
 from tests.benchmarks.measure import Side, Timing, measure
 from tests.formats import true_size
 
@@ -85,6 +85,8 @@ def _written(points: Points, folder: Path) -> Path:
             places = modules.placed(component.name, pieces)
             shape = places[0].shape if places else ()
             if len(shape) < 2 or any(size > 1 for size in shape[2:]) or not re.search("block|layers", foreign):
+                continue
+            if any(isinstance(place.point, WeightPoint) and place.point.form == "embedding" for place in places or ()):
                 continue
             name, ones = naming(foreign), [1] * (len(shape) - 2)
             tensors[f"{name}.lora_down.weight"] = torch.randn(_RANK, shape[1], *ones).half()

@@ -78,12 +78,13 @@ def test_what_the_adapter_brings_along_stays(adapters: ak.Adapters, tmp_path: Pa
 
 def test_the_legacy_hash_is_of_64_kb_behind_the_first_mb(tmp_path: Path) -> None:
     from adapterkit.formats.cards import _hashes
-    from adapterkit.formats.container import write
+    from adapterkit.formats.container import body, write
 
     tensors = {name: torch.randn(300, 1000, generator=torch.Generator().manual_seed(1)) for name in ("a", "b")}
     write(tmp_path / "it", tensors, {"ss_v2": "False"})
     window = (tmp_path / "it").read_bytes()[0x100000:0x110000]
-    assert _hashes(tensors, {"ss_v2": "False"})["sshs_legacy_hash"] == hashlib.sha256(window).hexdigest()[:8]
+    found = _hashes(body(tmp_path, tensors), {"ss_v2": "False"})
+    assert found["sshs_legacy_hash"] == hashlib.sha256(window).hexdigest()[:8]
 
 
 def test_there_is_one_alpha_and_the_effect_is_the_same(adapters: ak.Adapters, tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def test_verbs_ask_the_backend_once(model: Any, looked: list[str], tmp_path: Any
     assert looked == ["toy"]
 
 
+@pytest.mark.parametrize("format", ["native", "kohya"])
+def test_a_save_looks_at_the_model_once(
+    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, format: str
+) -> None:
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(targets="mlp.up", rank=1))
+    times: list[object] = []
+    shows = Picture.shows
+
+    def counting(self: Picture, roots: Any) -> bool:
+        times.append(self)
+        return shows(self, roots)
+
+    monkeypatch.setattr(Picture, "shows", counting)
+    adapters.save("a", tmp_path / "a.safetensors", format=format)
+    assert len(times) == 1
+
+
 def replace_module(model: Any) -> None:
     model.blocks[0].up = nn.Linear(toys.WIDTH, 24)
 
