@@ -283,7 +283,8 @@ _FACTS = {"dtype", "shape", "data_offsets"}
 
 
 def _entry(path: Path, name: str, entry: Any) -> Entry:
-    name = name if len(name) <= 200 else f"{name[:200]}..."
+    if len(name) > 200:
+        name = f"{name[:200]}..."
     if not isinstance(entry, dict) or entry.keys() != _FACTS:
         raise CorruptFileError("is damaged: expected dtype, shape and data_offsets", path, name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

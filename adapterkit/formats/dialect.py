@@ -41,6 +41,7 @@ class Dialect:
 
     def __init__(self, name: str, writes: Collection[str] | None = None) -> None:
         self.name, self._writes = name, writes
+        self._known: dict[frozenset[str], Sequence[tuple[CodecSpec, Codec]]] = {}
         self._specs = [spec for spec in get_plugin_manager().codecs().values() if spec.dialect == name]
 
     @functools.cached_property
@@ -140,7 +141,7 @@ class Dialect:
         self, module: ForeignModule, tensors: Mapping[str, Tensor], context: Context, into: Collected
     ) -> set[str]:
         left = dict(tensors)
-        for spec, codec in self.codecs:
+        for spec, codec in self._knowing(frozenset(left)):
             if codec.names.isdisjoint(left) or not (taken := self._taken(spec, codec, left.keys(), context)):
                 continue
             own = {name: left.pop(name) for name in taken}
@@ -149,6 +150,12 @@ class Dialect:
                 with _Blaming(spec, module.name, context.where):
                     into.add(place.point.id, codec.read(own, place, context))
         return tensors.keys() - left.keys()
+
+    def _knowing(self, names: frozenset[str]) -> Sequence[tuple[CodecSpec, Codec]]:
+        """The codecs that know one of these names. Modules have few sets of them."""
+        if names not in self._known:
+            self._known[names] = [one for one in self.codecs if not one[1].names.isdisjoint(names)]
+        return self._known[names]
 
     def _taken(self, spec: CodecSpec, codec: Codec, names: Iterable[str], context: Context) -> set[str]:
         with _Blaming(spec, "its tensors", context.where):

@@ -109,6 +109,9 @@ def _module(key: tuple[str, str, str], points: Sequence[ParameterPoint], model: 
 
 def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
     """The points of modules that are rows of one foreign module."""
+    if len(pieces) == 1 and (plain := _plain(*pieces[0])) is not None:
+        yield plain
+        return
     shapes = [module.shape for module, _ in pieces]
     starts = list(_starts([piece for _, piece in pieces], [shape[0] for shape in shapes]))
     total = max(start + shape[0] for start, shape in zip(starts, shapes, strict=True))
@@ -121,6 +124,15 @@ def placed(pieces: Sequence[tuple[Module, Piece]]) -> Iterator[Place]:
             columns = None if point.in_span is None else _of(point.in_span)
             fused = module.fused if len(pieces) == 1 else None
             yield Place(point, whole, rows, columns, module.model, module.stack, fused=fused)
+
+
+def _plain(module: Module, piece: Piece) -> Place | None:
+    """The place of a module that is one point, as most are."""
+    point = module.points[0]
+    parted = len(module.points) > 1 or point.span is not None or point.in_span is not None
+    if parted or piece.rows is not None or piece.halves_swapped or len(point.shape) == 1:
+        return None
+    return Place(point, point.shape, None, None, module.model, module.stack, fused=module.fused)
 
 
 def _starts(pieces: Sequence[Piece], sizes: Sequence[int]) -> Iterator[int]:

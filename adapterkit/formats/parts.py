@@ -85,13 +85,17 @@ def _provider(name: str) -> tuple[str, str]:
     return get_plugin_manager().provider("adapter", name) if name in get_plugin_manager().adapters() else ("", "")
 
 
+_PLAIN = frozenset((int, float, bool, type(None)))
+"""Types whose `repr` tells values apart as JSON does, in a tenth of the time: there are thousands of points."""
+
+
 def _common(configs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What most points have, and for every point what is different there."""
     counts: dict[str, collections.Counter[str]] = {}
     values: dict[tuple[str, str], Any] = {}
     for config in configs.values():
         for name, value in config.items():
-            text = json.dumps(value, sort_keys=True, default=str)
+            text = repr(value) if type(value) in _PLAIN else json.dumps(value, sort_keys=True, default=str)
             counts.setdefault(name, collections.Counter())[text] += 1
             values[name, text] = value
     usual = {name: values[name, count.most_common(1)[0][0]] for name, count in counts.items()}
