@@ -52,8 +52,8 @@ def test_verbs_ask_the_backend_once(model: Any, looked: list[str], tmp_path: Any
     adapters.merge("a")
     adapters.unmerge()
     adapters.remove("a")
-    assert adapters.points() is before
-    assert ak.Adapters(model).points() is before
+    for after in (adapters.points(), ak.Adapters(model).points()):
+        assert all(one is other for one, other in zip(after, before, strict=True))
     assert looked == ["toy"]
 
 
