@@ -73,7 +73,20 @@ def by_adapter(keys: Iterable[str], dialect: Dialect) -> tuple[dict[str, dict[st
         own = next((key.removeprefix(prefix) for prefix in PREFIXES if key.startswith(prefix)), key)
         name, own = _adapter_in(own, dialect)
         (named.setdefault(name, {}) if name else plain)[own] = key
-    return (named, list(plain.values())) if named else ({"": plain}, [])
+    if not named or (_are_copies(named) and any(_is_learnt(own, dialect) for own in plain)):
+        return {"": {own: key for part in (plain, *named.values()) for own, key in part.items()}}, []
+    return named, list(plain.values())
+
+
+def _are_copies(named: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether one name stands in copies of modules alone: with bias="all" PEFT writes their biases so into files."""
+    return len(named) == 1 and all(_COPY in own.split(".") for keys in named.values() for own in keys)
+
+
+def _is_learnt(key: str, dialect: Dialect) -> bool:
+    """Whether a key is of an adapter's tensor, and not of a weight or bias of the base."""
+    split = dialect.split(key)
+    return split is not None and split[1].removeprefix(f"{BASE_LAYER}.") not in _LAYER
 
 
 def _adapter_in(key: str, dialect: Dialect) -> tuple[str, str]:

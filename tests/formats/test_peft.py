@@ -257,3 +257,19 @@ def test_a_number_that_is_none_is_an_error_of_the_file(tmp_path: Path, field: st
     path = folder(tmp_path / "it", {"peft_type": "LORA", "r": 1, field: "x"}, tensors)
     with pytest.raises(errors.InvalidHeaderError, match=field):
         ak.Adapters(nn.Sequential(nn.Linear(4, 3))).load(path)
+
+
+@pytest.mark.parametrize("name", ["default", "style"])
+def test_biases_of_a_saved_module_are_no_adapter_of_their_own(tmp_path: Path, name: str) -> None:
+    """With bias="all" PEFT writes the biases inside of a saved module a second time, with the adapter's name."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 5)))
+    a, b, bias, inner = torch.randn(1, 4), torch.randn(3, 1), torch.randn(3), nn.Linear(3, 5).requires_grad_(False)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "all", "modules_to_save": ["1"]}
+    tensors = {"0.lora_A.weight": a, "0.lora_B.weight": b, "0.base_layer.bias": bias, "1.0.weight": inner.weight}
+    copies = {"1.0.bias": inner.bias, f"1.modules_to_save.{name}.0.bias": inner.bias.clone()}
+    keys = {f"base_model.model.{key}": tensor for key, tensor in {**tensors, **copies}.items()}
+    adapters = ak.Adapters(model)
+    adapters.load(folder(tmp_path / "it", config, keys))
+    adapters.activate("it")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(model(x), inner(x @ (model[0].weight + 2 * b @ a).mT + bias))
