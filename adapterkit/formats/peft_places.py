@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 from adapterkit.codec import Place
 from adapterkit.errors import BaseMismatchError
@@ -11,6 +11,7 @@ from adapterkit.formats.peft_config import PeftConfig
 from adapterkit.formats.peft_keys import Foreign
 from adapterkit.formats.peft_renamed import renamed
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
+from adapterkit.view import ComponentView
 
 _PACKED = "in_proj_weight"
 _LAYER = ("weight", "bias")
@@ -22,21 +23,24 @@ class ModelNames:
     Args:
         points: The model's.
         config: The file's.
-        paths: Of the file's modules, as it calls them.
+        modules: The file's, as it calls them.
         component: The component that the file is for; by default the one that has most of its modules.
 
     Raises:
         BaseMismatchError: Several components have as many.
     """
 
-    def __init__(self, points: Points, config: PeftConfig, paths: Iterable[str], component: str | None = None) -> None:
+    def __init__(
+        self, points: Points, config: PeftConfig, modules: Collection[Foreign], component: str | None = None
+    ) -> None:
         self._config = config
         self._modules = Modules(points)
         self._renamed: dict[str, str] = {}
         self._own: Mapping[str, Sequence[Module]] = {}
         self._others: Mapping[str, Sequence[InjectionPoint]] = {}
         self.component = ""
-        self._choose(points, list(paths), component)
+        self._choose(points, [one.path for one in modules], component)
+        self._with_rows = {self._here(one) for one in modules if one.part == "rows"}
         self._parameters = {
             f"{module.path}.{name}": (module.path, module.parameter, place)
             for modules in self._own.values()
@@ -95,6 +99,8 @@ class ModelNames:
             return [self._place(point) for points in self._others.values() for point in points]
         if module := self._module(foreign, shape):
             return [*module.places, *(self._tied(module) if foreign.part == "rows" else ())]
+        if foreign.part == "rows" and (tied := self._sharing(foreign)) is not None:
+            return tied
         here = self._others.get(self._here(foreign))
         return None if here is None else [self._place(point) for point in here]
 
@@ -142,14 +148,32 @@ class ModelNames:
         return next((one for one in found if _fits(one, shape)), found[0] if found else None)
 
     def _tied(self, embedding: Module) -> list[Place]:
-        """Where the model reads an embedding's rows too: the projection that is tied to it."""
-        model = self._modules.model
-        view = None if model is None else model.components.get(self.component)
-        if view is None or not view.config.get("tie_word_embeddings"):
+        """Where the model reads an embedding's rows too: the projection that is tied to it, if the file has no own."""
+        if not self._ties() or embedding.path != next((path for path in self._own if path in self._with_rows), ""):
             return []
         rows, width = embedding.shape[1], embedding.shape[0]
-        heads = [module for modules in self._own.values() for module in modules if module.points[0].role == "head"]
-        return [place for module in heads if module.shape == (rows, width) for place in module.places]
+        heads = [module for module in self._of_role("head") if module.shape == (rows, width)]
+        return [place for module in heads for place in module.places]
+
+    def _sharing(self, foreign: Foreign) -> list[Place] | None:
+        """Where rows of an embedding act that never runs, but lends its weight to those that do and to the head."""
+        view = self._view()
+        if not self._ties() or view is None or self._here(foreign) not in view.paths:
+            return None
+        return [place for role in ("embed.tokens", "head") for module in self._of_role(role) for place in module.places]
+
+    def _of_role(self, role: str) -> list[Module]:
+        """Modules of a role, but for those of which the file has rows."""
+        found = [module for modules in self._own.values() for module in modules if module.points[0].role == role]
+        return [module for module in found if module.path not in self._with_rows]
+
+    def _view(self) -> ComponentView | None:
+        model = self._modules.model
+        return None if model is None else model.components.get(self.component)
+
+    def _ties(self) -> bool:
+        view = self._view()
+        return view is not None and bool(view.config.get("tie_word_embeddings"))
 
 
 def _is_target(module: Module, targets: Sequence[str]) -> bool:

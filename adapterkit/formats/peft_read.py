@@ -81,7 +81,7 @@ class _Reader:
             tensors: The source's.
         """
         bare = grouped(own, self._dialect, lambda _: None)
-        names = ModelNames(self._points, self._config, [one.path for one in bare.modules], self._component)
+        names = ModelNames(self._points, self._config, bare.modules, self._component)
         keys = grouped(own, self._dialect, names.parameter)
         whole = {name: tensors[key] for name, key in keys.whole.items()}
         modules = names.ordered(keys.modules)

@@ -153,6 +153,15 @@ def _with_bias(unit: Unit, where: object) -> Unit:
     return dataclasses.replace(unit, tensors={**tensors, BIAS: own}, config={**config, "lora_bias": True})
 
 
+def check_rows(units: Sequence[Unit], where: object) -> None:
+    """Raises where rows of several embeddings are trained that share one weight: PEFT looks past such on load."""
+    rows = [unit for unit in units if "trainable_token_indices" in unit.config and unit.module is not None]
+    embeddings = [unit.path for unit in rows if unit.module is not None and unit.module.points[0].role == "embed.tokens"]
+    if len(embeddings) > 1:
+        told = "PEFT loads rows of one embedding, and none of others that share its weight; native holds them"
+        raise CheckpointError(f"{' and '.join(embeddings)}: {told}", where)
+
+
 def as_norms(units: Sequence[Unit]) -> list[Unit]:
     """What trains nothing but norms, as PEFT has a type for."""
     kinds = {"norm" if unit.module is not None and unit.module.points[0].form == "norm" else "" for unit in units}

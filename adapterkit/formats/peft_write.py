@@ -13,9 +13,10 @@ from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect, written_modules
 from adapterkit.formats.modules import Module, Modules
 from adapterkit.formats.parts import said_of, shared_of
-from adapterkit.formats.peft_units import Unit, as_norms, with_biases, with_projections, with_whole_modules
+from adapterkit.formats.peft_units import Unit, as_norms, check_rows, with_biases, with_projections, with_whole_modules
 from adapterkit.formats.peft_written_config import written_config
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
+from adapterkit.view import ComponentView
 
 _MODEL, _WRAPPER = "base_model.model.", "base_model."
 
@@ -43,6 +44,8 @@ class PeftWriter:
         units = [*self._parameters(said, modules), *self._others(said)]
         units = with_biases(as_norms(with_projections(units, modules, where)), where)
         self._units = with_whole_modules(units, modules, where)
+        if self._tied():
+            check_rows(self._units, where)
         self._paths = self._model_paths(modules)
 
     @property
@@ -65,8 +68,7 @@ class PeftWriter:
         Args:
             known: Those that the adapter brings along, such as the base's name.
         """
-        model = self._points.model
-        view = None if model is None else model.components.get(self._component)
+        view = self._view()
         return written_config(self._units, self._paths, known, () if view is None else view.classes, self._where)
 
     def _only_component(self, said: Mapping[str, Sequence[Said]]) -> str:
@@ -76,8 +78,15 @@ class PeftWriter:
             raise CheckpointError(f"{told}; native and diffusers hold it", self._where)
         return components[0] if components else ""
 
+    def _view(self) -> ComponentView | None:
+        return None if self._points.model is None else self._points.model.components.get(self._component)
+
+    def _tied(self) -> bool:
+        view = self._view()
+        return view is not None and bool(view.config.get("tie_word_embeddings"))
+
     def _model_paths(self, modules: Sequence[Module]) -> Sequence[str]:
-        view = None if self._points.model is None else self._points.model.components.get(self._component)
+        view = self._view()
         return view.paths if view is not None else [module.path for module in modules]
 
     def _parameters(self, said: Mapping[str, Sequence[Said]], modules: Sequence[Module]) -> list[Unit]:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import adapterkit as ak
 from adapterkit import errors
@@ -273,3 +280,45 @@ def test_biases_of_a_saved_module_are_no_adapter_of_their_own(tmp_path: Path, na
     adapters.activate("it")
     x = torch.randn(2, 4)
     torch.testing.assert_close(model(x), inner(x @ (model[0].weight + 2 * b @ a).mT + bias))
+
+
+def tied_t5() -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=9, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2, tie_word_embeddings=True, dropout_rate=0.0
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize(
+    "owners", [["shared"], ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]], ids=["one", "all"]
+)
+def test_rows_of_a_shared_embedding_act_wherever_its_weight_does(tmp_path: Path, owners: list[str]) -> None:
+    """T5's shared embedding never runs: two others and the head have its weight. PEFT writes rows once, or for all."""
+    model, rows, values = tied_t5(), [2, 5], torch.randn(2, 4)
+    config = {"peft_type": "TRAINABLE_TOKENS", "target_modules": ["shared"], "token_indices": rows}
+    keys = {f"base_model.model.{path}.trainable_tokens_delta": values.clone() for path in owners}
+    adapters = ak.Adapters(model)
+    adapters.load(folder(tmp_path / "it", config, keys))
+    other = tied_t5()
+    other.load_state_dict({name: t for name, t in model.state_dict().items() if "adapterkit" not in name}, strict=False)
+    other.shared.weight.data[rows] = values
+    ids = {"input_ids": torch.tensor([[2, 3, 5]]), "decoder_input_ids": torch.tensor([[5, 1]])}
+    adapters.activate("it")
+    torch.testing.assert_close(model(**ids).logits, other(**ids).logits)
+    with pytest.raises(errors.CheckpointError, match="share its weight"):
+        adapters.save("it", tmp_path / "out", format="peft")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_rows_of_an_embedding_act_once_in_the_head_that_is_tied_to_it(tmp_path: Path, both: bool) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=4, n_layer=1, n_head=2)).eval()
+    want, values = copy.deepcopy(model), torch.randn(1, 4)
+    paths = ["transformer.wte", *(["lm_head"] if both else [])]
+    config = {"peft_type": "TRAINABLE_TOKENS", "target_modules": ["wte"], "token_indices": [3]}
+    keys = {f"base_model.model.{path}.trainable_tokens_delta": values.clone() for path in paths}
+    adapters = ak.Adapters(model)
+    adapters.load(folder(tmp_path / "it", config, keys))
+    adapters.activate("it")
+    want.transformer.wte.weight.data[3] = values
+    ids = torch.tensor([[3, 1, 2]])
+    torch.testing.assert_close(model(ids).logits, want(ids).logits)
