@@ -47,20 +47,38 @@ class DoRACodec(Codec):
         return Said("dora", config, {**lora.tensors, "magnitude": own.contiguous()})
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
-        place, one = said[0]
-        if len(said) > 1 or not place.whole:
-            raise CheckpointError(
-                "DoRA at parts of a fused layer cannot be said for the layer", context.where, place.point.id
-            )
-        plain = {name: tensor for name, tensor in one.tensors.items() if name != "magnitude"}
-        if one.config.get("scale_bias") or one.config.get("plain_norm"):
+        first, one = said[0]
+        if any(own.config.get("scale_bias") or own.config.get("plain_norm") for _, own in said):
             told = "DoRA with scale_bias or plain_norm cannot be said here; native and adapterhub can"
-            raise CheckpointError(told, context.where, place.point.id)
-        config = {name: value for name, value in one.config.items() if name not in _OWN}
-        found = LoRACodec().write([(place, Said("lora", config, plain))], context)
-        shape = [1] * len(place.shape)
-        shape[1 if one.config.get("over") == "outputs" else 0] = -1
-        return {**found, _SCALE: one.tensors["magnitude"].view(shape)}
+            raise CheckpointError(told, context.where, first.point.id)
+        over_outputs = one.config.get("over") == "outputs"
+        if (len(said) > 1 or not first.whole) and (over_outputs or not _are_all_rows(said)):
+            told = "DoRA at parts of a fused layer cannot be said for the layer"
+            raise CheckpointError(told, context.where, first.point.id)
+        magnitude = one.tensors["magnitude"]
+        if len(said) > 1:
+            magnitude = magnitude.new_empty(first.shape[0])
+            for place, own in said:
+                rows = place.rows if isinstance(place.rows, slice) else list(place.rows or ())
+                magnitude[rows] = own.tensors["magnitude"]
+        found = LoRACodec().write([(place, _without_magnitude(own)) for place, own in said], context)
+        shape = [1] * len(first.shape)
+        shape[1 if over_outputs else 0] = -1
+        return {**found, _SCALE: magnitude.view(shape)}
+
+
+def _are_all_rows(said: Sequence[tuple[Place, Said]]) -> bool:
+    """Whether parts have norms of rows each, and are all of a layer's: the norms of rows do not depend on another's."""
+    alone = all(
+        place.rows is not None and place.columns is None and own.config.get("over") != "outputs" for place, own in said
+    )
+    points = {place.point.id: place.point.out_features for place, _ in said}
+    return alone and len(points) == len(said) and sum(points.values()) == said[0][0].shape[0]
+
+
+def _without_magnitude(said: Said) -> Said:
+    config = {name: value for name, value in said.config.items() if name not in _OWN}
+    return Said("lora", config, {name: tensor for name, tensor in said.tensors.items() if name != "magnitude"})
 
 
 def _over_outputs(scale: Tensor) -> bool:
