@@ -155,8 +155,8 @@ def _with_bias(unit: Unit, where: object) -> Unit:
 
 def check_rows(units: Sequence[Unit], where: object) -> None:
     """Raises where rows of several embeddings are trained that share one weight: PEFT looks past such on load."""
-    rows = [unit for unit in units if "trainable_token_indices" in unit.config and unit.module is not None]
-    embeddings = [unit.path for unit in rows if unit.module is not None and unit.module.points[0].role == "embed.tokens"]
+    rows = [unit for unit in units if "trainable_token_indices" in unit.config]
+    embeddings = [one.path for one in rows if one.module is not None and one.module.points[0].role == "embed.tokens"]
     if len(embeddings) > 1:
         told = "PEFT loads rows of one embedding, and none of others that share its weight; native holds them"
         raise CheckpointError(f"{' and '.join(embeddings)}: {told}", where)

@@ -322,3 +322,14 @@ def test_rows_of_an_embedding_act_once_in_the_head_that_is_tied_to_it(tmp_path: 
     want.transformer.wte.weight.data[3] = values
     ids = torch.tensor([[3, 1, 2]])
     torch.testing.assert_close(model(ids).logits, want(ids).logits)
+
+
+def test_an_embedding_adapted_as_a_parameter_has_factors_of_the_weight_as_it_is_kept(tmp_path: Path) -> None:
+    model, a, b = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3)), torch.randn(2, 3), torch.randn(5, 2)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_parameters": ["0.weight"]}
+    keys = {"base_model.model.0.lora_A.weight": a, "base_model.model.0.lora_B.weight": b}
+    adapters = ak.Adapters(model)
+    adapters.load(folder(tmp_path / "it", config, keys))
+    adapters.activate("it")
+    ids = torch.tensor([[4, 0, 2]])
+    torch.testing.assert_close(model(ids), model[1]((model[0].weight + 1.5 * b @ a)[ids]))

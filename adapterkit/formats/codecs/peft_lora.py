@@ -113,6 +113,8 @@ class LoRACodec(Codec):
             raise MissingKeysError(told, context.where, place.point.path)
         if place.point.layout.index is not None:
             a, b = peft_experts.one(a, b, place, context)
+        if place.point.form == "embedding" and _A in tensors:
+            a, b = b.mT, a.mT  # of the parameter as it is kept, [entries, width]
         if peft_groups.is_grouped(place):
             return _ungrouped(a, b, magnitude, place, context)
         a, b = _checked(a, b, place, context)
