@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -333,3 +333,14 @@ def test_an_embedding_adapted_as_a_parameter_has_factors_of_the_weight_as_it_is_
     adapters.activate("it")
     ids = torch.tensor([[4, 0, 2]])
     torch.testing.assert_close(model(ids), model[1]((model[0].weight + 1.5 * b @ a)[ids]))
+
+
+def test_adalora_of_a_fused_projection_is_written_as_it_came(tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=8, n_embd=4, n_layer=1, n_head=2))
+    config = {"peft_type": "ADALORA", "init_r": 3, "target_r": 2, "lora_alpha": 5, "fan_in_fan_out": True}
+    shapes = {"lora_A": (2, 4), "lora_B": (12, 2), "lora_E": (2, 1)}
+    keys = {f"base_model.model.transformer.h.0.attn.c_attn.{end}": torch.randn(shape) for end, shape in shapes.items()}
+    adapters = ak.Adapters(model)
+    adapters.load(folder(tmp_path / "it", config, keys))
+    adapters.save("it", tmp_path / "out", format="peft")
+    torch.testing.assert_close(load_file(str(tmp_path / "out" / "adapter_model.safetensors")), keys)

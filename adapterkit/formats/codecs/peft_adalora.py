@@ -27,6 +27,9 @@ class AdaLoRACodec(Codec):
     def shape(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         return (tensors[_B].shape[0], *tensors[_A].shape[1:])
 
+    def for_all(self, tensors: Mapping[str, Tensor]) -> bool:
+        return True  # a rank is pruned for a layer as a whole
+
     def read(self, tensors: Mapping[str, Tensor], place: Place, context: Context) -> Said | Sequence[Said]:
         a, b, e = (tensors[name] for name in (_A, _B, _E))
         rank, first = a.shape[0], context.config.get("init_r") or a.shape[0]

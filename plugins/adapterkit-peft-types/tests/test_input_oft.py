@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapterkit_peft_types.input_oft import InputOFT
+from safetensors.torch import save_file
 from torch import nn
 
 import adapterkit as ak
@@ -64,3 +67,24 @@ def test_patches_are_asked_for_and_do_not_merge() -> None:
     adapters.add("a", InputOFT("*", block=2, patches=True))
     with pytest.raises(errors.NotMergeableError, match="no equivalent weight"):
         adapters.merge("a")
+
+
+@pytest.mark.parametrize(
+    ("fields", "shapes"),
+    [
+        ({"r": 4, "oft_block_size": 0}, {"0": (4, 1), "1": (4, 6)}),
+        ({"r": 0, "oft_block_size": 4}, {"0": (2, 6), "1": (4, 6)}),
+    ],
+)
+def test_a_file_says_the_size_of_blocks_or_their_number(
+    tmp_path: Path, fields: dict[str, int], shapes: dict[str, tuple[int, int]]
+) -> None:
+    """PEFT's config has one of them for all layers: where widths differ, the one that is the same."""
+    adapters = ak.Adapters(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 12)))
+    keys = {f"base_model.model.{path}.oft_R.weight": torch.randn(shape) for path, shape in shapes.items()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", **fields}))
+    save_file(keys, str(tmp_path / "a" / "adapter_model.safetensors"))
+    adapters.load(tmp_path / "a")
+    adapters.save("a", tmp_path / "b", format="peft")
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text()).items() >= fields.items()

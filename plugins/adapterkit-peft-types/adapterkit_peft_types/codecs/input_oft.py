@@ -55,7 +55,12 @@ class InputOFTCodec(WholeCodec):
             raise CheckpointError(told, context.where, place.point.id)
         constraint = {} if config.constraint is None else {"coft": True, "eps": config.constraint}
         series = {} if config.terms is None else {"num_cayley_neumann_terms": config.terms}
-        found = {"r": 0, "oft_block_size": config.block, "block_share": config.shared_blocks}
+        width = place.shape[0] if place.point.form == "embedding" else math.prod(place.shape[1:])
+        choices = [
+            (("oft_block_size", config.block), ("r", 0)),
+            (("oft_block_size", 0), ("r", width // config.block)),
+        ]
+        found: dict[str, Any] = {"oft_block_size": frozenset(choices), "block_share": config.shared_blocks}
         if place.point.form == "linear_t":
             found["fan_in_fan_out"] = True
         return {**found, "use_cayley_neumann": config.terms is not None, **series, **constraint}
