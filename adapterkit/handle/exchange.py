@@ -227,6 +227,7 @@ class Exchange(Access):
         chosen = writer.writing(dtype=saving.checked_dtype(dtype), **options)
         more = saving.checked_metadata(metadata)
         wanted = self._with_parts(saving.checked_names(names))
+        self._check()  # before a backend looks at a model that is not what it was
         mapped = {name: self._mapped_for(self._attached(name)) for name in wanted}
         views = {id(one): seen(one) for one in mapped.values()}  # each model is looked at once
         checkpoints = {name: self._checkpoint(name, one, views[id(one)]) for name, one in mapped.items()}

@@ -39,6 +39,10 @@ def outputs(model: Any, spec: dict[str, Any], inputs: dict[str, Tensor], compone
     return {f"{component}/{name}": getattr(out, name) for name in spec["outputs"]}
 
 
+def apart(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
 def check(name: str, folder: Path, *, partly: bool = False) -> ak.LoadReport:
     """Loads a file onto the models that it is for, and compares outputs, those again of what is written and read."""
     path = folder / name
@@ -46,13 +50,15 @@ def check(name: str, folder: Path, *, partly: bool = False) -> ak.LoadReport:
     specs = {c: spec for c, spec in specs.items() if (folder / "bases" / spec["base"]).is_dir()}
     inputs, expected = (load_file(str(path / f"{kind}.safetensors")) for kind in ("inputs", "expected"))
     models = {component: built(folder, spec["base"]) for component, spec in specs.items()}
+    own = {key: one for c, spec in specs.items() for key, one in outputs(models[c], spec, inputs, c).items()}
     adapters = ak.Adapters(SimpleNamespace(components=models))
     report = adapters.load(path / about["load"], "it", allow_pickle=True, strict=not partly)
     adapters.activate("it")
     for component, spec in specs.items():
         for key, got in outputs(models[component], spec, inputs, component).items():
             wanted = expected[f"out/{key}"]
-            assert float((got - wanted).abs().max() / wanted.abs().max()) <= 1e-5, key
+            most = max(1e-5, 4 * apart(own[key], expected[f"base/{key}"]))  # another CPU sums in another order
+            assert apart(got, wanted) <= most, key
     return report
 
 
