@@ -89,11 +89,9 @@ class AdapterConfig:
         """The config at a point, or at the point of an id: with the settings that are its own, and none of others."""
         if not self.settings:
             return self
-        at: dict[str, _Config] = self.__dict__.setdefault("_at", {})  # asked for many times for each of thousands
         place = point if isinstance(point, str) else point.id
-        if place not in at:
-            at[place] = self._made_at(place)
-        return at[place]
+        at: dict[str, _Config] = self.__dict__.setdefault("_at", {})  # asked for many times for each of thousands
+        return at[place] if place in at else at.setdefault(place, self._made_at(place))
 
     def _made_at(self: _Config, place: str) -> _Config:
         own = self.settings.get(place, {})

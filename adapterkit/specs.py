@@ -55,12 +55,16 @@ class Spec:
 
     kind: ClassVar[str] = "spec"
     name_pattern: ClassVar[re.Pattern[str]] = _NAME
+    class_names: ClassVar[str] = ""
+    """The field that holds classes as `"package:Class"`, where there is one."""
 
     name: str
     target: str
     origin: Origin | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.class_names and not isinstance(given := getattr(self, self.class_names), str):
+            object.__setattr__(self, self.class_names, tuple(given))
         if problems := list(self.problems()):
             raise ConfigError(problems, where=f"{type(self).__name__} {self.name!r}")
 
@@ -70,6 +74,8 @@ class Spec:
             yield f"name {self.name!r} does not match {self.name_pattern.pattern}"
         if not _TARGET.fullmatch(str(self.target)):
             yield f"target {self.target!r} is not of the form 'package.module:attribute'"
+        if self.class_names:
+            yield from _class_problems(self.class_names, getattr(self, self.class_names))
 
     def load(self) -> Any:
         """Import the target and return it.
@@ -149,19 +155,11 @@ class BackendSpec(Spec):
     """A model family. `models` are its classes as `"package:Class"`; `extra` is what brings its library."""
 
     kind: ClassVar[str] = "backend"
+    class_names: ClassVar[str] = "models"
 
     models: tuple[str, ...]
     extra: str = ""
     summary: str = ""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.models, str):
-            object.__setattr__(self, "models", tuple(self.models))
-        Spec.__post_init__(self)
-
-    def problems(self) -> Iterator[str]:
-        yield from Spec.problems(self)
-        yield from _class_problems("models", self.models)
 
     @property
     def extra_name(self) -> str:
@@ -173,19 +171,11 @@ class LayerSpec(Spec):
     """How a class of layers keeps its weight. `classes` are theirs, or their tensors', as `"package:Class"`."""
 
     kind: ClassVar[str] = "layer"
+    class_names: ClassVar[str] = "classes"
 
     classes: tuple[str, ...]
     extra: str = ""
     summary: str = ""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.classes, str):
-            object.__setattr__(self, "classes", tuple(self.classes))
-        Spec.__post_init__(self)
-
-    def problems(self) -> Iterator[str]:
-        yield from Spec.problems(self)
-        yield from _class_problems("classes", self.classes)
 
     @property
     def extra_name(self) -> str:
@@ -221,18 +211,10 @@ class NamingSpec(Spec):
     """What other tools call the modules of models of some classes. `models` are theirs as `"package:Class"`."""
 
     kind: ClassVar[str] = "naming"
+    class_names: ClassVar[str] = "models"
 
     models: tuple[str, ...]
     summary: str = ""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.models, str):
-            object.__setattr__(self, "models", tuple(self.models))
-        Spec.__post_init__(self)
-
-    def problems(self) -> Iterator[str]:
-        yield from Spec.problems(self)
-        yield from _class_problems("models", self.models)
 
 
 @dataclass(frozen=True, slots=True)

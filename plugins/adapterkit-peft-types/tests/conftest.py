@@ -76,6 +76,7 @@ def same_as_peft() -> Callable[..., None]:
 @pytest.fixture(autouse=True, scope="session")
 def registered() -> None:
     """The package's types and codecs have names, also where it lies beside without being installed."""
+    ensure_torchvision_ops()
     manager = get_plugin_manager()
     if "hra" not in manager.adapters():
         manager.register(adapterkit_peft_types, name="peft_types")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
-from adapterkit_lycoris.codecs.common import ALPHA, only, require_whole
+from adapterkit_lycoris.codecs.updates import ALPHA, only, require_whole
 
 _ALL = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
 _MID = "bm.weight"

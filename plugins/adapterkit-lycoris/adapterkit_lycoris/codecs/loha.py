@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
-from adapterkit_lycoris.codecs.common import ALPHA, DORA, described, only, require_whole, update
+from adapterkit_lycoris.codecs.updates import ALPHA, DORA, described, only, require_whole, update
 
 _PAIRS = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
 _CORES = frozenset({"hada_t1", "hada_t2"})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import MissingKeysError
-from adapterkit_lycoris.codecs.common import (
+from adapterkit_lycoris.codecs.updates import (
     ALPHA,
     DORA,
     described,

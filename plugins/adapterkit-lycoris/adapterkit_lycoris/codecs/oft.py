@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
-from adapterkit_lycoris.codecs.common import ALPHA, only, require_whole
+from adapterkit_lycoris.codecs.updates import ALPHA, only, require_whole
 
 _BLOCKS, _RESCALE = "oft_blocks", "rescale"
 

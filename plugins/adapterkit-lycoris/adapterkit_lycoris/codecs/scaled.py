@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
-from adapterkit_lycoris.codecs.common import only
+from adapterkit_lycoris.codecs.updates import only
 
 _WEIGHT, _ON_INPUT = "weight", "on_input"
 

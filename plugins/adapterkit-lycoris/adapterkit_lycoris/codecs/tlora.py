@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
-from adapterkit_lycoris.codecs.common import ALPHA, require_whole
+from adapterkit_lycoris.codecs.updates import ALPHA, require_whole
 
 _Q, _P, _LAMBDA = "q_layer.weight", "p_layer.weight", "lambda_layer"
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapterkit.codec import Codec, Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
-from adapterkit_lycoris.codecs.common import ALPHA, DORA, described, only, require_whole, update
+from adapterkit_lycoris.codecs.updates import ALPHA, DORA, described, only, require_whole, update
 
 _DOWN, _MID, _UP = "lora_down.weight", "lora_mid.weight", "lora_up.weight"
 
