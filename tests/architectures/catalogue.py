@@ -1,7 +1,7 @@
 """Every architecture of the installed libraries, by lines, and its skeleton from the library's own defaults.
 
-Nothing here is a list of architectures: the libraries say which there are, so that the next release's come by themselves.
-What is written down is how a default is mended that the library itself cannot build (`AMENDED`).
+Nothing here is a list of architectures: the libraries say which there are, so that the next release's come
+by themselves. What is written down is how a default is mended that the library itself cannot build (`AMENDED`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AUTO = {
     "image_text": ("IMAGE_TEXT_TO_TEXT",),
     "audio": ("CTC", "AUDIO_CLASSIFICATION"),
 }
-"""Line of transformers -> its auto classes' mappings, `MODEL_FOR_..._MAPPING_NAMES`; of two, the first that has a name."""
+"""Line of transformers -> its auto classes' mappings, `MODEL_FOR_..._MAPPING_NAMES`, the first that has the name."""
 
 _HEARD = ("input_values", "input_features")
 """Main inputs of a bare model of transformers that make it an audio encoder."""
@@ -46,7 +46,7 @@ class BrokenDefaultError(Exception):
 
 
 def names(line: str) -> list[str]:
-    """The architectures of a line, sorted: model types of transformers, one model a module of timm, classes of diffusers."""
+    """The architectures of a line, sorted: model types, one model a module of timm, classes of diffusers."""
     if line in _AUTO:
         return sorted(_transformers(line))
     return sorted(_timm().values() if line == "timm" else _diffusers())
@@ -85,8 +85,10 @@ def _first(classes: str | tuple[str, ...] | list[str]) -> str:
 
 
 def _hears(name: str) -> bool:
-    cls = getattr(importlib.import_module("transformers"), name, None)
-    return getattr(cls, "main_input_name", None) in _HEARD
+    try:
+        return getattr(importlib.import_module("transformers"), name).main_input_name in _HEARD
+    except (ImportError, AttributeError):  # its own library is not installed; the library lists it and has it not
+        return False
 
 
 def _transformers_model(line: str, name: str) -> nn.Module:

@@ -35,8 +35,8 @@ class Specimen:
 
     Attributes:
         model: In float64 and evaluation mode, without grad or dropout; no weight is zero, no gain one.
-        calls: Label -> runs a model of this shape on fixed inputs, and gives one tensor of all that it returns. Together
-            they run every part of the model.
+        calls: Label -> runs a model of this shape on fixed inputs, and gives one tensor of all that it returns.
+            Together they run every part of the model.
     """
 
     model: nn.Module
