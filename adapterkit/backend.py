@@ -216,6 +216,14 @@ class Backend(ABC):
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """Every point of `model`, in model order, tagged with `component`. Reads the module tree only."""
 
+    def component_of(self, model: nn.Module) -> str:
+        """The name of a model that stands alone: `component`, where the family has one word for all of its models."""
+        return self.component
+
+    def remarks(self, model: nn.Module) -> Mapping[str, str]:
+        """Path of a module -> why it has no more points: its attention is linear, two structures fit it, ..."""
+        return {}
+
     def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         """How the rows at a point become more than the samples that a user thinks of, so that routes can follow.
 

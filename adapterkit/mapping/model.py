@@ -303,7 +303,7 @@ def _component(name: str | None, root: nn.Module, backend: str | None) -> Compon
     family = next((key for key in keys if key in spec.models), spec.name)
     if family == "torch:Module":  # the claim on what no family claims: the class itself tells more
         family = keys[0]
-    return Component(name or instance.component, root, instance, spec.name, family, owner(spec))
+    return Component(name or instance.component_of(root), root, instance, spec.name, family, owner(spec))
 
 
 def _as_module(model: object) -> nn.Module:

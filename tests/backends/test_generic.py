@@ -25,11 +25,7 @@ from tests.backends.own import own
 _SELF = [f"attn.{p}@model.{{0}}.self_attn" for p in "qkv"] + ["attn.o@model.{0}.self_attn.out_proj"]
 _CROSS = [f"cross.{p}@model.{{0}}.multihead_attn" for p in "qkv"] + ["cross.o@model.{0}.multihead_attn.out_proj"]
 _FEED_FORWARD = ["mlp.up@model.{0}.linear1", "mlp.down@model.{0}.linear2"]
-_NAMED = [
-    f"{sort}.{p}@model.{{0}}.{name}.{p}_proj"
-    for sort, name in (("attn", "self_attn"), ("cross", "cross_attn"))
-    for p in "qkvo"
-]
+_NAMED = [f"{sort}.{p}@model.{{0}}" for sort in ("attn", "cross") for p in ("kv", *"qkvo")]
 _OWN = ["linear@model.{0}.widen", "linear@model.{0}.narrow"]
 
 

@@ -1,0 +1,83 @@
+"""In which order a module's forward calls its children, read off its source: nothing is run.
+
+Children with the same names stand before a sublayer in one model and behind it in another (`self_attn_layer_norm` of
+BART and of mBART): the order tells which.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterator
+
+from torch import nn
+
+from adapterkit.backend import SITE
+
+_DEPTH = 4
+"""How many methods of the module deep."""
+
+
+def called_children(module: nn.Module) -> tuple[str, ...] | None:
+    """Names of the module's children in the order of their calls, each as often as it is called; None without source.
+
+    Both branches of a condition are taken, one after the other.
+    """
+    calls = _calls_of(getattr(module.__dict__.get(SITE), "base", type(module)))
+    return None if calls is None else tuple(name for name in calls if name in module._modules)
+
+
+def precedes(calls: tuple[str, ...], first: str, second: str) -> bool:
+    """Whether every call of `second` follows one of `first`, and none of `first` is left: f s, f s f s."""
+    both = [name for name in calls if name in (first, second)]
+    return bool(both) and both[::2] == [first] * (len(both) // 2) and both[1::2] == [second] * (len(both) // 2)
+
+
+@functools.lru_cache(maxsize=1024)
+def _calls_of(cls: type[nn.Module]) -> tuple[str, ...] | None:
+    forward = _source(cls, "forward")
+    return None if forward is None else tuple(_calls(cls, forward, _DEPTH))
+
+
+def _source(cls: type, name: str) -> ast.AST | None:
+    method = inspect.unwrap(getattr(cls, name, None))  # type: ignore[arg-type]
+    if not inspect.isfunction(method):
+        return None
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(method)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
+def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str]:
+    """What is called on `self`, in the order of evaluation: arguments before the call that takes them."""
+    if isinstance(node, ast.Call):
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            yield from _calls(cls, argument, depth)
+        name = _attribute_of_self(node.func)
+        if name is None:
+            yield from _calls(cls, node.func, depth)
+        else:
+            yield from _inlined(cls, name, depth)
+        return
+    if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None:
+        yield from _calls(cls, node.value, depth)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _calls(cls, child, depth)
+
+
+def _inlined(cls: type, name: str, depth: int) -> Iterator[str]:
+    """The name; what a method of the class calls in its place."""
+    method = _source(cls, name) if depth and hasattr(cls, name) and name != "forward" else None
+    if method is None:
+        yield name
+    else:
+        yield from _calls(cls, method, depth - 1)
+
+
+def _attribute_of_self(node: ast.AST) -> str | None:
+    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr if own else None  # type: ignore[union-attr]

@@ -1,0 +1,314 @@
+"""Finds attentions, feed-forwards and blocks in any model, by the templates: their children, and nothing else.
+
+What fits no template, or several, keeps what is certain; why it has no more is told as a remark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from adapterkit.errors import PluginError
+from adapterkit.mapping.entries import Attention, Entry, Output
+from adapterkit.mapping.expansion import points_of
+from adapterkit.mapping.forward_order import called_children, precedes
+from adapterkit.mapping.layers import layer_layout
+from adapterkit.mapping.layouts import first_path, module_at
+from adapterkit.mapping.sites import block_sites, block_tags
+from adapterkit.mapping.structure import named_base_modules
+from adapterkit.mapping.templates import ATTENTIONS, BLOCKS, FEED_FORWARDS, AttentionTemplate, BlockTemplate, Template
+from adapterkit.mapping.templates.heads import counted_heads
+from adapterkit.points import InjectionPoint, Tag, WeightPoint
+
+_CROSS = frozenset(
+    {"encoder_attn", "cross_attn", "crossattention", "cross_attention", "multihead_attn", "EncDecAttention"}
+)
+"""What attentions to other tokens are called, in blocks that no template tells of."""
+
+_SHARED = frozenset({"shared_expert", "shared_experts", "shared_mlp"})
+
+Refusal = Callable[[nn.Module], "str | None"]
+"""Why the keys and values of a module cannot be reached, or None."""
+
+
+@dataclass
+class Recognised:
+    """What was found.
+
+    Attributes:
+        points: The points, in no order.
+        blocks: Paths of the blocks whose output is the residual stream.
+        remarks: Path -> why there are no more points.
+    """
+
+    points: list[InjectionPoint] = field(default_factory=list[InjectionPoint])
+    blocks: list[str] = field(default_factory=list[str])
+    remarks: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A module that a template is about."""
+
+    path: str
+    module: nn.Module
+    template: Template
+
+
+def recognise(model: nn.Module, component: str, refusal: Refusal, prefix: str = "") -> Recognised:
+    """The points of every attention, feed-forward and block that a template fits.
+
+    Args:
+        model: The model.
+        component: Tag of the points.
+        refusal: Whether keys and values can be reached at a module that attends.
+        prefix: What the model calls the bare model inside itself.
+    """
+    found = Recognised()
+    tree = dict(named_base_modules(model))
+    blocks = dict(_blocks(tree, found.remarks))
+    attentions = [*_first_matches(tree, ATTENTIONS)]
+    forwards = [*_first_matches(tree, FEED_FORWARDS)]
+    places = _Places([*blocks], [one.path for one in attentions], prefix, named=component == "model")
+    for one in attentions:
+        _add_attention(found, one, places, component, blocks, refusal)
+    for one in forwards:
+        _add_feed_forward(found, one, places, component)
+    for path, one in blocks.items():
+        _add_block(found, one, places.site(path), places.tags(path, component))
+    found.points = [*_apart(found.points)]
+    return found
+
+
+class _Places:
+    """Which block a path lies in, and what that is called."""
+
+    def __init__(self, blocks: Sequence[str], attentions: Sequence[str], prefix: str, *, named: bool) -> None:
+        self._blocks = set(blocks)
+        lone = [_numbered(path) for path in attentions if self._block(path) is None]
+        self._blocks |= {path for path in lone if path}
+        # A user's own model may grow a second list of blocks: its names stay.
+        self._sites = {path: path for path in self._blocks} if named else block_sites(sorted(self._blocks), prefix)
+
+    def _block(self, path: str) -> str | None:
+        while path:
+            if path in self._blocks:
+                return path
+            path = path.rpartition(".")[0]
+        return None
+
+    def site(self, path: str) -> str:
+        """That of the block around; the path itself where there is none."""
+        block = self._block(path)
+        return path if block is None else self._sites[block]
+
+    def tags(self, path: str, component: str) -> dict[str, Tag]:
+        block = self._block(path)
+        own = {} if block is None else block_tags(block, self._sites[block])
+        numbers = [int(word) for word in path.split(".") if word.isdigit()]
+        return {"component": component, **({"layer": numbers[0]} if block is None and numbers else own)}
+
+    def inside(self, path: str) -> str:
+        """The path from the block around."""
+        block = self._block(path)
+        return "" if block is None else path[len(block) + 1 :]
+
+
+def _numbered(path: str) -> str:
+    """The nearest member of a list around a module, itself included."""
+    while path and not path.rpartition(".")[2].isdigit():
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _first_matches(tree: Mapping[str, nn.Module], templates: Sequence[Template]) -> Iterator[_Found]:
+    """Modules with the first template that fits; none inside of one that was found."""
+    taken: set[str] = set()
+    for path, module in tree.items():
+        if not module._modules or isinstance(module, nn.MultiheadAttention):
+            continue
+        if path.rpartition(".")[0] in taken and path:  # its layers are that one's already
+            continue
+        template = next((one for one in templates if one.matches(module) and _is_of_layers(one, module)), None)
+        if template is not None:
+            yield _Found(path, module, template)
+            taken.add(path)
+
+
+def _is_of_layers(template: Template, module: nn.Module) -> bool:
+    """Whether what the template takes for layers are some."""
+    paths = [first_path(module, path) for path in template.has.split()]
+    return all(path is not None and _is_layer(module_at(module, path)) for path in paths)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return layer_layout(module) is not None
+
+
+def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[tuple[str, _Found]]:
+    for path, module in tree.items():
+        fitting = [one for one in BLOCKS if one.matches(module)]
+        ordered = [one for one in fitting if _has_order(one, module)]
+        if len(ordered) == 1:
+            yield path, _Found(path, module, ordered[0])
+        elif fitting:
+            several = "several arrangements fit its children" if ordered else "its forward calls them in another order"
+            remarks[path] = f"{type(module).__name__} has the children of a known block, and {several}: no outputs"
+
+
+def _has_order(template: BlockTemplate, block: nn.Module) -> bool:
+    """Whether norms are called before and behind the sublayers as the template says."""
+    return all(_is_ordered(entry, block) for entry in template.entries if isinstance(entry, Output))
+
+
+def _is_ordered(entry: Output, block: nn.Module) -> bool:
+    core = first_path(block, entry.core)
+    if core is None:
+        return True
+    norm_in, norm_out = (first_path(block, path) if path else None for path in (entry.norm_in, entry.norm_out))
+    return (norm_in is None or _follows(block, norm_in, core)) and (norm_out is None or _follows(block, core, norm_out))
+
+
+def _follows(block: nn.Module, first: str, second: str) -> bool:
+    """Whether the module at `second` is called behind that at `first`, in the smallest module that holds both."""
+    while (step := first.partition(".")[0]) == second.partition(".")[0] and "." in first and "." in second:
+        block, first, second = block.get_submodule(step), first.partition(".")[2], second.partition(".")[2]
+    first, second = first.partition(".")[0], second.partition(".")[0]
+    calls = called_children(block)
+    return first == second or (calls is not None and precedes(calls, first, second))
+
+
+def _add_attention(
+    found: Recognised,
+    one: _Found,
+    places: _Places,
+    component: str,
+    blocks: Mapping[str, _Found],
+    refusal: Refusal,
+) -> None:
+    template: AttentionTemplate = one.template  # type: ignore[assignment]
+    site, tags = places.site(one.path), places.tags(one.path, component)
+    entries = [*template.entries]
+    weights = _points(entries, one, _sort(one, places, blocks), site, tags)
+    cross = _is_cross(weights)
+    sort = "cross" if cross else _sort(one, places, blocks)
+    if cross:
+        weights = _points(entries, one, sort, site, tags)
+    for name, further in template.streams.items():
+        weights += _points(further, one, sort, f"{site}.{name}" if site else name, {**tags, "stream": name})
+    found.points += weights
+    at = ".".join(part for part in (one.path, template.at) if part)
+    why, entry = _attention(template, one, weights, sort, refusal)
+    if entry is None:
+        found.remarks[at] = why
+    else:
+        found.points += points_of(entry, one.module, one.path, site, tags)
+
+
+def _attention(
+    template: AttentionTemplate, one: _Found, weights: Sequence[InjectionPoint], sort: str, refusal: Refusal
+) -> tuple[str, Attention | None]:
+    attends = module_at(one.module, template.at)
+    if template.linear:
+        return f"{type(attends).__name__} has no softmax over keys that more keys could join", None
+    if (why := refusal(attends)) is not None:
+        return why, None
+    heads = template.heads(one.module) if template.heads else _counted(attends, weights, sort)
+    if heads is None:
+        return f"{type(attends).__name__} does not tell how many heads it has", None
+    return "", Attention(f"{sort}.kv", template.at, lambda _: heads)
+
+
+def _counted(attends: nn.Module, weights: Sequence[InjectionPoint], sort: str) -> tuple[int, int, int] | None:
+    widths = [next((one.out_features for one in weights if one.role == f"{sort}.{part}"), None) for part in "kv"]
+    keys, values = widths
+    return (
+        None
+        if keys is None or values is None
+        else counted_heads(attends, keys, values, attends.__dict__.get("processor"))
+    )
+
+
+def _sort(one: _Found, places: _Places, blocks: Mapping[str, _Found]) -> str:
+    """`cross` where the block's template says so, or the name of the module or of one around it in its block."""
+    inside = places.inside(one.path) or one.path
+    words = inside.split(".")
+    block = blocks.get(one.path[: len(one.path) - len(inside) - 1])
+    told = block.template.cross.split() if block is not None and isinstance(block.template, BlockTemplate) else ()
+    return "cross" if any(word in told or word in _CROSS for word in words) else "attn"
+
+
+def _is_cross(weights: Sequence[InjectionPoint]) -> bool:
+    """Whether keys are made from tokens of another width than queries."""
+    widths = {one.role.rpartition(".")[2]: one.in_features for one in weights}
+    return "q" in widths and "k" in widths and widths["q"] != widths["k"]
+
+
+def _add_feed_forward(found: Recognised, one: _Found, places: _Places, component: str) -> None:
+    site, tags = places.site(one.path), places.tags(one.path, component)
+    name = one.path.rpartition(".")[2]
+    around = one.path.split(".")[:-1]
+    if name in _SHARED:
+        sort = "moe.shared"
+    elif name.isdigit() and around and around[-1] == "experts":
+        sort, site, tags = "moe", f"{site}.{name}", {**tags, "expert": int(name)}
+    else:
+        sort = "mlp"
+    found.points += _points(one.template.entries, one, sort, site, tags)
+
+
+def _add_block(found: Recognised, one: _Found, site: str, tags: dict[str, Tag]) -> None:
+    template: BlockTemplate = one.template  # type: ignore[assignment]
+    try:
+        outputs = _points(template.entries, one, "", site, tags)
+        for name, further in template.streams.items():
+            outputs += _points(further, one, "", f"{site}.{name}", {**tags, "stream": name})
+    except PluginError as error:  # no norm with parameters tells the width of the stream
+        found.remarks[one.path] = str(error)
+        return
+    found.points += outputs
+    if template.whole:
+        found.blocks.append(one.path)
+
+
+def _points(entries: Sequence[Entry], one: _Found, sort: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    made: list[InjectionPoint] = []
+    for entry in entries:
+        made += points_of(_sorted(entry, sort), one.module, one.path, site, tags)
+    return [_as_accessed(point, one) for point in made]
+
+
+def _sorted(entry: Entry, sort: str) -> Entry:
+    """The entry with the sort in its roles."""
+    roles = getattr(entry, "roles", None)
+    if roles is not None:
+        return dataclasses.replace(entry, roles=tuple(role.replace("*", sort, 1) for role in roles))  # type: ignore[call-arg]
+    return dataclasses.replace(entry, role=entry.role.replace("*", sort, 1))  # type: ignore[union-attr,call-arg]
+
+
+def _as_accessed(point: InjectionPoint, one: _Found) -> InjectionPoint:
+    """The point, where its layer may be read as well as called, if that cannot be seen from outside."""
+    if not isinstance(point, WeightPoint) or point.layout.access != "call":
+        return point
+    layer = layer_layout(module_at(one.module, point.path[len(one.path) + 1 :] if one.path else point.path))
+    if layer is None or layer[0].access == "call":
+        return point
+    return dataclasses.replace(point, layout=dataclasses.replace(point.layout, access=layer[0].access))
+
+
+def _apart(points: Sequence[InjectionPoint]) -> Iterator[InjectionPoint]:
+    """The points with ids that differ: of two sublayers of one role in a block, the second has its name in its site."""
+    taken: set[str] = set()
+    for point in points:
+        told = point
+        if point.id in taken:
+            name = next((word for word in reversed(point.path.split(".")[:-1]) if not word.isdigit()), "")
+            told = dataclasses.replace(point, site=f"{point.site}.{name}")
+        if told.id in taken:
+            told = dataclasses.replace(point, site=point.path)
+        if told.id not in taken:
+            taken.add(told.id)
+            yield told

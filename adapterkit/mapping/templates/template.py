@@ -1,0 +1,89 @@
+"""What a template is: entries for a module that has certain children, whatever its class and wherever it hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from adapterkit.errors import PluginError
+from adapterkit.mapping.entries import Entry
+from adapterkit.mapping.layouts import first_path
+
+Heads = Callable[[Any], "tuple[int, int] | tuple[int, int, int]"]
+"""(kv_heads, head_dim) or (kv_heads, head_dim, value_dim) of an attention module."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Entries where a module has certain children.
+
+    A role that begins with `*` gets the sort of the sublayer in its place: `attn` or `cross`, `mlp` or `moe`.
+
+    Attributes:
+        has: Paths of children that are all there, separated by spaces; of each, alternatives separated by `|`.
+        entries: What is where, relative to the module.
+        without: Paths of which none is there.
+        streams: Further entries, of a second stream of tokens: its name -> entries. They have the name as a tag and
+            behind their site.
+    """
+
+    has: str
+    entries: tuple[Entry, ...] = ()
+    without: str = ""
+    streams: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict[str, tuple[Entry, ...]])
+
+    def __post_init__(self) -> None:
+        if not self.has.split():
+            raise PluginError("a template must say which children a module has, such as Template('q_proj k_proj', ...)")
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the module has what it must, and nothing that it must not."""
+        return all(first_path(module, path) is not None for path in self.has.split()) and not any(
+            first_path(module, path) is not None for path in self.without.split()
+        )
+
+
+@dataclass(frozen=True)
+class AttentionTemplate(Template):
+    """The projections of an attention.
+
+    Attributes:
+        at: Path of the module whose forward attends, from the one with these children; empty for that one.
+        heads: Of the keys; None to count them on the layer that makes keys.
+        linear: Whether there is no softmax over keys, so that nothing can be put in front of them.
+    """
+
+    at: str = ""
+    heads: Heads | None = None
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class BlockTemplate(Template):
+    """The sublayers of a block: `Output` entries; `has` are their modules and norms.
+
+    A block that has further children with parameters is not matched.
+
+    Attributes:
+        optional: Children that may be there too.
+        cross: Children that are attentions to other tokens.
+        whole: Whether the block takes the residual stream first, and gives it back alone or first.
+    """
+
+    optional: str = ""
+    cross: str = ""
+    whole: bool = True
+
+    def matches(self, module: nn.Module) -> bool:
+        return super().matches(module) and not self._strange(module)
+
+    def _strange(self, module: nn.Module) -> list[str]:
+        known = {path.partition(".")[0] for path in f"{self.has} {self.optional}".replace("|", " ").split()}
+        return [
+            name
+            for name, child in module._modules.items()
+            if child is not None and name not in known and next(child.parameters(), None) is not None
+        ]
