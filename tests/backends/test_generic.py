@@ -25,7 +25,7 @@ from tests.backends.own import own
 _SELF = [f"attn.{p}@model.{{0}}.self_attn" for p in "qkv"] + ["attn.o@model.{0}.self_attn.out_proj"]
 _CROSS = [f"cross.{p}@model.{{0}}.multihead_attn" for p in "qkv"] + ["cross.o@model.{0}.multihead_attn.out_proj"]
 _FEED_FORWARD = ["mlp.up@model.{0}.linear1", "mlp.down@model.{0}.linear2"]
-_NAMED = [f"{sort}.{p}@model.{{0}}" for sort in ("attn", "cross") for p in ("kv", *"qkvo")]
+_NAMED = [f"{sort}.{p}@model.{{0}}" for sort in ("attn", "cross") for p in "qkvo"]
 _OWN = ["linear@model.{0}.widen", "linear@model.{0}.narrow"]
 
 
@@ -274,9 +274,9 @@ def test_points_are_the_same_while_adapters_are_there() -> None:
 
 def test_a_family_can_be_mapped_by_its_layers_instead() -> None:
     model = vision_models.timm_vit()
-    assert "linear@model.blocks.0.attn.qkv" in ak.points(model, backend="generic").ids
-    assert "attn.q@vision.0" in ak.points(model).ids
-    ak.Adapters(model, backend="generic").add("a", ak.LoRA(rank=1, targets="linear"))
+    assert "prompt@vision" not in ak.points(model, backend="generic").ids
+    assert "prompt@vision" in ak.points(model).ids
+    ak.Adapters(model, backend="generic").add("a", ak.LoRA(rank=1, targets="mlp.*"))
     later = ak.Adapters(model)  # maps the model as its adapters were placed
     assert set(later.modules("a")) <= set(later.points().ids)
 

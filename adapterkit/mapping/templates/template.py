@@ -10,6 +10,7 @@ from torch import nn
 
 from adapterkit.errors import PluginError
 from adapterkit.mapping.entries import Entry
+from adapterkit.mapping.layers import base_children
 from adapterkit.mapping.layouts import first_path
 
 Heads = Callable[[Any], "tuple[int, int] | tuple[int, int, int]"]
@@ -84,6 +85,6 @@ class BlockTemplate(Template):
         known = {path.partition(".")[0] for path in f"{self.has} {self.optional}".replace("|", " ").split()}
         return [
             name
-            for name, child in module._modules.items()
-            if child is not None and name not in known and next(child.parameters(), None) is not None
+            for name, child in base_children(module)
+            if name not in known and next(child.parameters(), None) is not None
         ]
