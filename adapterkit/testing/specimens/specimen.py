@@ -14,7 +14,7 @@ from adapterkit.errors import AdapterKitError
 _SEED = 0
 _SPREAD = 0.1
 _MAKERS = {
-    "transformers": ("texts", "pictures"),
+    "transformers": ("pictures", "texts"),
     "timm": ("timm_models",),
     "diffusers": ("diffusers_models",),
 }
