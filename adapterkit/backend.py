@@ -40,6 +40,11 @@ class Extension(Protocol):
         ...
 
     @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values at the attention point, for attentions that fold them into the batch."""
+        ...
+
+    @property
     def counted(self) -> bool:
         """Whether what is put in front now counts as positions; see `AdapterModule.counted`."""
         ...
@@ -222,19 +227,6 @@ class Backend(ABC):
 
     def remarks(self, model: nn.Module) -> Mapping[str, str]:
         """Path of a module -> why it has no more points: its attention is linear, two structures fit it, ..."""
-        return {}
-
-    def parts(self, model: nn.Module) -> Mapping[str, str]:
-        """The models inside this one that are what they would be alone: towers, a model that another one wraps.
-
-        Each is mapped by the backend that claims its class. Of a model that stands alone they are components, whose
-        points have the ids that they have in the part alone, so that files move between both; in a pipeline their
-        points have the name as the tag `tower`, and in front of their sites. What `points` gives there is left out.
-
-        Returns:
-            Name of the component -> path of the module below `model`. None of them is inside another one; what is in
-            them is for their own backends to tell. Reads the module tree only.
-        """
         return {}
 
     def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
+from adapterkit.backends.called_attention import CalledAttentionSeam
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
-from adapterkit.backends.vision_attention import FusedAttentionSeam
 from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
 from adapterkit.points import (
     AttentionPoint,
@@ -69,7 +69,7 @@ class _TimmBackend(Backend):
     ignored: ClassVar[Mapping[str, str]] = {}
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
-        return Reach(seam=FusedAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
+        return Reach(seam=CalledAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
 
 
 class TimmEvaBackend(_TimmBackend):

@@ -68,6 +68,11 @@ class SiteStack:
         return keys, values, mask
 
     @property
+    def kv_heads(self) -> int:
+        """See `Extension`."""
+        return max(site.kv_heads for site in self.sites)
+
+    @property
     def counted(self) -> bool:
         """See `Extension`."""
         return any(site.counted for site in self.sites)

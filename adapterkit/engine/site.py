@@ -23,7 +23,7 @@ from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sums import Active, combine
 from adapterkit.kernels.weights import canonical, stored_weight
 from adapterkit.layer import LayerHandler
-from adapterkit.points import ParameterPoint, WeightLayout
+from adapterkit.points import AttentionPoint, ParameterPoint, WeightLayout
 
 _NOTHING = frozenset[str]()
 _KEPT = 8  # plans: threads, and requests in turn, have selections of their own
@@ -123,6 +123,10 @@ class Site:
             # Once there is a mask it is kept, so that `causal` is told to the first alone.
             keys, values, mask = extend_all(keys, values, mask, active, side, given, queries=queries, causal=causal)
         return keys, values, mask
+
+    @property
+    def kv_heads(self) -> int:
+        return next((slot.point.layout.kv_heads for slot in self.slots if isinstance(slot.point, AttentionPoint)), 0)
 
     @property
     def counted(self) -> bool:

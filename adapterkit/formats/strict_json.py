@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 32
 MAX_DIGITS = 32
-_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 class StrictJSONError(ValueError):
@@ -23,15 +22,9 @@ def loads(text: bytes | str) -> Any:
             deeper than `MAX_DEPTH`.
     """
     try:
-        raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-        # A header has thousands of integers. Only where there may be a long one each is looked at.
-        parse_int = _int if b"0" * MAX_DIGITS in raw.translate(_DIGITS) else int
+        text = text.decode() if isinstance(text, bytes) else text
         value = json.loads(
-            text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-            parse_int=parse_int,
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
         )
     except StrictJSONError:
         raise

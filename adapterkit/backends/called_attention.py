@@ -1,0 +1,217 @@
+"""The attention seam of every module whose forward calls torch's scaled_dot_product_attention, once, however deep.
+
+Attentions differ in how they make queries, keys and values (rotary embeddings, windows, pooled queries, convolutions,
+processors), and agree in the call. So their own forward runs, and the call is given the extended keys, values and mask.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from adapterkit.backend import AttentionSeam, Extension, extension_of
+from adapterkit.errors import IncompatibleTargetError
+
+_CALL = F.scaled_dot_product_attention
+_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""The arguments of scaled_dot_product_attention, in their order."""
+
+_CALLED = frozenset({"scaled_dot_product_attention", "dispatch_attention_fn"})
+"""Names of torch's call, and of the function by which diffusers reaches it."""
+
+_DEPTH = 4
+"""How far calls are followed from a forward."""
+
+
+def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `module(*args, **kwargs)` computes, over keys and values that the active adapters have extended.
+
+    Raises:
+        IncompatibleTargetError: The module does not call scaled_dot_product_attention exactly once.
+    """
+    extension = extension_of(module)
+    forward: Any = type(module).forward
+    if extension is None:
+        return forward(module, *args, **kwargs)
+    calls: list[torch.Size] = []  # counted outside of the mode, whose own attributes torch.compile loses
+    with _Extended(extension, calls, type(module).__name__):
+        result = forward.__wrapped__(_as_fused(module), *args, **kwargs)
+    if len(calls) != 1:
+        raise IncompatibleTargetError(_uncounted(type(module).__name__, "did not call"))
+    return result
+
+
+class CalledAttentionSeam(AttentionSeam):
+    """Reaches attentions that call scaled_dot_product_attention exactly once in a forward.
+
+    While a prefix acts, timm's switch `fused_attn` reads as on.
+    """
+
+    forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        if calls_attention(module):
+            return None
+        return (
+            f"the keys and values of {type(module).__name__} cannot be extended: its forward does not call "
+            "scaled_dot_product_attention"
+        )
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
+
+
+def calls_attention(module: nn.Module) -> bool:
+    """Whether the code of a module's forward, or of what it calls, mentions torch's attention. Nothing is run.
+
+    Followed are its own methods, functions of its library, and the processor of a module of diffusers.
+    """
+    return _calls(type(module), type(getattr(module, "processor", None)))
+
+
+@functools.lru_cache(maxsize=256)
+def _calls(cls: type[nn.Module], processor: type) -> bool:
+    starts: list[Any] = [cls.forward, processor.forward if issubclass(processor, nn.Module) else processor.__call__]
+    return any(_mentions(_plain(start), (cls, processor), _DEPTH, set()) for start in starts)
+
+
+def _mentions(function: Any, owners: tuple[type, ...], depth: int, seen: set[CodeType]) -> bool:
+    if not isinstance(function, FunctionType) or function.__code__ in seen:
+        return False
+    seen.add(function.__code__)
+    names = set(_names(function.__code__))
+    if names & _CALLED:
+        return True
+    if not depth:
+        return False
+    library = function.__module__.partition(".")[0]
+    found = [function.__globals__.get(name) for name in names]
+    called = [one for one in found if isinstance(one, FunctionType) and one.__module__.partition(".")[0] == library]
+    called += [vars(cls)[name] for owner in owners for cls in owner.__mro__ for name in names if name in vars(cls)]
+    return any(_mentions(_plain(one), owners, depth - 1, seen) for one in called)
+
+
+def _plain(one: Any) -> Any:
+    """The function of a method; what stands under decorators."""
+    one = one.__func__ if isinstance(one, (staticmethod, classmethod)) else one
+    return inspect.unwrap(one) if callable(one) else one
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _as_fused(module: nn.Module) -> Any:
+    return module if module.__dict__.get("fused_attn", True) else _FusedView(module)
+
+
+class _FusedView:
+    """A module as it is, but for `fused_attn`."""
+
+    fused_attn = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _uncounted(name: str, how: str) -> str:
+    return (
+        f"{name} {how} scaled_dot_product_attention once in its forward, so its keys and values cannot be extended: "
+        "choose other targets than attention points"
+    )
+
+
+class _Inner(TorchFunctionMode):
+    """Hides what runs inside from the seams of modules around: theirs is their own call alone."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The same function by a name that no seam looks for.
+        func = torch.ops.aten.scaled_dot_product_attention if func is _CALL else func
+        return func(*args, **(kwargs or {}))
+
+
+class _Extended(TorchFunctionMode):
+    """Inside it, scaled_dot_product_attention gets the extension's keys, values and mask, and its own beside."""
+
+    def __init__(self, extension: Extension, calls: list[torch.Size], name: str) -> None:
+        super().__init__()
+        self.extension, self.calls, self.name = extension, calls, name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not _CALL:
+            return func(*args, **(kwargs or {}))
+        given = {**dict(zip(_NAMES, args, strict=False)), **(kwargs or {})}
+        query, key, value = (given.pop(name) for name in _NAMES[:3])
+        if self.calls:
+            raise IncompatibleTargetError(_uncounted(self.name, "called more than"))
+        self.calls.append(query.shape)
+        mask = given.pop("attn_mask", None)
+        with _Inner():
+            return _in_four(self._attend, query, key, value, mask, given, self.extension.kv_heads)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        causal = options.pop("is_causal", False)
+        keys, values, mask = self.extension.extend(key, value, mask, queries=query.shape[2], causal=causal)
+        # An extended mask is explicit; what torch calls causal would count from the prefix.
+        causal = causal and keys is key
+        output = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, **options)
+        return self.extension.attend(query, key, value, output, scale=options.get("scale"))
+
+
+def _in_four(
+    attend: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    heads: int,
+) -> Tensor:
+    """An attention of tensors [batch, heads, length, head_dim], for tensors that have more dimensions, or fewer.
+
+    Args:
+        attend: It.
+        query, key, value: [batch * heads, length, head_dim], or [batch, heads, windows..., length, head_dim].
+        mask: Broadcastable to [..., queries, length].
+        options: What else it is given.
+        heads: Of keys and values.
+    """
+    if query.dim() == 3:
+        rows = len(key) // heads
+        each = mask is not None and mask.dim() == 3 and len(mask) > 1
+        mask = mask.reshape(rows, -1, *mask.shape[1:]) if mask is not None and each else mask
+        parts = [part.reshape(rows, -1, *part.shape[1:]) for part in (query, key, value)]
+        return attend(*parts, _wide(mask, 4), options).flatten(0, 1)
+    if query.dim() == 4:
+        return attend(query, key, value, _wide(mask, 4), options)
+    # Windows stand between heads and tokens. They join the batch.
+    mask, lead = _wide(mask, query.dim()), (len(query), *query.shape[2:-2])
+    if mask is not None and (len(mask), *mask.shape[2:-2]) != (1,) * len(lead):
+        mask = mask.expand(lead[0], -1, *lead[1:], -1, -1)
+    folded = attend(*map(_fold, (query, key, value)), None if mask is None else _fold(mask), options)
+    return folded.reshape(*lead, *folded.shape[1:]).movedim(-3, 1)
+
+
+def _wide(mask: Tensor | None, dimensions: int) -> Tensor | None:
+    return None if mask is None else mask[(None,) * (dimensions - mask.dim())]
+
+
+def _fold(x: Tensor) -> Tensor:
+    """[batch, heads, windows..., length, width] -> [batch * windows..., heads, length, width]."""
+    return x.movedim(1, -3).flatten(0, -4)
