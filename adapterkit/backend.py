@@ -229,6 +229,19 @@ class Backend(ABC):
         """Path of a module -> why it has no more points: its attention is linear, two structures fit it, ..."""
         return {}
 
+    def parts(self, model: nn.Module) -> Mapping[str, str]:
+        """The models inside this one that are what they would be alone: towers, a model that another one wraps.
+
+        Each is mapped by the backend that claims its class. Of a model that stands alone they are components, whose
+        points have the ids that they have in the part alone, so that files move between both; in a pipeline their
+        points have the name as the tag `tower`, and in front of their sites. What `points` gives there is left out.
+
+        Returns:
+            Name of the component -> path of the module below `model`. None of them is inside another one; what is in
+            them is for their own backends to tell. Reads the module tree only.
+        """
+        return {}
+
     def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         """How the rows at a point become more than the samples that a user thinks of, so that routes can follow.
 

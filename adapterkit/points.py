@@ -51,14 +51,14 @@ class InjectionPoint:
 
     Attributes:
         role: From the vocabulary, such as `attn.q`.
-        path: Dotted path of the module inside its component.
+        path: Dotted path of the module inside its model.
         site: The place inside the component in canonical words, stable across library versions: `3`, `down.0.1.0`.
         in_features, out_features: Widths of the (whole) input and of this point's output; for a convolution channels.
         layout: What an adapter must know to act there.
         span: The rows of a fused projection, or None for all of them.
         in_span: The part of the input that this point sees, where an output projection is fused with another's (Flux's
             single blocks); None for all of it. `in_features` is the width of that part.
-        tags: `component`, `layer`, `stage`, `stream`, `expert`: what selectors filter on.
+        tags: `component`, `layer`, `stage`, `stream`, `expert`, `tower`: what selectors filter on.
     """
 
     kind: ClassVar[Kind]
@@ -80,14 +80,19 @@ class InjectionPoint:
         return str(self.tags.get("component", "model"))
 
     @functools.cached_property
+    def model(self) -> str:
+        """The name of the model in which its path begins: the component, or the one of which that is a part."""
+        return str(self.tags["model"]) if "model" in self.tags else self.component
+
+    @functools.cached_property
     def id(self) -> str:
         """`role@component.site`: unique in a model, and what checkpoints are keyed by."""
         return f"{self.role}@{self.component}" + (f".{self.site}" if self.site else "")
 
     @property
     def full_path(self) -> str:
-        """Component and path, as a reader of a pipeline would write it."""
-        return f"{self.component}.{self.path}" if self.path else self.component
+        """Model and path, as a reader of a pipeline would write it."""
+        return f"{self.model}.{self.path}" if self.path else self.model
 
     @property
     def shape(self) -> tuple[int, ...]:

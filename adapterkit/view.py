@@ -17,7 +17,7 @@ class ComponentView:
     """One mapped model.
 
     Attributes:
-        name: As its points' ids say it: `unet`, `text_encoder`, `language`.
+        name: As `InjectionPoint.model` of its points says it: `unet`, `text_encoder`, `language`.
         classes: Its class and those that it derives from, as `package:Class`, most derived first.
         config: The model's own configuration as JSON values; empty where it has none.
         paths: The dotted path of every module of the base, in model order; "" is the model itself.
@@ -34,7 +34,7 @@ class ModelView(Protocol):
 
     @property
     def components(self) -> Mapping[str, ComponentView]:
-        """By name, in the order of the pipeline."""
+        """The models by name, in the order of the pipeline. What is a component inside one is none of them."""
         raise NotImplementedError
 
     def values(self, point: InjectionPoint) -> tuple[Tensor, Tensor | None]:

@@ -210,8 +210,8 @@ class Trainable(AdapterConfig):
         if self.part != "bias":
             return points
         found = [point for point in points if point.layout.bias or self.absolute]
-        first = {(point.component, point.path): point for point in reversed(found) if point.in_span is not None}
-        return [point for point in found if point.in_span is None or point is first[point.component, point.path]]
+        first = {(point.model, point.path): point for point in reversed(found) if point.in_span is not None}
+        return [point for point in found if point.in_span is None or point is first[point.model, point.path]]
 
     def accepts(self, point: InjectionPoint) -> str | None:
         if not isinstance(point, ParameterPoint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ class Mould:
 
     cls: type[nn.Module]
     attributes: Mapping[str, Any]
-    containers: Sequence[tuple[str, Any]]
+    empty: Sequence[tuple[str, Callable[[], Any]]]
+    full: Sequence[tuple[str, Any]]
     children: Sequence[tuple[str, Mould]]
 
     @staticmethod
@@ -27,8 +28,10 @@ class Mould:
         """That of a module; it shares its tensors and whatever its attributes refer to."""
         own = {key: value for key, value in module.__dict__.items() if key != "_modules"}
         containers = [(key, value) for key, value in own.items() if type(value) in _CONTAINERS]
+        empty = [(key, type(value)) for key, value in containers if not value]
+        full = [(key, value) for key, value in containers if value]
         children = [(name, Mould.of(child)) for name, child in module._modules.items() if child is not None]
-        return Mould(type(module), own, containers, children)
+        return Mould(type(module), own, empty, full, children)
 
     def cast(self) -> Any:
         """A module with the same attributes; its containers and children are its own."""
@@ -39,9 +42,11 @@ class Mould:
     def fill(self, own: dict[str, Any]) -> None:
         """Gives a module that has no attributes yet, here its `__dict__`, what `cast` gives."""
         own.update(self.attributes)
-        for key, value in self.containers:
-            own[key] = value.copy() if value else type(value)()
-        own["_modules"] = {name: child.cast() for name, child in self.children}
+        for key, make in self.empty:
+            own[key] = make()
+        for key, value in self.full:
+            own[key] = value.copy()
+        own["_modules"] = {name: child.cast() for name, child in self.children} if self.children else {}
 
 
 def begin(module: nn.Module, **attributes: Any) -> None:

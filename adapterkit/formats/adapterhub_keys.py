@@ -37,6 +37,8 @@ _OLD = {
     "invertible_lang_adapters": "invertible_adapters",
 }
 """Words of releases before 2."""
+_WORDS = frozenset({*ROLES, *WHOLE, *_OLD})
+"""Of which a key of an adapter has one."""
 
 
 class Key(NamedTuple):
@@ -50,7 +52,10 @@ class Key(NamedTuple):
 
 def parsed(key: str) -> Key | None:
     """A key of an adapter or a fusion; None for any other."""
-    parts = [_OLD.get(part, part) for part in key.split(".")]
+    words = key.split(".")
+    if _WORDS.isdisjoint(words):
+        return None
+    parts = [_OLD.get(word, word) for word in words]
     for i, part in enumerate(parts[:-2]):
         if part in ROLES or part in WHOLE:
             return Key(".".join(parts[:i]), part, parts[i + 1], ".".join(parts[i + 2 :]))

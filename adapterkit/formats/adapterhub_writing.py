@@ -162,7 +162,7 @@ def begun(name: str, points: Points, ids: Sequence[str], where: object) -> Writi
     Raises:
         UnsupportedFileError: The tool does not know the model, or the adapter is of several.
     """
-    here = {point.id: point.component for point in points}
+    here = {point.id: point.model for point in points}
     components = dict.fromkeys(here[id] for id in ids if id in here)
     if len(components) > 1:
         told = f"AdapterHub's adapters are one model's, and this one acts in {', '.join(components)}"
@@ -175,7 +175,7 @@ def begun(name: str, points: Points, ids: Sequence[str], where: object) -> Writi
     if not isinstance(kind, str) or kind not in FAMILIES:
         told = f"AdapterHub is written for these types of models: {', '.join(FAMILIES)}; this one is {kind or 'none'}"
         raise UnsupportedFileError(f"{told}; {OTHERS}", where)
-    own = Points(point for point in points if point.component == component).of(points.model)
+    own = Points(point for point in points if point.model == component).of(points.model)
     return Writing(where, name, model, Places(FAMILIES[kind], own), own)
 
 

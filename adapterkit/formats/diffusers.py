@@ -20,6 +20,8 @@ from adapterkit.points import Points
 
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _SIGNS = frozenset({"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"})
+_SIGN = "lora"
+"""What every key has that says one of those, in whatever spelling."""
 
 
 class DiffusersFormat(Format):
@@ -54,8 +56,11 @@ class DiffusersFormat(Format):
 
 def _is_one(keys: Iterable[str], own: bool) -> bool:
     """Whether there is a key of LoRA, or, in a file with metadata of its own, of any type."""
+    likely = [key for key in keys if own or _SIGN in key]
+    if not likely:  # of a file of another format, and quick
+        return False
     dialect = Dialect(DIALECT)
-    found = (parsed(key, dialect) for key in keys)
+    found = (parsed(key, dialect) for key in likely)
     return any(one is not None and (own or one.name in _SIGNS) for one in found)
 
 

@@ -103,7 +103,7 @@ class ModuleWriting(Writing):
             yield from self._made_up()
             return
         modules, components = Modules(self._points), self._points.model.components
-        touched = {(point.component, point.path) for point in self._points if point.id in self._said}
+        touched = {(point.model, point.path) for point in self._points if point.id in self._said}
         for component in (one for name, one in components.items() if any(name == own for own, _ in touched)):
             prefix = self._prefix(component, components)
             for name, pieces in _written_names(component, components):
@@ -114,8 +114,8 @@ class ModuleWriting(Writing):
 
     def _made_up(self) -> Iterator[tuple[str, Sequence[Place]]]:
         for point in self._points:
-            if point.id in self._said and point.role in MADE_UP and point.component in (*_DENOISERS, *TEXTS, DENOISER):
-                prefix = "" if point.component == DENOISER else f"{point.component}."
+            if point.id in self._said and point.role in MADE_UP and point.model in (*_DENOISERS, *TEXTS, DENOISER):
+                prefix = "" if point.model == DENOISER else f"{point.model}."
                 yield self._label(prefix, point.path), [Place(point, point.shape)]
 
     def _label(self, prefix: str, name: str) -> str:

@@ -31,6 +31,8 @@ except ImportError:  # Windows: no locks, so nothing stale is ever removed there
 SIZE_LIMIT = 4 << 30
 """Bytes; larger files are refused before anything is read."""
 
+_BUFFER = 1 << 18  # adapters are hundreds of small tensors, and a call of the system takes longer than a copy
+
 # Absent on Windows. NONBLOCK keeps the opening of a pipe from waiting for its other end.
 _FOLLOW = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _READ = _FOLLOW | getattr(os, "O_NOFOLLOW", 0)
@@ -57,7 +59,7 @@ def open_plain(path: Path, limit: int = SIZE_LIMIT, *, follow: bool = False) -> 
         raise unreadable(path, error) from error
     try:
         size = _check_plain(path, os.fstat(descriptor), limit)
-        with open(descriptor, "rb", closefd=False) as file:
+        with open(descriptor, "rb", buffering=_BUFFER, closefd=False) as file:
             yield file, size
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error}", path) from error

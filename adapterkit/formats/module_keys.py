@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect
-from adapterkit.formats.prefixes import Prefix, is_original, prefix_of
+from adapterkit.formats.prefixes import BEGINNINGS, Prefix, is_original, prefix_of
 
 DIALECT = "lycoris"
 _ALIASES = {
@@ -57,8 +57,11 @@ def style_of(keys: Iterable[str], *, shared: bool = True) -> str | None:
         keys: The file's.
         shared: Whether keys count that other libraries' files may have too: not where the metadata are theirs.
     """
+    likely = [key for key in keys if key.startswith(BEGINNINGS)]
+    if not likely:  # of a file of another format, and quick
+        return None
     split = _Splitting(Dialect(DIALECT).names)
-    for key in keys:
+    for key in likely:
         prefix = prefix_of(key)
         found = None if prefix is None else split(key, prefix)
         if prefix is None or found is None:

@@ -76,10 +76,10 @@ class Writing:
             CheckpointError: The points are a model's, which alone could name its modules; or as for `modules`.
         """
         said = [point for point in self._points if point.id in self._said and point.role in MADE_UP]
-        prefixes = {point.component: prefix_of(f"{point.component}{separator}") for point in said}
+        prefixes = {point.model: prefix_of(f"{point.model}{separator}") for point in said}
         flat = separator == "_"
-        own = [point for point in said if (prefix := prefixes[point.component]) is not None and prefix.flat == flat]
-        places = [(f"{point.component}{separator}{point.path}", [Place(point, point.shape)]) for point in own]  # type: ignore[arg-type]
+        own = [point for point in said if (prefix := prefixes[point.model]) is not None and prefix.flat == flat]
+        places = [(f"{point.model}{separator}{point.path}", [Place(point, point.shape)]) for point in own]  # type: ignore[arg-type]
         if len(places) < len(self._said):
             raise CheckpointError("the model is needed to name its modules, and is not at hand", self._context.where)
         return {name: self._written(name, touched) for name, touched in written_modules(self._said, places)}
@@ -90,7 +90,7 @@ class Writing:
         touched: dict[str, set[str]] = {}
         for point in self._points:
             if point.id in self._said:
-                touched.setdefault(point.component, set()).add(point.path)
+                touched.setdefault(point.model, set()).add(point.path)
         for component, paths in touched.items():
             if component not in components:
                 raise CheckpointError(

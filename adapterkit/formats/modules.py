@@ -66,7 +66,7 @@ class Modules:
         found: dict[tuple[str, str, str], list[ParameterPoint]] = {}
         for point in points:
             if isinstance(point, ParameterPoint):
-                found.setdefault((point.component, point.path, point.layout.parameter), []).append(point)
+                found.setdefault((point.model, point.path, point.layout.parameter), []).append(point)
         self.model = points.model
         self._all = {key: _module(key, own, points.model) for key, own in found.items()}
         self._by_path: dict[str, dict[str, list[Module]]] = {}
@@ -87,7 +87,7 @@ class Modules:
 
     def of(self, point: ParameterPoint) -> Module:
         """The module of a point."""
-        return self._all[point.component, point.path, point.layout.parameter]
+        return self._all[point.model, point.path, point.layout.parameter]
 
     def placed(self, component: str, pieces: Sequence[Piece]) -> list[Place] | None:
         """Where the tensors of a foreign module act; None where the model lacks one of its pieces.

@@ -35,7 +35,7 @@ from adapterkit.errors import (
 from adapterkit.formats import container, native_header
 from adapterkit.formats.native_header import ENTRY, KEY_LIMIT, AdapterHeader, Header, Index
 from adapterkit.formats.source import Source
-from adapterkit.kernels.finite import not_finite
+from adapterkit.kernels.finite import all_finite, not_finite
 from adapterkit.points import Points
 
 _log = logging.getLogger(__name__)
@@ -79,8 +79,12 @@ class NativeFormat(Format):
         for key, entry in source.entries.items():
             _check_dtype(where, key, entry.dtype)
         tensors = source.tensors()
+        if not all_finite(tensors.values()):
+            _check_finite(where, tensors)
         for key, checksum in checksums.items():
-            _check_tensor(where, key, tensors[key], checksum)
+            if _checksum(tensors[key]) != checksum:
+                message = "was changed or damaged after it was saved: its checksum does not match"
+                raise CorruptFileError(message, where, key)
         found = {name: _checkpoint(where, one, tensors) for name, one in header.adapters.items()}
         fresh = source.path is not None
         report = ReadReport(
@@ -178,12 +182,11 @@ def _check_dtype(where: object, key: str, dtype: torch.dtype) -> None:
         raise DtypeMismatchError(f"{dtype} cannot hold an adapter's weights; expected {names}", where, key)
 
 
-def _check_tensor(where: object, key: str, tensor: Tensor, checksum: str) -> None:
-    if bad := not_finite(tensor):
-        message = f"holds {bad:,} NaN or infinite values of {tensor.numel():,}"
-        raise NonFiniteError(f"{message}: the training diverged, or the file is damaged", where, key)
-    if _checksum(tensor) != checksum:
-        raise CorruptFileError("was changed or damaged after it was saved: its checksum does not match", where, key)
+def _check_finite(where: object, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if bad := not_finite(tensor):
+            message = f"holds {bad:,} NaN or infinite values of {tensor.numel():,}"
+            raise NonFiniteError(f"{message}: the training diverged, or the file is damaged", where, key)
 
 
 def _checksum(tensor: Tensor) -> str:

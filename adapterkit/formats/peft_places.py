@@ -110,7 +110,7 @@ class ModelNames:
         others: dict[str, dict[str, list[InjectionPoint]]] = {}
         for point in points:
             if not isinstance(point, ParameterPoint):
-                others.setdefault(point.component, {}).setdefault(point.path, []).append(point)
+                others.setdefault(point.model, {}).setdefault(point.path, []).append(point)
         names = dict.fromkeys([*self._modules.components, *others])
         if component is not None and component not in names:
             raise BaseMismatchError(f"there is no component {component!r}; the model has {', '.join(names)}")

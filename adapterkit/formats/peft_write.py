@@ -72,7 +72,7 @@ class PeftWriter:
         return written_config(self._units, self._paths, known, () if view is None else view.classes, self._where)
 
     def _only_component(self, said: Mapping[str, Sequence[Said]]) -> str:
-        components = [*dict.fromkeys(point.component for point in self._points if point.id in said)]
+        components = [*dict.fromkeys(point.model for point in self._points if point.id in said)]
         if len(components) > 1:
             told = f"an adapter of PEFT is one model's, and this one acts in {', '.join(components)}"
             raise CheckpointError(f"{told}; native and diffusers hold it", self._where)

@@ -70,6 +70,8 @@ _BARE = Prefix("", DENOISER, "comfy", False)
 _BLOCKS = ("double_blocks.", "single_blocks.", "joint_blocks.", "input_blocks.", "middle_block.", "output_blocks.")
 """How names of original checkpoints begin that no library of models has: they need no prefix to be known."""
 _BY_TEXT = {prefix.text: prefix for prefix in PREFIXES}
+BEGINNINGS = (*_BY_TEXT, *_BLOCKS, _ENCODERS)
+"""How every key begins that has a prefix."""
 _ANY = re.compile("|".join(re.escape(text) for text in _BY_TEXT))
 
 

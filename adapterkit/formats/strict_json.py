@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 32
 MAX_DIGITS = 32
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 class StrictJSONError(ValueError):
@@ -22,9 +23,15 @@ def loads(text: bytes | str) -> Any:
             deeper than `MAX_DEPTH`.
     """
     try:
-        text = text.decode() if isinstance(text, bytes) else text
+        raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+        # A header has thousands of integers. Only where there may be a long one each is looked at.
+        parse_int = _int if b"0" * MAX_DIGITS in raw.translate(_DIGITS) else int
         value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=parse_int,
         )
     except StrictJSONError:
         raise

@@ -171,7 +171,7 @@ class Adapters(Switching, Learning, Exchange):
         """
         self._check()
         state = self._state
-        roots = [one.root for one in self._mapped.components.values()]
+        roots = self._mapped.roots
         base = list(base_parameters(roots))
         adapters = [self._report(name) for name in state.adapters]
         trainable = sum(p.numel() for p in [*base, *self.parameters()] if p.requires_grad)

@@ -19,7 +19,7 @@ from adapterkit.handle import merging
 from adapterkit.handle.concurrency import require_unused
 from adapterkit.handle.stand_ins import OriginalParameter
 from adapterkit.handle.state import Merge, State
-from adapterkit.mapping.model import Component
+from adapterkit.mapping.component import Component
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _baked(state: State, merge: Merge) -> Iterator[_Baked]:
     Raises:
         NotMergeableError: A checkpoint of the base has no key or no shape for it.
     """
-    roots = [(component.name, component.root) for component in state.mapped.components.values()]
+    roots = [(component.name, component.root) for component in state.mapped.models.values()]
     paths = {id(module): f"{name}.{path}" for name, root in roots for path, module in root.named_modules()}
     for original in merge.originals:
         where = paths.get(id(original.module), type(original.module).__name__)
@@ -110,7 +110,7 @@ def _baked(state: State, merge: Merge) -> Iterator[_Baked]:
 def _ties(state: State) -> Mapping[int, _Tie]:
     """The parameters that several modules have, by their ids."""
     found: dict[int, _Tie] = {}
-    for component in state.mapped.components.values():
+    for component in state.mapped.models.values():
         for path, module in component.root.named_modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:

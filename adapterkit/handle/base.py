@@ -49,7 +49,7 @@ class Access:
         if self._pipeline is None:
             return {}
         found: dict[str, nn.Module] = {}
-        for name, component in self._mapped.components.items():
+        for name, component in self._mapped.models.items():
             now = getattr(self._pipeline, name, None)
             if now is not component.root and isinstance(now, nn.Module) and peel(now) is not component.root:
                 found[name] = now

@@ -155,7 +155,7 @@ class Sharing:
         """Gives it to the module of one point."""
         if self._shared is not None:
             module.bind(self._shared)
-            self._register(module, self._registered.setdefault(point.component, set()))
+            self._register(module, self._registered.setdefault(point.model, set()))
 
     def _register(self, parent: nn.Module, registered: set[int]) -> None:
         for name, child in [(name, child) for name, child in parent._modules.items() if child is not None]:

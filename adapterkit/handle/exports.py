@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from adapterkit.engine.slots import base_alone
-from adapterkit.mapping.model import Component
+from adapterkit.mapping.component import Component
 
 if TYPE_CHECKING:
     from adapterkit.handle.state import State
@@ -55,16 +56,19 @@ class Export:
 
 
 def export(state: State, component: Component) -> None:
-    """Puts what its backend asks for in front of a model's methods."""
-    root = component.root
-    for name in component.backend.writes:
-        if callable(getattr(type(root), name, None)):
-            root.__dict__.setdefault(name, Export(state, root, name))
+    """Puts what its backend asks for in front of a model's methods, and of those of its parts."""
+    for model, name in _writing(component):
+        if callable(getattr(type(model), name, None)):
+            model.__dict__.setdefault(name, Export(state, model, name))
 
 
 def unexport(state: State, component: Component) -> None:
     """Takes away what a state has put there."""
-    for name in component.backend.writes:
-        found = component.root.__dict__.get(name)
+    for model, name in _writing(component):
+        found = model.__dict__.get(name)
         if isinstance(found, Export) and found.of(state):
-            del component.root.__dict__[name]
+            del model.__dict__[name]
+
+
+def _writing(component: Component) -> Iterator[tuple[nn.Module, str]]:
+    return ((one.module, name) for one in component.within for name in one.backend.writes)

@@ -46,7 +46,7 @@ class Facts:
         experts: dict[str, list[AdapterModule]] = {}
         for key, point in points.items():
             if "expert" in point.tags:
-                experts.setdefault(point.component, []).append(modules[key])
+                experts.setdefault(point.model, []).append(modules[key])
         return cls(
             experts=experts,
             extends=any(isinstance(points[key], AttentionPoint) and m.abilities.extend for key, m in modules.items()),

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from adapterkit.errors import StateError
-from adapterkit.mapping.model import Component
-from adapterkit.mapping.structure import named_base_modules
+from adapterkit.mapping.component import Component
+from adapterkit.mapping.structure import base_modules
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def unguard(component: Component) -> None:
 
 
 def _guarded(component: Component) -> Iterator[tuple[nn.Module, str, str]]:
-    if not (refused := component.backend.refuses):
-        return
-    for _, module in named_base_modules(component.root):
-        cls = type(module)
-        yield from ((module, name, reason) for name, reason in refused.items() if callable(getattr(cls, name, None)))
+    for one in component.within:
+        if refused := one.backend.refuses:
+            for module in base_modules([one.module]):
+                methods = ((name, why) for name, why in refused.items() if callable(getattr(type(module), name, None)))
+                yield from ((module, *method) for method in methods)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from adapterkit.errors import AttachError
 from adapterkit.handle.state import State, states_at
+from adapterkit.mapping.component import Component
 from adapterkit.mapping.model import MappedModel, map_model
 
 
@@ -36,12 +37,18 @@ def mapped_as_found(model: object, backend: str | None, roles: Mapping[str, str]
 
 def known_as(mapped: MappedModel, state: State) -> MappedModel:
     """The same models, under the names that they have in a state."""
-    names = {id(one.root): name for name, one in state.mapped.components.items()}
-    known = {names.get(id(one.root), name): one for name, one in mapped.components.items()}
-    if list(known) == list(mapped.components):
-        return mapped
-    renamed = {name: dataclasses.replace(one, name=name) for name, one in known.items()}
-    return MappedModel(renamed, mapped.label, mapped.roles)
+    names = {id(one.root): name for name, one in state.mapped.models.items()}
+    components: dict[str, Component] = {}
+    for name, one in mapped.models.items():
+        there = names.get(id(one.root), name)
+        own, theirs = mapped.of(name), state.mapped.of(there)
+        if name == there and (own.keys() == theirs.keys() or not theirs):
+            components |= own
+        elif one.parts:  # the names of several models, or one name for all of them
+            components |= theirs
+        else:
+            components[there] = dataclasses.replace(one, name=there)
+    return mapped if components == mapped.components else MappedModel(components, mapped.label, mapped.roles)
 
 
 def state_of(mapped: MappedModel) -> State | None:
@@ -75,8 +82,8 @@ def _covers(large: MappedModel, small: MappedModel) -> bool:
 
 def _holds(large: MappedModel, small: MappedModel) -> bool:
     """Whether all models of one are among those of another, under the same names."""
-    there = large.components
-    return all(name in there and there[name].root is one.root for name, one in small.components.items())
+    there = large.models
+    return all(name in there and there[name].root is one.root for name, one in small.models.items())
 
 
 def _join(first: State, second: State) -> None:

@@ -10,14 +10,14 @@ from torch import nn
 from adapterkit.points import InjectionPoint, ParameterPoint
 
 Place = tuple[str, str]
-"""A component's name, and a path in it."""
+"""A model's name, and a path in it."""
 
 _NEAR, _FIRST = 16, 4  # steps and weights of a look before each forward: two microseconds
 
 
 def place_of(point: InjectionPoint) -> Place:
     """Where a point's module is."""
-    return (point.component, point.path)
+    return (point.model, point.path)
 
 
 class Places:

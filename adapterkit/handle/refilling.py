@@ -56,7 +56,7 @@ def refill(
         CheckpointError: Anything does not fit.
         StateError: The adapter's own parameters have no values.
     """
-    put_away(component.root for component in mapped.components.values())
+    put_away(mapped.roots)
     target = Target(mapped, source, [], finite)
     configs = [config_of(part, source) for part in checkpoint.parts]
     _check_types(attached, configs, source)

@@ -117,7 +117,7 @@ class State:
     @property
     def roots(self) -> list[nn.Module]:
         """The models."""
-        return [component.root for component in self.mapped.components.values()]
+        return self.mapped.roots
 
     def insert(
         self, name: str, parts: Sequence[Built], mapped: MappedModel, metadata: Mapping[str, str] | None = None
@@ -168,7 +168,7 @@ class State:
         components = {**self.mapped.components, **mapped.components}
         if len(components) > len(self.mapped.components):
             self.mapped = MappedModel(components, mapped.label, mapped.roles or self.mapped.roles)
-        for name, component in self.mapped.components.items():
+        for name, component in self.mapped.models.items():
             if name not in self.lookouts:
                 self.lookouts[name] = [
                     component.root.register_forward_pre_hook(Lookout(self)),
@@ -208,7 +208,7 @@ class State:
                 site.switch = self.switch
                 site.changed()
         watched = [*other.watched]
-        other.leave(other.mapped.components)
+        other.leave(other.mapped.models)
         self._grow(other.mapped)
         self._watch(watched)
 
@@ -288,9 +288,9 @@ class State:
                 if (site := attach.site_of(self.places[place])) is not None:
                     site.changed()
 
-    def leave(self, components: Iterable[str]) -> None:
+    def leave(self, models: Iterable[str]) -> None:
         """Is no more about some of its models, in which nothing is adapted."""
-        gone = set(components)
+        gone = set(models)
         for name in gone:
             for handle in self.lookouts.pop(name):
                 handle.remove()
@@ -305,7 +305,7 @@ class State:
                 unguard(self.mapped.components[name])
         for handle in (h for key in list(self.watched) if key[0] in gone for h in self.watched.pop(key)):
             handle.remove()
-        if left := {name: one for name, one in self.mapped.components.items() if name not in gone}:
+        if left := {name: one for name, one in self.mapped.components.items() if not gone & {name, one.model}}:
             self.mapped = MappedModel(left, self.mapped.label, self.mapped.roles)
 
     def _restore_base(self) -> None:

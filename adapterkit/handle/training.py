@@ -49,7 +49,7 @@ class Learning(Access):
         state.watches = watch_steps(state, names)
 
     def _require_trainable(self) -> None:
-        for component in self._mapped.components.values():
+        for component in self._mapped.models.values():
             first = next(component.root.parameters(), None)
             if first is not None and first.is_inference():
                 raise StateError(

@@ -38,8 +38,8 @@ class _Reaching(torch.autograd.Function):
 class Unreached:
     """A forward hook of an adapted model."""
 
-    def __init__(self, state: State, component: str) -> None:
-        self._state, self._component = state, component
+    def __init__(self, state: State, model: str) -> None:
+        self._state, self._model = state, model
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -63,10 +63,10 @@ class Unreached:
         for name in state.trained:
             attached = state.adapters[name]
             if name in names:
-                found += attached.facts.experts.get(self._component, ())
+                found += attached.facts.experts.get(self._model, ())
             elif left_out:
                 points = attached.points
-                found += [one for key, one in attached.modules.items() if points[key].component == self._component]
+                found += [one for key, one in attached.modules.items() if points[key].model == self._model]
         return found
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.handle.starting import base_values
-from adapterkit.mapping.model import Component, MappedModel
+from adapterkit.mapping.component import Component
+from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins.matching import class_keys
 from adapterkit.points import InjectionPoint, Points
 from adapterkit.view import ComponentView, ModelView
@@ -28,7 +29,7 @@ class View(ModelView):
 
     @functools.cached_property
     def _components(self) -> Mapping[str, ComponentView]:
-        return {name: _component(one, self._mapped.paths(name)) for name, one in self._mapped.components.items()}
+        return {name: _component(one, self._mapped.paths(name)) for name, one in self._mapped.models.items()}
 
     def values(self, point: InjectionPoint) -> tuple[Tensor, Tensor | None]:
         values = base_values("the file", point, self._mapped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -33,24 +33,29 @@ _EPSILONS = ("eps", "variance_epsilon")
 _INHERITED = ("layer", "stage", "stream", "block")
 
 
-def norm_points(points: Sequence[InjectionPoint], roots: Mapping[str, nn.Module]) -> list[InjectionPoint]:
+def norm_points(
+    points: Sequence[InjectionPoint],
+    component: str,
+    module: nn.Module,
+    at: str = "",
+    beside: Collection[int] = (),
+) -> list[InjectionPoint]:
     """The role `norm` at every normalisation with a gain, in model order.
 
     Its site is the module's path. Tags such as `layer` are those on which all points beside it in its block agree.
 
     Args:
-        points: What the backends have found.
-        roots: Component -> model.
+        points: What the component's backend has found.
+        component: Its name.
+        module: The model, or the part that is mapped.
+        at: The part's path in the model.
+        beside: Ids of modules that are not looked into.
     """
-    found: list[InjectionPoint] = []
-    for component, root in roots.items():
-        own = points if len(roots) == 1 else [point for point in points if point.component == component]
-        around = _tags_around(own)
-        taken = {point.path for point in own if isinstance(point, WeightPoint)}
-        for path, module in named_base_modules(root):
-            if path not in taken and is_norm(module):
-                tags = {"component": component, **_inherited(path, around)}
-                found.append(_point(path, module, tags))
+    around, found = _tags_around(points), list[InjectionPoint]()
+    taken = {point.path for point in points if isinstance(point, WeightPoint)}
+    for path, norm in named_base_modules(module, prefix=at, seen=set(beside)):
+        if path not in taken and is_norm(norm):
+            found.append(_point(path, norm, {"component": component, **_inherited(path, around)}))
     return found
 
 

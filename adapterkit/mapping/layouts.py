@@ -59,7 +59,7 @@ def first_path(module: nn.Module, alternatives: str) -> str | None:
 
 def _descend(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split(".") if path else []:
-        child = module._modules[name] if name in module._modules else None  # a scripted module's have no `get`
+        child = module._modules[name] if name in module._modules else None  # noqa: SIM401 - a scripted module's have no `get`
         if child is None:
             return None
         module = child

@@ -7,86 +7,24 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from adapterkit.backend import Backend, Projection, Reach
-from adapterkit.errors import AttachError, UnsupportedModelError, blaming
-from adapterkit.layouts import Repeats
+from adapterkit.backend import Projection, Reach
+from adapterkit.errors import UnsupportedModelError
 from adapterkit.mapping import offload_hooks
-from adapterkit.mapping.checked import check_ids, checked_points, checked_reach, checked_repeats
-from adapterkit.mapping.everywhere import block_points, norm_points
-from adapterkit.mapping.fused import fused_points
-from adapterkit.mapping.layers import call_plainly
+from adapterkit.mapping.checked import check_ids
+from adapterkit.mapping.component import Component, alone, claimed, component_for
 from adapterkit.mapping.layouts import module_at
+from adapterkit.mapping.parts import in_order
 from adapterkit.mapping.projections import projection_points, with_sources
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.structure import Picture, named_base_modules
-from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
-from adapterkit.plugins.matching import class_keys, foreign, peel
-from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, ParameterPoint, Points, TokensPoint
-
-
-@dataclass(frozen=True)
-class Component:
-    """One mapped model.
-
-    Attributes:
-        name: `unet`, `text_encoder`, ...; for a model that stands alone its backend's word for it.
-        root: The model itself, wrappers peeled off.
-        backend: Maps it.
-        backend_name: The backend's registered name.
-        family: The class of the backend's table that the model was matched by, such as
-            `transformers:LlamaPreTrainedModel`.
-        plugin: The name of the plug-in that provides the backend.
-    """
-
-    name: str
-    root: nn.Module
-    backend: Backend
-    backend_name: str
-    family: str
-    plugin: str = ""
-
-    def blaming(self, call: str) -> AbstractContextManager[None]:
-        """Names the plug-in where its backend fails in a call."""
-        return blaming(f"backend {self.backend_name!r}", call, self.plugin)
-
-    def points(self) -> list[InjectionPoint]:
-        """What the backend says, with the points that every family has alike.
-
-        Raises:
-            PluginError: It does not keep to its contract.
-        """
-        with self.blaming("points()"):
-            found = checked_points(self.backend.points(self.root, self.name), self.root, self.name)
-            return [*found, *block_points(self.root, found)] if self.backend.whole_blocks else found
-
-    def reach(self, point: InjectionPoint) -> Reach:
-        """How adapters act at a point; errors as for `points`."""
-        repeats = self._repeats(point)
-        if isinstance(point, ParameterPoint) and point.layout.access == "any":
-            return Reach(plain=call_plainly, repeats=repeats)
-        whole = isinstance(point, OutputPoint) and point.is_block
-        if not isinstance(point, AttentionPoint | TokensPoint) and not point.is_read and not whole:
-            return _PLAIN[repeats]
-        with self.blaming("reach()"):
-            return replace(checked_reach(self.backend.reach(self.root, point), self.root, point), repeats=repeats)
-
-    def _repeats(self, point: InjectionPoint) -> Repeats | None:
-        try:  # a block of its own for each of thousands of points would be felt
-            return checked_repeats(self.backend.repeats(self.root, point), point)
-        except Exception:  # noqa: BLE001 - third-party code may raise anything; it is called again to be blamed
-            with self.blaming("repeats()"):
-                return checked_repeats(self.backend.repeats(self.root, point), point)
-
-
-_PLAIN: Mapping[Repeats | None, Reach] = {repeats: Reach(repeats=repeats) for repeats in (None, *get_args(Repeats))}
-"""Where nothing else is to be told: one for thousands of points."""
+from adapterkit.plugins.matching import peel
+from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points
 
 
 class _Known:
@@ -102,12 +40,26 @@ class _Known:
 
 @dataclass(frozen=True)
 class MappedModel:
-    """Every mapped component of what the user gave."""
+    """Every mapped component of what the user gave, and every part of a model that stands alone."""
 
     components: Mapping[str, Component]
     label: str
     roles: RoleMap | None = None
     known: _Known = field(default_factory=_Known, compare=False, repr=False)
+
+    @property
+    def models(self) -> Mapping[str, Component]:
+        """Those that are no part of another."""
+        return {name: one for name, one in self.components.items() if not one.is_part}
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        """Of these the models themselves."""
+        return [one.root for one in self.models.values()]
+
+    def of(self, model: str) -> Mapping[str, Component]:
+        """A model, and the components that are parts of it."""
+        return {name: one for name, one in self.components.items() if model in (name, one.model)}
 
     def points(self) -> Points:
         """All points, component by component, in model order; a module that is met twice counts once.
@@ -131,7 +83,7 @@ class MappedModel:
         return self.known.paths[component]
 
     def _known(self) -> tuple[Points, Mapping[str, InjectionPoint]]:
-        roots, last = [one.root for one in self.components.values()], self.known.last
+        roots, last = self.roots, self.known.last
         if last is None or not last[0].shows(roots):
             picture, points = Picture(roots), Points(self._found())
             last = self.known.last = (picture, points, {point.id: point for point in points})
@@ -143,7 +95,7 @@ class MappedModel:
         seen: set[tuple[object, ...]] = set()
         modules: dict[tuple[str, str], nn.Module] = {}  # the experts of a layer are hundreds of points in one module
         for point in self._all_points():
-            key = (point.component, point.path)
+            key = (point.model, point.path)
             if key not in modules:
                 modules[key] = self.module(point)
             place = (id(modules[key]), point.kind, point.span, point.in_span, *_slot_in_module(point))
@@ -154,13 +106,17 @@ class MappedModel:
         return with_sources(found)
 
     def _all_points(self) -> list[InjectionPoint]:
-        each = [one.points() for one in self.components.values()]
-        roots = {name: one.root for name, one in self.components.items()}
-        points = [*itertools.chain.from_iterable(each)]
-        points += [*norm_points(points, roots), *fused_points(points)]
+        each = {name: one.points() for name, one in self.components.items()}
+        norms, fused = zip(*(self.components[name].everywhere(own) for name, own in each.items()), strict=True)
+        points: list[InjectionPoint] = []
+        for name, one in self.models.items():
+            own = [*itertools.chain.from_iterable(each[part] for part in self.of(name))]
+            points += in_order(own, one.root) if len(self.of(name)) > 1 else own
+        points += itertools.chain(*norms, *fused)
         if self.roles is None:
             return points
-        return self.roles.apply(points, roots)
+        starts = {name: one.inside.path for name, one in self.components.items() if one.is_part}
+        return self.roles.apply(points, {name: one.root for name, one in self.models.items()}, starts)
 
     def _check_ids(self, points: Sequence[InjectionPoint]) -> None:
         for name, component in self.components.items():
@@ -169,8 +125,7 @@ class MappedModel:
 
     def has_roots_of(self, other: MappedModel) -> bool:
         """Whether both are of the same models."""
-        mine, theirs = ([id(one.root) for one in both.components.values()] for both in (self, other))
-        return mine == theirs
+        return [*map(id, self.roots)] == [*map(id, other.roots)]
 
     def root(self, point: InjectionPoint) -> nn.Module:
         """The model in which a point lies."""
@@ -265,15 +220,14 @@ def map_model(model: object, backend: str | None = None, roles: Mapping[str, str
     """
     model, named = peel(model), None if roles is None else RoleMap(roles)
     if isinstance(model, nn.Module):
-        component = _component(None, model, backend)
-        return MappedModel({component.name: component}, type(model).__name__, named)
+        return MappedModel(alone(component_for(None, model, backend)), type(model).__name__, named)
     components = getattr(model, "components", None)
     if not isinstance(components, Mapping):
         raise UnsupportedModelError(
             f"{type(model).__name__} is neither a torch module nor a pipeline with components; "
             "pass the model itself, such as the loaded AutoModel or StableDiffusionPipeline"
         )
-    found = [_claimed(name, part) for name, part in components.items() if isinstance(part, nn.Module)]
+    found = [claimed(name, part) for name, part in components.items() if isinstance(part, nn.Module)]
     mapped = {component.name: component for component in found if component is not None}
     if not mapped:
         raise UnsupportedModelError(
@@ -281,39 +235,3 @@ def map_model(model: object, backend: str | None = None, roles: Mapping[str, str
             "see: adapterkit backends"
         )
     return MappedModel(mapped, type(model).__name__, named)
-
-
-def _claimed(name: str, part: nn.Module) -> Component | None:
-    """A pipeline's component, or None where no backend claims it for a pipeline (a VAE, a safety checker)."""
-    try:
-        component = _component(name, part, None)
-    except UnsupportedModelError:
-        return None
-    return component if component.backend.in_pipelines else None
-
-
-def _component(name: str | None, root: nn.Module, backend: str | None) -> Component:
-    manager = get_plugin_manager()
-    root = _as_module(peel(root))
-    if reason := _foreign(root):
-        raise AttachError(f"{type(root).__name__} cannot be adapted: {reason}")
-    spec = manager.backend(backend) if backend else manager.backend_for(root)
-    instance = instance_of(spec, Backend)
-    keys = class_keys(type(root))
-    family = next((key for key in keys if key in spec.models), spec.name)
-    if family == "torch:Module":  # the claim on what no family claims: the class itself tells more
-        family = keys[0]
-    return Component(name or instance.component_of(root), root, instance, spec.name, family, owner(spec))
-
-
-def _as_module(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{type(model).__name__} is not a torch module")
-    return model
-
-
-def _foreign(root: nn.Module) -> str | None:
-    """What another library has put around modules of `root`, and how to mend it; None where there is nothing."""
-    first = {type(module): path for path, module in reversed([*named_base_modules(root)])}
-    found = [(path, reason) for cls, path in first.items() if (reason := foreign(cls)) is not None]
-    return f"at {found[-1][0] or 'its top'} {found[-1][1]}" if found else None

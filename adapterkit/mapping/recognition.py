@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from adapterkit.mapping.sites import block_sites, block_tags
 from adapterkit.mapping.structure import named_base_modules
 from adapterkit.mapping.templates import ATTENTIONS, BLOCKS, FEED_FORWARDS, AttentionTemplate, BlockTemplate, Template
 from adapterkit.mapping.templates.heads import counted_heads
+from adapterkit.mapping.templates.template import Templates
 from adapterkit.points import InjectionPoint, Tag, WeightPoint
 
 _CROSS = frozenset(
@@ -29,6 +31,8 @@ _CROSS = frozenset(
 """What attentions to other tokens are called, in blocks that no template tells of."""
 
 _SHARED = frozenset({"shared_expert", "shared_experts", "shared_mlp"})
+
+_ATTENTIONS, _FEED_FORWARDS, _BLOCKS = Templates(ATTENTIONS), Templates(FEED_FORWARDS), Templates(BLOCKS)
 
 Refusal = Callable[[nn.Module], "str | None"]
 """Why the keys and values of a module cannot be reached, or None."""
@@ -70,8 +74,8 @@ def recognise(model: nn.Module, component: str, refusal: Refusal, prefix: str = 
     found = Recognised()
     tree = dict(named_base_modules(model))
     blocks = dict(_blocks(tree, found.remarks))
-    attentions = [*_first_matches(tree, ATTENTIONS)]
-    forwards = [*_first_matches(tree, FEED_FORWARDS)]
+    attentions = [*_first_matches(tree, _ATTENTIONS)]
+    forwards = [*_first_matches(tree, _FEED_FORWARDS)]
     places = _Places([*blocks], [one.path for one in attentions], prefix, named=component == "model")
     for one in attentions:
         _add_attention(found, one, places, component, blocks, refusal)
@@ -124,7 +128,7 @@ def _numbered(path: str) -> str:
     return path
 
 
-def _first_matches(tree: Mapping[str, nn.Module], templates: Sequence[Template]) -> Iterator[_Found]:
+def _first_matches(tree: Mapping[str, nn.Module], templates: Templates[Any]) -> Iterator[_Found]:
     """Modules with the first template that fits; none inside of one that was found."""
     taken: set[str] = set()
     for path, module in tree.items():
@@ -132,7 +136,7 @@ def _first_matches(tree: Mapping[str, nn.Module], templates: Sequence[Template])
             continue
         if path.rpartition(".")[0] in taken and path:  # its layers are that one's already
             continue
-        template = next((one for one in templates if one.matches(module) and _is_of_layers(one, module)), None)
+        template = next((one for one in templates.fitting(module) if _is_of_layers(one, module)), None)
         if template is not None:
             yield _Found(path, module, template)
             taken.add(path)
@@ -150,7 +154,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[tuple[str, _Found]]:
     for path, module in tree.items():
-        fitting = [one for one in BLOCKS if one.matches(module)]
+        fitting = [*_BLOCKS.fitting(module)]
         ordered = [one for one in fitting if _has_order(one, module)]
         if len(ordered) == 1:
             yield path, _Found(path, module, ordered[0])

@@ -20,7 +20,7 @@ from adapterkit.points import InjectionPoint, WeightPoint
 _ROLE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 Place = tuple[str, str]
-"""Component and path."""
+"""Model and path."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ class RoleMap:
             raise ConfigError(problems, "roles")
         object.__setattr__(self, "roles", dict(self.roles))  # the user's own may change
 
-    def apply(self, points: Iterable[InjectionPoint], roots: Mapping[str, nn.Module]) -> list[InjectionPoint]:
+    def apply(
+        self, points: Iterable[InjectionPoint], roots: Mapping[str, nn.Module], starts: Mapping[str, str] | None = None
+    ) -> list[InjectionPoint]:
         """The points of a model with these roles. What is given a role has its path for a site.
 
         Args:
             points: What the backends found.
-            roots: The models by component.
+            roots: The models by name.
+            starts: Component -> its path, of those that are parts of a model: their sites begin below it.
 
         Raises:
             TargetNotFoundError: A glob matches no module.
@@ -59,14 +62,14 @@ class RoleMap:
         """
         order = _places(roots)
         rank = {id(module): number for number, module in reversed([*enumerate(order.values())])}
-        found = [(point, id(roots[point.component].get_submodule(point.path))) for point in points]
+        found = [(point, id(roots[point.model].get_submodule(point.path))) for point in points]
         weights: dict[int, list[InjectionPoint]] = {}
         for point, module in found:
             if isinstance(point, WeightPoint):
                 weights.setdefault(module, []).append(point)
         claims = self._claims(order)
         named = [
-            (_named(role, place, order[place], weights.get(module, [])), module)
+            (_named(role, place, order[place], weights.get(module, []), starts or {}), module)
             for module, (place, role) in claims.items()
         ]
         kept = [
@@ -123,13 +126,15 @@ def _matching(role: str, glob: str, order: Mapping[Place, nn.Module]) -> list[Pl
     return found
 
 
-def _named(role: str, place: Place, module: nn.Module, there: list[InjectionPoint]) -> InjectionPoint:
+def _named(
+    role: str, place: Place, module: nn.Module, there: list[InjectionPoint], starts: Mapping[str, str]
+) -> InjectionPoint:
     component, path = place
     if len(there) > 1:
         held = ", ".join(point.role for point in there)
         raise ConfigError([f"{path!r} cannot be {role!r}: it is fused and holds {held}; select those instead"], "roles")
     if there:
-        return replace(there[0], role=role, site=there[0].path)
+        return replace(there[0], role=role, site=path.removeprefix(f"{starts.get(there[0].component, '')}."))
     found = layer_layout(module)
     if found is None:
         raise TypeError(f"{path} was checked to have a weight")

@@ -59,28 +59,20 @@ class Picture:
     """
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
-        self._modules = [(weakref.ref(module), facts) for module, facts in _looked_at(roots)]
+        roots = [*roots]
+        self._roots = [*map(id, roots)]
+        self._modules = [(weakref.ref(module), _facts(module)) for module in base_modules(roots)]
 
     def shows(self, roots: Iterable[nn.Module]) -> bool:
         """Whether these are the same modules, unchanged."""
-        left = iter(self._modules)
-        for module, facts in _looked_at(roots):
-            reference, known = next(left, (None, None))
-            if reference is None or reference() is not module or known != facts:
+        if [*map(id, roots)] != self._roots:
+            return False
+        # No walk: where each has the children that it had, the tree is what it was.
+        for reference, known in self._modules:
+            module = reference()
+            if module is None or _facts(module) != known:
                 return False
-        return next(left, None) is None
-
-
-def _looked_at(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, Any]]:
-    stack, seen = [*roots], set[int]()
-    while stack:
-        module = stack.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        children = _children(module)
-        stack += [child for _, child in children]
-        yield module, _facts(module, children)
+        return True
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -88,13 +80,13 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [item for item in found if item[0] != CHILD] if SITE in module.__dict__ else found
 
 
-def _facts(module: nn.Module, children: list[tuple[str, nn.Module]]) -> tuple[Any, ...]:
+def _facts(module: nn.Module) -> tuple[Any, ...]:
     own = module.__dict__
     cls = type(module)  # adapting a module gives it another class of the same name
     return (
         cls.__module__,
         cls.__qualname__,
-        [(name, id(child)) for name, child in children],
+        [(name, id(child)) for name, child in _children(module)] if module._modules else [],
         [(name, _size(p)) for name, p in module._parameters.items()] if module._parameters else [],
         [*module._buffers.keys()] if module._buffers else [],  # a scripted module's have no iterator
         [*itertools.compress(own.items(), map(_SIZES.__contains__, map(type, own.values())))],  # no loop of Python's

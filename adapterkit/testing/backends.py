@@ -19,6 +19,7 @@ from adapterkit.backend import Backend
 from adapterkit.errors import AdapterKitError, UnregisteredTypeWarning
 from adapterkit.kernels.weights import base_weight
 from adapterkit.mapping.layouts import weight_layout
+from adapterkit.mapping.parts import checked_parts, is_inside
 from adapterkit.points import AttentionPoint, OutputPoint, ParameterPoint, Points, WeightPoint
 from adapterkit.specs import BackendSpec
 from adapterkit.testing import sublayers, tables
@@ -91,7 +92,9 @@ class BackendConformance:
             yield name, sample, model, Points(self._points(model))
 
     def _points(self, model: nn.Module) -> list[ak.InjectionPoint]:
-        return self.backend().points(model, self.backend.component)
+        backend = self.backend()
+        parts = backend.parts(model).values()
+        return [point for point in backend.points(model, backend.component) if not is_inside(point.path, parts)]
 
     def test_points_exist(self) -> None:
         """Every point's path leads to a module, its id is unique, and it bears its component's tag."""
@@ -102,6 +105,15 @@ class BackendConformance:
             for point in points:
                 assert point.component == self.backend.component, f"{name}: {point.id} is tagged {point.component}"
                 assert point.path in dict(model.named_modules()), f"{name}: {point.id}: no module at {point.path}"
+
+    def test_parts_are_models_of_their_own(self) -> None:
+        """Every part is a module with layers, inside no other part, and of a class that a backend claims."""
+        for name, _, model, _ in self.each():
+            for part, path in checked_parts(self.backend().parts(model), model).items():
+                module = model.get_submodule(path)
+                layers = any(weight_layout(one) is not None for one in module.modules())
+                assert layers, f"{name}: {part} at {path} has no layer; leave it out of parts()"
+                ak.get_plugin_manager().backend_for(module)
 
     def test_shapes_are_right(self) -> None:
         """At every weight point the module's canonical weight has the point's shape, its bias the point's width."""
@@ -120,7 +132,9 @@ class BackendConformance:
         """Every Linear, convolution and embedding is a point's module, or among `ignored`, and nothing else is."""
         for name, _, model, points in self.each():
             mapped = {point.path for point in points}
+            parts = self.backend().parts(model).values()
             layers = {path for path, module in model.named_modules() if weight_layout(module) is not None}
+            layers = {path for path in layers if not is_inside(path, parts)}  # for the parts' own backends
             missing = sorted(layers - mapped - self.ignored)
             assert not missing, f"{name}: no point at {', '.join(missing[:5])}; map it, or put it into `ignored`"
 

@@ -142,9 +142,9 @@ def _changes(base: Base, checkpoint: Checkpoint) -> list[_Change]:
             raise NotMergeableError(
                 f"{placed.key}: {type(module).__name__} acts otherwise than by another weight, and cannot be baked"
             )
-        key = (point.component, point.path, point.layout.parameter)
+        key = (point.model, point.path, point.layout.parameter)
         if key not in found:
-            model = base.model(point.component)
+            model = base.model(point.model)
             found[key] = _Change(model, point.path, point.layout, _slots(model, point))
         found[key].placed.append(placed)
     return [*found.values()]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from adapterkit.errors import IncompatibleTargetError, ModelNotFoundError
 from adapterkit.handle.view import View
 from adapterkit.kernels.weights import base_weight, wide_dtype
-from adapterkit.mapping.model import Component, MappedModel, map_model
+from adapterkit.mapping.component import Component
+from adapterkit.mapping.model import MappedModel, map_model
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
 from adapterkit.tools.original import open_original
 from adapterkit.tools.stored import StoredModel, by_name, is_whole
@@ -57,7 +58,7 @@ class _FileView(View):
     def values(self, point: InjectionPoint) -> tuple[Tensor, Tensor | None]:
         if not isinstance(point, ParameterPoint):
             raise IncompatibleTargetError(f"there is no weight at {point.id}")
-        weight, bias = base_weight(self._base.model(point.component).module(point.path), point)
+        weight, bias = base_weight(self._base.model(point.model).module(point.path), point)
         if weight is None or not is_whole(weight.dtype):
             raise IncompatibleTargetError(f"the weight at {point.id} is no dense floating-point one (quantized?)")
         wide = wide_dtype(weight.dtype)
@@ -78,7 +79,7 @@ def base_of(model: object, tensors: Mapping[str, Tensor] | None = None) -> Base:
     if tensors is None:
         return Base(mapped)
     held = TensorMap(tensors)
-    return Base(mapped, {name: _stored(one, held, "the state dict") for name, one in mapped.components.items()})
+    return Base(mapped, {name: _stored(one, held, "the state dict") for name, one in mapped.models.items()})
 
 
 def _stored(component: Component, tensors: Tensors, label: str) -> StoredModel:
@@ -101,7 +102,7 @@ def open_base(name: str) -> Base:
     mapped = map_model(shape)
     models: dict[str, StoredModel] = {}
     folder = Path(name)
-    for component, one in mapped.components.items():
+    for component, one in mapped.models.items():
         inside = folder / component if not isinstance(shape, nn.Module) else folder
         if inside.is_dir():
             models[component] = _stored(one, TensorFiles(weight_files(inside)), str(inside))

@@ -169,7 +169,7 @@ class _Probe:
 
     def __init__(self, mapped: MappedModel, model: Any) -> None:
         self._layers = {
-            point.full_path: (mapped.components[point.component].root, point)
+            point.full_path: (mapped.components[point.model].root, point)
             for point in mapped.points()
             if isinstance(point, WeightPoint) and not point.is_read and point.layout.index is None
         }

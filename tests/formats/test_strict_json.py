@@ -48,6 +48,7 @@ def test_anything_else_is_one_kind_of_error(text: bytes | str) -> None:
         ("1e999", "out of range"),
         ("-1e999", "out of range"),
         ("1" * 33, "33 digits"),
+        ("-" + "9" * 32, "33 digits"),
         ("1" * 1_000_000, "1000000 digits"),
         ("[" * 33 + "]" * 33, "deeper than 32"),
         ("[" * 1_000_000, "deeper than 32"),

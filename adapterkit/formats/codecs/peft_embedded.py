@@ -27,7 +27,7 @@ def is_embedded(place: Place) -> bool:
 def is_pooled(place: Place) -> bool:
     """Whether the model classifies what is at the first position."""
     model = place.model
-    names = () if model is None else model.components[place.point.component].classes
+    names = () if model is None else model.components[place.point.model].classes
     return any(name.endswith(("ForSequenceClassification", "ForMultipleChoice")) for name in names)
 
 
@@ -58,12 +58,12 @@ def _parts(place: Place, length: int, context: Context) -> tuple[Tensor, Tensor,
     model = place.model
     if model is None:
         raise CheckpointError("a prompt for an encoder is read for a model alone", context.where, place.point.id)
-    config: Mapping[str, Any] = model.components[place.point.component].config
+    config: Mapping[str, Any] = model.components[place.point.model].config
     if config.get("model_type") not in _KNOWN:
         told = f"how {shown(config.get('model_type'))} embeds a prompt is not known here"
         raise UnsupportedFileError(f"{told}; known: {', '.join(sorted(_KNOWN))}", context.where, "peft_type")
     around, width = place.point.path.removesuffix("encoder") + "embeddings.", place.point.out_features
-    tags = {"component": place.point.component}
+    tags = {"component": place.point.model}
 
     def table(name: str) -> Tensor:
         layout = WeightLayout("embedding")

@@ -98,7 +98,7 @@ def _pair(said: Said, place: Place, context: Context) -> tuple[Tensor, Tensor]:
 
 def _check_positions(place: Place, context: Context) -> None:
     """Raises where it is not known how the model counts positions, which PEFT's prefixes move."""
-    view = None if place.model is None else place.model.components.get(place.point.component)
+    view = None if place.model is None else place.model.components.get(place.point.model)
     if view is None:
         return
     config = view.config

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -88,3 +88,28 @@ class BlockTemplate(Template):
             for name, child in base_children(module)
             if name not in known and next(child.parameters(), None) is not None
         ]
+
+
+T = TypeVar("T", bound=Template)
+
+
+class Templates(Generic[T]):
+    """Templates in their order, found by the names of a module's children first: most modules have none of them."""
+
+    def __init__(self, templates: Sequence[T]) -> None:
+        self._roots = [(_roots(template), template) for template in templates]
+        self._known: dict[tuple[str, ...], tuple[T, ...]] = {}
+
+    def fitting(self, module: nn.Module) -> Iterator[T]:
+        """Those that match a module."""
+        names = tuple(module._modules)
+        plausible = self._known.get(names)
+        if plausible is None:
+            plausible = tuple(one for roots, one in self._roots if all(not root.isdisjoint(names) for root in roots))
+            self._known[names] = plausible
+        return (template for template in plausible if template.matches(module))
+
+
+def _roots(template: Template) -> list[frozenset[str]]:
+    """The children of which one must be there, for each path."""
+    return [frozenset(one.partition(".")[0] for one in path.split("|")) for path in template.has.split()]
