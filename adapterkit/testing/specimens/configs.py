@@ -29,8 +29,8 @@ _ID_ENDINGS: Final = ("_token_id", "_token_index", "_token_ids")
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """Give a small copy of a config and of all configs in it.
 
-    All widths are divided by one number, so that what had to agree still does; heads stay as many as they are. Layers are cut
-    to the first of every kind, at least two; lists that say something per layer are cut in step.
+    All widths are divided by one number, so that what had to agree still does; heads stay as many as they are. Layers are
+    cut to the first of every kind, at least two; lists that say something per layer are cut in step.
     """
     small = copy.deepcopy(config)
     parts = list(_configs(small))
@@ -155,7 +155,7 @@ def _cut_layers(config: PreTrainedConfig) -> None:
 
 
 def _kept(count: int, lists: Sequence[Sequence[object]], each: int) -> list[int]:
-    """Give the layers that stay: the first ones of each kind, in order, and others from the front until there are two."""
+    """Give the layers that stay: the first ones of each kind, in order, and others until there are two."""
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(count):
         kinds.setdefault(tuple(values[layer] for values in lists), []).append(layer)
