@@ -1,9 +1,12 @@
 """Shrunk copies of language models: small, every kind of layer, special tokens within the vocabulary."""
 
 import pytest
-from transformers import CONFIG_MAPPING
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from adapterkit.testing.specimens import NoSpecimen
 from adapterkit.testing.specimens.configs import VOCABULARY, shrunk, special_ids
+from adapterkit.testing.specimens.texts import specimen_of
 
 
 def test_widths_shrink_by_one_number_so_that_heads_stay_whole() -> None:
@@ -41,3 +44,25 @@ def test_the_config_that_is_shrunk_stays_as_it_is() -> None:
     before = config.to_dict()
     shrunk(config)
     assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "bart"])
+def test_a_specimen_of_a_skeleton_runs_the_same_each_time(name: str) -> None:
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name]())
+    specimen = specimen_of(skeleton)
+    assert type(specimen.model) is type(skeleton)
+    for call in specimen.calls.values():
+        assert call().dtype == torch.float64
+        assert torch.equal(call(), call())
+
+
+def test_a_decoder_is_called_beside_states_that_it_attends_to() -> None:
+    with torch.device("meta"):
+        calls = specimen_of(AutoModelForCausalLM.from_config(CONFIG_MAPPING["bart"]())).calls
+    assert not torch.equal(calls["text"](), calls["text beside states"]())
+
+
+def test_a_model_without_ids_has_no_specimen_here() -> None:
+    with pytest.raises(NoSpecimen, match="no text model"):
+        specimen_of(torch.nn.Linear(2, 2))

@@ -205,4 +205,10 @@ AT_MOST: Final[Mapping[str, int]] = {
     "block_sizes": 2,
     "attention_window": 4,
     "zero_expert_num": 2,
+    "chunk_size": 4,
+    "mamba_chunk_size": 4,
+    "mamba_d_state": 8,
+    "state_size": 8,
+    "ssm_state_size": 8,
 }
+WHERE_NONE: Final[Mapping[str, int]] = {"num_experts_per_tok": 2}  # what a config leaves open and its model needs

@@ -16,6 +16,7 @@ from adapterkit.testing.specimens.config_names import (
     MODEL_WIDTHS,
     SHARED_BLOCKS,
     VOCABULARIES,
+    WHERE_NONE,
     WIDTHS,
 )
 
@@ -42,6 +43,7 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
         _limit(part)
         _move_ids(part, ids)
         part.use_cache = False
+        part._experts_implementation = "eager"  # of those that transformers has, the one in float64
     return small
 
 
@@ -168,7 +170,9 @@ def _kept(count: int, lists: Sequence[Sequence[object]], each: int) -> list[int]
 
 def _limit(config: PreTrainedConfig) -> None:
     for name, value in list(vars(config).items()):
-        if name in AT_MOST:
+        if value is None and name in WHERE_NONE:
+            setattr(config, name, WHERE_NONE[name])
+        elif name in AT_MOST:
             setattr(config, name, _mapped(value, lambda n, most=AT_MOST[name]: min(n, most)))
         elif name in VOCABULARIES:
             setattr(config, name, _mapped(value, lambda n: min(n, VOCABULARY)))
