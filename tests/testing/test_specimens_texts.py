@@ -59,7 +59,8 @@ def test_a_specimen_of_a_skeleton_runs_the_same_each_time(name: str) -> None:
 
 def test_a_decoder_is_called_beside_states_that_it_attends_to() -> None:
     with torch.device("meta"):
-        calls = specimen_of(AutoModelForCausalLM.from_config(CONFIG_MAPPING["bart"]())).calls
+        skeleton = AutoModelForCausalLM.from_config(CONFIG_MAPPING["bart"]())
+    calls = specimen_of(skeleton).calls
     assert not torch.equal(calls["text"](), calls["text beside states"]())
 
 

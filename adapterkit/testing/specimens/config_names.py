@@ -39,6 +39,10 @@ WIDTHS: Final = frozenset(  # have to agree with others: divided exactly
         "mamba_d_head",
         "mamba_head_dim",
         "rotary_dim",
+        "mamba_d_ssm",
+        "mamba_headdim",
+        "d_latents",
+        "axial_pos_embds_dim",
         "ple_embed_dim",
         "pooler_hidden_size",
         "lru_width",
@@ -168,6 +172,8 @@ VOCABULARIES: Final = frozenset(
         "encoder_hash_byte_group_vocab",
         "unpadded_vocab_size",
         "entity_vocab_size",
+        "pronunciation_vocab_size",
+        "shape_vocab_size",
         "t2u_vocab_size",
         "unit_hifi_gan_vocab_size",
         "src_vocab_size",
@@ -206,9 +212,14 @@ AT_MOST: Final[Mapping[str, int]] = {
     "attention_window": 4,
     "zero_expert_num": 2,
     "chunk_size": 4,
+    "num_self_attends_per_block": 2,
+    "num_latents": 8,
     "mamba_chunk_size": 4,
     "mamba_d_state": 8,
     "state_size": 8,
     "ssm_state_size": 8,
 }
-WHERE_NONE: Final[Mapping[str, int]] = {"num_experts_per_tok": 2}  # what a config leaves open and its model needs
+WHERE_NONE: Final[Mapping[str, int | str]] = {
+    "num_experts_per_tok": 2,
+    "default_language": "en_XX",
+}  # what a config leaves open and its model needs

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import torch
@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adapterkit.errors import AdapterKitError
+from adapterkit.testing.specimens.attempts import tensors
 from adapterkit.testing.specimens.configs import VOCABULARY, shrunk, special_ids
+from adapterkit.testing.specimens.exact import InFloat64
 from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, strengthened
 
 ROWS: Final = 2
 LENGTH: Final = 7
 MOST_PARAMETERS: Final = 150_000_000
 _SEED: Final = 1
+_OTHER_SENSES: Final = frozenset({"pixel_values", "input_features", "input_values", "flattened_patches"})
+_STATES: Final = ("encoder_hidden_states", "encoder_outputs", "cross_attention_states")
+"""Arguments by which a decoder is given another's states."""
 
 
 def specimen_of(model: nn.Module) -> Specimen:
@@ -25,13 +30,13 @@ def specimen_of(model: nn.Module) -> Specimen:
     Raises:
         NoSpecimen: It takes no ids, its config cannot be shrunk, or the small model does not run.
     """
-    if not isinstance(model, PreTrainedModel) or "input_ids" not in _arguments(model):
+    arguments = _arguments(model)
+    if not isinstance(model, PreTrainedModel) or "input_ids" not in arguments or arguments & _OTHER_SENSES:
         raise NoSpecimen(f"{type(model).__name__} is no text model of transformers")
     small = small_model(model)
-    calls = text_calls(small)
-    for call in calls.values():
-        _tried(call, type(model))
-    return Specimen(small, calls)
+    plain, *others = text_calls(small).items()
+    _tried(plain[1], type(model))
+    return Specimen(small, dict([plain, *(other for other in others if _runs(other[1]))]))
 
 
 def small_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -49,7 +54,7 @@ def small_model(model: PreTrainedModel) -> PreTrainedModel:
             raise NoSpecimen(f"{cls.__name__} still has {size:,} parameters when its config is shrunk")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_SEED)
-            return cast(PreTrainedModel, strengthened(cls(config)))
+            return cast("PreTrainedModel", strengthened(cls(config)))
     except AdapterKitError:
         raise
     except Exception as error:
@@ -60,32 +65,21 @@ def text_calls(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
     """Give the calls of a model that takes ids: with them, and with states of an encoder where it can attend to some."""
     inputs = _inputs(model)
     calls: dict[str, Callable[[], Tensor]] = {"text": functools.partial(run, model, inputs)}
-    if _attends_to_others(model):
-        width = _text_config(model.config).hidden_size
-        states = _random(ROWS, LENGTH - 2, width)
-        calls["text beside states"] = functools.partial(run, model, {**inputs, "encoder_hidden_states": states})
+    arguments = _arguments(model)
+    name = next((name for name in _STATES if name in arguments), None)
+    if name is not None and "decoder_input_ids" not in arguments:
+        states = _random(inputs["input_ids"].shape[0], LENGTH - 2, _text_config(model.config).hidden_size)
+        given = (states,) if name == "encoder_outputs" else states
+        calls["text beside states"] = functools.partial(run, model, {**inputs, name: given})
     return calls
 
 
 def run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Run a model and give all that it returns as one flat tensor."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), InFloat64():
         torch.default_generator.manual_seed(_SEED)
         returned = list(tensors(model(**inputs)))
     return torch.cat([value.to(torch.float64).flatten() for value in returned])
-
-
-def tensors(returned: object) -> Iterator[Tensor]:
-    """Give the tensors of numbers in what a model returned, in order."""
-    if isinstance(returned, Tensor):
-        if returned.is_floating_point():
-            yield returned
-    elif isinstance(returned, Mapping):
-        for value in returned.values():
-            yield from tensors(value)
-    elif isinstance(returned, list | tuple):
-        for value in returned:
-            yield from tensors(value)
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, Any]:
@@ -95,26 +89,24 @@ def _inputs(model: PreTrainedModel) -> dict[str, Any]:
         inputs["decoder_input_ids"] = ids(model.config, LENGTH - 1, seed=2)
     if "use_cache" in arguments:
         inputs["use_cache"] = False
+    if "global_attention_mask" in arguments:
+        inputs["global_attention_mask"] = torch.zeros_like(inputs["input_ids"])
+        inputs["global_attention_mask"][:, 0] = 1
     return inputs
 
 
 def ids(config: PreTrainedConfig, length: int, seed: int = _SEED) -> Tensor:
-    """Give ids [ROWS, length] of ordinary tokens."""
+    """Give ids [ROWS, length] of ordinary tokens; with codebooks, so many rows for each."""
     special = special_ids(config)
     size = min(VOCABULARY, _text_config(config).vocab_size)
     ordinary = torch.tensor([n for n in range(size) if n not in special])
-    chosen = torch.randint(len(ordinary), (ROWS, length), generator=torch.Generator().manual_seed(seed))
+    rows = ROWS * _text_config(config).to_dict().get("num_codebooks", 1)
+    chosen = torch.randint(len(ordinary), (rows, length), generator=torch.Generator().manual_seed(seed))
     return ordinary[chosen]
 
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
-
-
-def _attends_to_others(model: PreTrainedModel) -> bool:
-    """Tell whether a decoder without an encoder of its own takes another's states."""
-    arguments = _arguments(model)
-    return "encoder_hidden_states" in arguments and "decoder_input_ids" not in arguments
 
 
 def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -132,6 +124,14 @@ def _tried(call: Callable[[], Tensor], cls: type) -> None:
         raise NoSpecimen(f"{cls.__name__} does not run small: {_said(error)}") from error
     if not result.isfinite().all():
         raise NoSpecimen(f"{cls.__name__} does not run small: what it gives is not finite")
+
+
+def _runs(call: Callable[[], Tensor]) -> bool:
+    """Tell whether a model can be called so: some name arguments that only another config of theirs lets them take."""
+    try:
+        return bool(call().isfinite().all())
+    except Exception:
+        return False
 
 
 def _said(error: Exception) -> str:
