@@ -1,0 +1,1 @@
+"""What a proof by numbers checks, one kind of point a file."""
