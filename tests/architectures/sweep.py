@@ -6,11 +6,14 @@ Rows that were made before are shown as they are; `--again` makes them anew, `--
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import adapterkit as ak
+from adapterkit.testing.specimens import specimen
 from tests.architectures import catalogue, rows
 
 BARS = {
@@ -43,6 +46,14 @@ def row(line: str, name: str, limit: float, *, again: bool = False) -> rows.Row:
     found = rows.kept(line, name)
     assert found is not None
     return found
+
+
+def _import(line: str) -> None:
+    """Loads what every row needs, once, before processes are made."""
+    with contextlib.suppress(Exception):  # it is told of when it is its turn
+        model = catalogue.skeleton(line, catalogue.names(line)[0])
+        ak.points(model)
+        specimen(model)
 
 
 def _make(line: str, name: str) -> None:
@@ -85,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for each")
     given: Any = parser.parse_args(arguments)
     for line in given.line or catalogue.LINES:
+        _import(line)
         for name in given.names or catalogue.names(line):
             before = rows.kept(line, name)
             again = given.again or (given.changed and (before is None or set(before.claims.values()) != {"proven"}))

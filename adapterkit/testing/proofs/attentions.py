@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,8 +98,8 @@ class Reference(Calls):
         key, value = (_in_front(front, rest) for front, rest in ((keys, key), (values, value)))
         if key.shape[1] != query.shape[1]:  # grouped heads
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        logits = scale * (query.double() @ key.double().mT) + mask
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        logits = factor * (query.double() @ key.double().mT) + mask
         return (logits.softmax(-1) @ value.double()).to(query.dtype)
 
 
@@ -149,8 +149,8 @@ def _equation(bench: Bench, points: Sequence[InjectionPoint]) -> None:
     with bench.adapted(ak.Prefix(length=_LENGTH), points) as adapters:
         randomise(adapters, NAME)
         found = bench.outputs()
-        modules: Mapping[str, Any] = adapters.modules(NAME)
-        prefixes = {point.path: (modules[point.id].keys, modules[point.id].values) for point in points}
+        modules: Any = adapters.modules(NAME)
+        prefixes: dict[str, Any] = {point.path: (modules[point.id].keys, modules[point.id].values) for point in points}
         with adapters.disabled(), Reference(bench.model, prefixes).watching():
             expected = bench.outputs()
     _compare(found, expected, "softmax(q [P; k]) [P; v]")
@@ -189,11 +189,3 @@ def _shift(tensor: Tensor) -> None:
 
 def _differs(one: Outputs, other: Outputs) -> bool:
     return any(difference(output, other[label]) > NEAR for label, output in one.items())
-
-
-def arguments(bench: Bench, paths: Sequence[str], run: Callable[[], Tensor]) -> Mapping[str, tuple[Tensor, ...]]:
-    """Query, key and value of the modules that call torch's attention once, in one call of the model, with grad."""
-    calls = Calls(bench.model, paths)
-    with calls.watching():
-        run()
-    return {path: parts for path, parts in calls.arguments.items() if calls.seen[path] == [1]}

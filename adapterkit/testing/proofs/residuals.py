@@ -233,7 +233,7 @@ def _sublayers(bench: Bench, points: Sequence[InjectionPoint]) -> list[Verdict]:
 @torch.no_grad()
 def _watch_sums(bench: Bench, points: Sequence[InjectionPoint], run: Callable[[], Tensor], seen: _Seen) -> None:
     with bench.adapted(Witness(), points) as adapters:
-        modules: Mapping[str, Any] = adapters.modules(NAME)
+        modules: Any = adapters.modules(NAME)
         with Sums() as sums:
             for module in modules.values():
                 module.listener = sums

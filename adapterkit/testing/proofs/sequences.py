@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,7 +58,7 @@ def prove_tokens(bench: Bench, points: Sequence[InjectionPoint]) -> list[Verdict
 def _shifted(bench: Bench, point: InjectionPoint, idle: dict[str, str]) -> None:
     with bench.adapted(Shift(), [point]) as adapters:
         changed = bench.changes()
-        modules: Mapping[str, Any] = adapters.modules(NAME)
+        modules: Any = adapters.modules(NAME)
     shapes = modules[point.id].shapes
     if not shapes:
         idle[point.id] = "no call embeds tokens here"

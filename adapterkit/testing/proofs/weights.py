@@ -82,7 +82,7 @@ def _as_rows(bench: Bench, points: Sequence[InjectionPoint], config: ak.AdapterC
     bench.same(bench.base, "after detaching, not the base", 0.0)
 
 
-def _only(points: Sequence[InjectionPoint]) -> Mapping[str, Any]:
+def _only(points: Sequence[InjectionPoint]) -> Any:
     ids = {point.id for point in points}
     return {NAME: lambda point, step: float(point.id in ids)}
 
