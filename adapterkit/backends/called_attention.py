@@ -6,10 +6,7 @@ processors), and agree in the call. So their own forward runs, and the call is g
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adapterkit.backend import AttentionSeam, Extension, extension_of
+from adapterkit.backends.forward_names import mentions
 from adapterkit.errors import IncompatibleTargetError
 
 _CALL = F.scaled_dot_product_attention
@@ -26,9 +24,6 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 _CALLED = frozenset({"scaled_dot_product_attention", "dispatch_attention_fn"})
 """Names of torch's call, and of the function by which diffusers reaches it."""
-
-_DEPTH = 4
-"""How far calls are followed from a forward."""
 
 
 def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -70,46 +65,8 @@ class CalledAttentionSeam(AttentionSeam):
 
 
 def calls_attention(module: nn.Module) -> bool:
-    """Whether the code of a module's forward, or of what it calls, mentions torch's attention. Nothing is run.
-
-    Followed are its own methods, functions of its library, and the processor of a module of diffusers.
-    """
-    return _calls(type(module), type(getattr(module, "processor", None)))
-
-
-@functools.lru_cache(maxsize=256)
-def _calls(cls: type[nn.Module], processor: type) -> bool:
-    starts: list[Any] = [cls.forward, processor.forward if issubclass(processor, nn.Module) else processor.__call__]
-    return any(_mentions(_plain(start), (cls, processor), _DEPTH, set()) for start in starts)
-
-
-def _mentions(function: Any, owners: tuple[type, ...], depth: int, seen: set[CodeType]) -> bool:
-    if not isinstance(function, FunctionType) or function.__code__ in seen:
-        return False
-    seen.add(function.__code__)
-    names = set(_names(function.__code__))
-    if names & _CALLED:
-        return True
-    if not depth:
-        return False
-    library = function.__module__.partition(".")[0]
-    found = [function.__globals__.get(name) for name in names]
-    called = [one for one in found if isinstance(one, FunctionType) and one.__module__.partition(".")[0] == library]
-    called += [vars(cls)[name] for owner in owners for cls in owner.__mro__ for name in names if name in vars(cls)]
-    return any(_mentions(_plain(one), owners, depth - 1, seen) for one in called)
-
-
-def _plain(one: Any) -> Any:
-    """The function of a method; what stands under decorators."""
-    one = one.__func__ if isinstance(one, (staticmethod, classmethod)) else one
-    return inspect.unwrap(one) if callable(one) else one
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+    """Whether the code of a module's forward, or of what it calls, mentions torch's attention. Nothing is run."""
+    return mentions(module, _CALLED)
 
 
 def _as_fused(module: nn.Module) -> Any:

@@ -11,7 +11,6 @@ so that no mask, bias or shape of the module's own has to fit more keys.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,18 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adapterkit.backend import SITE, AttentionSeam, Extension, extension_of
+from adapterkit.backend import AttentionSeam, Extension, extension_of
+from adapterkit.backends.forward_names import mentions
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.mapping.templates.heads import head_count
 
+_SOFTMAX = frozenset({"softmax", "Softmax"})
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
 _SCALES: Mapping[str, int] = {
     **dict.fromkeys(("mul", "__mul__", "__rmul__", "mul_", "__imul__", "multiply"), 1),
     **dict.fromkeys(("div", "__truediv__", "div_", "__itruediv__", "true_divide"), -1),
 }
 _SUMS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "__sub__", "sub", "masked_fill", "masked_fill_"})
+_BOUNDS = frozenset({"where", "max", "maximum", "clamp", "clip"})
+"""By which scores are masked, too."""
+
 _CASTS = frozenset({"to", "float", "type", "type_as", "half", "contiguous", "view", "reshape", "clone", "dropout"})
-_IN_PLACE = frozenset({"add_", "__iadd__", "mul_", "__imul__", "div_", "__itruediv__", "masked_fill_"})
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     Raises:
         IncompatibleTargetError: The module does not mix values by one softmax of one product of queries and keys.
     """
-    forward = inspect.unwrap(type(module).forward)
     extension = extension_of(module)
+    forward: Any = type(module).forward
     if extension is None:
         return forward(module, *args, **kwargs)
-    watch = _Watch(extension, head_count(module))
+    watch = _Watch(extension)
     with watch:
-        result = forward(module, *args, **kwargs)
+        result = forward.__wrapped__(module, *args, **kwargs)
     if watch.mixed != 1:
         raise IncompatibleTargetError(
             f"{type(module).__name__} mixes values by a softmax over keys {watch.mixed} times, not once; its keys and "
@@ -77,7 +79,7 @@ class ComputedAttentionSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
     def refusal(self, module: nn.Module) -> str | None:
-        if computes_softmax(type(module) if SITE not in module.__dict__ else module.__dict__[SITE].base):
+        if mentions(module, _SOFTMAX):
             return None
         return f"{type(module).__name__} has no softmax over keys in its forward, so that no keys can be put beside"
 
@@ -88,17 +90,19 @@ class ComputedAttentionSeam(AttentionSeam):
 class _Watch(TorchFunctionMode):
     """Inside it, mixed values are those with the extension's further keys and values."""
 
-    def __init__(self, extension: Extension, heads: int | None) -> None:
+    def __init__(self, extension: Extension) -> None:
         super().__init__()
-        self.extension, self.heads, self.mixed = extension, heads, 0
+        self.extension, self.mixed = extension, 0
         self._known: dict[int, tuple[Tensor, _Scores]] = {}  # with the tensor, whose id must not be used again
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        before = [self._of(value) for value in args[:2]]
+        if name == "einsum" and (product := _as_product(args)) is not None:
+            name, args, func = "matmul", product, torch.matmul
+        before = [self._of(value) for value in args[:3]]
         if name in _PRODUCTS and before[0] is not None and before[0].total is not None:
-            return self._mix(func(*args, **kwargs), before[0], args[1])
+            return self._mix(func(*args, **kwargs), before[0], before[0].total, args[1])
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and (scores := self._after(name, args, kwargs, before)) is not None:
             self._known[id(result)] = (result, scores)
@@ -119,14 +123,12 @@ class _Watch(TorchFunctionMode):
             return _scaled(told[0], args, before, _SCALES[name])
         if name == "softmax" and told[0].total is None and _over_keys(args, kwargs):
             return replace(told[0], total=torch.logsumexp(args[0], dim=-1, keepdim=True))
-        return told[0] if name in _CASTS or (name in _SUMS and told[0].total is None) else None
+        return told[0] if name in _CASTS or (name in _SUMS | _BOUNDS and told[0].total is None) else None
 
-    def _mix(self, output: Tensor, scores: _Scores, values: Tensor) -> Tensor:
+    def _mix(self, output: Tensor, scores: _Scores, total: Tensor, values: Tensor) -> Tensor:
         """Mixed values [..., queries, width], with those of the extension."""
         self.mixed += 1
-        query, keys, values, total = (
-            self._by_heads(part) for part in (scores.query, scores.keys, values, scores.total)  # type: ignore[arg-type]
-        )
+        query, keys, values, total = (self._by_heads(part) for part in (scores.query, scores.keys, values, total))
         mixed = self._by_heads(output)
         longer, more, mask = self.extension.extend(keys, values, None, queries=query.shape[2], causal=False)
         added = longer.shape[2] - keys.shape[2]
@@ -142,12 +144,27 @@ class _Watch(TorchFunctionMode):
         """[batch, heads, length, width], where heads are in the batch."""
         if part.ndim == 4:
             return part
-        if part.ndim != 3 or not self.heads or part.shape[0] % self.heads:
+        heads = self.extension.kv_heads
+        if part.ndim != 3 or part.shape[0] % heads:
             raise IncompatibleTargetError(
                 f"an attention computes with tensors {tuple(part.shape)}, of which the heads are not known; its keys "
                 "and values cannot be extended"
             )
-        return part.unflatten(0, (-1, self.heads))
+        return part.unflatten(0, (-1, heads))
+
+
+def _as_product(args: Any) -> tuple[Tensor, Tensor] | None:
+    """The factors of a product of matrices that is written as a sum: "bhid,bhjd->bhij", "bhij,bhjd->bhid"."""
+    if len(args) != 3 or not isinstance(args[0], str):
+        return None
+    left, _, right = args[0].replace(" ", "").replace("->", ",").partition(",")
+    right, _, out = right.partition(",")
+    lead = out[:-2]
+    if not (left[:-2] == right[:-2] == lead and len(out) > 2 and out[-2] == left[-2]):
+        return None
+    if left[-1] == right[-1] and out[-1] == right[-2]:
+        return args[1], args[2].transpose(-2, -1)
+    return (args[1], args[2]) if left[-1] == right[-2] and out[-1] == right[-1] else None
 
 
 def _scaled(scores: _Scores, args: Any, before: list[_Scores | None], power: int) -> _Scores | None:
@@ -164,10 +181,3 @@ def _over_keys(args: Any, kwargs: Any) -> bool:
 
 def _biased(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-
-
-def computes_softmax(cls: type[nn.Module]) -> bool:
-    """Whether the forward of a class names a softmax."""
-    forward = inspect.unwrap(cls.forward)
-    names = forward.__code__.co_names if inspect.isfunction(forward) else ()
-    return "softmax" in names

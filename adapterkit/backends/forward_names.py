@@ -1,0 +1,60 @@
+"""What the code of a forward names, and that of what it calls. Nothing is run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from adapterkit.backend import SITE
+
+_DEPTH = 4
+"""How far calls are followed from a forward."""
+
+
+def mentions(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether the code of a module's forward, or of what it calls, has one of these names.
+
+    Followed are its own methods, functions of its library, and the processor of a module of diffusers.
+    """
+    cls = getattr(module.__dict__.get(SITE), "base", type(module))
+    return _class_mentions(cls, type(getattr(module, "processor", None)), names)
+
+
+@functools.lru_cache(maxsize=1024)
+def _class_mentions(cls: type[nn.Module], processor: type, names: frozenset[str]) -> bool:
+    starts: list[Any] = [cls.forward, processor.forward if issubclass(processor, nn.Module) else processor.__call__]
+    return any(_mentions(_plain(start), (cls, processor), names, _DEPTH, set()) for start in starts)
+
+
+def _mentions(function: Any, owners: tuple[type, ...], wanted: frozenset[str], depth: int, seen: set[CodeType]) -> bool:
+    if not isinstance(function, FunctionType) or function.__code__ in seen:
+        return False
+    seen.add(function.__code__)
+    names = set(_names(function.__code__))
+    if names & wanted:
+        return True
+    if not depth:
+        return False
+    library = function.__module__.partition(".")[0]
+    found = [function.__globals__.get(name) for name in names]
+    called = [one for one in found if isinstance(one, FunctionType) and one.__module__.partition(".")[0] == library]
+    called += [vars(cls)[name] for owner in owners for cls in owner.__mro__ for name in names if name in vars(cls)]
+    return any(_mentions(_plain(one), owners, wanted, depth - 1, seen) for one in called)
+
+
+def _plain(one: Any) -> Any:
+    """The function of a method; what stands under decorators."""
+    one = one.__func__ if isinstance(one, (staticmethod, classmethod)) else one
+    return inspect.unwrap(one) if callable(one) else one
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
