@@ -1,8 +1,11 @@
 """Structures that most models repeat, as data: attentions, feed-forwards and blocks, matched by their children."""
 
-from adapterkit.mapping.templates.attentions import ATTENTIONS
-from adapterkit.mapping.templates.blocks import BLOCKS
-from adapterkit.mapping.templates.feed_forwards import FEED_FORWARDS
+from adapterkit.mapping.templates import attentions, blocks, feed_forwards
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
+from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
+
+ATTENTIONS = (*attentions.ATTENTIONS, *VISION_ATTENTIONS)
+BLOCKS = blocks.BLOCKS
+FEED_FORWARDS = (*VISION_FEED_FORWARDS, *feed_forwards.FEED_FORWARDS)
 
 __all__ = ["ATTENTIONS", "BLOCKS", "FEED_FORWARDS", "AttentionTemplate", "BlockTemplate", "Template"]

@@ -29,12 +29,14 @@ class Template:
         without: Paths of which none is there.
         streams: Further entries, of a second stream of tokens: its name -> entries. They have the name as a tag and
             behind their site.
+        when: What else must hold of the module: attributes that tell how a layer is split.
     """
 
     has: str
     entries: tuple[Entry, ...] = ()
     without: str = ""
     streams: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict[str, tuple[Entry, ...]])
+    when: Callable[[Any], bool] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.has.split():
@@ -42,9 +44,9 @@ class Template:
 
     def matches(self, module: nn.Module) -> bool:
         """Whether the module has what it must, and nothing that it must not."""
-        return all(first_path(module, path) is not None for path in self.has.split()) and not any(
-            first_path(module, path) is not None for path in self.without.split()
-        )
+        here = all(first_path(module, path) is not None for path in self.has.split())
+        strange = any(first_path(module, path) is not None for path in self.without.split())
+        return here and not strange and (self.when is None or self.when(module))
 
 
 @dataclass(frozen=True)
