@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.option("--rank", type=int, help="Short for -o rank=N.")
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="A field of the adapter type.")
 @click.option("--full", is_flag=True, help="A line for each point.")
+@click.option("--prove", is_flag=True, help="Run a small random copy, and check what is said of each point.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a tree.")
 def command(
     model: str,
@@ -25,19 +26,30 @@ def command(
     rank: int | None,
     options: tuple[str, ...],
     full: bool,
+    prove: bool,
     as_json: bool,
 ) -> None:
-    """Show where adapters can act in MODEL: a folder, a hub id or timm:NAME. Nothing is changed or loaded."""
+    """Show where adapters can act in MODEL: a folder, a hub id or timm:NAME. Nothing is changed or loaded.
+
+    With --prove the exit code is 1 where something that is said of a point is false.
+    """
     fields = (*options, *([f"rank={rank}"] if rank is not None else []))
     if fields and type_name is None:
         raise click.UsageError("-o and --rank describe an adapter: add --adapter TYPE")
+    if prove and (selector is not None or type_name is not None or full):
+        raise click.UsageError("--prove is of every point of the model: it goes with --json alone")
     adapter = _adapter(type_name, selector, fields) if type_name is not None else None
     from adapterkit.cli.messages import plain_warnings
     from adapterkit.cli.places import show_points
     from adapterkit.handle.listing import points
     from adapterkit.training.skeleton import skeleton
 
-    click.get_current_context().with_resource(plain_warnings())
+    context = click.get_current_context()
+    context.with_resource(plain_warnings())
+    if prove:
+        from adapterkit.cli.proofs import show_proofs
+
+        context.exit(0 if show_proofs(skeleton(model), as_json=as_json) else 1)
     found = points(skeleton(model), None if adapter is not None else selector, adapter=adapter)
     show_points(found, as_json=as_json, full=full)
 

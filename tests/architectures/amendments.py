@@ -1,12 +1,40 @@
-"""Defaults that the libraries themselves cannot build, as the least change that mends them."""
+"""Defaults that the libraries themselves cannot build, as the least that has to be said to mend them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _HUNYUAN = {"in_channels": 4, "patch_size": 2}
 
-AMENDED: Mapping[str, Mapping[str, object]] = {
+AMENDED: Mapping[str, Mapping[str, Any]] = {
+    # transformers: what the config is given. Sizes that the default leaves open are those of a published checkpoint,
+    # or those of a sibling.
+    "CohereCompassTextForCausalLM": {"rope_parameters": {"full_attention": None, "sliding_attention": None}},
+    "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8}},
+    "Dots1ForCausalLM": {"n_routed_experts": 8, "n_shared_experts": 2},
+    "HunYuanDenseV1ForCausalLM": {"head_dim": 128},
+    "HunYuanMoEV1ForCausalLM": {"head_dim": 128},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 16},
+    "MinistralForCausalLM": {"head_dim": 128},
+    "NemotronForCausalLM": {"num_key_value_heads": 8},
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "EsmForMaskedLM": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "AyaVisionForConditionalGeneration": {
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16}
+    },
+    "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 8711, "IMGIMGA0Z": 4}},
+    "Emu3ForConditionalGeneration": {"vocabulary_map": {"<image>": 151669, "<|extra_200|>": 151846}},
+    "PerceptionLMForConditionalGeneration": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_base_patch16_224",
+            "model_args": {"embed_dim": 768, "global_pool": "", "use_post_transformer_norm": False},
+            "do_pooling": False,
+        }
+    },
+    "HunYuanVLForConditionalGeneration": {"text_config": {"head_dim": 128}},
+    "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [[0, 0]]},
     # diffusers: sizes that have no default, as the models that exist have them.
     "ControlNetUnionModel": {"addition_time_embed_dim": 256},
     "DreamLiteTransformer2DModel": {"in_channels": 1408},
@@ -42,3 +70,4 @@ AMENDED: Mapping[str, Mapping[str, object]] = {
     "QwenImageMultiControlNetModel": {"controlnets": ["QwenImageControlNetModel"]},
     "SD3MultiControlNetModel": {"controlnets": ["SD3ControlNetModel"]},
 }
+"""Name of a class -> what to say: to its config of transformers, to a class of diffusers itself."""

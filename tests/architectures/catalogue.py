@@ -64,7 +64,7 @@ def skeleton(line: str, name: str) -> nn.Module:
         try:
             return make(name)
         except Exception as error:
-            raise BrokenDefaultError(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
+            raise BrokenDefaultError(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}") from error
 
 
 @functools.cache
@@ -93,16 +93,7 @@ def _hears(name: str) -> bool:
 
 def _transformers_model(line: str, name: str) -> nn.Module:
     cls: Any = getattr(importlib.import_module("transformers"), _transformers(line)[name])
-    config = _config(cls)
-    for path, value in AMENDED.get(cls.__name__, {}).items():
-        *owners, key = path.split(".")
-        setattr(functools.reduce(getattr, owners, config), key, value)
-    return cls(config)
-
-
-def _config(cls: Any) -> Any:
-    """The default of what the class itself takes: of a composite, the text's config where it wants that."""
-    return cls.config_class()
+    return cls(cls.config_class(**AMENDED.get(cls.__name__, {})))  # of a composite the text's, where it wants that
 
 
 @functools.cache
@@ -140,5 +131,5 @@ def _diffusers_model(name: str) -> nn.Module:
     values = dict(AMENDED.get(name, {}))
     for key, value in values.items():
         if key == "controlnets":
-            values[key] = [_diffusers_model(str(one)) for one in value]  # type: ignore[union-attr]
+            values[key] = [_diffusers_model(one) for one in value]
     return _diffusers()[name](**values)
