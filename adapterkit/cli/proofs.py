@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
-from torch import nn
 
 from adapterkit.errors import AdapterKitError, printable
-from adapterkit.handle.listing import points
-from adapterkit.testing.proof import Proof, prove
-from adapterkit.testing.specimens import NoSpecimen, specimen
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from adapterkit.testing.proofs.verdicts import Proof
     from adapterkit.training.skeleton import Skeleton
 
 
@@ -32,6 +31,9 @@ def show_proofs(found: nn.Module | Skeleton, *, as_json: bool) -> bool:
     Raises:
         NoSpecimen: No part of it can be copied and run.
     """
+    from adapterkit.testing.proofs.verdicts import Proof
+    from adapterkit.testing.specimens import NoSpecimen
+
     results = {name: _proof(part) for name, part in _parts(found).items()}
     proofs = [result for result in results.values() if isinstance(result, Proof)]
     if not proofs:
@@ -47,13 +49,19 @@ def show_proofs(found: nn.Module | Skeleton, *, as_json: bool) -> bool:
 
 def _parts(found: nn.Module | Skeleton) -> Mapping[str, nn.Module]:
     """Component -> module. Of a pipeline, those that have points."""
+    from adapterkit.handle.listing import points
+    from adapterkit.training.skeleton import Skeleton
+
     components = sorted({point.component for point in points(found)})
-    if isinstance(found, nn.Module):
-        return {"+".join(components): found}
-    return {name: part for name, part in found.components.items() if name in components}
+    if isinstance(found, Skeleton):
+        return {name: part for name, part in found.components.items() if name in components}
+    return {"+".join(components): found}
 
 
 def _proof(part: nn.Module) -> Proof | str:
+    from adapterkit.testing.proof import prove
+    from adapterkit.testing.specimens import specimen
+
     click.echo(f"proving a small copy of {type(part).__name__}", file=sys.stderr)
     try:
         made = specimen(part)

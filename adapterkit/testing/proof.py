@@ -19,7 +19,13 @@ __all__ = ["Proof", "ProofError", "Verdict", "prove"]
 _PROVERS = (prove_weights, prove_norms, prove_outputs, prove_attentions, prove_tokens)
 
 
-def prove(model: nn.Module, calls: Mapping[str, Callable[[], Tensor]], component: str | None = None) -> Proof:
+def prove(
+    model: nn.Module,
+    calls: Mapping[str, Callable[[], Tensor]],
+    component: str | None = None,
+    *,
+    backend: str | None = None,
+) -> Proof:
     """What is true of the points of a model, found by running it. Leaves the model as it was.
 
     - weights: an adapter gives what the same change of the weight's own rows gives, by hand and merged, and it arrives
@@ -33,12 +39,13 @@ def prove(model: nn.Module, calls: Mapping[str, Callable[[], Tensor]], component
         model: In float64 and evaluation mode, with values. Random ones prove as much as trained ones.
         calls: Label -> runs it on fixed inputs, and gives one tensor of all that it returns.
         component: Only points of this one.
+        backend: A backend's name, to override the match by class.
 
     Raises:
         ProofError: A call fails on the base, is not finite, or does not give the same twice.
     """
-    bench = Bench(model, calls)
-    found = points_of(model)
+    bench = Bench(model, calls, backend)
+    found = points_of(model, backend=backend)
     chosen = [point for point in found if component in (None, point.component)]
     verdicts = {verdict.point.id: verdict for prover in _PROVERS for verdict in prover(bench, chosen)}
     return Proof(verdicts[point.id] for point in chosen)

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 50000.0}}
+_INDEXER = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 2048,
+    "indexer_compress_ratio": 16,
+}  # fmt: skip
+_ASSISTANT = {
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "enable_moe_block": False,
+    "use_double_wide_mlp": False, "num_kv_shared_layers": 30, "num_hidden_layers": 30,
+}  # fmt: skip
+
 _HUNYUAN = {"in_channels": 4, "patch_size": 2}
 
 AMENDED: Mapping[str, Mapping[str, Any]] = {
     # transformers: what the config is given. Sizes that the default leaves open are those of a published checkpoint,
     # or those of a sibling.
-    "CohereCompassTextForCausalLM": {"rope_parameters": {"full_attention": None, "sliding_attention": None}},
+    "CohereCompassTextForCausalLM": {"rope_parameters": _ROPE},
+    "CohereCompassForConditionalGeneration": {"text_config": {"rope_parameters": _ROPE}},
     "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8}},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "n_shared_experts": 2},
     "HunYuanDenseV1ForCausalLM": {"head_dim": 128},
@@ -18,6 +29,13 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 16},
     "MinistralForCausalLM": {"head_dim": 128},
     "NemotronForCausalLM": {"num_key_value_heads": 8},
+    "Gemma4AssistantForCausalLM": {"text_config": _ASSISTANT},
+    "Qwen4ExpForCausalLM": _INDEXER,
+    "Qwen4ExpForConditionalGeneration": {"text_config": _INDEXER},
+    "DeepseekOcr2ForConditionalGeneration": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 31}},
+    "DiffusionGemmaForBlockDiffusion": {
+        "text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704}
+    },
     "ReformerModelWithLMHead": {"is_decoder": True},
     "EsmForMaskedLM": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "AyaVisionForConditionalGeneration": {
@@ -34,7 +52,7 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "HunYuanVLForConditionalGeneration": {"text_config": {"head_dim": 128}},
-    "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [[0, 0]]},
+    "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"},
     # diffusers: sizes that have no default, as the models that exist have them.
     "ControlNetUnionModel": {"addition_time_embed_dim": 256},
     "DreamLiteTransformer2DModel": {"in_channels": 1408},

@@ -64,7 +64,9 @@ def skeleton(line: str, name: str) -> nn.Module:
         try:
             return make(name)
         except Exception as error:
-            raise BrokenDefaultError(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}") from error
+            raise BrokenDefaultError(
+                f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            ) from error
 
 
 @functools.cache

@@ -114,6 +114,10 @@ def _two_of_three(block: nn.Module, rows: int) -> Any:
     return equal_parts(3, rows)[:2]
 
 
+def _thirds(block: nn.Module, rows: int) -> Any:
+    return equal_parts(3, rows)
+
+
 UNUSED = {"unused": Sample(Unused, (torch.ones(2, 4),))}
 FAULTS: list[tuple[str, type[Backend], Any, str]] = [
     ("every_layer_is_mapped", Missing, TOY, "no point at embed, head"),
@@ -143,33 +147,39 @@ FAULTS: list[tuple[str, type[Backend], Any, str]] = [
     ("mapping_needs_no_values", ReadsValues, TOY, "other points on the meta device"),
     ("it_is_found", Missing, TOY, "ToyModel is mapped by toy"),
     ("attaching_and_detaching_is_exact", with_seam(LeavesTraces), TOY, "detaching left a trace"),
-    ("every_point_has_an_effect", UnusedBackend, UNUSED, "mlp.down@toy"),
-    ("merged_equals_unmerged", WrongScale, TOY, "merged: they differ by"),
+    ("the_map_is_true", UnusedBackend, UNUSED, "mlp.down@toy: no call runs this module"),
+    ("the_map_is_true", WrongScale, TOY, "embed.tokens@toy: not what a change of the weight's rows does"),
     (
-        "outputs_are_sublayers",
+        "the_map_is_true",
         with_entries(Output("mlp", "mlp", "up", norm_in="norm2"), instead="mlp"),
         TOY,
-        "what enters norm_in, and x: they differ by",
+        r"mlp@toy.0: its output .* is nowhere added to its x",
     ),
     (
-        "outputs_are_sublayers",
+        "the_map_is_true",
         with_entries(Output("mlp", "up", "norm2", norm_in="norm2"), instead="mlp"),
         TOY,
-        "an adapter at the output points fails: shape .* are `residual` and `core` right",
+        r"mlp@toy.0: its output \(\d+, \d+, 16\) is nowhere added to its x",
     ),
     (
-        "residuals_are_streams",
-        with_entries(Output("mlp", "mlp", "up"), instead="mlp"),
-        TOY,
-        "mlp@toy.0 is added to something else than its x",
-    ),
-    (
-        "residuals_are_streams",
+        "the_map_is_true",
         with_entries(Output("mlp", "mlp", "norm1"), instead="mlp"),
         TOY,
         "mlp@toy.0 computes with the output of attn@toy.0, and its x is without it",
     ),
-    ("extended_attention_is_masked_right", with_seam(Unmasked), TOY, "a prefix of weight 1e-12: they differ by"),
+    (
+        "the_map_is_true",
+        with_entries(Output("mlp", "mlp", "norm2", norm_in="norm1"), instead="mlp"),
+        TOY,
+        "what enters norm_in, and x: they differ by",
+    ),
+    (
+        "the_map_is_true",
+        with_entries(Fused(("attn.k", "attn.q", "attn.v"), "attn.qkv", _thirds), instead="attn.q"),
+        TOY,
+        "attn.q@toy.0: its output is the keys of the attention",
+    ),
+    ("the_map_is_true", with_seam(Unmasked), TOY, r"attn.kv@toy.0: not softmax\(q \[P; k\]\)"),
     ("copies", with_seam(KeepsFunctions), TOY, "lambda"),
 ]
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import adapterkit as ak
 from adapterkit.points import AttentionPoint, InjectionPoint
-from adapterkit.testing.proofs.bench import NAME, NEAR, Bench, Outputs, Refuted, convicted, difference, judged
+from adapterkit.testing.proofs.bench import NAME, NEAR, TIGHT, Bench, Outputs, Refuted, convicted, difference, judged
 from adapterkit.testing.proofs.verdicts import Verdict
 from adapterkit.testing.subject import randomise
 
@@ -74,11 +74,16 @@ class Calls(TorchFunctionMode):
 
 
 class Reference(Calls):
-    """In the place of each call: an explicit softmax in float64, over keys of a prefix and the call's own."""
+    """In the place of each call: an explicit softmax in float64, over keys of a prefix and the call's own.
 
-    def __init__(self, model: nn.Module, prefixes: Prefixes) -> None:
+    Args:
+        model, prefixes: Whose calls, and what is put in front of their keys.
+        nearest: A bias by distance meets the prefix as it meets the nearest key, and not with zero.
+    """
+
+    def __init__(self, model: nn.Module, prefixes: Prefixes, *, nearest: bool) -> None:
         super().__init__(model, list(prefixes))
-        self._prefixes = prefixes
+        self._prefixes, self._nearest = prefixes, nearest
 
     def attend(
         self,
@@ -94,7 +99,8 @@ class Reference(Calls):
     ) -> Tensor:
         keys, values = self._prefixes[path]
         mask = _additive(attn_mask, query.shape[-2], key.shape[-2], causal=is_causal)
-        mask = F.pad(mask, (keys.shape[-2], 0))
+        front = mask.amax(-1, keepdim=True) if self._nearest else mask.new_zeros(())
+        mask = torch.cat([front.expand(*mask.shape[:-1], keys.shape[-2]), mask], -1)
         key, value = (_in_front(front, rest) for front, rest in ((keys, key), (values, value)))
         if key.shape[1] != query.shape[1]:  # grouped heads
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
@@ -151,17 +157,22 @@ def _equation(bench: Bench, points: Sequence[InjectionPoint]) -> None:
         found = bench.outputs()
         modules: Any = adapters.modules(NAME)
         prefixes: dict[str, Any] = {point.path: (modules[point.id].keys, modules[point.id].values) for point in points}
-        with adapters.disabled(), Reference(bench.model, prefixes).watching():
-            expected = bench.outputs()
-    _compare(found, expected, "softmax(q [P; k]) [P; v]")
+        with adapters.disabled():
+            told = [_unlike(bench, found, Reference(bench.model, prefixes, nearest=one)) for one in (False, True)]
+    if all(told):
+        raise Refuted(f"not softmax(q [P; k]) [P; v]: {told[0]}")
     if not any(difference(output, bench.base[label]) > 0 for label, output in found.items()):
         raise Refuted("a prefix changes nothing")
 
 
-def _compare(found: Outputs, expected: Outputs, told: str) -> None:
+def _unlike(bench: Bench, found: Outputs, reference: Reference) -> str:
+    """In what outputs are other than those of a reference; "" where they are the same."""
+    with reference.watching():
+        expected = bench.outputs()
     for label, output in found.items():
-        if (distance := difference(output, expected[label])) > 1e-10:
-            raise Refuted(f"not {told}: other by {distance:.1e} of the largest value, in call {label!r}")
+        if (distance := difference(output, expected[label])) > TIGHT:
+            return f"other by {distance:.1e} of the largest value, in call {label!r}"
+    return ""
 
 
 def _limits(bench: Bench, points: Sequence[InjectionPoint]) -> None:

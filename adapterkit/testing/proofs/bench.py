@@ -40,11 +40,13 @@ class Bench:
         model: In evaluation mode, without grad.
         calls: Label -> what runs it.
         base: Label -> what the base gives.
+        backend: Name of the one that maps it, where it is not found by class.
         ran: Paths of the modules that some call runs.
     """
 
     model: nn.Module
     calls: Calls
+    backend: str | None = None
     base: Outputs = field(default_factory=dict[str, Tensor])
     ran: set[str] = field(default_factory=set[str])
 
@@ -73,7 +75,7 @@ class Bench:
     @contextlib.contextmanager
     def adapted(self, config: ak.AdapterConfig, points: Sequence[InjectionPoint]) -> Iterator[ak.Adapters]:
         """A handle with an adapter at these points, which acts and is gone after."""
-        adapters = ak.Adapters(self.model)
+        adapters = ak.Adapters(self.model, backend=self.backend)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nobody saves it
             adapters.add(NAME, config, settings={point.id: {} for point in points}, train=False)
