@@ -46,6 +46,10 @@ class Claim:
     found: str = ""
 
 
+_DEPTH = 6
+"""So many operations may be between x and what the output is added to."""
+
+
 class Sums(TorchDispatchMode):
     """Watches a forward for the sums of each point's residual stream and output, whatever they are scaled by."""
 
@@ -53,14 +57,14 @@ class Sums(TorchDispatchMode):
         super().__init__()
         self.claims: dict[str, list[Claim]] = {}
         self._open: list[Claim] = []
-        self._streams, self._outputs, self._touched = Marks(), Marks(), Marks()
+        self._outputs, self._touched = Marks(), Marks()
+        self._origins: dict[int, tuple[Tensor, Sequence[Tensor]]] = {}
 
     def claim(self, key: str, x: Tensor, y: Tensor) -> None:
         """A point is passed: from here on its sum is looked for."""
         made, place = Claim(x, y, x.detach().clone()), len(self._open)
         self.claims.setdefault(key, []).append(made)
         self._open.append(made)
-        self._streams.put(x, {place})
         self._outputs.put(y, {place})
         self._touched.put(y, {place})
 
@@ -72,7 +76,7 @@ class Sums(TorchDispatchMode):
         made = list(_tensors([result]))
         self._touched.pass_on(given, made)
         if func in _KEEPING or func in _SUMS:
-            self._streams.pass_on(given, made)
+            self._origins |= {id(one): (one, given) for one in made}  # an id is its own for as long as it is kept
             # Scaled by something that is made of it, as a norm does, it is no longer that output.
             twice = self._touched.shared(given) if func in _SCALING else set[int]()
             self._outputs.pass_on(given, made, twice)
@@ -82,14 +86,18 @@ class Sums(TorchDispatchMode):
         for first, others in ((given[0], given[1:]), (given[1], given[:1])):
             for place in set[int]().union(*(self._outputs.of(one) for one in others)):
                 claim = self._open[place]
-                if not claim.found and (told := self._is_stream(first, place, claim)):
+                if not claim.found and (told := self._is_stream(first, claim)):
                     plain = any(one is claim.y or _equal(one, claim.y) for one in others)
                     claim.found = "x + y" if told == "x" and plain else "x + c y"
 
-    def _is_stream(self, tensor: Tensor, place: int, claim: Claim) -> str:
-        if tensor is claim.x or _equal(tensor, claim.value):
-            return "x"
-        return "c x" if place in self._streams.of(tensor) else ""
+    def _is_stream(self, tensor: Tensor, claim: Claim) -> str:
+        """Whether a tensor is x, or x scaled, moved, or with something added to it: parallel sublayers' outputs."""
+        told, near = "x", [tensor]
+        for _ in range(_DEPTH):
+            if any(one is claim.x or _equal(one, claim.value) for one in near):
+                return told
+            told, near = "c x", [part for one in near for part in self._origins.get(id(one), (one, ()))[1]]
+        return ""
 
 
 class Marks:

@@ -201,13 +201,17 @@ def _felt(bench: Bench, adapters: ak.Adapters, points: Sequence[ParameterPoint])
                     continue
                 tensors = {point.id: list(modules[point.id].parameters()) for point in points}
                 felt |= _with_gradient(output, tensors)
-                held = {point.id: _parameter(bench.model, point, point.layout.parameter) for point in points}
-                grads = _gradients(_score(output), [one for one in held.values() if one is not None])
-                by_id = {id(one): grad for one, grad in zip(filter(None.__ne__, held.values()), grads, strict=True)}
-                used |= {point.id for point in points if _has_rows(by_id.get(id(held[point.id])), point)}
+                used |= _used(bench.model, points, output)
     finally:
         bench.model.requires_grad_(False)
     return felt, used
+
+
+def _used(model: nn.Module, points: Sequence[ParameterPoint], output: Tensor) -> set[str]:
+    held = [(point, _parameter(model, point, point.layout.parameter)) for point in points]
+    own = [(point, parameter) for point, parameter in held if parameter is not None]
+    grads = _gradients(_score(output), [parameter for _, parameter in own])
+    return {point.id for (point, _), grad in zip(own, grads, strict=True) if _has_rows(grad, point)}
 
 
 def _has_rows(grad: Tensor | None, point: ParameterPoint) -> bool:
