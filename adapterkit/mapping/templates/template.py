@@ -104,7 +104,7 @@ class Templates(Generic[T]):
 
     def fitting(self, module: nn.Module) -> Iterator[T]:
         """Those that match a module."""
-        names = tuple(module._modules)
+        names = tuple(module._modules.keys())  # a scripted module's have no iterator
         plausible = self._known.get(names)
         if plausible is None:
             plausible = tuple(one for roots, one in self._roots if all(not root.isdisjoint(names) for root in roots))
