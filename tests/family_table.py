@@ -1,4 +1,4 @@
-"""`python -m tests.family_table` writes plugins/FAMILIES.md: what each family offers, and where each adapter type acts.
+"""`python -m tests.family_table` writes plugins/POINTS.md: what each family offers, and where each adapter type acts.
 
 Everything is read off tiny models of each family, so the table says what the code does.
 """
@@ -31,7 +31,7 @@ from tests.backends import (  # noqa: E402
     vit_variants,
 )
 
-PATH = Path(__file__).parents[1] / "plugins" / "FAMILIES.md"
+PATH = Path(__file__).parents[1] / "plugins" / "POINTS.md"
 _ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 """Parts of roles that are told in this order; all others follow by name."""
 
@@ -44,10 +44,11 @@ _NEED_OTHERS = ("union", "fuse")
 Make = Callable[[], nn.Module]
 
 _HEAD = """\
-# Families
+# Points
 
-What every family offers, and at how many points of a tiny model of two layers each adapter type can act. `–` means that
-it cannot act there at all. Generated: `python -m tests.family_table`.
+What families offer of which the code says more than their structure does, and at how many points of a tiny model of two
+layers each adapter type can act. `–` means that it cannot act there at all. Every architecture is in
+[FAMILIES.md](FAMILIES.md). Generated: `python -m tests.family_table`.
 
 - **weights**: roles of projections, convolutions and embeddings; `(read)` are those that the model reads instead of
   calling, `(spans)` those that share a module with others.

@@ -1,4 +1,4 @@
-"""plugins/FAMILIES.md says what the code does."""
+"""plugins/POINTS.md says what the code does."""
 
 from __future__ import annotations
 

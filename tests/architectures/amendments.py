@@ -20,7 +20,7 @@ _HUNYUAN = {"in_channels": 4, "patch_size": 2}
 AMENDED: Mapping[str, Mapping[str, Any]] = {
     # transformers: what the config is given. Sizes that the default leaves open are those of a published checkpoint,
     # or those of a sibling.
-    "CohereCompassTextForCausalLM": {"rope_parameters": _ROPE},
+    "CohereCompassForCausalLM": {"rope_parameters": _ROPE},
     "CohereCompassForConditionalGeneration": {"text_config": {"rope_parameters": _ROPE}},
     "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8}},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "n_shared_experts": 2},
