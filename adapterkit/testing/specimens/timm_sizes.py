@@ -42,7 +42,7 @@ def _windows(cls_options: Mapping[str, Any] | None = None) -> Small:
     return Small(32, {**sizes, **(cls_options or {})})
 
 
-_CONV_ATTENTION = {"width_list": [8, 16, 16, 32, 48], "depth_list": [0, 1, 1, 2, 2], "head_widths": (32, 48)}
+_CONV_ATTENTION = {"width_list": [8, 16, 16, 32, 48], "depth_list": [0, 1, 1, 3, 4], "head_widths": (32, 48)}
 _LEVIT = {"img_size": 64, "embed_dim": (32, 48, 64), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
 
 CLASSES: Mapping[str, Small] = {
@@ -66,7 +66,9 @@ CLASSES: Mapping[str, Small] = {
     "FastVit": Small(64, {"layers": _ONES, "embed_dims": (16, 32, 32, 64)}),
     "Gemma4VitClassifier": _plain(96, embed_dim=32, head_dim=16, intermediate_size=48, position_embedding_size=36),
     "GlobalContextVit": Small(
-        64, {"img_size": 64, "window_size": (4, 4, 4, 2), "embed_dim": 16, "depths": _TWOS, "num_heads": _TWOS}, "class"
+        128,
+        {"img_size": 128, "window_size": (4, 4, 8, 4), "embed_dim": 16, "depths": _TWOS, "num_heads": _TWOS},
+        "class",
     ),
     "Hiera": Small(64, {"img_size": (64, 64), "embed_dim": 8, "num_heads": 2, "stages": (1, 1, 2, 1)}),
     "HieraDet": Small(
@@ -104,7 +106,7 @@ CLASSES: Mapping[str, Small] = {
     ),
     "PyramidVisionTransformerV2": Small(64, {"depths": _ONES, "embed_dims": (8, 16, 24, 32), "num_heads": _TWOS}),
     "Qwen3VitClassifier": _plain(64, embed_dim=32, pos_embed_grid_size=4),
-    "SwiftFormer": Small(64, {"layers": _ONES, "embed_dims": (16, 16, 24, 32)}),
+    "SwiftFormer": Small(64, {"layers": _TWOS, "embed_dims": (16, 16, 24, 32)}),
     "SwinTransformer": _windows(),
     "SwinTransformerV2": _windows(),
     "SwinTransformerV2Cr": _windows(),
@@ -120,7 +122,7 @@ CLASSES: Mapping[str, Small] = {
     "VisionTransformerDistilled": _plain(),
     "VisionTransformerRelPos": _plain(),
     "VisionTransformerSAM": _plain(patch_size=4, window_size=4),
-    "Visformer": Small(32, {"img_size": 32, "embed_dim": 24, "depth": (0, 1, 1), "num_heads": 2, "init_channels": 8}),
+    "Visformer": Small(64, {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 1), "num_heads": 2}),
     "Xcit": _plain(),
 }
 
