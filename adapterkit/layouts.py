@@ -83,12 +83,15 @@ class OutputLayout:
         norm_in: Norm between the residual stream and the sublayer (pre-norm blocks), or None.
         norm_out: Norm over sublayer output plus residual (post-norm blocks), or None.
         whole: Whether it is a whole block, whose output is the residual stream itself.
+        channels_first: Whether stream and output are [batch, features, height, width] in the model. Adapters are given
+            them, and norms, with the features last as everywhere.
     """
 
     residual: str
     norm_in: str | None = None
     norm_out: str | None = None
     whole: bool = False
+    channels_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ class InjectionPoint:
         """Whether it is a whole block, whose output is the residual stream itself."""
         return False
 
+    @property
+    def channels_first(self) -> bool:
+        """Whether what adapters are given here has its features at dimension 1 in the model."""
+        return False
+
 
 @dataclass(frozen=True)
 class ParameterPoint(InjectionPoint):
@@ -198,6 +203,10 @@ class OutputPoint(InjectionPoint):
     @property
     def is_block(self) -> bool:
         return self.layout.whole
+
+    @property
+    def channels_first(self) -> bool:
+        return self.layout.channels_first
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,11 @@ class SublayerBase:
         norm_in: nn.Module | None,
         norm_out: nn.Module | None,
         side: Side = no_side,
+        *,
+        channels_first: bool = False,
     ) -> None:
         self._x, self._output, self._norm_in, self._norm_out = x, output, norm_in, norm_out
-        self._side = side
+        self._side, self._first = side, channels_first
 
     def __call__(self, x: Tensor, /) -> Tensor:
         if x is not self._x:
@@ -158,8 +160,13 @@ class SublayerBase:
     # The norms' forwards are called bare: their hooks belong to the model's own call.
     def norm_in(self, x: Tensor) -> Tensor:
         """The pre-norm, or `x` itself in a post-norm block."""
-        return x if self._norm_in is None else self._norm_in.forward(x)
+        return self._normed(self._norm_in, x)
 
     def norm_out(self, x: Tensor) -> Tensor:
         """The post-norm, or `x` itself in a pre-norm block."""
-        return x if self._norm_out is None else self._norm_out.forward(x)
+        return self._normed(self._norm_out, x)
+
+    def _normed(self, norm: nn.Module | None, x: Tensor) -> Tensor:
+        if norm is None:
+            return x
+        return norm.forward(x.movedim(-1, 1)).movedim(1, -1) if self._first else norm.forward(x)

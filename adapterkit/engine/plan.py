@@ -236,8 +236,11 @@ def _around_output(
         x = switch.take(slot.point.id, output)
         # A mixture of experts may give its tokens in one row, [batch * length, features].
         shaped = output if output.shape == x.shape else output.view(x.shape)
-        combined = combine(x, SublayerBase(x, shaped, *norms[slot.point.id], side_of(switch, slot)), active)
-        output = combined.view(output.shape)
+        if first := slot.point.channels_first:
+            x, shaped = x.movedim(1, -1), shaped.movedim(1, -1)
+        base = SublayerBase(x, shaped, *norms[slot.point.id], side_of(switch, slot), channels_first=first)
+        combined = combine(x, base, active)
+        output = combined.movedim(-1, 1) if first else combined.view(output.shape)
     return (output, *result[1:]) if isinstance(result, tuple) else output
 
 

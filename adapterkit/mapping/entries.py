@@ -40,6 +40,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "norm_in": _OPTIONAL,
     "norm_out": _OPTIONAL,
     "width": _OPTIONAL,
+    "convolved": _OPTIONAL,
     "extendable": (lambda value: isinstance(value, bool), "True or False"),
 }
 
@@ -117,6 +118,8 @@ class Output(_Checked):
     """A sublayer's output, at the module `core` that computes it last. Paths as in `OutputLayout`.
 
     `width` is a module that takes inputs of the residual stream's width, where neither norms nor `residual` tell it.
+    `convolved` is a part of the sublayer: where it holds a convolution, and no linear layer before it, the features are
+    at dimension 1.
     """
 
     role: str
@@ -125,6 +128,7 @@ class Output(_Checked):
     norm_in: str | None = None
     norm_out: str | None = None
     width: str | None = None
+    convolved: str | None = None
 
 
 @dataclass(frozen=True)

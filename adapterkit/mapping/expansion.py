@@ -38,6 +38,8 @@ from adapterkit.points import (
     WeightPoint,
 )
 
+_MATRIX = 2  # dimensions of a linear layer's weight; a convolution's has more
+
 
 @functools.singledispatch
 def points_of(entry: Entry, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
@@ -179,8 +181,9 @@ def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, T
         return None if path is None else _join(prefix, path)
 
     norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
-    width = _width(block, [entry.norm_in, entry.norm_out, entry.residual, entry.width])
-    layout = OutputLayout(_join(prefix, residual), norm_in, norm_out)
+    width = _width(block, [entry.norm_in, entry.norm_out, entry.width, entry.residual])
+    first = entry.convolved is not None and _is_convolved(block, entry.convolved)
+    layout = OutputLayout(_join(prefix, residual), norm_in, norm_out, channels_first=first)
     return [OutputPoint(entry.role, _join(prefix, core), site, width, width, layout, tags=tags)]
 
 
@@ -224,6 +227,12 @@ def _join(prefix: str, path: str) -> str:
     return f"{prefix}.{path}" if prefix and path else prefix or path
 
 
+def _is_convolved(block: nn.Module, alternatives: str) -> bool:
+    path = first_path(block, alternatives)
+    parameters = iter(()) if path is None else block.get_submodule(path).parameters()
+    return next((one.ndim > _MATRIX for one in parameters if one.ndim >= _MATRIX), False)
+
+
 def _width(block: nn.Module, places: Sequence[str | None]) -> int:
     """The residual stream's width: that of the sublayer's norm, or else of the module that the stream enters."""
     for alternatives in places:
@@ -232,7 +241,7 @@ def _width(block: nn.Module, places: Sequence[str | None]) -> int:
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):  # these may have no parameters
             return module.normalized_shape[-1]
         for parameter in module.parameters() if module is not None else ():
-            return parameter.shape[-1]
+            return parameter.shape[1 if parameter.ndim > _MATRIX else -1]  # of a convolution, its inputs
     told = ", ".join(repr(place) for place in places if place)
     raise PluginError(
         f"{type(block).__name__} has no parameters at {told}, which would tell the width of the residual stream; name "

@@ -29,6 +29,12 @@ def called_children(module: nn.Module) -> tuple[str, ...] | None:
     return None if calls is None else tuple(name for name in calls if name in module._modules)
 
 
+def names_of(module: nn.Module) -> frozenset[str]:
+    """What the module's own forward names: attributes, methods, functions."""
+    forward = inspect.unwrap(getattr(module.__dict__.get(SITE), "base", type(module)).forward)
+    return frozenset(forward.__code__.co_names) if inspect.isfunction(forward) else frozenset()
+
+
 def precedes(calls: tuple[str, ...], first: str, second: str) -> bool:
     """Whether every call of `second` follows one of `first`, and none of `first` is left: f s, f s f s."""
     both = [name for name in calls if name in (first, second)]

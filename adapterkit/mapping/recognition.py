@@ -6,6 +6,7 @@ What fits no template, or several, keeps what is certain; why it has no more is 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from adapterkit.errors import PluginError
 from adapterkit.mapping.entries import Attention, Entry, Output
 from adapterkit.mapping.expansion import points_of
-from adapterkit.mapping.forward_order import called_children, precedes
+from adapterkit.mapping.forward_order import called_children, names_of, precedes
 from adapterkit.mapping.layers import layer_layout
 from adapterkit.mapping.layouts import first_path, module_at
 from adapterkit.mapping.sites import block_sites, block_tags
@@ -164,7 +165,13 @@ def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[
 
 
 def _has_order(template: BlockTemplate, block: nn.Module) -> bool:
-    """Whether norms are called before and behind the sublayers as the template says."""
+    """Whether the block's forward names what the template says, and calls norms before and behind the sublayers."""
+    named = names_of(block)
+    if not named.isdisjoint(template.unless.split()) or (template.names and named.isdisjoint(template.names.split())):
+        return False
+    order = template.order.split()
+    if not all(_follows(block, first, second) for first, second in itertools.pairwise(order)):
+        return False
     return all(_is_ordered(entry, block) for entry in template.entries if isinstance(entry, Output))
 
 
@@ -274,7 +281,7 @@ def _add_block(found: Recognised, one: _Found, site: str, tags: dict[str, Tag]) 
         found.remarks[one.path] = str(error)
         return
     found.points += outputs
-    if template.whole:
+    if template.whole and not any(output.channels_first for output in outputs):
         found.blocks.append(one.path)
 
 

@@ -117,13 +117,14 @@ def _watch(model: nn.Module, point: InjectionPoint, found: Probed) -> Iterator[A
         layout = point.layout
         for path, into in ((layout.norm_in, found.entering), (layout.norm_out, found.leaving)):
             if path is not None:
-                keep = functools.partial(_keep, into, point.id)
+                keep = functools.partial(_keep, into, point)
                 yield model.get_submodule(path).register_forward_pre_hook(keep)
 
 
-def _keep(into: dict[str, Tensor], key: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+def _keep(into: dict[str, Tensor], point: InjectionPoint, module: nn.Module, args: tuple[Any, ...]) -> None:
     if args:
-        into[key] = args[0].detach().clone()
+        x = args[0].movedim(1, -1) if point.channels_first else args[0]
+        into[point.id] = x.detach().clone()
 
 
 def check_stream(name: str, point: InjectionPoint, probed: Probed) -> None:

@@ -3,9 +3,10 @@
 from adapterkit.mapping.templates import attentions, blocks, feed_forwards
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
 from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
+from adapterkit.mapping.templates.vision_blocks import VISION_BLOCKS
 
 ATTENTIONS = (*attentions.ATTENTIONS, *VISION_ATTENTIONS)
-BLOCKS = blocks.BLOCKS
+BLOCKS = (*blocks.BLOCKS, *VISION_BLOCKS)
 FEED_FORWARDS = (*VISION_FEED_FORWARDS, *feed_forwards.FEED_FORWARDS)
 
 __all__ = ["ATTENTIONS", "BLOCKS", "FEED_FORWARDS", "AttentionTemplate", "BlockTemplate", "Template"]

@@ -93,7 +93,6 @@ BLOCKS: tuple[BlockTemplate, ...] = (
             before("mlp", "mlp", "layer_norm2", "mlp.fc2|mlp.down_proj"),
         ),
     ),
-    BlockTemplate("norm1 attn norm2 mlp", (before("attn", "attn", "norm1"), before("mlp", "mlp", "norm2"))),
     BlockTemplate(
         "layernorm_before attention layernorm_after mlp",
         (before("attn", "attention", "layernorm_before"), before("mlp", "mlp", "layernorm_after")),

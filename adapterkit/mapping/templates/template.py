@@ -74,11 +74,17 @@ class BlockTemplate(Template):
         optional: Children that may be there too.
         cross: Children that are attentions to other tokens.
         whole: Whether the block takes the residual stream first, and gives it back alone or first.
+        order: Children that its forward calls one after the other, where entries do not tell.
+        names: What its forward names: one of these, such as a function that takes windows apart.
+        unless: What its forward does not name, none of these.
     """
 
     optional: str = ""
     cross: str = ""
     whole: bool = True
+    order: str = ""
+    names: str = ""
+    unless: str = ""
 
     def matches(self, module: nn.Module) -> bool:
         return super().matches(module) and not self._strange(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.mapping.entries import Fused, Weight
+from adapterkit.mapping.layouts import is_class
 from adapterkit.mapping.templates.template import AttentionTemplate, Template
 from adapterkit.points import Span
 
@@ -36,6 +37,12 @@ def _has(*names: str) -> Any:
     return lambda attention: all(isinstance(getattr(attention, name, None), int) for name in names)
 
 
+def _over_channels(attention: Any) -> bool:
+    if "crpe" in attention._modules:  # CoaT's, of keys alone
+        return True
+    return "temperature" in attention._parameters or is_class(attention, "timm", "ChannelAttention")
+
+
 _PROJ = Weight("*.o", "proj|proj.1.linear|proj.linear|o_proj")
 
 VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
@@ -48,6 +55,9 @@ VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(
         "qkv", (Fused(_QKV, "qkv", _by_heads), _PROJ), when=lambda one: getattr(one, "head_first", False) is True
     ),
+    # Softmax whose logits or weights are mixed between heads, over channels, or over keys alone.
+    AttentionTemplate("qkv proj proj_l", (Fused(_QKV, "qkv"), _PROJ), linear=True),
+    AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ), linear=True, when=_over_channels),
     AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ)),
     AttentionTemplate("pwise", (Fused(_QKV, "pwise", _by_heads), _PROJ), when=_has("head_dim", "num_keys")),
     AttentionTemplate("q kv proj", (Weight("*.q", "q"), Fused(("*.k", "*.v"), "kv"), _PROJ)),
@@ -61,6 +71,11 @@ VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(
         "q_proj.linear k_proj.linear v_proj.linear",
         (*(Weight(role, f"{role[2]}_proj.linear") for role in _QKV), Weight("*.o", "o_proj.linear")),
+    ),
+    AttentionTemplate(
+        "q.conv k.conv v.conv talking_head1",
+        (*(Weight(role, f"{role[2]}.conv") for role in _QKV), Weight("*.o", "proj.conv")),
+        linear=True,
     ),
     AttentionTemplate(
         "q.conv k.conv v.conv", (*(Weight(role, f"{role[2]}.conv") for role in _QKV), Weight("*.o", "proj.conv"))

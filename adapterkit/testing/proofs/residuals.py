@@ -138,11 +138,13 @@ def _tensors(args: Iterable[Any]) -> Iterable[Tensor]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return (
-        one.numel() == other.numel()
-        and one.shape[-1:] == other.shape[-1:]
-        and torch.equal(one.reshape(-1), other.reshape(-1))
-    )
+    """Whether they are the same numbers, in whatever order of dimensions a model adds them up."""
+    if one.numel() != other.numel():
+        return False
+    if one.shape[-1:] == other.shape[-1:] and torch.equal(one.reshape(-1), other.reshape(-1)):
+        return True
+    moved = one.movedim(1, -1) if one.ndim > 2 and one.shape[1] == other.shape[-1] else None
+    return moved is not None and torch.equal(moved.reshape(-1), other.reshape(-1))
 
 
 class WitnessModule(ak.AdapterModule):
