@@ -30,8 +30,8 @@ _ID_ENDINGS: Final = ("_token_id", "_token_index", "_token_ids")
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """Give a small copy of a config and of all configs in it.
 
-    All widths are divided by one number, so that what had to agree still does; heads stay as many as they are. Layers are
-    cut to the first of every kind, at least two; lists that say something per layer are cut in step.
+    All widths are divided by one number, so that what had to agree still does; heads stay as many as they are. Layers
+    are cut to the first of every kind, at least two; lists that say something per layer are cut in step.
     """
     small = copy.deepcopy(config)
     parts = list(_configs(small))
