@@ -23,7 +23,7 @@ _DEPTH = 4
 def called_children(module: nn.Module) -> tuple[str, ...] | None:
     """Names of the module's children in the order of their calls, each as often as it is called; None without source.
 
-    Both branches of a condition are taken, one after the other.
+    Both branches of a condition are taken, one after the other; once, where they call the same.
     """
     calls = _calls_of(getattr(module.__dict__.get(SITE), "base", type(module)))
     return None if calls is None else tuple(name for name in calls if name in module._modules)
@@ -70,6 +70,11 @@ def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str]:
         return
     if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None:
         yield from _calls(cls, node.value, depth)
+        return
+    if isinstance(node, ast.If):
+        yield from _calls(cls, node.test, depth)
+        one, other = (tuple(name for child in branch for name in _calls(cls, child, depth)) for branch in (node.body, node.orelse))
+        yield from one if one == other else (*one, *other)
         return
     for child in ast.iter_child_nodes(node):
         yield from _calls(cls, child, depth)

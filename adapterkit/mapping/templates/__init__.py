@@ -2,11 +2,13 @@
 
 from adapterkit.mapping.templates import attentions, blocks, feed_forwards
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
+from adapterkit.mapping.templates.text_attentions import TEXT_ATTENTIONS
+from adapterkit.mapping.templates.text_blocks import TEXT_BLOCKS
 from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
 from adapterkit.mapping.templates.vision_blocks import VISION_BLOCKS
 
-ATTENTIONS = (*attentions.ATTENTIONS, *VISION_ATTENTIONS)
-BLOCKS = (*blocks.BLOCKS, *VISION_BLOCKS)
+ATTENTIONS = (*attentions.ATTENTIONS, *TEXT_ATTENTIONS, *VISION_ATTENTIONS)
+BLOCKS = (*blocks.BLOCKS, *TEXT_BLOCKS, *VISION_BLOCKS)
 FEED_FORWARDS = (*VISION_FEED_FORWARDS, *feed_forwards.FEED_FORWARDS)
 
 __all__ = ["ATTENTIONS", "BLOCKS", "FEED_FORWARDS", "AttentionTemplate", "BlockTemplate", "Template"]

@@ -12,12 +12,12 @@ from adapterkit.mapping.templates.template import BlockTemplate
 
 def before(role: str, sublayer: str, norm: str, last: str = "") -> Output:
     """X + sublayer(norm(x)). `last` are alternatives for the module whose output is the sublayer's."""
-    return Output(role, f"{last}|{sublayer}" if last else sublayer, residual=norm, norm_in=norm)
+    return Output(role, f"{last}|{sublayer}" if last else sublayer, residual=norm, norm_in=norm, width=sublayer)
 
 
 def behind(role: str, sublayer: str, norm: str, last: str = "") -> Output:
     """norm(x + sublayer(x))."""
-    return Output(role, f"{last}|{sublayer}" if last else sublayer, residual=sublayer, norm_out=norm)
+    return Output(role, f"{last}|{sublayer}" if last else sublayer, residual=sublayer, norm_out=norm, width=sublayer)
 
 
 def around(role: str, norm_in: str, norm_out: str) -> Output:
