@@ -19,14 +19,34 @@ from adapterkit.backend import SITE
 _DEPTH = 4
 """How many methods of the module deep."""
 
+_Branches = tuple["_Calls", "_Calls"]
+_Calls = tuple["str | _Branches", ...]
+"""Names that are called, and where a condition decides, those of either branch."""
+
 
 def called_children(module: nn.Module) -> tuple[str, ...] | None:
     """Names of the module's children in the order of their calls, each as often as it is called; None without source.
 
-    Both branches of a condition are taken, one after the other; once, where they call the same.
+    Both branches of a condition are taken, one after the other; but one alone where both call the same, or where the
+    other calls what this module has not.
     """
     calls = _calls_of(getattr(module.__dict__.get(SITE), "base", type(module)))
-    return None if calls is None else tuple(name for name in calls if name in module._modules)
+    return None if calls is None else tuple(_taken(module, calls))
+
+
+def _taken(module: nn.Module, calls: _Calls) -> Iterator[str]:
+    for call in calls:
+        if isinstance(call, str):
+            if call in module._modules:
+                yield call
+            continue
+        possible = [tuple(_taken(module, branch)) for branch in call if _is_possible(module, branch)]
+        for branch in dict.fromkeys(possible):
+            yield from branch
+
+
+def _is_possible(module: nn.Module, branch: _Calls) -> bool:
+    return all(getattr(module, call, None) is not None for call in branch if isinstance(call, str))
 
 
 def names_of(module: nn.Module) -> frozenset[str]:
@@ -42,7 +62,7 @@ def precedes(calls: tuple[str, ...], first: str, second: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _calls_of(cls: type[nn.Module]) -> tuple[str, ...] | None:
+def _calls_of(cls: type[nn.Module]) -> _Calls | None:
     forward = _source(cls, "forward")
     return None if forward is None else tuple(_calls(cls, forward, _DEPTH))
 
@@ -57,30 +77,34 @@ def _source(cls: type, name: str) -> ast.AST | None:
         return None
 
 
-def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str]:
+def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str | _Branches]:
     """What is called on `self`, in the order of evaluation: arguments before the call that takes them."""
     if isinstance(node, ast.Call):
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
-            yield from _calls(cls, argument, depth)
+            passed = _attribute_of_self(argument)
+            if passed is not None and _source(cls, passed) is not None:  # a method of its own, to be called there
+                yield from _inlined(cls, passed, depth)
+            else:
+                yield from _calls(cls, argument, depth)
         name = _attribute_of_self(node.func)
         if name is None:
             yield from _calls(cls, node.func, depth)
         else:
             yield from _inlined(cls, name, depth)
-        return
-    if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None:
+    elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value is not None:
         yield from _calls(cls, node.value, depth)
-        return
-    if isinstance(node, ast.If):
+    elif isinstance(node, ast.If):
         yield from _calls(cls, node.test, depth)
-        one, other = (tuple(name for child in branch for name in _calls(cls, child, depth)) for branch in (node.body, node.orelse))
-        yield from one if one == other else (*one, *other)
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _calls(cls, child, depth)
+        one, other = (
+            tuple(c for step in steps for c in _calls(cls, step, depth)) for steps in (node.body, node.orelse)
+        )
+        yield (one, other)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _calls(cls, child, depth)
 
 
-def _inlined(cls: type, name: str, depth: int) -> Iterator[str]:
+def _inlined(cls: type, name: str, depth: int) -> Iterator[str | _Branches]:
     """The name; what a method of the class calls in its place."""
     method = _source(cls, name) if depth and hasattr(cls, name) and name != "forward" else None
     if method is None:

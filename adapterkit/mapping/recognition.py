@@ -156,12 +156,18 @@ def _is_layer(module: nn.Module) -> bool:
 def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[tuple[str, _Found]]:
     for path, module in tree.items():
         fitting = [*_BLOCKS.fitting(module)]
-        ordered = [one for one in fitting if _has_order(one, module)]
+        ordered = _most_told([one for one in fitting if _has_order(one, module)])
         if len(ordered) == 1:
             yield path, _Found(path, module, ordered[0])
         elif fitting:
             several = "several arrangements fit its children" if ordered else "its forward calls them in another order"
             remarks[path] = f"{type(module).__name__} has the children of a known block, and {several}: no outputs"
+
+
+def _most_told(templates: Sequence[BlockTemplate]) -> list[BlockTemplate]:
+    """The templates of which no other says all children and more."""
+    said = [set(one.has.split()) for one in templates]
+    return [one for one, names in zip(templates, said, strict=True) if not any(names < others for others in said)]
 
 
 def _has_order(template: BlockTemplate, block: nn.Module) -> bool:

@@ -26,6 +26,11 @@ FEED_FORWARDS: tuple[Template, ...] = (
     plain("c_fc", "c_proj"),
     plain("linear_fc1", "linear_fc2"),
     plain("lin1", "lin2"),
+    gated("wi_0", "wi_1", "wo"),
+    plain("wi", "wo"),
+    plain("linear_1", "linear_2"),
+    plain("layer_1", "layer_2"),
+    Template("receptance key value", (Weight("*.up", "key"), Weight("*.down", "value")), without="query output"),
     plain("fc_in", "fc_out"),
     plain("net.0.proj", "net.2"),
 )

@@ -6,7 +6,7 @@ from adapterkit.mapping.entries import Output, Weight
 from adapterkit.mapping.templates.blocks import after, around, before, behind
 from adapterkit.mapping.templates.template import BlockTemplate
 
-_PROJECTED = "resid_dropout|o_proj|out_proj|dense|c_proj"
+_PROJECTED = "resid_dropout|attention.resid_dropout|o_proj|out_proj|dense|c_proj"
 
 
 def _last(sublayer: str, names: str) -> str:
@@ -26,9 +26,7 @@ def _pre(attention: str, norm: str, forward: str, norm2: str, optional: str = ""
 
 def _parallel(attention: str, norm: str, forward: str = "mlp") -> BlockTemplate:
     """Both sublayers see one norm, and both are added to one x."""
-    return BlockTemplate(
-        f"{norm} {attention} {forward}", (_attention(attention, norm), before("mlp", forward, norm))
-    )
+    return BlockTemplate(f"{norm} {attention} {forward}", (_attention(attention, norm), before("mlp", forward, norm)))
 
 
 def _sandwich(attention: str, norms: str, forward: str, norms2: str, optional: str = "") -> BlockTemplate:
@@ -51,7 +49,18 @@ def _t5(forward: int, has: str, cross: bool) -> BlockTemplate:
 _PER_LAYER = "per_layer_input_gate per_layer_projection post_per_layer_input_norm"
 _T5_SELF = "layer.0.SelfAttention|layer.0.LocalSelfAttention|layer.0.TransientGlobalSelfAttention"
 
+
+def _recurrent(mixer: str, norm2: str, forward: str) -> BlockTemplate:
+    """A block of a hybrid whose first sublayer is no attention."""
+    role = "attn" if mixer == "linear_attn" else "ssm"
+    outputs = (before(role, mixer, "input_layernorm"), before("mlp", forward, norm2))
+    return BlockTemplate(f"input_layernorm {mixer} {norm2} {forward}", outputs)
+
+
 TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
+    _recurrent("linear_attn", "post_attention_layernorm", "mlp"),
+    _recurrent("mamba", "pre_ff_layernorm", "feed_forward"),
+    BlockTemplate("norm mixer.in_proj mixer.out_proj", (before("ssm", "mixer", "norm"),), optional="mixer"),
     _pre("self_attn", "attention_layernorm", "mlp", "feedforward_layernorm"),
     _pre("self_attn", "input_layernorm", "mlp", "pre_feedforward_layernorm"),
     _pre("self_attn", "input_layernorm", "feed_forward", "pre_ff_layernorm", "mamba"),
@@ -60,7 +69,6 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     _pre("self_attn", "operator_norm", "feed_forward", "ffn_norm"),
     _pre("attn", "attn_norm", "mlp", "mlp_norm"),
     _pre("attn", "ln_1", "mlp", "ln_2"),
-    _pre("attn.attention", "ln_1", "mlp", "ln_2", "attn"),
     _pre("temporal_block", "temporal_pre_norm", "mlp_block", "channel_pre_norm"),
     BlockTemplate(
         "attn ln_1 mlp ln_2",
@@ -152,7 +160,9 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         optional="cross_attn pre_cross_attn_layernorm post_cross_attn_layernorm",
         cross="cross_attn",
     ),
-    BlockTemplate("norm mixer.q_proj mixer.o_proj", (before("attn", "mixer", "norm", "mixer.o_proj"),), optional="mixer"),
+    BlockTemplate(
+        "norm mixer.q_proj mixer.o_proj", (before("attn", "mixer", "norm", "mixer.o_proj"),), optional="mixer"
+    ),
     BlockTemplate("norm mixer.up_proj mixer.down_proj", (before("mlp", "mixer", "norm"),), optional="mixer"),
     BlockTemplate(  # Megatron-BERT
         "attention.ln attention.output.dense ln intermediate.dense output.dense",
@@ -189,7 +199,9 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(  # ALBERT
         "attention.dense attention.LayerNorm ffn ffn_output full_layer_layer_norm",
         (
-            Output("attn", "attention.output_dropout|attention.dense", residual="attention", norm_out="attention.LayerNorm"),
+            Output(
+                "attn", "attention.output_dropout|attention.dense", residual="attention", norm_out="attention.LayerNorm"
+            ),
             Output("mlp", "ffn_output", residual="ffn", norm_out="full_layer_layer_norm"),
             Weight("mlp.up", "ffn"),
             Weight("mlp.down", "ffn_output"),
@@ -206,7 +218,12 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(
         "self_attn post_attention_layernorm mlp post_mlp_layernorm",
         (
-            behind("attn", "self_attn", "post_attention_layernorm", f"post_attention_dropout|{_last('self_attn', _PROJECTED)}"),
+            behind(
+                "attn",
+                "self_attn",
+                "post_attention_layernorm",
+                f"post_attention_dropout|{_last('self_attn', _PROJECTED)}",
+            ),
             behind("mlp", "mlp", "post_mlp_layernorm", "post_mlp_dropout"),
         ),
     ),
