@@ -150,7 +150,8 @@ def _is_of_layers(template: Template, module: nn.Module) -> bool:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return layer_layout(module) is not None
+    """Whether adapters can act in it; what has no parameters, such as a dropout, only tells structures apart."""
+    return layer_layout(module) is not None or next(module.parameters(), None) is None
 
 
 def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[tuple[str, _Found]]:

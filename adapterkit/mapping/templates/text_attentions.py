@@ -89,6 +89,7 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(  # DeepSeek V4: keys are values, and joined by compressed ones
         "q_a_proj q_b_proj kv_proj o_b_proj",
         (Weight("*.q_a", "q_a_proj"), Weight("*.q_b", "q_b_proj"), Weight("*.o_b", "o_b_proj")),
+        heads=lambda attention: (1, attention.head_dim),
     ),
     AttentionTemplate(
         "query_key_value dense",
@@ -103,11 +104,11 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(
         "c_attn c_proj resid_dropout",
         (Fused(_QKV, "c_attn", _big_code), Weight("*.o", "c_proj")),
-        without="attn_dropout",
+        without="attn_dropout q_attn",
         heads=_big_code_heads,
     ),
     AttentionTemplate("c_attn c_proj attn_dropout", (Fused(_QKV, "c_attn"), Weight("*.o", "c_proj"))),
-    AttentionTemplate("experts kv_proj", (Fused(("*.k", "*.v"), "kv_proj"),)),
+    AttentionTemplate("kv_proj", (Fused(("*.k", "*.v"), "kv_proj"),), without="q_proj query to_q q"),
     AttentionTemplate(
         "self.in_proj output.dense",
         (Fused(_QKV, "self.in_proj", _in_disentangled), Weight("*.o", "output.dense")),

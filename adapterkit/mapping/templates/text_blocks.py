@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.mapping.entries import Output, Weight
-from adapterkit.mapping.templates.blocks import after, around, before, behind
+from adapterkit.mapping.templates.blocks import around, before, behind
 from adapterkit.mapping.templates.template import BlockTemplate
 
 _PROJECTED = "resid_dropout|attention.resid_dropout|o_proj|out_proj|dense|c_proj"
@@ -235,12 +235,9 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         ),
         optional="attention ffn",
     ),
-    BlockTemplate(  # Perceiver
+    BlockTemplate(  # Perceiver; its attention may look elsewhere, and may have no residual
         "attention.self.layernorm1 attention.output.dense layernorm mlp",
-        (
-            Output("attn", "attention.output.dense", residual="attention", norm_in="attention.self.layernorm1"),
-            before("mlp", "mlp", "layernorm"),
-        ),
+        (before("mlp", "mlp", "layernorm"),),
         optional="attention",
     ),
     BlockTemplate(
