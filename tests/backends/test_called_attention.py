@@ -190,6 +190,8 @@ class Around(nn.Module):
 class Asked(Call):
     """As attachment makes it: the seam runs in place of its forward."""
 
+    inside: nn.Module
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return attend(self.inside, *args, **kwargs)
 

@@ -97,8 +97,9 @@ IMAGES = torch.randn(2, WIDTH, SIDE, SIDE, dtype=torch.float64, generator=torch.
 
 
 def by_hand(model: Planes, x: Tensor, matrix: Tensor) -> Tensor:
-    for block in model.blocks:
-        for norm, sublayer in ((block.norm1, block.attn), (block.norm2, block.mlp)):  # type: ignore[union-attr]
+    blocks: Any = model.blocks
+    for block in blocks:
+        for norm, sublayer in ((block.norm1, block.attn), (block.norm2, block.mlp)):
             normed = norm(x)
             x = x + sublayer(normed) + torch.einsum("bchw,cd->bdhw", normed, matrix)
     return model.head(x.mean((2, 3)))

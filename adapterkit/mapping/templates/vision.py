@@ -37,8 +37,12 @@ def _has(*names: str) -> Any:
     return lambda attention: all(isinstance(getattr(attention, name, None), int) for name in names)
 
 
-def _over_channels(attention: Any) -> bool:
-    if "crpe" in attention._modules:  # CoaT's, of keys alone
+_OTHER_LOGITS = frozenset({"crpe", "cpb_mlp", "meta_mlp"})
+"""Children of attentions with a softmax of keys alone, or of cosines."""
+
+
+def _is_no_softmax_of_products(attention: Any) -> bool:
+    if not _OTHER_LOGITS.isdisjoint(attention._modules):
         return True
     return "temperature" in attention._parameters or is_class(attention, "timm", "ChannelAttention")
 
@@ -57,7 +61,7 @@ VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     ),
     # Softmax whose logits or weights are mixed between heads, over channels, or over keys alone.
     AttentionTemplate("qkv proj proj_l", (Fused(_QKV, "qkv"), _PROJ), linear=True),
-    AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ), linear=True, when=_over_channels),
+    AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ), linear=True, when=_is_no_softmax_of_products),
     AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ)),
     AttentionTemplate("pwise", (Fused(_QKV, "pwise", _by_heads), _PROJ), when=_has("head_dim", "num_keys")),
     AttentionTemplate("q kv proj", (Weight("*.q", "q"), Fused(("*.k", "*.v"), "kv"), _PROJ)),

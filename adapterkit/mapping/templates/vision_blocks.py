@@ -42,11 +42,15 @@ _APART = "cat window_unpartition"
 """What tells that the sum is not of what enters the norm: the sublayer gives some tokens, or windows."""
 
 VISION_BLOCKS: tuple[BlockTemplate, ...] = (
-    BlockTemplate(_PLAIN, (_ATTN, _MLP), _OTHERS, optional=f"{_SCALES} norm3 local_mp", unless=_APART),
-    BlockTemplate(_PLAIN, (_MLP,), _OTHERS, optional=_SCALES, names=_APART, whole=False),
+    BlockTemplate(_PLAIN, (_ATTN, _MLP), _OTHERS, optional=f"{_SCALES} norm3 local_mp", unless=_APART, order=_PLAIN),
+    BlockTemplate(_PLAIN, (_MLP,), _OTHERS, optional=_SCALES, names=_APART, whole=False, order=_PLAIN),
     # Streams that are pooled or widened beside the attention enter no module.
-    BlockTemplate(f"{_PLAIN} proj", (_ATTN, _MLP), "pos_embed", optional=_SCALES, when=_is_identity("proj")),
-    BlockTemplate(f"{_PLAIN} proj", (_MLP,), "pos_embed", optional=f"{_SCALES} proj", when=_is_other("proj")),
+    BlockTemplate(
+        f"{_PLAIN} proj", (_ATTN, _MLP), "pos_embed", optional=_SCALES, order=_PLAIN, when=_is_identity("proj")
+    ),
+    BlockTemplate(
+        f"{_PLAIN} proj", (_MLP,), "pos_embed", optional=f"{_SCALES} proj", order=_PLAIN, when=_is_other("proj")
+    ),
     BlockTemplate(f"{_PLAIN} shortcut", (_ATTN, _MLP), optional=_SCALES, when=_is_identity("shortcut")),
     BlockTemplate(f"{_PLAIN} shortcut", (_MLP,), optional=_SCALES, when=_is_other("shortcut")),
     BlockTemplate(f"{_PLAIN} shortcut_pool_attn|shortcut_proj_attn", (_MLP,), "shortcut_proj_mlp", optional=_SHORTCUTS),
