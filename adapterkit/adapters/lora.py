@@ -194,12 +194,12 @@ class LoRA(AdapterConfig):
     def rank_at(self, point: InjectionPoint) -> int:
         """The rank of a point."""
         own = self.at(point)
-        return own._ranks.at(point, own.rank)
+        return own._ranks.at(point, own.rank) if own.ranks else own.rank
 
     def scale_at(self, point: InjectionPoint) -> float:
         """The factor on the update of a point."""
         own = self.at(point)
-        alpha = own._alphas.at(point, own.alpha)
+        alpha = own._alphas.at(point, own.alpha) if own.alphas else own.alpha
         return 1.0 if alpha is None else alpha / SCALINGS[own.scaling](own.rank_at(point))
 
     def build(self, point: InjectionPoint) -> AdapterModule:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from adapterkit.adapter import AdditiveModule
 from adapterkit.engine.bases import Computed, PartBase, SpanBase, WholeBase
@@ -15,12 +18,14 @@ from adapterkit.engine.context import Side
 from adapterkit.engine.nesting import Args, Around, Forward, Kwargs, first_argument
 from adapterkit.engine.slots import Found, side_of
 from adapterkit.kernels.spans import read_span, write_spans
-from adapterkit.kernels.sums import Combine, adding_alone, combine, effects, fitted, merge_weights, together
+from adapterkit.kernels.sums import Combine, adding_alone, combine, effects, fitted, is_bare, merge_weights, together
 from adapterkit.kernels.weights import base_weight
 from adapterkit.points import InjectionPoint, Span
 
 if TYPE_CHECKING:
     from adapterkit.engine.site import Site
+
+_LINEAR = nn.Linear.forward
 
 ReadRows = Callable[[nn.Module, InjectionPoint], tuple[Tensor | None, Tensor | None]]
 
@@ -47,13 +52,28 @@ def _around_layer(site: Site, found: Found, beneath: Found) -> list[Around]:
     adding = adding_alone(found[0][1])
     if adding is None or type(adding).added is not AdditiveModule.added:
         return [whole]
-    return [functools.partial(_around_added, adding, whole)]
+    around = _around_linear if site.base is nn.Linear and not is_dynamo_compiling() else _around_added
+    return [functools.partial(around, adding, whole)]
 
 
 def _around_added(
     adapter: Any, whole: Around, module: nn.Module, forward: Forward, args: Args, kwargs: Kwargs
 ) -> Tensor:
     """One adapter that only adds: of its base it needs the output alone. The usual case, and quick."""
+    if kwargs or len(args) != 1 or not is_bare(adapter):
+        return whole(module, forward, args, kwargs)
+    x = args[0]
+    y = forward(x)
+    delta = adapter.delta(x)
+    if delta.shape == y.shape and delta.dtype == y.dtype:
+        return y + delta
+    return y + fitted(adapter, delta, y)
+
+
+def _around_linear(
+    adapter: Any, whole: Around, module: nn.Module, forward: Any, args: Args, kwargs: Kwargs
+) -> Tensor:
+    """The same at torch's own linear layer, which takes longer to look for its weight than to ask for the product."""
     own = adapter.__dict__  # `is_bare` without another call
     if (
         kwargs
@@ -65,8 +85,11 @@ def _around_added(
         or "forward" in own
     ):
         return whole(module, forward, args, kwargs)
-    x = args[0]
-    y = forward(x)
+    x, held = args[0], module.__dict__["_parameters"]
+    weight = held.get("weight")
+    # It has none where it is no parameter now: one part of a flat one, or a replica's.
+    is_plain = weight is not None and "bias" in held and type(forward) is MethodType and forward.__func__ is _LINEAR
+    y = F.linear(x, weight, held["bias"]) if is_plain else forward(x)
     delta = adapter.delta(x)
     if delta.shape == y.shape and delta.dtype == y.dtype:
         return y + delta

@@ -107,11 +107,13 @@ class Site:
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The adapted module's forward. With nothing active it is the module's own forward and nothing else."""
-        # `plan` without another call: every module of a forward asks.
-        selection = self.switch.current
+        # `Switch.current` and `plan` without other calls: every module of a forward asks.
+        switch, traced = self.switch, is_dynamo_compiling()
+        usual = not traced and switch.plain and not switch.scopes.views
+        selection = switch.default if usual else switch.current
         if selection.idle:
             return forward(*args, **kwargs)
-        plan = None if is_dynamo_compiling() else self.plans.get(selection)
+        plan = None if traced else self.plans.get(selection)
         planned = (self._planned(selection) if plan is None else plan).call
         return forward(*args, **kwargs) if planned is None else planned(module, forward, args, kwargs)
 

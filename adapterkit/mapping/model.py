@@ -155,9 +155,11 @@ class MappedModel:
             module: Its module, where that is at hand.
         """
         module, root = module or self.module(point), self.root(point)
-        own = [one for one in module._parameters.values() if one is not None and one.is_floating_point()]
+        for one in module._parameters.values():  # no generator: asked for each of thousands of points
+            if one is not None and one.is_floating_point():
+                return offload_hooks.compute_device(root, point.path, one.device), one.dtype
         around = (one for one in itertools.chain(module.parameters(), root.parameters()) if one.is_floating_point())
-        if (first := own[0] if own else next(around, None)) is None:
+        if (first := next(around, None)) is None:
             return torch.device("cpu"), torch.get_default_dtype()
         return offload_hooks.compute_device(root, point.path, first.device), first.dtype
 
