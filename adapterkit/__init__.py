@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterkit.adapters.prefix import Prefix
     from adapterkit.adapters.prompt import Prompt
     from adapterkit.adapters.reft import ReFT
+    from adapterkit.adapters.tied import Tied
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
@@ -140,6 +141,7 @@ __all__ = [
     "Stack",
     "StateError",
     "TargetNotFoundError",
+    "Tied",
     "Trainable",
     "TrainingError",
     "UnexpectedKeysError",
@@ -179,6 +181,7 @@ _HOMES = {
     "Split": "adapterkit.composition",
     "Stack": "adapterkit.composition",
     "Trainable": "adapterkit.adapters.trainable",
+    "Tied": "adapterkit.adapters.tied",
     "Union": "adapterkit.adapters.union",
     "get_plugin_manager": "adapterkit.plugins",
     "hookimpl": "adapterkit.hookspecs",

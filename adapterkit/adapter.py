@@ -56,6 +56,8 @@ class AdapterModule(nn.Module):
         positional: Whether it counts the positions of the sequence: it then cannot act beside what adds positions.
         abilities: What the type can do, from what it defines.
         from_base: Whether `initialise` has anything to do: it costs a wide copy of the weight, and needs a dense one.
+        tied: What names the weight in which this module and others of its adapter act as one, in layers that are tied:
+            where all that acts in those says the same, a merge gives them one weight. None for one of its own.
         empty: Whether it has memory and no values: it was built on the meta device; see `Adapters.initialise`.
         shared: What `AdapterConfig.shared` built; there is no such attribute where it built nothing.
     """
@@ -72,6 +74,7 @@ class AdapterModule(nn.Module):
     reads_input: bool = False
     positional: bool = False
     from_base: bool = True
+    tied: str | None = None
     empty: bool = False
     shared: Any
 

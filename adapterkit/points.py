@@ -59,6 +59,7 @@ class InjectionPoint:
         in_span: The part of the input that this point sees, where an output projection is fused with another's (Flux's
             single blocks); None for all of it. `in_features` is the width of that part.
         tags: `component`, `layer`, `stage`, `stream`, `expert`, `tower`: what selectors filter on.
+        tied: Of a weight that several layers of the model at hand have, the id of the first such point; else "".
     """
 
     kind: ClassVar[Kind]
@@ -73,6 +74,7 @@ class InjectionPoint:
     span: Span | None = None
     in_span: Span | None = field(default=None, kw_only=True)
     tags: Mapping[str, Tag] = field(default_factory=dict[str, Tag], hash=False)
+    tied: str = field(default="", kw_only=True, compare=False, repr=False)
 
     @functools.cached_property
     def component(self) -> str:

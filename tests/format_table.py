@@ -29,8 +29,8 @@ FORMATS = ("native", "peft", "adapterhub", "diffusers", "kohya", "lycoris", "com
 _PLUGINS = ("conditioning", "fourierft", "gating", "ia3", "lycoris", "peft-types", "textual-inversion", "vera")
 PROVIDERS = frozenset(["adapterkit", *(f"adapterkit-{name}" for name in _PLUGINS)])
 """The distributions whose types have a row: what else is installed must not change the table."""
-_NEED_OTHERS = ("union", "fuse")
-"""Types that act where others do."""
+_NEED_OTHERS = ("union", "fuse", "tied")
+"""Types that act as others do."""
 
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "boft": [{"block": 2}, {"block": 2, "side": "input"}],

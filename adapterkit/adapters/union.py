@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
+from adapterkit.adapters.nested import config_of, described
 from adapterkit.config import BaseValues
-from adapterkit.errors import ConfigError, IncompatibleTargetError, PluginError, shown
+from adapterkit.errors import ConfigError, IncompatibleTargetError, shown
 from adapterkit.kernels.sums import Active, combine, effect, merge_weights
-from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import AttentionPoint, InjectionPoint, Kind
 
 _MAX_PARTS = 32
@@ -37,6 +37,8 @@ class UnionModule(AdapterModule):
         self.positional = any(member.positional for member in members.values())
         self.reads_input = any(member.reads_input for member in members.values())
         self.padded = any(member.padded for member in members.values())
+        ties = {member.tied for member in members.values()}
+        self.tied = next(iter(ties)) if len(ties) == 1 else None
         self.front = max((member.front for member in members.values()), default=0)
         self.counted = any(member.counted for member in members.values())
         self.abilities = dataclasses.replace(
@@ -279,7 +281,7 @@ class Union(AdapterConfig):
         Raises:
             PluginError: A part's type is not registered.
         """
-        parts = [{"type": _type_name(part), "config": part.to_dict()} for part in self.parts]
+        parts = [described(part) for part in self.parts]
         return {"parts": parts, "targets": self.targets, "gating": self.gating}
 
     @classmethod
@@ -287,7 +289,7 @@ class Union(AdapterConfig):
         listed = values.get("parts")
         if not isinstance(listed, (list, tuple)):
             raise ConfigError([f"parts must be a list of types with their configs, not {shown(listed)}"], "Union")
-        return super().from_dict({**values, "parts": tuple(_part(entry) for entry in listed)})
+        return super().from_dict({**values, "parts": tuple(config_of(entry, "Union") for entry in listed)})
 
 
 def _can(member: nn.Module) -> Abilities:
@@ -327,18 +329,3 @@ def _gate(point: InjectionPoint, gating: bool | str) -> nn.Module:
 def _members(modules: Mapping[str, AdapterModule], place: int) -> dict[str, AdapterModule]:
     found = {key: module.members._modules.get(str(place)) for key, module in modules.items()}  # type: ignore[union-attr]
     return {key: member for key, member in found.items() if isinstance(member, AdapterModule)}
-
-
-def _type_name(part: AdapterConfig) -> str:
-    spec = get_plugin_manager().spec_of(type(part))
-    if spec is None:
-        raise PluginError(f"{type(part).__name__} is not a registered adapter type, so a file could not name it")
-    return spec.name
-
-
-def _part(entry: object) -> AdapterConfig:
-    if isinstance(entry, AdapterConfig):
-        return entry
-    if not isinstance(entry, Mapping) or set(entry) != {"type", "config"} or not isinstance(entry["config"], Mapping):
-        raise ConfigError([f"a part must have a type and a config, not {shown(entry)}"], "Union")
-    return get_plugin_manager().adapter(str(entry["type"])).load().from_dict(entry["config"])

@@ -70,9 +70,7 @@ def _around_added(
     return y + fitted(adapter, delta, y)
 
 
-def _around_linear(
-    adapter: Any, whole: Around, module: nn.Module, forward: Any, args: Args, kwargs: Kwargs
-) -> Tensor:
+def _around_linear(adapter: Any, whole: Around, module: nn.Module, forward: Any, args: Args, kwargs: Kwargs) -> Tensor:
     """The same at torch's own linear layer, which takes longer to look for its weight than to ask for the product."""
     own = adapter.__dict__  # `is_bare` without another call
     if (
@@ -85,11 +83,14 @@ def _around_linear(
         or "forward" in own
     ):
         return whole(module, forward, args, kwargs)
-    x, held = args[0], module.__dict__["_parameters"]
+    x: Tensor = args[0]
+    held: Any = module.__dict__["_parameters"]
     weight = held.get("weight")
     # It has none where it is no parameter now: one part of a flat one, or a replica's.
-    is_plain = weight is not None and "bias" in held and type(forward) is MethodType and forward.__func__ is _LINEAR
-    y = F.linear(x, weight, held["bias"]) if is_plain else forward(x)
+    if weight is not None and "bias" in held and type(forward) is MethodType and forward.__func__ is _LINEAR:
+        y = F.linear(x, weight, held["bias"])
+    else:
+        y = forward(x)
     delta = adapter.delta(x)
     if delta.shape == y.shape and delta.dtype == y.dtype:
         return y + delta

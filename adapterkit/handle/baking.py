@@ -43,6 +43,13 @@ class _Tie:
     component: Component
     names: list[str]
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether those places have different parameters now."""
+        places = (name.rpartition(".") for name in self.names)
+        root = self.component.root
+        return len({id(root.get_submodule(path)._parameters.get(name)) for path, _, name in places}) > 1
+
 
 def bake(state: State, selection: Selection) -> None:
     """Takes every adapter off, and leaves the selection in the weights.
@@ -127,7 +134,7 @@ def _tellers(merge: Merge, ties: Mapping[int, _Tie]) -> list[Callable[[], None]]
     """
     parted: dict[str, list[_Tie]] = {}
     for key in dict.fromkeys(id(one.parameter) for one in merge.originals if isinstance(one, OriginalParameter)):
-        if key in ties:
+        if key in ties and ties[key].is_parted:
             parted.setdefault(ties[key].component.name, []).append(ties[key])
     tellers: list[Callable[[], None]] = []
     for several in parted.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,18 +17,38 @@ from adapterkit.points import WeightLayout
 
 @dataclass
 class Target:
-    """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds."""
+    """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds.
+
+    `same_as` is another one whose merged weight is this one's too: the weight is tied, and all that acts is one in both.
+    """
 
     module: nn.Module
     path: str
     layout: WeightLayout
     matrices: dict[int | None, dict[str, Part]] = field(default_factory=dict)
+    same_as: Target | None = None
 
     @property
     def keys(self) -> str:
         """The ids of the points, for errors."""
         keys = [key for parts in self.matrices.values() for key in parts]
         return ", ".join(keys[:5]) + (f", and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def share_weights(targets: Mapping[tuple[int, str], Target], said: Mapping[tuple[int, str], object]) -> None:
+    """Finds those of one parameter in which the same acts.
+
+    Args:
+        targets: By their modules and the parameters' names.
+        said: What acts in each, by the same keys: equal where it is one.
+    """
+    first: dict[int, list[tuple[int, str]]] = {}
+    for key, target in targets.items():
+        parameter = target.module._parameters.get(target.layout.parameter)
+        if parameter is not None:
+            others = first.setdefault(id(parameter), [])
+            target.same_as = next((targets[other] for other in others if said[other] == said[key]), None)
+            others += [key] if target.same_as is None else []
 
 
 def merged(target: Target) -> tuple[Tensor | None, Tensor | None]:

@@ -1,14 +1,14 @@
 """Folding adapters into the weights, and giving back the very bits.
 
 A merge puts new parameters in the place of the old ones and keeps the old: unmerging is bitwise, and a weight that is
-tied to another module's stays as it is there. A layer whose weight is no such parameter (see `adapterkit.layer`)
+tied to another module's stays as it is there, but for what acts in both as one (see `Tied`). A layer whose weight is no such parameter (see `adapterkit.layer`)
 becomes a plain one for as long.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from adapterkit.engine.expressions import acting_at
 from adapterkit.engine.selection import Selection, strength_at
 from adapterkit.errors import NotMergeableError, PluginError, StateError, blaming
 from adapterkit.handle.concurrency import require_alike, require_no_calls
-from adapterkit.handle.merged_weights import Target, merged
+from adapterkit.handle.merged_weights import Target, merged, share_weights
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.stand_ins import Original, OriginalParameter, as_it_was, replace_layer, replace_parameter
 from adapterkit.handle.state import Merge, State
@@ -42,11 +42,11 @@ def merge(state: State, selection: Selection) -> Merge:
     put_away(state.roots)
     targets = _targets(state, selection)
     with torch.no_grad():
-        computed = [(target, *merged(target)) for target in targets]
+        computed = [(target, *merged(target)) for target in targets if target.same_as is None]
         plain = {id(target): _plain(target, weight, bias) for target, weight, bias in computed}
     with state.switch.held():
         _require_undisturbed(state, selection)
-        originals = _all_put(_put(computed, plain))
+        originals = _all_put(_put(computed, plain, targets))
         state.merge = Merge(selection, originals, Ties(state.roots, originals))
         _tell_sites(state.merge, merged=True)
         _tell_places(state, state.merge)
@@ -94,9 +94,16 @@ def _all_put(steps: Iterator[Original]) -> list[Original]:
 
 
 def _put(
-    computed: Iterable[tuple[Target, Tensor | None, Tensor | None]], plain: Mapping[int, nn.Module | None]
+    computed: Iterable[tuple[Target, Tensor | None, Tensor | None]],
+    plain: Mapping[int, nn.Module | None],
+    targets: Sequence[Target],
 ) -> Iterator[Original]:
-    for target, weight, bias in computed:
+    for target, made, bias in computed:
+        others = [] if made is None else [one for one in targets if one.same_as is target]
+        weight = nn.Parameter(made, requires_grad=False) if made is not None and others else made
+        for other in others:
+            assert weight is not None
+            yield replace_parameter(other.module, other.path, other.layout.parameter, weight)
         instead = plain[id(target)]
         if instead is not None:
             yield replace_layer(target.module, target.path, instead)
@@ -158,8 +165,9 @@ def _put_back(state: State, stand_ins: Mapping[int, nn.Parameter | None]) -> Non
                 module._parameters[name] = stand_ins[id(parameter)]
 
 
-def _targets(state: State, selection: Selection) -> Iterable[Target]:
+def _targets(state: State, selection: Selection) -> Sequence[Target]:
     targets: dict[tuple[int, str], Target] = {}
+    said: dict[tuple[int, str], list[object]] = {}
     problems: list[str] = []
     for expression, point, acting, weight in _acting(state, selection):
         if not isinstance(point, ParameterPoint):
@@ -172,14 +180,24 @@ def _targets(state: State, selection: Selection) -> Iterable[Target]:
         if len(sites_of(module)) > 1:
             problems.append(f"{point.full_path} has adapters of another handle too, on a model that shares this part")
             continue
-        target = targets.setdefault((id(module), layout.parameter), Target(module, point.full_path, layout))
+        key = (id(module), layout.parameter)
+        target = targets.setdefault(key, Target(module, point.full_path, layout))
+        said.setdefault(key, []).append(_told(state, expression, point, weight))
         parts = target.matrices.setdefault(layout.index, {})
         active = [*(parts[point.id][1] if point.id in parts else ()), (acting, weight)]
         parts[point.id] = (point, active)
     if problems:
         more = f" (and at {len(problems) - 1} more points)" if len(problems) > 1 else ""
         raise NotMergeableError(f"{problems[0]}{more}; keep it active instead of merging it")
-    return targets.values()
+    share_weights(targets, said)
+    return [*targets.values()]
+
+
+def _told(state: State, expression: Expression, point: InjectionPoint, weight: Strength) -> object:
+    """What acts at a point, equal to what is told of another where both are one; unlike any other where it is alone."""
+    modules = [state.adapters[name].modules.get(point.id) for name in names_of(expression)]
+    ties = [None if module is None else module.tied for module in modules]
+    return object() if None in ties or not isinstance(weight, (int, float)) else (expression, ties, weight)
 
 
 def _acting(state: State, selection: Selection) -> Iterator[tuple[Expression, InjectionPoint, Acting, Strength]]:

@@ -154,10 +154,11 @@ def as_it_was(originals: Sequence[Original], module: nn.Module) -> nn.Module:
 
 
 def replace_parameter(module: nn.Module, path: str, name: str, new: Tensor) -> OriginalParameter:
-    """Puts another value into a parameter's place."""
+    """Puts another value into a parameter's place; a parameter as it is, where several modules are to have it."""
     old = module._parameters[name]
-    wanted = old.requires_grad if old is not None else False
-    stand_in = module._parameters[name] = nn.Parameter(new, requires_grad=wanted)
+    stand_in = new if isinstance(new, nn.Parameter) else nn.Parameter(new)
+    stand_in.requires_grad_(old is not None and old.requires_grad)
+    module._parameters[name] = stand_in
     return OriginalParameter(module, path, {name: stand_in}, name, old, old is not None and old.shape != new.shape)
 
 

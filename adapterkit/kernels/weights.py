@@ -24,6 +24,11 @@ def canonical(weight: Tensor, layout: WeightLayout) -> Tensor:
     return weight.mT if layout.form in _TRANSPOSED else weight
 
 
+def is_transposed(layout: WeightLayout) -> bool:
+    """Whether the module has its weight the other way round than adapters see it."""
+    return layout.form in _TRANSPOSED
+
+
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums with numbers of this dtype are kept in: float32 or wider."""
     return torch.float32 if dtype.itemsize == 1 else torch.promote_types(dtype, torch.float32)

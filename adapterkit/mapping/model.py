@@ -23,6 +23,7 @@ from adapterkit.mapping.parts import in_order
 from adapterkit.mapping.projections import projection_points, with_sources
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.structure import Picture, named_base_modules
+from adapterkit.mapping.ties import with_ties
 from adapterkit.plugins.matching import peel
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint, Points
 
@@ -103,7 +104,7 @@ class MappedModel:
                 seen.add(place)
                 found.append(point)
         self._check_ids(found)
-        return with_sources(found)
+        return with_ties(with_sources(found), modules)
 
     def _all_points(self) -> list[InjectionPoint]:
         each = {name: one.points() for name, one in self.components.items()}

@@ -184,6 +184,7 @@ _ADAPTERS = (
     ("reft", "reft:ReFT", "output", "edits of hidden states in a small subspace: LoReFT, NoReFT, DiReFT"),
     ("trainable", "trainable:Trainable", "norm weight", "the model's own weights, biases, norms, rows or a new head"),
     ("union", "union:Union", "attention norm output tokens weight", "several types under one name"),
+    ("tied", "tied:Tied", "weight", "one adapter for a weight that several layers have: embedding and head"),
     ("fuse", "fuse:Fuse", "output", "a learnt attention over what other adapters do"),
 )
 
@@ -245,6 +246,7 @@ _CODECS = (
     ("peft_prompt", "peft_prompt:PromptCodec", "peft", "positions in front of the sequence"),
     ("peft_prefix", "peft_prefix:PrefixCodec", "peft", "keys and values of all layers in one tensor"),
     ("peft_lora", "peft_lora:LoRACodec", "peft", "lora_A and lora_B, rank and alpha in the config"),
+    ("peft_tied", "peft_tied:TiedCodec", "peft", "the same of a tied weight, with ensure_weight_tying"),
     ("lycoris_dora", "lycoris_dora:DoRACodec", "lycoris", "the same and dora_scale"),
 )
 

@@ -108,6 +108,10 @@ class TestGatedUnion(AdapterConformance):
     config = ak.Union((ak.LoRA(rank=2), ak.LoRA(rank=1, targets="attn.q")), gating=True)
 
 
+class TestTied(AdapterConformance):
+    config = ak.Tied(ak.LoRA(rank=2))
+
+
 class TestFuse(AdapterConformance):
     config = ak.Fuse(parts=("one", "two"))
 

@@ -15,6 +15,7 @@ from adapterkit.factors import Factors
 from adapterkit.formats.codecs import peft_experts, peft_groups
 from adapterkit.formats.codecs.peft_base import whole_base
 from adapterkit.formats.codecs.peft_starts import started
+from adapterkit.formats.codecs.peft_tied import tied
 from adapterkit.formats.low_rank import factors_of, joined
 
 _A, _B, _BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
@@ -127,7 +128,7 @@ class LoRACodec(Codec):
             kind, own["magnitude"] = "dora", place.of_rows(_magnitude(magnitude, place, context)).contiguous()
         scale = _scale(config)
         config, own = started(config, own, scale, place, context)
-        return [Said(kind, config, own), *_bias(tensors.get(_BIAS), scale, place, context)]
+        return [tied(Said(kind, config, own), place, context), *_bias(tensors.get(_BIAS), scale, place, context)]
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         first, one = said[0]
