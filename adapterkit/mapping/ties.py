@@ -15,14 +15,14 @@ def with_ties(points: Sequence[InjectionPoint], modules: Mapping[tuple[str, str]
 
     Args:
         points: In model order.
-        modules: Component and path -> the module.
+        modules: Model and path -> the module.
     """
     held: dict[tuple[str, int], list[int]] = {}
     for place, point in enumerate(points):
         if isinstance(point, WeightPoint) and _is_whole(point):
-            parameter = modules[point.component, point.path]._parameters.get(point.layout.parameter)
+            parameter = modules[point.model, point.path]._parameters.get(point.layout.parameter)
             if parameter is not None:
-                held.setdefault((point.component, id(parameter)), []).append(place)
+                held.setdefault((point.model, id(parameter)), []).append(place)
     found = [*points]
     for places in held.values():
         if len({points[place].path for place in places}) > 1:
