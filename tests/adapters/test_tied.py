@@ -163,6 +163,27 @@ def test_a_baked_model_is_still_tied(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_each_row_has_its_own() -> None:
+    model = built("Llama")
+    adapters = adapted(model)
+    adapters.add("b", ak.Tied(ak.LoRA(rank=2)))
+    randomize(adapters, "b", seed=1)
+    each = []
+    for name in "ab":
+        with adapters.activated(name):
+            each.append(model(IDS).logits)
+    with adapters.routed(["b", "a"]):
+        y = model(IDS).logits
+    torch.testing.assert_close(y, torch.stack([each[1][0], each[0][1]]), rtol=1e-4, atol=1e-4)
+    with adapters.activated({"a": 0.5, "b": 2.0}):
+        y = model(IDS).logits
+        with adapters.merged():
+            one, other = weights(model)
+            assert one is other
+            torch.testing.assert_close(model(IDS).logits, y, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_beside_others_in_a_union() -> None:
     model = built("Llama")
     adapters = ak.Adapters(model)
