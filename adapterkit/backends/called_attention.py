@@ -123,6 +123,11 @@ class _Extended(TorchFunctionMode):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
+        if not key.shape[1] == value.shape[1] == self.extension.kv_heads:
+            raise IncompatibleTargetError(
+                f"{self.name} attends with {key.shape[1]} heads of keys and not with {self.extension.kv_heads}, as its "
+                "layers tell, so its keys and values cannot be extended: choose other targets than attention points"
+            )
         causal = options.pop("is_causal", False)
         keys, values, mask = self.extension.extend(key, value, mask, queries=query.shape[2], causal=causal)
         # An extended mask is explicit; what torch calls causal would count from the prefix.

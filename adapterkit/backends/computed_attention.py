@@ -100,12 +100,17 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "einsum" and (product := _as_product(args)) is not None:
             name, args, func = "matmul", product, torch.matmul
+        if name == "baddbmm" and len(args) == 3:  # scores that a mask is added to
+            return self._known_as(func(*args, **kwargs), _Scores(args[1], args[2].mT, kwargs.get("alpha", 1.0)))
         before = [self._of(value) for value in args[:3]]
         if name in _PRODUCTS and before[0] is not None and before[0].total is not None:
             return self._mix(func(*args, **kwargs), before[0], before[0].total, args[1])
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and (scores := self._after(name, args, kwargs, before)) is not None:
-            self._known[id(result)] = (result, scores)
+        scores = self._after(name, args, kwargs, before) if isinstance(result, Tensor) else None
+        return result if scores is None else self._known_as(result, scores)
+
+    def _known_as(self, result: Tensor, scores: _Scores) -> Tensor:
+        self._known[id(result)] = (result, scores)
         return result
 
     def _of(self, value: object) -> _Scores | None:

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam, Backend, Reach
-from adapterkit.backends.diffusers_attention import DiffusersAttentionSeam, is_fused
+from adapterkit.backend import Backend, Reach
+from adapterkit.backends.seams import reach_of
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
@@ -112,14 +112,12 @@ _FUSING = "the model would compute with a copy of the layers that adapters act o
 
 
 class DiffusersBackend(Backend):
-    """A family of diffusers: a table, and the seam of its attention.
+    """A family of diffusers: a table.
 
     Attributes:
-        attention: Reaches the keys and values.
         ignored: Globs of layers that have no point -> why.
     """
 
-    attention: ClassVar[type[AttentionSeam]] = DiffusersAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {}
     writes = ("save_pretrained",)
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(("fuse_qkv_projections", "fuse_projections"), _FUSING)
@@ -146,7 +144,17 @@ class DiffusersBackend(Backend):
         return "whole"  # guidance
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
-        return Reach(seam=self.attention()) if isinstance(point, AttentionPoint) else super().reach(model, point)
+        if isinstance(point, AttentionPoint):
+            return reach_of(model.get_submodule(point.path), point)
+        return super().reach(model, point)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether an attention projects with one layer that `fuse_qkv_projections()` made: a copy of its own three."""
+    name = type(getattr(module, "processor", None)).__name__
+    if name in ("FluxAttnProcessor", "FluxIPAdapterAttnProcessor"):  # these ask the module
+        return bool(module.fused_projections)
+    return name in ("FusedAttnProcessor2_0", "FusedJointAttnProcessor2_0")
 
 
 class UNetBackend(DiffusersBackend):

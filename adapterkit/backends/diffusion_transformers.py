@@ -16,8 +16,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backend import AttentionSeam
-from adapterkit.backends.diffusers_joint_attention import JointAttentionSeam
 from adapterkit.backends.diffusion import ATTENTIONS, DiffusersBackend, embedding, heads
 from adapterkit.mapping.family import Attention, Fused, FusedInput, Group, Output, Weight
 from adapterkit.points import Span
@@ -168,7 +166,6 @@ class SD3Backend(_TransformerBackend):
     """Stable Diffusion 3 and 3.5: SD3Transformer2DModel."""
 
     table = SD3
-    attention: ClassVar[type[AttentionSeam]] = JointAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {
         "image_proj.*": "projections of image embeddings (IP-Adapter) have no role yet",
         "*.processor.*": "projections of image embeddings (IP-Adapter) have no role yet",
@@ -179,7 +176,6 @@ class FluxBackend(_TransformerBackend):
     """Flux.1, dev, schnell and its relatives: FluxTransformer2DModel."""
 
     table = FLUX
-    attention: ClassVar[type[AttentionSeam]] = JointAttentionSeam
     ignored: ClassVar[Mapping[str, str]] = {
         "encoder_hid_proj.*": "projections of image embeddings (IP-Adapter) have no role yet",
         "*.processor.*": "projections of image embeddings (IP-Adapter) have no role yet",

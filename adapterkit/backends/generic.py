@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
-from adapterkit.backends.seams import refusal, seam_of
+from adapterkit.backends.seams import reach_of, refusal
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.layouts import Repeats, TokensLayout
@@ -78,7 +78,7 @@ class GenericBackend(Backend):
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):
-            return Reach(seam=seam_of(model.get_submodule(point.path)))
+            return reach_of(model.get_submodule(point.path), point)
         return super().reach(model, point)
 
     def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:

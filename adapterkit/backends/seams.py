@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 from torch import nn
 
-from adapterkit.backend import AttentionSeam
-from adapterkit.backends.called_attention import CalledAttentionSeam
+from adapterkit.backend import AttentionSeam, Reach
+from adapterkit.backends.called_attention import CalledAttentionSeam, calls_attention
+from adapterkit.backends.called_attention import attend as attend_called
 from adapterkit.backends.computed_attention import ComputedAttentionSeam
+from adapterkit.backends.computed_attention import attend as attend_computed
 from adapterkit.backends.forward_names import mentions
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
+from adapterkit.errors import IncompatibleTargetError
+from adapterkit.points import AttentionPoint
 
 _INTERFACE = frozenset({"ALL_ATTENTION_FUNCTIONS"})
 """Where transformers' attentions look their function up."""
 
 
+def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `module(*args, **kwargs)` computes, by whatever processor it has now, over extended keys and values."""
+    return (attend_called if calls_attention(module) else attend_computed)(module, *args, **kwargs)
+
+
+class ProcessorSeam(AttentionSeam):
+    """Reaches attentions of diffusers, which hand their work to a processor that can be exchanged at any time."""
+
+    forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        return CalledAttentionSeam().refusal(module) and ComputedAttentionSeam().refusal(module)
+
+    def attend_refusal(self, module: nn.Module) -> str | None:
+        return self.refusal(module)
+
+
 def seam_of(module: nn.Module) -> AttentionSeam | None:
     """The seam of a module that attends; None where none reaches it."""
-    seams = (TransformersAttentionSeam(),) if mentions(module, _INTERFACE) else ()
-    seams = (*seams, CalledAttentionSeam(), ComputedAttentionSeam())
+    seams: tuple[AttentionSeam, ...] = (CalledAttentionSeam(), ComputedAttentionSeam())
+    if mentions(module, _INTERFACE):
+        seams = (TransformersAttentionSeam(), *seams)
+    if hasattr(module, "processor"):
+        seams = (ProcessorSeam(),)
     return next((seam for seam in seams if seam.attend_refusal(module) is None), None)
+
+
+def reach_of(module: nn.Module, point: AttentionPoint) -> Reach:
+    """How adapters act at an attention point.
+
+    Raises:
+        IncompatibleTargetError: No seam reaches its keys and values, such as with the attention processor that it has.
+    """
+    if (reason := refusal(module)) is not None:
+        raise IncompatibleTargetError(f"no adapter can act at {point.id}: {reason}")
+    return Reach(seam=seam_of(module))
 
 
 def refusal(module: nn.Module) -> str | None:
     """Why the keys and values of a module cannot be reached, or None."""
-    if seam_of(module) is not None:
+    processor = getattr(module, "processor", None)
+    split = getattr(processor, "_parallel_config", None) is not None
+    if seam_of(module) is not None and not split:
         return None
-    return f"{type(module).__name__} has no softmax over keys that more keys could join"
+    with_what = f" with the processor {type(processor).__name__}" if processor is not None else ""
+    if split:
+        return "its sequence is split over several devices, and every one of them would put the same keys in front"
+    return f"{type(module).__name__}{with_what} has no softmax over keys that more keys could join"
