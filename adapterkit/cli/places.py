@@ -35,6 +35,16 @@ def show_points(points: Points, *, as_json: bool, full: bool = False) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(_tree(points, full))
 
 
+def show_remarks(remarks: Mapping[str, str]) -> None:
+    """Prints why modules have no more points, each reason once, with the first module that it is about."""
+    about: dict[str, list[str]] = defaultdict(list)
+    for place, why in remarks.items():
+        about[why].append(place)
+    for why, places in about.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        click.echo(printable(f"note: {places[0]}{more}: {why}"))
+
+
 def _record(point: InjectionPoint, costs: Mapping[str, int]) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": point.id,

@@ -40,8 +40,8 @@ def command(
         raise click.UsageError("--prove is of every point of the model: it goes with --json alone")
     adapter = _adapter(type_name, selector, fields) if type_name is not None else None
     from adapterkit.cli.messages import plain_warnings
-    from adapterkit.cli.places import show_points
-    from adapterkit.handle.listing import points
+    from adapterkit.cli.places import show_points, show_remarks
+    from adapterkit.handle.listing import points, remarks
     from adapterkit.training.skeleton import skeleton
 
     context = click.get_current_context()
@@ -50,8 +50,11 @@ def command(
         from adapterkit.cli.proofs import show_proofs
 
         context.exit(0 if show_proofs(skeleton(model), as_json=as_json) else 1)
-    found = points(skeleton(model), None if adapter is not None else selector, adapter=adapter)
+    mapped = skeleton(model)
+    found = points(mapped, None if adapter is not None else selector, adapter=adapter)
     show_points(found, as_json=as_json, full=full)
+    if selector is None and adapter is None and not as_json:
+        show_remarks(remarks(mapped))
 
 
 def _adapter(type_name: str, selector: str | None, options: tuple[str, ...]) -> AdapterConfig:

@@ -52,3 +52,15 @@ def points(
             f"it acts at {'/'.join(sorted(adapter.kinds))} points"
         )
     return Points(usable, building.count_parameters(adapter, usable))
+
+
+def remarks(model: object, *, backend: str | None = None) -> Mapping[str, str]:
+    """Why modules have no more points: their attention is linear, two structures fit them, ... Changes nothing.
+
+    Args:
+        model, backend: As in `points`.
+
+    Returns:
+        `component.path` of a module -> the reason.
+    """
+    return map_model(model, backend).remarks()

@@ -90,6 +90,17 @@ class Component:
         within = [point for one in self.parts if one.name == self.name for point in one.points()]
         return in_order([*found, *within], self.root) if within else found
 
+    def remarks(self) -> dict[str, str]:
+        """Path in the whole model -> why there are no more points; errors as for `points`."""
+        with self.blaming("remarks()"):
+            own = dict(self.backend.remarks(self.module))
+        parts = [self.inside.inner(one.inside.path) for one in self.parts]
+        found = {joined(self.inside.path, path): why for path, why in own.items() if not is_inside(path, parts)}
+        for one in self.parts:
+            if one.name == self.name:
+                found |= one.remarks()
+        return found
+
     def everywhere(self, points: Sequence[InjectionPoint]) -> tuple[list[InjectionPoint], list[InjectionPoint]]:
         """What every family has alike beside its points: norms, and fused layers as a whole."""
         beside = {id(one.module) for one in self.parts if one.name != self.name}

@@ -72,6 +72,14 @@ class MappedModel:
         """
         return self._known()[0]
 
+    def remarks(self) -> dict[str, str]:
+        """Component and path, joined by a dot -> why there are no more points."""
+        return {
+            f"{name}.{path}" if path else name: why
+            for name, one in self.components.items()
+            for path, why in one.remarks().items()
+        }
+
     def by_id(self) -> Mapping[str, InjectionPoint]:
         """The same points by their ids."""
         return self._known()[1]

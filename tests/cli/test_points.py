@@ -9,7 +9,7 @@ import timm
 import torch
 from click.testing import CliRunner, Result
 from timm.models import save_for_hf
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, YosoConfig
 
 import adapterkit as ak
 from adapterkit.cli.main import main
@@ -116,3 +116,16 @@ def test_models_that_are_not_there(base: Path, tmp_path: Path, monkeypatch: pyte
     broken = call(tmp_path / "broken")
     assert broken.exit_code == 1
     assert "cannot load the model" in broken.stderr
+
+
+def test_why_there_are_no_more_points_is_said(tmp_path: Path):
+    config = YosoConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    config.architectures = ["YosoForMaskedLM"]
+    config.save_pretrained(tmp_path)
+    result = call(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (
+        "note: language.yoso.encoder.layer.0.attention.self and 1 more: YosoSelfAttention has no softmax"
+        in result.output
+    )
+    assert "note" not in call(tmp_path, "attn.q").output
