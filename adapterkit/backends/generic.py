@@ -11,7 +11,7 @@ on what is read while the parent or the model is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from adapterkit.mapping.recognition import Recognised, recognise
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.roles_plugin import write_plugin
 from adapterkit.mapping.structure import named_base_modules
+from adapterkit.mapping.towers import towers
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensPoint, WeightPoint
 
 __all__ = ["GenericBackend", "tags_of", "write_plugin"]
@@ -55,12 +56,13 @@ class GenericBackend(Backend):
             UnsupportedModelError: There is no layer that an adapter could act in.
             TargetNotFoundError, IncompatibleTargetError, ConfigError: The class's `roles` do not fit the model.
         """
-        recognised = self._recognised(model, component)
+        beside = {id(model.get_submodule(path)) for path in self.parts(model).values()}
+        recognised = self._recognised(model, component, beside)
         claimed = {point.path for point in recognised.points if isinstance(point, WeightPoint)}
-        rest = [one for one in layer_points(model, component) if one.path not in claimed]
+        rest = [one for one in layer_points(model, component, beside) if one.path not in claimed]
         rest = _named(model, rest, component)
         found = [*recognised.points, *rest, *_hidden(model, recognised), *_tokens(rest)]
-        if not found:
+        if not found and not beside:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no adaptable layer: no Linear, Conv1d, Conv2d, Conv3d, Embedding, "
                 "transformers Conv1D or MultiheadAttention. Models that are scripted, traced, or quantized by "
@@ -70,11 +72,14 @@ class GenericBackend(Backend):
         found.sort(key=lambda point: order[point.path])
         return RoleMap(self.roles).apply(found, {component: model}) if self.roles else found
 
-    def remarks(self, model: nn.Module) -> Mapping[str, str]:
-        return self._recognised(model, self.component).remarks
+    def parts(self, model: nn.Module) -> Mapping[str, str]:
+        return {} if self.roles else towers(model)  # whose roles are those of the whole model's paths
 
-    def _recognised(self, model: nn.Module, component: str) -> Recognised:
-        return recognise(model, component, refusal, getattr(model, "base_model_prefix", ""))
+    def remarks(self, model: nn.Module) -> Mapping[str, str]:
+        return self._recognised(model, self.component, ()).remarks
+
+    def _recognised(self, model: nn.Module, component: str, beside: Collection[int]) -> Recognised:
+        return recognise(model, component, refusal, getattr(model, "base_model_prefix", ""), beside)
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         if isinstance(point, AttentionPoint):

@@ -32,6 +32,7 @@ from adapterkit.errors import (
 )
 from adapterkit.handle.building import SHARED, Built, Sharing, build_one, build_shared, checked_shared, skeletons_of
 from adapterkit.handle.fitting import Target, fitting
+from adapterkit.handle.former_ids import as_now
 from adapterkit.mapping.model import MappedModel, digest
 from adapterkit.mapping.targets import some
 from adapterkit.plugins.manager import class_of, get_plugin_manager
@@ -69,6 +70,7 @@ def build_loaded(
         CheckpointError: Anything does not fit.
     """
     notes: list[str] = []
+    checkpoint = as_now(checkpoint, here, mapped.components, pinned=True)
     configs = [(part, config_of(part, source)) for part in checkpoint.parts]
     check_base(checkpoint, mapped, here, strict, source, notes)
     chosen = [_choose(config, part, here, mapped.label, strict, source) for part, config in configs]

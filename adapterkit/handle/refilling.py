@@ -17,6 +17,7 @@ from adapterkit.engine.slots import is_held
 from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
 from adapterkit.handle.fitting import Target, fitting
+from adapterkit.handle.former_ids import as_now
 from adapterkit.handle.loading import check_base, config_of, points_of
 from adapterkit.handle.sharding import put_away
 from adapterkit.handle.state import Attached
@@ -58,6 +59,7 @@ def refill(
     """
     put_away(mapped.roots)
     target = Target(mapped, source, [], finite)
+    checkpoint = as_now(checkpoint, here, mapped.components)
     configs = [config_of(part, source) for part in checkpoint.parts]
     _check_types(attached, configs, source)
     check_base(checkpoint, mapped, here, strict, source, target.notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -139,6 +139,9 @@ class Component:
                 return checked_repeats(self.backend.repeats(module, point), point)
 
 
+_AROUND = "model"
+"""What a model is called that has its name from one inside."""
+
 _PLAIN: Mapping[Repeats | None, Reach] = {repeats: Reach(repeats=repeats) for repeats in (None, *get_args(Repeats))}
 """Where nothing else is to be told: one for thousands of points."""
 
@@ -187,19 +190,29 @@ def _parts(one: Component) -> Iterator[tuple[str, str, Component]]:
 
 
 def alone(one: Component, known: Iterable[str] = ()) -> dict[str, Component]:
-    """A model that stands alone, and all that is in it as components, whose points are as if they stood alone."""
-    model, found, held = one.model or one.name, dict[str, Component](), list[Component]()
+    """A model that stands alone, and all that is in it as components, whose points are as if they stood alone.
+
+    Args:
+        one: The model, or a part of one.
+        known: Names of other components; none where it is the model.
+    """
     parts = [*_parts(one)]
+    names = [name for name, _, _ in parts]
+    if one.name in names and not known:  # of a model and one inside, that inside keeps the word for both
+        one = replace(one, name=_free(_AROUND, one.name, names))
+    found, held = dict[str, Component](), list[Component]()
     for name, path, part in parts:
-        taken = (*known, *found, one.name)
-        own = f"{one.name}_{name}" if name in taken else name
-        tags: dict[str, Tag] = {"model": model, "tower": tower_of(name)}
-        within = alone(
-            replace(part, name=own, model=model, inside=Inside(path, tags)), (*taken, *(other for other, _, _ in parts))
-        )
-        held.append(within[own])
+        own = _free(name, one.name, (*known, one.name))
+        tags: dict[str, Tag] = {"model": one.model or one.name, "tower": tower_of(name)}
+        part = replace(part, name=own, model=one.model or one.name, inside=Inside(path, tags))
+        within = alone(part, (*known, one.name, *names, *found))
+        held.append(next(iter(within.values())))
         found |= within
     return {one.name: replace(one, parts=held), **found}
+
+
+def _free(name: str, around: str, taken: Collection[str]) -> str:
+    return f"{around}_{name}" if name in taken else name
 
 
 def _with_towers(one: Component) -> Component:

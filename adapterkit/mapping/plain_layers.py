@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -33,7 +33,7 @@ _EMBEDDINGS: Mapping[str, str] = {
 }
 
 
-def layer_points(model: nn.Module, component: str) -> list[InjectionPoint]:
+def layer_points(model: nn.Module, component: str, beside: Collection[int] = ()) -> list[InjectionPoint]:
     """Weight points of the Linear, Conv1D, convolution and embedding layers, and of torch's own attentions, of a model.
 
     Raises:
@@ -42,7 +42,7 @@ def layer_points(model: nn.Module, component: str) -> list[InjectionPoint]:
     heads = {id(part) for head in declared_heads(model) for part in head.modules()}
     return [
         replace(point, role="head") if heads and id(model.get_submodule(point.path)) in heads else point
-        for point in _points(model, "", None, component, set())
+        for point in _points(model, "", None, component, set(beside))
     ]
 
 

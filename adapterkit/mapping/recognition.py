@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,9 @@ class _Found:
     template: Template
 
 
-def recognise(model: nn.Module, component: str, refusal: Refusal, prefix: str = "") -> Recognised:
+def recognise(
+    model: nn.Module, component: str, refusal: Refusal, prefix: str = "", beside: Collection[int] = ()
+) -> Recognised:
     """The points of every attention, feed-forward and block that a template fits.
 
     Args:
@@ -71,9 +73,10 @@ def recognise(model: nn.Module, component: str, refusal: Refusal, prefix: str = 
         component: Tag of the points.
         refusal: Whether keys and values can be reached at a module that attends.
         prefix: What the model calls the bare model inside itself.
+        beside: Ids of modules that are not looked into.
     """
     found = Recognised()
-    tree = dict(named_base_modules(model))
+    tree = dict(named_base_modules(model, seen=set(beside)))
     blocks = dict(_blocks(tree, found.remarks))
     attentions = [*_first_matches(tree, _ATTENTIONS)]
     forwards = [*_first_matches(tree, _FEED_FORWARDS)]

@@ -97,6 +97,12 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
                 "Qwen2_5_VLModel Qwen2_5_VLForConditionalGeneration Qwen3VLModel Qwen3VLForConditionalGeneration",
                 "Qwen2.5-VL and Qwen3-VL",
             ),
+            (
+                "qwen_vision",
+                "multimodal:QwenVisionBackend",
+                "Qwen2_5_VisionTransformerPretrainedModel Qwen3VLVisionModel",
+                "the image encoders of Qwen2.5-VL and Qwen3-VL",
+            ),
         ),
     ),
     (

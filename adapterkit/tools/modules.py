@@ -15,6 +15,7 @@ from adapterkit.engine.skeletons import Skeleton
 from adapterkit.errors import BaseMismatchError, BaseNeededError
 from adapterkit.handle.building import SHARED, checked_module, checked_shared, skeletons_of
 from adapterkit.handle.fitting import check_fit
+from adapterkit.handle.former_ids import as_now
 from adapterkit.handle.loading import config_of
 from adapterkit.points import InjectionPoint, Points
 from adapterkit.tools.shapes import MadeUp
@@ -58,6 +59,7 @@ def modules(checkpoint: Checkpoint, points: Points | None = None, source: object
         CheckpointError: The tensors are not those that the type asks for.
     """
     known = {point.id: point for point in points or ()}
+    checkpoint = as_now(checkpoint, points) if points else checkpoint
     for part in checkpoint.parts:
         config = config_of(part, source)
         made = MadeUp(config, source)

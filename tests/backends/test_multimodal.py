@@ -1,10 +1,10 @@
-"""Models of several towers: every tower is mapped as the model that it is, and selected by its tag."""
+"""Models of several towers: every tower is a component, mapped as the model that it is, and selected by its tag."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM, Mi
 import adapterkit as ak
 from adapterkit.backend import Reach
 from adapterkit.backends.experts import one_by_one
-from adapterkit.backends.multimodal import VisionLanguageBackend
 from adapterkit.mapping.model import map_model
 from adapterkit.points import InjectionPoint, OutputLayout
 from adapterkit.testing import toys
@@ -56,16 +55,15 @@ def test_a_tower_is_mapped_as_the_model_that_it_is(name: str, tower: str, path: 
     model = models.build(name)
     alone = list(own(ak.points(model.get_submodule(path))))
     inside = [p for p in own(ak.points(model, f"@tower={tower}")) if p.path.startswith(f"{path}.")]
-    assert [described(p) for p in inside] == [described(p, f"{path}.") for p in alone]
-    assert [p.site for p in inside] == [f"{tower}.{p.site}" if p.site else tower for p in alone]
+    assert {described(p) for p in inside} == {described(p, f"{path}.") for p in alone}
+    assert sorted(p.id for p in inside) == sorted(p.id for p in alone)
+    assert {(p.tags["tower"], p.model) for p in inside} == {(tower, next(iter(map_model(model).components)))}
 
 
 def test_ids_of_what_stands_beside_the_towers() -> None:
     def beside(name: str) -> list[str]:
-        paths = [path for other, _, path in TOWERS if other == name]
-        return [
-            p.id for p in own(ak.points(models.build(name))) if not p.path.startswith(tuple(f"{p}." for p in paths))
-        ]
+        component = "clip" if name in ("clip", "siglip") else "vision_language"
+        return own(ak.points(models.build(name), f"@component={component}")).ids if name != "siglip" else []
 
     assert beside("clip") == ["head@clip.vision", "head@clip.text"]
     assert beside("siglip") == []
@@ -74,9 +72,9 @@ def test_ids_of_what_stands_beside_the_towers() -> None:
 
 
 def in_towers(vision: str, projector: str, language: str) -> list[str]:
-    towers = {"vision": vision, "projector": projector, "language": language}
+    towers = {"vision": vision, "vision.projector": projector, "language": language}
     places = [(name, word.partition("/")) for name, words in towers.items() for word in words.split()]
-    return [f"{role}@vision_language.{name}{'.' if site else ''}{site}" for name, (role, _, site) in places]
+    return [f"{role}@{name}{'.' if site else ''}{site}" for name, (role, _, site) in places]
 
 
 def in_layers(roles: str) -> str:
@@ -84,21 +82,20 @@ def in_layers(roles: str) -> str:
 
 
 def test_ids_of_qwen() -> None:
-    language = f"embed.tokens tokens {in_layers(BLOCK)} head"
+    language, head = f"embed.tokens tokens {in_layers(BLOCK)}", "head@vision_language.language"
     expected = in_towers(f"embed.patch {in_layers(QWEN_BLOCK)}", "proj.in proj.out", language)
-    assert own(ak.points(models.build("qwen"))).ids == expected
+    assert sorted(own(ak.points(models.build("qwen"))).ids) == sorted([*expected, head])
     vision = f"embed.patch embed.pos {in_layers(QWEN_BLOCK.replace('mlp.gate ', ''))}"
     expected = in_towers(vision, "proj.in proj.out proj.in/0 proj.out/0", language)
-    assert own(ak.points(models.build("qwen3"))).ids == expected
+    assert sorted(own(ak.points(models.build("qwen3"))).ids) == sorted([*expected, head])
 
 
 @pytest.mark.parametrize("name", models.MAKE)
 def test_every_layer_is_mapped_or_ignored_for_a_reason(name: str) -> None:
     model = models.build(name)
-    [component] = map_model(model).components.values()
-    points = component.backend.points(model, "x")
-    assert len({p.id for p in points}) == len(points)
-    ignored: dict[str, str] = component.backend.ignored  # type: ignore[attr-defined]
+    points = ak.points(model)
+    backends = [component.backend for component in map_model(model).components.values()]
+    ignored = {glob: why for one in backends for glob, why in getattr(one, "ignored", {}).items()}
     mapped = {p.path for p in points if p.kind == "weight"}
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.Embedding)
     layers = [layer for layer, module in model.named_modules() if isinstance(module, kinds)]
@@ -112,7 +109,7 @@ def test_a_tower_of_another_family_is_mapped_as_it_would_be_alone() -> None:
     model.model.vision_tower = families.build("dinov2 gated")
     alone = own(ak.points(families.build("dinov2 gated")))
     inside = own(ak.points(model, "@tower=vision"))
-    assert [(p.role, p.site) for p in inside] == [(p.role, f"vision.{p.site}".rstrip(".")) for p in alone]
+    assert sorted(p.id for p in inside) == sorted(p.id for p in alone)
 
 
 def test_a_tower_of_experts_reads_them_one_by_one() -> None:
@@ -123,20 +120,21 @@ def test_a_tower_of_experts_reads_them_one_by_one() -> None:
     model.model.language_model = MixtralModel(config)
     expert = next(point for point in ak.points(model) if "expert" in point.tags)
     assert expert.path.startswith("model.language_model.")
-    assert VisionLanguageBackend().reach(model, expert) == Reach(plain=one_by_one)
+    assert map_model(model).reach(expert) == Reach(plain=one_by_one, repeats="each")
 
 
 def test_what_attends_in_a_tower_is_found_from_the_model_around(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Module()
-    model.language_model = toys.ToyModel()
+    model.language_model, model.top = toys.ToyModel(), nn.Linear(2, 2)
     toys.register()
     told = {"blocks.1.up": lambda module, positions, args, kwargs: (args, kwargs)}
     seen: list[str] = []
     monkeypatch.setattr(
         toys.ToyBackend, "reach", lambda self, model, point: seen.append(point.path) or Reach(attending=told)
     )
-    point = replace(ak.points(toys.ToyModel(), "tokens")[0], path="language_model.embed", tags={"tower": "language"})
-    assert VisionLanguageBackend().reach(model, point).attending == {"language_model.blocks.1.up": told["blocks.1.up"]}
+    [point] = ak.points(model, "tokens")
+    assert point.path == "language_model.embed"
+    assert map_model(model).reach(point).attending == {"language_model.blocks.1.up": told["blocks.1.up"]}
     assert seen == ["embed"]
 
 
@@ -238,18 +236,28 @@ def test_lora_on_qwens_fused_projection_is_a_sum_on_its_rows() -> None:
     x = torch.randn(5, 16)
     expected = F.linear(x, qkv.weight, qkv.bias)
     for start, role in ((0, "attn.q"), (32, "attn.v")):
-        factors: Any = modules[f"{role}@vision_language.vision.1"]
+        factors: Any = modules[f"{role}@vision.1"]
         expected[:, start : start + 16] += x @ factors.A.T @ factors.B.T * 2.5
     torch.testing.assert_close(qkv(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tower_model_in_a_pipeline_has_the_pipelines_word_for_it() -> None:
-    """Qwen2.5-VL is the text encoder of some image pipelines."""
-    model = models.build("qwen")
-    [component] = map_model(model).components.values()
-    points = component.backend.points(model, "text_encoder")
+    """Qwen2.5-VL is the text encoder of some pipelines: there its ids are one component's, with towers in their sites."""
+    pipe = SimpleNamespace(components={"text_encoder": models.build("qwen")})
+    points = own(ak.points(pipe))
     assert {p.component for p in points} == {"text_encoder"}
-    assert [p.id.replace("@text_encoder", "@vision_language") for p in points] == own(ak.points(model)).ids
+    assert {p.tags["tower"] for p in points} == {"vision", "projector", "language"}
+    language = f"embed.tokens tokens {in_layers(BLOCK)} head"
+    vision = [
+        f"{role}@text_encoder.vision{at and '.'}{at}" for role, at in words(f"embed.patch {in_layers(QWEN_BLOCK)}")
+    ]
+    beside = [f"{role}@text_encoder.projector" for role in ("proj.in", "proj.out")]
+    inside = [f"{role}@text_encoder.language{at and '.'}{at}" for role, at in words(language)]
+    assert sorted(points.ids) == sorted([*vision, *beside, *inside])
+
+
+def words(places: str) -> list[tuple[str, str]]:
+    return [(role, site) for role, _, site in (word.partition("/") for word in places.split())]
 
 
 def test_llava_is_known_by_its_older_names_too() -> None:
@@ -257,8 +265,8 @@ def test_llava_is_known_by_its_older_names_too() -> None:
     new, old = models.build("llava"), nn.Module()
     old.vision_tower, old.multi_modal_projector = new.model.vision_tower, new.model.multi_modal_projector
     old.language_model = LlamaForCausalLM(new.config.text_config)
-    here, there = list(own(ak.points(new))), own(VisionLanguageBackend().points(old, "vision_language"))
-    assert [(p.id, p.shape, p.tags) for p in there] == [(p.id, p.shape, p.tags) for p in here]
+    here, there = own(ak.points(new)), own(ak.points(old, backend="vision_language"))
+    assert sorted(p.id for p in there) == sorted("head@language" if p.role == "head" else p.id for p in here)
     assert there[-1].path == "language_model.lm_head"
 
 

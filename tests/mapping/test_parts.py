@@ -241,15 +241,17 @@ def test_two_parts_of_one_name_are_told_apart() -> None:
         told = {"first": "first", "second": "other"}
 
     components = map_model(Around(), backend=_register(AroundBackend)).components
-    assert list(components) == [
-        "around",
-        "first",
-        "first_first",
-        "first_second",
-        "second",
-        "second_first",
-        "second_second",
-    ]
+    expected = ["first", "first_first", "first_second", "second", "second_first", "second_second"]
+    assert list(components) == ["around", *expected]
+    assert components["second_first"].module is components["around"].root.other.first
+
+
+def test_the_model_inside_keeps_the_word_for_both() -> None:
+    class PairAroundBackend(PairBackend):
+        told = {"pair": "first"}
+
+    components = map_model(nn.ModuleDict({"first": pair()}), backend=_register(PairAroundBackend)).components
+    assert list(components) == ["model", "pair", "first", "second"]
 
 
 def _register(cls: type[Backend]) -> str:
@@ -257,7 +259,10 @@ def _register(cls: type[Backend]) -> str:
     plugin: Any = ModuleType(cls.__name__)
     specs = [BackendSpec("around", f"{__name__}:{cls.__name__}", models=("nowhere:Around",))]
     plugin.adapterkit_register_backends = ak.hookimpl(lambda: specs, specname="adapterkit_register_backends")
-    ak.get_plugin_manager().register(plugin, name="around")
+    manager = ak.get_plugin_manager()
+    if manager.get_plugin("around") is not None:
+        manager.unregister(name="around")
+    manager.register(plugin, name="around")
     return "around"
 
 

@@ -62,7 +62,7 @@ class AdaptionPromptCodec(Codec):
 
 def _check_model(place: Place, context: Context) -> None:
     """Raises CheckpointError for models where PEFT computes something else."""
-    view = None if place.model is None else place.model.components.get(place.point.component)
+    view = None if place.model is None else place.model.components.get(place.point.model)
     kind = "" if view is None else view.config.get("model_type")
     if kind in _BEHIND:
         told = f"with {kind}, PEFT adds what attends to the prompt behind the attention's output projection, and"
@@ -82,7 +82,7 @@ def _topmost(said: Sequence[tuple[Place, Said]], context: Context) -> str:
     own = [place.point.path for place, _ in said]
     end = own[0].rpartition(".")[2]
     model = said[0][0].model
-    view = None if model is None else model.components.get(said[0][0].point.component)
+    view = None if model is None else model.components.get(said[0][0].point.model)
     there = own if view is None else [path for path in view.paths if path.endswith(f".{end}")]
     if there[-len(own) :] != own:
         told = f"PEFT adapts a model's last attentions, and this adapter {', '.join(own[:3])}"

@@ -49,7 +49,7 @@ class MultitaskPromptCodec(Codec):
 
     def write(self, said: Sequence[tuple[Place, Said]], context: Context) -> Mapping[str, Tensor]:
         ((place, one),) = said
-        view = None if place.model is None else place.model.components.get(place.point.component)
+        view = None if place.model is None else place.model.components.get(place.point.model)
         if view is not None and view.config.get("is_encoder_decoder"):
             told = "PEFT has a prompt for the decoder of an encoder-decoder too, which this adapter has not"
             raise CheckpointError(f"{told}; native holds it", context.where, place.point.id)
