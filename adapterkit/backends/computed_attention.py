@@ -160,6 +160,8 @@ class _Watch(TorchFunctionMode):
 
 def _as_product(args: Any) -> tuple[Tensor, Tensor] | None:
     """The factors of a product of matrices that is written as a sum: "bhid,bhjd->bhij", "bhij,bhjd->bhid"."""
+    if len(args) == 2 and isinstance(args[1], list | tuple):
+        args = (args[0], *args[1])
     if len(args) != 3 or not isinstance(args[0], str):
         return None
     left, _, right = args[0].replace(" ", "").replace("->", ",").partition(",")

@@ -9,7 +9,12 @@ from transformers import PretrainedConfig
 
 _PATCHES: Final = 4
 _LEAST_PATCH: Final = 8
+"""Of models without stages, in which patches grow."""
 _QUERIES: Final = 4
+_HEAD: Final = 8
+_STAGED: Final = 64
+_WINDOW: Final = 2
+"""Pixels of pictures whose patches are merged from stage to stage, and what fits into the last one."""
 _TOWERS: Final = {
     "image": ("vision_config", "sam_config", "vlm_config", "vq_config", "encoder"),
     "audio": ("audio_config", "audio_encoder_config", "encoder_config", "speech_config", "encoder"),
@@ -43,10 +48,12 @@ def with_small_pictures(config: PretrainedConfig, original: PretrainedConfig) ->
         values: Any = vars(part)
         architecture = values.get("architecture")
         if architecture is not None:
-            part.hidden_size = first.hidden_size
+            if "hidden_size" in vars(first):
+                part.hidden_size = first.hidden_size
             part.model_args = dict(_TIMM.get(architecture, {}))
         _cut_pictures(part, values)
         _cut_heads(part, values)
+        _cut_stages(part, values)
     for part in configs_in(config):
         _name_sections(part)
         for name in [name for name in _AGREEING if vars(part).get(name) is not None]:
@@ -59,9 +66,22 @@ def with_small_pictures(config: PretrainedConfig, original: PretrainedConfig) ->
 def _cut_pictures(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
     patch, image = values.get("patch_size"), values.get("image_size")
     side = patch[0] if isinstance(patch, list | tuple) and len(patch) == 2 else patch
-    if isinstance(side, int) and side >= _LEAST_PATCH and image is not None:
-        small = _PATCHES * side
+    if isinstance(image, int | list | tuple) and image:
+        plain = isinstance(side, int) and side >= _LEAST_PATCH
+        small = _PATCHES * side if plain else _STAGED
+        if not plain and isinstance(values.get("window_size"), int):
+            part.window_size = _WINDOW
         part.image_size = type(image)([small, small]) if isinstance(image, list | tuple) else small
+
+
+def _cut_stages(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
+    """Leave three layers of a stage (CvT takes one number for each stage from a list of a stage's layers), and narrow heads."""
+    width, heads = values.get("embed_dim"), values.get("num_heads")
+    if isinstance(width, int) and isinstance(heads, list | tuple) and width > _HEAD * heads[0]:
+        part.embed_dim = _HEAD * heads[0]
+        part.hidden_size = values["hidden_size"] * part.embed_dim // width
+    if isinstance(values.get("depth"), list | tuple):
+        part.depth = type(values["depth"])(min(n, 3) for n in values["depth"])
 
 
 def _cut_heads(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
@@ -138,6 +158,8 @@ config and the whole model's."""
 def _give_tokens(config: PretrainedConfig) -> None:
     """Say which tokens stand for what is sensed, where the defaults leave it open."""
     spare = 100
+    if config.model_type == "shieldgemma2":  # reads them with a default of its own
+        config.yes_token_index, config.no_token_index = 10, 11
     for sense in _SENSED:
         for name in (f"{sense}_token_id", f"{sense}_token_index"):
             if name in vars(config) and vars(config)[name] is None:

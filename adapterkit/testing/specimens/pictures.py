@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +27,8 @@ _SENSES: Final = {
 }
 """Sense -> inputs of which a model that has it takes one, and the ways to give them."""
 
+MOST_PARAMETERS: Final = 150_000_000
+
 _Call = tuple[Callable[..., Any], Inputs]
 
 
@@ -39,19 +42,31 @@ def specimen_of(model: nn.Module) -> Specimen:
     senses = [sense for sense, (inputs, _) in _SENSES.items() if taken & inputs]
     if not senses:
         raise NoSpecimen(f"{type(model).__name__} takes neither pictures nor sound")
-    small = _copy(model)
-    calls = _with_text(small, senses, taken) if "input_ids" in taken else _without_text(small, senses, taken)
-    return Specimen(small, {label: partial(_run, *call) for label, call in calls})
+    reasons: list[str] = []
+    for shrink in (shrunk, copy.deepcopy):  # widths of convolutions may have to be what they are
+        try:
+            small = _copy(model, shrink)
+            calls = _with_text(small, senses, taken) if "input_ids" in taken else _without_text(small, senses, taken)
+            return Specimen(small, {label: partial(_run, *call) for label, call in calls})
+        except NoSpecimen as error:
+            reasons.append(error.reason)
+    raise NoSpecimen(reasons[0])
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: nn.Module, shrink: Callable[[Any], Any]) -> nn.Module:
     cls: Any = type(model)
     try:
-        config: Any = with_small_pictures(shrunk(model.config), model.config)  # type: ignore[arg-type]
+        config: Any = with_small_pictures(shrink(model.config), model.config)  # type: ignore[arg-type]
         config._experts_implementation = "eager"
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in cls(config).parameters())
+        if size > MOST_PARAMETERS:
+            raise NoSpecimen(f"{cls.__name__} still has {size:,} parameters when its config is shrunk")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             return strengthened(cls(config))
+    except NoSpecimen:
+        raise
     except Exception as error:  # whatever the library says of sizes that nobody tried
         raise NoSpecimen(f"a small {cls.__name__} cannot be built: {type(error).__name__}: {error}") from error
 
