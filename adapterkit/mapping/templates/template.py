@@ -73,7 +73,6 @@ class BlockTemplate(Template):
     Attributes:
         optional: Children that may be there too.
         cross: Children that are attentions to other tokens.
-        order: Children that the forward calls one after the other, where norms and sublayers do not tell.
         whole: Whether the block takes the residual stream first, and gives it back alone or first.
         order: Children that its forward calls one after the other, where entries do not tell.
         names: What its forward names: one of these, such as a function that takes windows apart.
@@ -82,7 +81,6 @@ class BlockTemplate(Template):
 
     optional: str = ""
     cross: str = ""
-    order: str = ""
     whole: bool = True
     order: str = ""
     names: str = ""

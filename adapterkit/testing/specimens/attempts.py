@@ -29,7 +29,7 @@ def first_that_runs(function: Callable[..., Any], ways: Iterable[dict[str, Any]]
         try:
             with torch.no_grad(), InFloat64():
                 function(**way)
-        except Exception as error:  # of any kind: it is somebody else's code, with inputs that may be wrong
+        except Exception as error:  # noqa: BLE001 - of any kind: it is somebody else's code, with inputs that may be wrong
             reasons.append(f"{type(error).__name__}: {error}".splitlines()[0])
         else:
             return way

@@ -43,7 +43,7 @@ def tower_config(config: PretrainedConfig, sense: str) -> PretrainedConfig:
 
 
 def with_small_pictures(config: PretrainedConfig, original: PretrainedConfig) -> PretrainedConfig:
-    """Change a config, made small from another, to pictures of four by four patches, with tokens that stand for them."""
+    """Change a config, made small from another: pictures of few patches, and tokens that stand for them."""
     for part, first in zip(configs_in(config), configs_in(original), strict=True):
         values: Any = vars(part)
         architecture = values.get("architecture")
@@ -67,15 +67,15 @@ def _cut_pictures(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
     patch, image = values.get("patch_size"), values.get("image_size")
     side = patch[0] if isinstance(patch, list | tuple) and len(patch) == 2 else patch
     if isinstance(image, int | list | tuple) and image:
-        plain = isinstance(side, int) and side >= _LEAST_PATCH
-        small = _PATCHES * side if plain else _STAGED
-        if not plain and isinstance(values.get("window_size"), int):
+        staged = not isinstance(side, int) or side < _LEAST_PATCH
+        small = _STAGED if not isinstance(side, int) or side < _LEAST_PATCH else _PATCHES * side
+        if staged and isinstance(values.get("window_size"), int):
             part.window_size = _WINDOW
         part.image_size = type(image)([small, small]) if isinstance(image, list | tuple) else small
 
 
 def _cut_stages(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
-    """Leave three layers of a stage (CvT takes one number for each stage from a list of a stage's layers), and narrow heads."""
+    """Leave three layers of a stage, as CvT takes a number for each stage from a list of a stage's; narrow heads."""
     width, heads = values.get("embed_dim"), values.get("num_heads")
     if isinstance(width, int) and isinstance(heads, list | tuple) and width > _HEAD * heads[0]:
         part.embed_dim = _HEAD * heads[0]
@@ -85,7 +85,7 @@ def _cut_stages(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
 
 
 def _cut_heads(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
-    """Where pictures come in patches, make heads fewer until their width is of fours: rotations of two axes want that."""
+    """Where pictures come in patches, make heads fewer until they are of fours: rotations of two axes want that."""
     width = values.get("embed_dim", values.get("hidden_size"))
     name = next((n for n in ("num_heads", "num_attention_heads") if isinstance(values.get(n), int)), None)
     if name is None or not isinstance(width, int) or "patch_size" not in values:
