@@ -99,8 +99,6 @@ def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str | _Branches]:
             tuple(c for step in steps for c in _calls(cls, step, depth)) for steps in (node.body, node.orelse)
         )
         yield (one, other)
-    elif _is_method(cls, handed := _attribute_of_self(node)) and depth:
-        yield from _inlined(cls, str(handed), depth)  # to a function that calls it, as apply_chunking_to_forward does
     else:
         for child in ast.iter_child_nodes(node):
             yield from _calls(cls, child, depth)
@@ -113,10 +111,6 @@ def _inlined(cls: type, name: str, depth: int) -> Iterator[str | _Branches]:
         yield name
     else:
         yield from _calls(cls, method, depth - 1)
-
-
-def _is_method(cls: type, name: str | None) -> bool:
-    return name is not None and inspect.isfunction(getattr(cls, name, None))
 
 
 def _attribute_of_self(node: ast.AST) -> str | None:
