@@ -39,14 +39,7 @@ def test_a_copy_is_small_and_alike(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.names("timm"))
 def test_every_module_of_timm_has_a_specimen(name: str) -> None:
-    if name in WITHOUT:
-        with pytest.raises(NoSpecimen, match=WITHOUT[name]):
-            specimen(catalogue.skeleton("timm", name))
-    else:
-        check(name)
-
-
-WITHOUT: dict[str, str] = {}
+    check(name)
 
 
 def test_a_copy_is_the_same_each_time() -> None:
