@@ -225,6 +225,10 @@ class Backend(ABC):
         """The name of a model that stands alone: `component`, where the family has one word for all of its models."""
         return self.component
 
+    def joins_pipelines(self, model: nn.Module) -> bool:
+        """Whether this model counts as a component of a pipeline: `in_pipelines`, where that is so of all models."""
+        return self.in_pipelines
+
     def remarks(self, model: nn.Module) -> Mapping[str, str]:
         """Path of a module -> why it has no more points: its attention is linear, two structures fit it, ..."""
         return {}

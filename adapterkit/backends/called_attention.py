@@ -129,6 +129,9 @@ class _Extended(TorchFunctionMode):
                 "layers tell, so its keys and values cannot be extended: choose other targets than attention points"
             )
         causal = options.pop("is_causal", False)
+        repeats = key.shape[1] // self.extension.kv_heads
+        if repeats > 1:  # the module has repeated each head for the queries that share it
+            key, value, options = key[:, ::repeats], value[:, ::repeats], {**options, "enable_gqa": True}
         keys, values, mask = self.extension.extend(key, value, mask, queries=query.shape[2], causal=causal)
         # An extended mask is explicit; what torch calls causal would count from the prefix.
         causal = causal and keys is key

@@ -28,8 +28,9 @@ _GATED = ("GEGLU", "SwiGLU")
 
 def heads(attention: nn.Module) -> tuple[int, int]:
     """Heads of the keys and values of diffusers' attention, and the width of each."""
-    count = int(attention.heads)  # type: ignore[arg-type]
-    return count, int(attention.get_submodule("to_k").out_features) // count  # type: ignore[arg-type]
+    queries, keys = (int(attention.get_submodule(name).out_features) for name in ("to_q", "to_k"))  # type: ignore[arg-type]
+    width = queries // int(attention.heads)  # type: ignore[arg-type]
+    return keys // width, width  # DreamLite has fewer heads of keys
 
 
 RESNET = (

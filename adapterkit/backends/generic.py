@@ -23,12 +23,13 @@ from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.layouts import Repeats, TokensLayout
 from adapterkit.mapping.everywhere import block_points
-from adapterkit.mapping.kinds import component_of, generates
+from adapterkit.mapping.kinds import component_of, generates, joins_pipelines
+from adapterkit.mapping.layers import layer_layout
 from adapterkit.mapping.plain_layers import layer_points, tags_of
 from adapterkit.mapping.recognition import Recognised, recognise
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.roles_plugin import write_plugin
-from adapterkit.mapping.structure import named_base_modules
+from adapterkit.mapping.structure import base_modules, named_base_modules
 from adapterkit.mapping.towers import towers
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensPoint, WeightPoint
 
@@ -43,11 +44,15 @@ class GenericBackend(Backend):
     """
 
     writes = ("save_pretrained",)
-    in_pipelines = False  # what no family claims there (a safety checker) is not what the user means
+    in_pipelines = False  # a library's own models are; what no library knows there is not what the user means
     roles: ClassVar[Mapping[str, str]] = {}
 
     def component_of(self, model: nn.Module) -> str:
         return component_of(model)
+
+    def joins_pipelines(self, model: nn.Module) -> bool:
+        meant = self.in_pipelines or joins_pipelines(model)
+        return meant and any(layer_layout(module) is not None for module in base_modules([model]))
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         """See `Backend.points`.

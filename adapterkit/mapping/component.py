@@ -152,7 +152,7 @@ def claimed(name: str, part: nn.Module) -> Component | None:
         component = component_for(name, part, None)
     except UnsupportedModelError:
         return None
-    return _with_towers(component) if component.backend.in_pipelines else None
+    return _with_towers(component) if component.backend.joins_pipelines(component.module) else None
 
 
 def component_for(name: str | None, root: nn.Module, backend: str | None) -> Component:

@@ -104,6 +104,20 @@ def _of_transformers(model: nn.Module) -> str:
     return _SEVERAL.get(found, "multimodal" if found else "model")
 
 
+def joins_pipelines(model: nn.Module) -> bool:
+    """Whether a user who adapts a pipeline means this model too: any of diffusers or transformers.
+
+    But not what makes images of latents, nor what looks whether they are safe.
+    """
+    for cls in type(model).__mro__:
+        library, *inside = cls.__module__.split(".")
+        if library == "diffusers":
+            return inside[:2] != ["models", "autoencoders"] and inside[-1:] != ["safety_checker"]
+        if library == "transformers":
+            return True
+    return False
+
+
 def generates(model: Any) -> bool:
     """Whether it is a model of transformers that makes several rows of a sample: beams, several results."""
     can = getattr(model, "can_generate", None)

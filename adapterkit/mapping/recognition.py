@@ -24,7 +24,7 @@ from adapterkit.mapping.structure import named_base_modules
 from adapterkit.mapping.templates import ATTENTIONS, BLOCKS, FEED_FORWARDS, AttentionTemplate, BlockTemplate, Template
 from adapterkit.mapping.templates.heads import counted_heads
 from adapterkit.mapping.templates.template import Templates
-from adapterkit.points import InjectionPoint, Tag, WeightPoint
+from adapterkit.points import AttentionPoint, InjectionPoint, Tag, WeightPoint
 
 _CROSS = frozenset(
     {"encoder_attn", "cross_attn", "crossattention", "cross_attention", "multihead_attn", "EncDecAttention"}
@@ -182,7 +182,8 @@ def _has_order(template: BlockTemplate, block: nn.Module) -> bool:
     order = template.order.split()
     if not all(_follows(block, first, second) for first, second in itertools.pairwise(order)):
         return False
-    return all(_is_ordered(entry, block) for entry in template.entries if isinstance(entry, Output))
+    outputs = (entry for entry in template.entries if isinstance(entry, Output))
+    return template.branches or all(_is_ordered(entry, block) for entry in outputs)
 
 
 def _is_ordered(entry: Output, block: nn.Module) -> bool:
@@ -233,6 +234,8 @@ def _attention(
     template: AttentionTemplate, one: _Found, weights: Sequence[InjectionPoint], sort: str, refusal: Refusal
 ) -> tuple[str, Attention | None]:
     attends = module_at(one.module, template.at)
+    if template.refused:
+        return f"{type(attends).__name__} {template.refused}", None
     if template.linear:
         return f"{type(attends).__name__} has no softmax over keys that more keys could join", None
     if (why := refusal(attends)) is not None:
@@ -326,7 +329,8 @@ def _apart(points: Sequence[InjectionPoint]) -> Iterator[InjectionPoint]:
     for point in points:
         told = point
         if point.id in taken:
-            name = next((word for word in reversed(point.path.split(".")[:-1]) if not word.isdigit()), "")
+            words = point.path.split(".")[: None if isinstance(point, AttentionPoint) else -1]
+            name = next((word for word in reversed(words) if not word.isdigit()), "")
             told = dataclasses.replace(point, site=f"{point.site}.{name}")
         if told.id in taken:
             told = dataclasses.replace(point, site=point.path)

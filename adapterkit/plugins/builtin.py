@@ -148,18 +148,6 @@ _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = 
                 "AutoencoderKL",
                 "the autoencoders of Stable Diffusion and Flux, given by themselves",
             ),
-            (
-                "diffusers_transformer",
-                "diffusion_others:OtherTransformerBackend",
-                classes.named(classes.OTHER_TRANSFORMERS),
-                "other transformers of diffusers that take LoRA: Qwen-Image, Z-Image, Wan, Flux.2, ...",
-            ),
-            (
-                "diffusers_unet",
-                "diffusion_others:OtherUNetBackend",
-                classes.named(classes.OTHER_UNETS),
-                "the UNets of diffusers for video and motion",
-            ),
         ),
     ),
     (

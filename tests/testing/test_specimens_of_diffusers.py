@@ -27,9 +27,6 @@ WITHOUT = {
 }
 """Those that cannot be run, and what there is in their place."""
 
-MULTIPLE = "MultiControlNet"
-"""Lists of ControlNets, each of which has a specimen of its own."""
-
 
 def check(name: str) -> None:
     model = skeleton("diffusers", name)
@@ -74,7 +71,7 @@ def test_parts_of_another_model_have_none() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("diffusers"))
 def test_every_architecture_has_a_specimen(name: str) -> None:
-    if name in WITHOUT or MULTIPLE in name:
+    if name in WITHOUT:
         with pytest.raises(NoSpecimen):
             specimen(skeleton("diffusers", name))
         return

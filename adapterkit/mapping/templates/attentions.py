@@ -28,7 +28,7 @@ ATTENTIONS: tuple[AttentionTemplate, ...] = (
     apart("self.query", "self.key", "self.value", "output.dense", at="self"),
     apart("attention.query", "attention.key", "attention.value", "output.dense", at="attention"),
     apart("query", "key", "value"),
-    apart("to_q", "to_k", "to_v"),
+    apart("to_q", "to_k", "to_v", without="to_qkv to_kv"),
     apart("q_lin", "k_lin", "v_lin"),
     apart("Wq", "Wk", "Wv"),
     apart("wq", "wk", "wv"),

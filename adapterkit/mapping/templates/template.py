@@ -57,11 +57,13 @@ class AttentionTemplate(Template):
         at: Path of the module whose forward attends, from the one with these children; empty for that one.
         heads: Of the keys; None to count them on the layer that makes keys.
         linear: Whether there is no softmax over keys, so that nothing can be put in front of them.
+        refused: Why keys and values of such modules cannot be reached, where it is not that.
     """
 
     at: str = ""
     heads: Heads | None = None
     linear: bool = False
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class BlockTemplate(Template):
         order: Children that its forward calls one after the other, where entries do not tell.
         names: What its forward names: one of these, such as a function that takes windows apart.
         unless: What its forward does not name, none of these.
+        branches: Whether the forward has a branch for each of several arrangements, so that the order of calls in it
+            does not tell which holds; `when` does.
     """
 
     optional: str = ""
@@ -85,6 +89,7 @@ class BlockTemplate(Template):
     order: str = ""
     names: str = ""
     unless: str = ""
+    branches: bool = False
 
     def matches(self, module: nn.Module) -> bool:
         return super().matches(module) and not self._strange(module)

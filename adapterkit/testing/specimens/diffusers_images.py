@@ -101,7 +101,7 @@ IMAGES: Mapping[str, Recipe] = {
         "tokens",
     ),
     "NucleusMoEImageTransformer2DModel": Recipe(
-        {"num_layers": 5, "num_experts": 16}, {"img_shapes": value([(1, 2, 3)] * ROWS)}, "tokens"
+        {"num_layers": 5, "num_experts": 16, "mlp_ratio": 8.0}, {"img_shapes": value([(1, 2, 3)] * ROWS)}, "tokens"
     ),
     "OmniGenTransformer2DModel": Recipe(
         {"pad_token_id": 0, "rope_scaling": {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8}},

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from adapterkit.testing.specimens.diffusers_configs import shrunk_arguments
 from adapterkit.testing.specimens.diffusers_inputs import LAYOUTS, inputs_of
 from adapterkit.testing.specimens.diffusers_recipes import recipe_of
+from adapterkit.testing.specimens.exact import InFloat64
 from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, strengthened
 
 
@@ -24,8 +25,11 @@ def specimen_of(model: nn.Module) -> Specimen:
         NoSpecimen: None can be made, or run.
     """
     name = type(model).__name__
-    if not hasattr(model, "config"):
-        raise NoSpecimen(f"{name} has no config: it is a list of models that have specimens of their own")
+    nets = getattr(model, "nets", None)
+    if isinstance(nets, nn.ModuleList):  # several ControlNets, each of which is run by itself
+        each = [specimen_of(net) for net in nets]
+        made = type(model)([one.model for one in each])
+        return Specimen(made.eval(), {f"nets.{i}": one.calls["forward"] for i, one in enumerate(each)})
     try:
         small = _small(model)
     except Exception as error:
@@ -47,9 +51,10 @@ def _small(model: nn.Module) -> nn.Module:
 
 def _runnable(model: nn.Module) -> Callable[[], Tensor]:
     recipe, failures = recipe_of(type(model)), []
-    for layout in [recipe.layout] if recipe.layout else LAYOUTS:
+    layouts = [recipe.layout] if recipe.layout else LAYOUTS
+    for layout, exact in itertools.product(layouts, (True, False)):  # what compiles itself cannot be made exact
         try:
-            call = _call(model, inputs_of(model, recipe.inputs, layout))
+            call = _call(model, inputs_of(model, recipe.inputs, layout), exact=exact)
             if not call().isfinite().all():
                 failures.append(f"{layout}: what comes out is not finite")
                 continue
@@ -60,28 +65,14 @@ def _runnable(model: nn.Module) -> Callable[[], Tensor]:
     raise NoSpecimen(f"no small {type(model).__name__} can be run ({'; '.join(failures)})")
 
 
-def _call(model: nn.Module, inputs: Mapping[str, Any]) -> Callable[[], Tensor]:
+def _call(model: nn.Module, inputs: Mapping[str, Any], *, exact: bool) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        with torch.no_grad(), _Promoted(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), InFloat64() if exact else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)
             found = [part.double().flatten() for part in _tensors(model(**inputs))]
         return torch.cat(found)
 
     return call
-
-
-class _Promoted(TorchFunctionMode):
-    """Where a model makes embeddings in float32 whatever it is, layers see them in float64, as the layers are."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _LAYERS and len(args) > 1 and args[0].dtype == torch.float32 and args[1].dtype == torch.float64:
-            args = (args[0].double(), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
-_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
 def _tensors(result: object) -> Iterator[Tensor]:
