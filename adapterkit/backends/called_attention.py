@@ -123,13 +123,13 @@ class _Extended(TorchFunctionMode):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
-        if not key.shape[1] == value.shape[1] == self.extension.kv_heads:
+        repeats, odd = divmod(key.shape[1], self.extension.kv_heads)
+        if odd or key.shape[1] != value.shape[1]:
             raise IncompatibleTargetError(
                 f"{self.name} attends with {key.shape[1]} heads of keys and not with {self.extension.kv_heads}, as its "
                 "layers tell, so its keys and values cannot be extended: choose other targets than attention points"
             )
         causal = options.pop("is_causal", False)
-        repeats = key.shape[1] // self.extension.kv_heads
         if repeats > 1:  # the module has repeated each head for the queries that share it
             key, value, options = key[:, ::repeats], value[:, ::repeats], {**options, "enable_gqa": True}
         keys, values, mask = self.extension.extend(key, value, mask, queries=query.shape[2], causal=causal)
