@@ -141,7 +141,7 @@ class AdapterConfig:
             chosen = targets.by_ids(self.settings, points, label)
             targets.check_concerned(chosen, [p for p in chosen if self.at(p).narrow([p])], name)
         else:
-            chosen = targets.by_selector(self.targets, self.kinds, points, name, label)
+            chosen = targets.by_selector(self.targets, self.kinds, points, name, label, self.accepts)
             chosen = targets.narrowed(chosen, self.narrow(chosen), name, self.targets)
         targets.check_accepted(chosen, lambda point: self.at(point).accepts(point), name)
         if problems := self.selection_problems(chosen):

@@ -143,7 +143,7 @@ class Invertible(AdapterConfig):
         widths = {_features(point): point.id for point in points}
         if len(widths) > 1:
             shown = ", ".join(f"{width} at {key}" for width, key in widths.items())
-            return [f"targets must name points of one width, not of {shown}"]
+            return [f"targets must name points of one width, not of {shown}; 'tokens' alone leaves the head as it is"]
         return []
 
     def build(self, point: InjectionPoint) -> AdapterModule:

@@ -11,30 +11,65 @@ from adapterkit.selectors import Selector
 _SHOWN, _LINE = 5, 200
 
 
+Accepts = Callable[[InjectionPoint], str | None]
+"""Why a type cannot act at a point, or None."""
+
+
 def by_selector(
-    targets: str, kinds: Collection[str], points: Sequence[InjectionPoint], type_name: str, label: str
+    targets: str,
+    kinds: Collection[str],
+    points: Sequence[InjectionPoint],
+    type_name: str,
+    label: str,
+    accepts: Accepts = lambda point: None,
 ) -> list[InjectionPoint]:
     """The points of these kinds that a selector names.
 
     Raises:
         TargetNotFoundError: A part of the selector matches nothing.
-        IncompatibleTargetError: It matches points of other kinds, or the model has none of these kinds.
+        IncompatibleTargetError: It matches points of other kinds, or the model has none at which the type can act.
     """
     usable = [point for point in points if point.kind in kinds]
     selector, acts = Selector(targets), f"{type_name} acts at {'/'.join(sorted(kinds))} points"
     if not usable:
         offered = ", ".join(sorted({point.kind for point in points})) or "none"
-        raise IncompatibleTargetError(f"{acts}, and {label} offers none (it offers: {offered})")
+        raise IncompatibleTargetError(f"{acts}, and {label} offers none (it offers: {offered}){instead(points)}")
     try:
         return selector.select(usable, label)
-    except TargetNotFoundError:
+    except TargetNotFoundError as error:
         others = [point for point in points if point.kind not in kinds and selector.matches(point)]
-        if not others:
-            raise
-        raise IncompatibleTargetError(
-            f"{acts}, but {shown(targets)} names {others[0].kind} points such as {others[0].id}; "
-            f"its roles here: {', '.join(sorted({p.role for p in usable}))}"
-        ) from None
+        if others:
+            raise IncompatibleTargetError(
+                f"{acts}, but {shown(targets)} names {others[0].kind} points such as {others[0].id}; "
+                f"its roles here: {', '.join(sorted({p.role for p in usable}))}"
+            ) from None
+        refusals = [accepts(point) for point in usable]
+        if None in refusals:
+            roles = {point.role for point, refusal in zip(usable, refusals, strict=True) if refusal is None}
+            raise TargetNotFoundError(
+                f"{str(error).rstrip('.')}. {type_name} can act at {some(sorted(roles))}"
+            ) from None
+        told = f"{usable[0].id}: {refusals[0]}"
+        raise IncompatibleTargetError(f"{type_name} can act nowhere in {label} ({told}){instead(points)}") from None
+
+
+_ELSEWHERE: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("LoRA", "weight", ("attention", "linear", "all")),
+    ("Prefix", "attention", ("attn.kv", "cross.kv")),
+    ("Bottleneck", "output", ("mlp", "attn")),
+)
+"""What can be written where a type finds nothing to act at: a type, its kind, and targets of which the first fits."""
+
+
+def instead(points: Sequence[InjectionPoint]) -> str:
+    """`; write LoRA(targets='attention') or Prefix(targets='attn.kv') instead`: what these points have room for."""
+    found: list[str] = []
+    for name, kind, each in _ELSEWHERE:
+        here = [point for point in points if point.kind == kind]
+        fitting = next((text for text in each if any(map(Selector(text).matches, here))), None)
+        if fitting is not None:
+            found.append(f"{name}(targets={fitting!r})")
+    return f"; write {' or '.join(found)} instead" if found else ""
 
 
 def by_ids(ids: Collection[str], points: Sequence[InjectionPoint], label: str) -> list[InjectionPoint]:
@@ -77,9 +112,7 @@ def check_concerned(named: Sequence[InjectionPoint], kept: Sequence[InjectionPoi
         )
 
 
-def check_accepted(
-    points: Sequence[InjectionPoint], accepts: Callable[[InjectionPoint], str | None], type_name: str
-) -> None:
+def check_accepted(points: Sequence[InjectionPoint], accepts: Accepts, type_name: str) -> None:
     """Raises IncompatibleTargetError, with the reasons, where a type refuses points."""
     refused = [f"{point.id}: {reason}" for point in points if (reason := accepts(point)) is not None]
     if refused:

@@ -14,7 +14,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit.errors import AdapterKitError, TargetNotFoundError
-from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, Points
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, Points, WeightPoint
 from adapterkit.selectors import Selector
 from adapterkit.testing.proof import Proof, prove
 from adapterkit.testing.specimens import NoSpecimen, specimen
@@ -135,7 +135,7 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _preset(points: Points) -> list[InjectionPoint]:
     try:
-        return list(Selector("attention").select(points, ""))
+        return list(Selector("attention").select([point for point in points if isinstance(point, WeightPoint)], ""))
     except TargetNotFoundError:
         return []
 

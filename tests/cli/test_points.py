@@ -129,3 +129,22 @@ def test_why_there_are_no_more_points_is_said(tmp_path: Path):
         in result.output
     )
     assert "note" not in call(tmp_path, "attn.q").output
+
+
+def test_a_small_copy_proves_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = call("timm:vit_tiny_patch16_224", "--prove", "--json")
+    assert result.exit_code == 0, result.output
+    [(component, proof)] = json.loads(result.stdout).items()
+    assert component == "vision"
+    assert proof["counts"]["attention"]["proven"] == proof["counts"]["output"]["proven"] / 3 > 0
+    assert {point["id"] for point in proof["points"] if point["result"] == "false"} == set()
+    monkeypatch.setattr("adapterkit.testing.proofs.attentions.TIGHT", -1.0)
+    result = call("timm:vit_tiny_patch16_224", "--prove")
+    assert result.exit_code == 1, result.output
+    assert "false: not softmax(q [P; k]) [P; v]" in result.stdout
+
+
+def test_proving_is_of_a_whole_model() -> None:
+    result = call("timm:vit_tiny_patch16_224", "attn.*", "--prove")
+    assert result.exit_code == 2
+    assert "--prove is of every point" in result.output

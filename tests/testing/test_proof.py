@@ -112,7 +112,7 @@ def told_of(model: Callable[[Tensor, Tensor], Tensor]) -> str:
         (lambda x, y: x + torch.full((2, 1, 4), 2.0) * y, "x + c y"),
         (lambda x, y: (x + x.sin()) + y, "x + c y"),
         (lambda x, y: x + (y + x.sin()), "x + c y"),
-        (lambda x, y: x.mT + y.mT, "x + c y"),
+        (lambda x, y: x.mT + y.mT, "x + y"),
         (lambda x, y: torch.addcmul(x, y, torch.ones(4)), "x + y"),
         (lambda x, y: x + y / y.norm(), ""),
         (lambda x, y: x + torch.layer_norm(y, (4,)), ""),
