@@ -22,7 +22,8 @@ def weight_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
 
 def _own_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     if isinstance(module, nn.Linear):
-        return WeightLayout("linear", bias=module.bias is not None), module.in_features, module.out_features
+        # int: a model may have computed its sizes with tensors
+        return WeightLayout("linear", bias=module.bias is not None), int(module.in_features), int(module.out_features)
     if isinstance(module, nn.Embedding):
         return WeightLayout("embedding", scale=_embedding_scale(module)), module.num_embeddings, module.embedding_dim
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

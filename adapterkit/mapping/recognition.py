@@ -35,6 +35,9 @@ _SHARED = frozenset({"shared_expert", "shared_experts", "shared_mlp"})
 
 _ATTENTIONS, _FEED_FORWARDS, _BLOCKS = Templates(ATTENTIONS), Templates(FEED_FORWARDS), Templates(BLOCKS)
 
+_CONTRADICTIONS = (PluginError, AttributeError, StopIteration, ValueError, ZeroDivisionError)
+"""What reading a module by a template may end in where its sizes are not what they are elsewhere."""
+
 Refusal = Callable[[nn.Module], "str | None"]
 """Why the keys and values of a module cannot be reached, or None."""
 
@@ -214,18 +217,19 @@ def _add_attention(
     template: AttentionTemplate = one.template  # type: ignore[assignment]
     site, tags = places.site(one.path), places.tags(one.path, component)
     entries = [*template.entries]
-    weights = _points(entries, one, _sort(one, places, blocks), site, tags)
+    weights = _points(entries, one, _sort(one, places, blocks), site, tags, found.remarks)
     cross = _is_cross(weights)
     sort = "cross" if cross else _sort(one, places, blocks)
     if cross:
-        weights = _points(entries, one, sort, site, tags)
+        weights = _points(entries, one, sort, site, tags, found.remarks)
     for name, further in template.streams.items():
-        weights += _points(further, one, sort, f"{site}.{name}" if site else name, {**tags, "stream": name})
+        place = f"{site}.{name}" if site else name
+        weights += _points(further, one, sort, place, {**tags, "stream": name}, found.remarks)
     found.points += weights
     at = ".".join(part for part in (one.path, template.at) if part)
     why, entry = _attention(template, one, weights, sort, refusal)
     if entry is None:
-        found.remarks[at] = why
+        found.remarks.setdefault(at, why)
     else:
         found.points += points_of(entry, one.module, one.path, site, tags)
 
@@ -240,7 +244,10 @@ def _attention(
         return f"{type(attends).__name__} has no softmax over keys that more keys could join", None
     if (why := refusal(attends)) is not None:
         return why, None
-    heads = template.heads(one.module) if template.heads else _counted(attends, weights, sort)
+    try:
+        heads = template.heads(one.module) if template.heads else _counted(attends, weights, sort)
+    except _CONTRADICTIONS as error:
+        return _contradicted(one, error), None
     if heads is None:
         return f"{type(attends).__name__} does not tell how many heads it has", None
     return "", Attention(f"{sort}.kv", template.at, lambda _: heads)
@@ -281,28 +288,35 @@ def _add_feed_forward(found: Recognised, one: _Found, places: _Places, component
         sort, site, tags = "moe", f"{site}.{name}", {**tags, "expert": int(name)}
     else:
         sort = "mlp"
-    found.points += _points(one.template.entries, one, sort, site, tags)
+    found.points += _points(one.template.entries, one, sort, site, tags, found.remarks)
 
 
 def _add_block(found: Recognised, one: _Found, site: str, tags: dict[str, Tag]) -> None:
     template: BlockTemplate = one.template  # type: ignore[assignment]
-    try:
-        outputs = _points(template.entries, one, "", site, tags)
-        for name, further in template.streams.items():
-            outputs += _points(further, one, "", f"{site}.{name}", {**tags, "stream": name})
-    except PluginError as error:  # no norm with parameters tells the width of the stream
-        found.remarks[one.path] = str(error)
-        return
+    outputs = _points(template.entries, one, "", site, tags, found.remarks)
+    for name, further in template.streams.items():
+        outputs += _points(further, one, "", f"{site}.{name}", {**tags, "stream": name}, found.remarks)
     found.points += outputs
-    if template.whole and not any(output.channels_first for output in outputs):
+    if template.whole and outputs and not any(output.channels_first for output in outputs):
         found.blocks.append(one.path)
 
 
-def _points(entries: Sequence[Entry], one: _Found, sort: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+def _points(
+    entries: Sequence[Entry], one: _Found, sort: str, site: str, tags: dict[str, Tag], remarks: dict[str, str]
+) -> list[InjectionPoint]:
+    """The points of a template's entries; none of one that the module's shapes contradict."""
     made: list[InjectionPoint] = []
     for entry in entries:
-        made += points_of(_sorted(entry, sort), one.module, one.path, site, tags)
+        try:
+            made += points_of(_sorted(entry, sort), one.module, one.path, site, tags)
+        except _CONTRADICTIONS as error:
+            remarks[one.path] = _contradicted(one, error)
     return [_as_accessed(point, one) for point in made]
+
+
+def _contradicted(one: _Found, error: Exception) -> str:
+    said = str(error) or type(error).__name__
+    return f"{type(one.module).__name__} has the children of a known structure, and other shapes: {said}"
 
 
 def _sorted(entry: Entry, sort: str) -> Entry:

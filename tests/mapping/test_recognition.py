@@ -156,3 +156,22 @@ def test_sites_keep_the_names_that_tell_blocks_apart() -> None:
     assert [*block_sites(["bert.a.0", "b.0"], "bert").values()] == ["a.0", "b.0"]
     assert block_tags("stages.1.blocks.3", "1.3") == {"layer": 3, "stage": 1}
     assert block_tags("encoder.layers.2", "encoder.2") == {"layer": 2, "stack": "encoder"}
+
+
+class OddlyFused(nn.Module):
+    """Children of a known attention, and rows that are no thirds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 2, nn.Linear(WIDTH, 10), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.scaled_dot_product_attention(x, x, x) + self.qkv(x)[..., :WIDTH])
+
+
+def test_shapes_that_contradict_a_template_are_a_point_less_and_said() -> None:
+    model = nn.Sequential(OddlyFused())
+    ids = ak.points(model).ids
+    assert "linear@model.0.qkv" in ids
+    assert not any(one.startswith(("attn.q", "attn.kv")) for one in ids)
+    assert "10 rows of 'qkv' are not 3 equal parts" in map_model(model).remarks()["model.0"]
