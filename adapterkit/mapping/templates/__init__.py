@@ -10,7 +10,7 @@ from adapterkit.mapping.templates.text_blocks import TEXT_BLOCKS
 from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
 from adapterkit.mapping.templates.vision_blocks import VISION_BLOCKS
 
-ATTENTIONS = (
+ATTENTIONS = (*PICTURE_ATTENTIONS, 
     *DIFFUSION_ATTENTIONS,
     *attentions.ATTENTIONS,
     *TEXT_ATTENTIONS,

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterkit.mapping.entries import Fused, Output, Weight
 from adapterkit.mapping.templates.attentions import apart
-from adapterkit.mapping.templates.blocks import before
+from adapterkit.mapping.templates.blocks import before, behind
 from adapterkit.mapping.templates.feed_forwards import plain
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
 from adapterkit.points import Span
@@ -36,6 +36,21 @@ def _one_query(attention: Any, rows: int) -> list[Span]:
 
 
 PICTURE_ATTENTIONS: tuple[AttentionTemplate, ...] = (
+    AttentionTemplate(  # Swin v2: a softmax over cosines, which keys of any length would not change
+        "self.continuous_position_bias_mlp self.query self.key self.value output.dense",
+        (
+            *(Weight(role, f"self.{name}") for role, name in zip(_QKV, ("query", "key", "value"), strict=True)),
+            Weight("*.o", "output.dense"),
+        ),
+        at="self",
+        linear=True,
+    ),
+    AttentionTemplate(  # Hiera: units of the mask are a further dimension of its queries, keys and values
+        "qkv proj",
+        (Fused(_QKV, "qkv"), Weight("*.o", "proj")),
+        when=lambda one: isinstance(getattr(one, "use_mask_unit_attn", None), bool),
+        linear=True,
+    ),
     apart(
         "attention.projection_query",
         "attention.projection_key",
@@ -65,6 +80,7 @@ PICTURE_ATTENTIONS: tuple[AttentionTemplate, ...] = (
 
 PICTURE_FEED_FORWARDS: tuple[Template, ...] = (
     plain("dense1", "dense2"),
+    plain("intermediate_dense", "output_dense"),
     plain("linear_up.linear", "linear_down.linear"),
 )
 """The first that matches is a module's."""
@@ -75,7 +91,68 @@ def _attention(sublayer: str, norm: str, names: str = "dropout|dense") -> Output
     return before("attn", sublayer, norm, "|".join(f"{sublayer}.output.{name}" for name in names.split("|")))
 
 
+def _within(role: str, sublayer: str) -> Output:
+    """A sublayer that holds its norm and its dropout."""
+    return Output(role, f"{sublayer}.dropout", residual=f"{sublayer}.layer_norm", norm_in=f"{sublayer}.layer_norm")
+
+
 PICTURE_BLOCKS: tuple[BlockTemplate, ...] = (
+    BlockTemplate(
+        "pre_attention_layer_norm attention pre_mlp_layer_norm mlp",
+        (
+            before("attn", "attention", "pre_attention_layer_norm", "attention.output"),
+            before("mlp", "mlp", "pre_mlp_layer_norm"),
+        ),
+    ),
+    BlockTemplate(
+        "self_attn_layer_norm self_attn final_layer_norm ffn",
+        (
+            before("attn", "self_attn", "self_attn_layer_norm", "self_attn.out_proj"),
+            before("mlp", "ffn", "final_layer_norm"),
+        ),
+    ),
+    BlockTemplate(
+        "self_attention.layer_norm self_attention.dropout mlp.layer_norm mlp.dropout",
+        (
+            _within("attn", "self_attention"),
+            _within("cross", "encoder_decoder_attention"),
+            _within("mlp", "mlp"),
+        ),
+        optional="encoder_decoder_attention",
+        cross="encoder_decoder_attention",
+    ),
+    BlockTemplate(
+        "layernorm_before self_attn layernorm_after mlp",
+        (
+            before("attn", "self_attn", "layernorm_before", "self_attn.o_proj|self_attn.out_proj"),
+            before("mlp", "mlp", "layernorm_after"),
+        ),
+    ),
+    BlockTemplate(
+        "attention_norm attention ffn_norm feed_forward",
+        (
+            before("attn", "attention", "attention_norm", "attention.o_proj"),
+            before("mlp", "feed_forward", "ffn_norm"),
+        ),
+    ),
+    BlockTemplate(
+        "rms_norm1 attention rms_norm2 ffn",
+        (before("attn", "attention", "rms_norm1", "attention.out_proj"), before("mlp", "ffn", "rms_norm2")),
+    ),
+    BlockTemplate(
+        "attention layer_norm feed_forward final_layer_norm",
+        (
+            behind("attn", "attention", "layer_norm", "attention.out_proj"),
+            behind("mlp", "feed_forward", "final_layer_norm"),
+        ),
+    ),
+    BlockTemplate(
+        "attention layer_norm feed_forward final_layer_norm",
+        (
+            before("attn", "attention", "layer_norm", "attention.out_proj"),
+            before("mlp", "feed_forward", "final_layer_norm"),
+        ),
+    ),
     BlockTemplate(
         "layernorm_before attention layernorm_after intermediate.dense output.dense",
         (
