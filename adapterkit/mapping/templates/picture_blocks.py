@@ -37,7 +37,7 @@ def _one_query(attention: Any, rows: int) -> list[Span]:
 
 PICTURE_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(  # Swin v2: a softmax over cosines, which keys of any length would not change
-        "self.continuous_position_bias_mlp self.query self.key self.value output.dense",
+        "self.continuous_position_bias_mlp.0 self.query self.key self.value output.dense",
         (
             *(Weight(role, f"self.{name}") for role, name in zip(_QKV, ("query", "key", "value"), strict=True)),
             Weight("*.o", "output.dense"),
