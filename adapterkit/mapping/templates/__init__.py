@@ -10,12 +10,12 @@ from adapterkit.mapping.templates.text_blocks import TEXT_BLOCKS
 from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
 from adapterkit.mapping.templates.vision_blocks import VISION_BLOCKS
 
-ATTENTIONS = (*PICTURE_ATTENTIONS, 
+ATTENTIONS = (
+    *PICTURE_ATTENTIONS,
     *DIFFUSION_ATTENTIONS,
     *attentions.ATTENTIONS,
     *TEXT_ATTENTIONS,
     *VISION_ATTENTIONS,
-    *PICTURE_ATTENTIONS,
 )
 BLOCKS = (*blocks.BLOCKS, *DIFFUSION_BLOCKS, *TEXT_BLOCKS, *VISION_BLOCKS, *PICTURE_BLOCKS)
 FEED_FORWARDS = (
