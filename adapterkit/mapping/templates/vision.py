@@ -42,19 +42,29 @@ _OTHER_LOGITS = frozenset({"crpe", "cpb_mlp", "meta_mlp"})
 
 
 def _is_no_softmax_of_products(attention: Any) -> bool:
-    if not _OTHER_LOGITS.isdisjoint(attention._modules):
-        return True
+    if not _OTHER_LOGITS.isdisjoint(attention._modules) or isinstance(getattr(attention, "ws", None), int):
+        return True  # `ws`: Twins cuts tokens into windows in front of the heads
     return "temperature" in attention._parameters or is_class(attention, "timm", "ChannelAttention")
 
 
-_PROJ = Weight("*.o", "proj|proj.1.linear|proj.linear|o_proj")
+_PROJ = Weight("*.o", "proj.ln.linear|proj.linear|proj|o_proj")
+
+_POOLING = (Weight("*.q", "q.ln.linear"), Fused(("*.k", "*.v"), "kv.linear", _pairs_by_heads), _PROJ)
+
+
+def _is_transposed(attention: Any) -> bool:
+    """LeViT's of convolutions, whose values are mixed from the left."""
+    return getattr(attention, "use_conv", False) is True
+
 
 VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     # Queries from elsewhere: GCViT's are the same for all windows.
     AttentionTemplate(
         "qkv proj", (Fused(("*.k", "*.v"), "qkv"), _PROJ), when=lambda one: getattr(one, "use_global", False) is True
     ),
-    AttentionTemplate("qkv|qkv.linear", (Fused(_QKV, "qkv|qkv.linear", _by_heads), _PROJ), when=_has("key_dim")),
+    AttentionTemplate("qkv.linear", (Fused(_QKV, "qkv.linear", _by_heads), _PROJ), linear=True, when=_is_transposed),
+    AttentionTemplate("qkv.linear", (Fused(_QKV, "qkv.linear", _by_heads), _PROJ), when=_has("key_dim")),
+    AttentionTemplate("qkv", (Fused(_QKV, "qkv", _by_heads), _PROJ), when=_has("key_dim")),
     AttentionTemplate("qkv", (Fused(_QKV, "qkv", _unequal),), when=_has("dim_out_qk", "dim_out_v")),
     AttentionTemplate(
         "qkv", (Fused(_QKV, "qkv", _by_heads), _PROJ), when=lambda one: getattr(one, "head_first", False) is True
@@ -65,11 +75,8 @@ VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate("qkv proj", (Fused(_QKV, "qkv"), _PROJ)),
     AttentionTemplate("pwise", (Fused(_QKV, "pwise", _by_heads), _PROJ), when=_has("head_dim", "num_keys")),
     AttentionTemplate("q kv proj", (Weight("*.q", "q"), Fused(("*.k", "*.v"), "kv"), _PROJ)),
-    AttentionTemplate(
-        "q.1.linear|q.ln.linear kv.linear",
-        (Weight("*.q", "q.1.linear|q.ln.linear"), Fused(("*.k", "*.v"), "kv.linear", _pairs_by_heads), _PROJ),
-        when=_has("key_dim"),
-    ),
+    AttentionTemplate("q.ln.linear kv.linear", _POOLING, linear=True, when=_is_transposed),
+    AttentionTemplate("q.ln.linear kv.linear", _POOLING, when=_has("key_dim")),
     AttentionTemplate("qk v proj", (Fused(("*.q", "*.k"), "qk"), Weight("*.v", "v"), _PROJ)),
     AttentionTemplate("v attn proj", (Weight("*.v", "v"), _PROJ)),  # VOLO makes its weights of one token by a layer
     AttentionTemplate(

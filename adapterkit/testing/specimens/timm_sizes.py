@@ -43,7 +43,7 @@ def _windows(cls_options: Mapping[str, Any] | None = None) -> Small:
 
 
 _CONV_ATTENTION = {"width_list": [8, 16, 16, 32, 48], "depth_list": [0, 1, 1, 3, 4], "head_widths": (32, 48)}
-_LEVIT = {"img_size": 64, "embed_dim": (32, 48, 64), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
+_LEVIT = {"img_size": 128, "embed_dim": (32, 48, 64), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
 
 CLASSES: Mapping[str, Small] = {
     "Beit": _plain(),
@@ -81,8 +81,8 @@ CLASSES: Mapping[str, Small] = {
             "global_att_blocks": (4,),
         },
     ),
-    "Levit": Small(64, _LEVIT),
-    "LevitDistilled": Small(64, _LEVIT),
+    "Levit": Small(128, _LEVIT),
+    "LevitDistilled": Small(128, _LEVIT),
     "LowFormer": Small(64, _CONV_ATTENTION),
     "MaxxVit": Small(64, {"img_size": 64, "embed_dim": (32, 32, 64, 64), "depths": _ONES, "stem_width": 16}),
     "MetaFormer": Small(
