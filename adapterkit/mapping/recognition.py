@@ -185,8 +185,18 @@ def _has_order(template: BlockTemplate, block: nn.Module) -> bool:
     order = template.order.split()
     if not all(_follows(block, first, second) for first, second in itertools.pairwise(order)):
         return False
-    outputs = (entry for entry in template.entries if isinstance(entry, Output))
-    return template.branches or all(_is_ordered(entry, block) for entry in outputs)
+    outputs = [entry for entry in template.entries if isinstance(entry, Output)]
+    wide = all(_is_as_wide(entry, block) for entry in outputs)
+    return wide and (template.branches or all(_is_ordered(entry, block) for entry in outputs))
+
+
+def _is_as_wide(entry: Output, block: nn.Module) -> bool:
+    """Whether a sublayer makes what its x is: not in a block that joins x with something before its norm."""
+    norm, core = (first_path(block, path) if path else None for path in (entry.norm_in, entry.core))
+    if norm is None or core is None or not isinstance(last := module_at(block, core), nn.Linear):
+        return True
+    gain = module_at(block, norm)._parameters.get("weight")
+    return gain is None or gain.dim() != 1 or gain.numel() == last.out_features
 
 
 def _is_ordered(entry: Output, block: nn.Module) -> bool:

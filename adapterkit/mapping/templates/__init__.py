@@ -5,12 +5,13 @@ from adapterkit.mapping.templates.diffusion import DIFFUSION_ATTENTIONS, DIFFUSI
 from adapterkit.mapping.templates.diffusion_blocks import DIFFUSION_BLOCKS
 from adapterkit.mapping.templates.picture_blocks import PICTURE_ATTENTIONS, PICTURE_BLOCKS, PICTURE_FEED_FORWARDS
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
-from adapterkit.mapping.templates.text_attentions import TEXT_ATTENTIONS
+from adapterkit.mapping.templates.text_attentions import TEXT_ATTENTIONS, WINDOWED
 from adapterkit.mapping.templates.text_blocks import TEXT_BLOCKS
 from adapterkit.mapping.templates.vision import VISION_ATTENTIONS, VISION_FEED_FORWARDS
 from adapterkit.mapping.templates.vision_blocks import VISION_BLOCKS
 
 ATTENTIONS = (
+    *WINDOWED,
     *PICTURE_ATTENTIONS,
     *DIFFUSION_ATTENTIONS,
     *attentions.ATTENTIONS,

@@ -10,6 +10,7 @@ from adapterkit.mapping.templates.template import AttentionTemplate
 from adapterkit.points import Span
 
 _QKV = ("*.q", "*.k", "*.v")
+_CLOSED = "lays its keys out so that no others can join them"
 _COUNTS = ("num_attention_heads", "num_heads", "n_head")
 
 
@@ -72,6 +73,28 @@ _KV_LATENT = (
     Weight("*.o", "o_proj"),
 )
 
+
+def _closed(names: str, out: str, has: str = "", at: str = "") -> AttentionTemplate:
+    """Layers of queries, keys and values, the latter laid out so that no others can join them: in windows, say."""
+    weights = tuple(Weight(f"*.{role}", name) for role, name in zip("qkv", names.split(), strict=True))
+    return AttentionTemplate(f"{names} {has}", (*weights, Weight("*.o", out)), at=at, refused=_CLOSED)
+
+
+WINDOWED: tuple[AttentionTemplate, ...] = (
+    _closed("self.query self.key self.value", "output.dense", "self.query_global", "self"),
+    _closed(
+        "longformer_self_attn.query longformer_self_attn.key longformer_self_attn.value",
+        "output",
+        "longformer_self_attn.query_global",
+        "longformer_self_attn",
+    ),
+    *(
+        _closed(f"{name}.q {name}.k {name}.v", f"{name}.o", at=name)
+        for name in ("LocalSelfAttention", "TransientGlobalSelfAttention")
+    ),
+)
+"""To be asked before those of all keys, whose children they have too."""
+
 TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     AttentionTemplate(
         "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj o_proj",
@@ -107,8 +130,13 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
         without="attn_dropout q_attn",
         heads=_big_code_heads,
     ),
-    AttentionTemplate("c_attn c_proj attn_dropout", (Fused(_QKV, "c_attn"), Weight("*.o", "c_proj"))),
-    AttentionTemplate("kv_proj", (Fused(("*.k", "*.v"), "kv_proj"),), without="q_proj query to_q q"),
+    AttentionTemplate("c_attn c_proj attn_dropout", (Fused(_QKV, "c_attn"), Weight("*.o", "c_proj")), refused=_CLOSED),
+    AttentionTemplate(  # JetMoE: each head of keys once for every expert of queries
+        "kv_proj",
+        (Fused(("*.k", "*.v"), "kv_proj"),),
+        without="q_proj query to_q q",
+        heads=lambda attention: (attention.num_key_value_heads * attention.top_k, attention.head_dim),
+    ),
     AttentionTemplate(
         "self.in_proj output.dense",
         (Fused(_QKV, "self.in_proj", _in_disentangled), Weight("*.o", "output.dense")),
@@ -117,14 +145,10 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     ),
     apart("self.query_proj", "self.key_proj", "self.value_proj", "output.dense", at="self"),
     apart("self_attention.query", "self_attention.key", "self_attention.value", "output.dense", at="self_attention"),
-    apart(
-        "longformer_self_attn.query",
-        "longformer_self_attn.key",
-        "longformer_self_attn.value",
-        "output",
-        at="longformer_self_attn",
-    ),
-    apart("project_q", "project_k", "project_v", "attention_out"),
+    _closed("project_q project_k project_v", "attention_out"),
+    _closed(
+        "query_proj key_proj value_proj", "out_proj", "relative_pos_embeddings"
+    ),  # ProphetNet: keys of each step ahead
     apart("query_proj", "key_proj", "value_proj"),
     apart("q_head", "k_head", "v_head", "post_proj"),
     AttentionTemplate(  # of the hashed one queries are keys

@@ -73,6 +73,7 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(
         "attn ln_1 mlp ln_2",
         (behind("attn", "attn", "ln_1", _last("attn", _PROJECTED)), behind("mlp", "mlp", "ln_2")),
+        whole=False,  # it gives a list
     ),
     BlockTemplate(  # the feed-forward of its mixtures gives the router's scores too
         "input_layernorm self_attn post_attention_layernorm feed_forward.down_proj",
@@ -164,6 +165,11 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         "norm mixer.q_proj mixer.o_proj", (before("attn", "mixer", "norm", "mixer.o_proj"),), optional="mixer"
     ),
     BlockTemplate("norm mixer.up_proj mixer.down_proj", (before("mlp", "mixer", "norm"),), optional="mixer"),
+    BlockTemplate(  # JetMoE, whose attention ends in no module
+        "input_layernorm self_attention.kv_proj post_attention_layernorm mlp",
+        (before("mlp", "mlp", "post_attention_layernorm"),),
+        optional="self_attention",
+    ),
     BlockTemplate(  # Megatron-BERT
         "attention.ln attention.output.dense ln intermediate.dense output.dense",
         (
@@ -177,6 +183,14 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         (
             before("attn", "attention.output", "attention.self_attn_layer_norm", "attention.output.dense"),
             before("mlp", "output", "LayerNorm", "output.dense"),
+        ),
+        optional="attention intermediate output",
+    ),
+    BlockTemplate(  # ESM
+        "attention.LayerNorm attention.output.dense LayerNorm intermediate.dense output.dense",
+        (
+            before("attn", "attention.output", "attention.LayerNorm", _last("attention.output", "dropout|dense")),
+            before("mlp", "output", "LayerNorm", _last("output", "dropout|dense")),
         ),
         optional="attention intermediate output",
     ),
@@ -247,6 +261,7 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
             behind("cross", "cross_attn", "cross_attn_layer_norm", _last("cross_attn", _PROJECTED)),
             behind("mlp", "feed_forward", "feed_forward_layer_norm"),
         ),
+        without="self_attn.relative_pos_embeddings",
         optional="cross_attn cross_attn_layer_norm",
         cross="cross_attn",
     ),

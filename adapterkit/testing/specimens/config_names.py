@@ -172,6 +172,7 @@ VOCABULARIES: Final = frozenset(
         "encoder_hash_byte_group_vocab",
         "unpadded_vocab_size",
         "entity_vocab_size",
+        "decoder_vocab_size",
         "pronunciation_vocab_size",
         "shape_vocab_size",
         "t2u_vocab_size",

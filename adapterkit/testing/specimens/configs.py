@@ -143,7 +143,9 @@ def _cut_layers(config: PreTrainedConfig) -> None:
     }
     indices = {n: v for n, v in values.items() if n in INDEX_LISTS and isinstance(v, list | tuple)}
     kinds = [*(list(map(repr, v)) for v in lists.values()), *([i in v for i in range(count)] for v in indices.values())]
-    kept = _kept(count, kinds, each=2 if config.model_type in SHARED_BLOCKS else 1)
+    pattern = values.get("block_types")  # of kinds that take turns
+    least = max(2, len(pattern) if isinstance(pattern, list | tuple) else 0)
+    kept = _kept(count, kinds, each=2 if config.model_type in SHARED_BLOCKS else 1, least=least)
     shared = values.get("num_kv_shared_layers")
     if isinstance(shared, int) and shared > 0:
         config.num_kv_shared_layers = len(kept)
@@ -156,14 +158,14 @@ def _cut_layers(config: PreTrainedConfig) -> None:
         setattr(config, name, min(values[name], len(kept)))
 
 
-def _kept(count: int, lists: Sequence[Sequence[object]], each: int) -> list[int]:
-    """Give the layers that stay: the first ones of each kind, in order, and others until there are two."""
+def _kept(count: int, lists: Sequence[Sequence[object]], each: int, least: int) -> list[int]:
+    """Give the layers that stay: the first ones of each kind, in order, and others until there are enough."""
     kinds: dict[tuple[object, ...], list[int]] = {}
     for layer in range(count):
         kinds.setdefault(tuple(values[layer] for values in lists), []).append(layer)
     kept = {layer for layers in kinds.values() for layer in layers[:each]}
     for layer in range(count):
-        if len(kept) < 2:
+        if len(kept) < least:
             kept.add(layer)
     return sorted(kept)
 

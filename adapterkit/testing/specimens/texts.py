@@ -19,7 +19,6 @@ ROWS: Final = 2
 LENGTH: Final = 7
 MOST_PARAMETERS: Final = 150_000_000
 _SEED: Final = 1
-_OTHER_SENSES: Final = frozenset({"pixel_values", "input_features", "input_values", "flattened_patches"})
 _STATES: Final = ("encoder_hidden_states", "encoder_outputs", "cross_attention_states")
 """Arguments by which a decoder is given another's states."""
 
@@ -30,8 +29,7 @@ def specimen_of(model: nn.Module) -> Specimen:
     Raises:
         NoSpecimen: It takes no ids, its config cannot be shrunk, or the small model does not run.
     """
-    arguments = _arguments(model)
-    if not isinstance(model, PreTrainedModel) or "input_ids" not in arguments or arguments & _OTHER_SENSES:
+    if not isinstance(model, PreTrainedModel) or "input_ids" not in _arguments(model):
         raise NoSpecimen(f"{type(model).__name__} is no text model of transformers")
     small = small_model(model)
     plain, *others = text_calls(small).items()
@@ -67,19 +65,23 @@ def text_calls(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
     calls: dict[str, Callable[[], Tensor]] = {"text": functools.partial(run, model, inputs)}
     arguments = _arguments(model)
     name = next((name for name in _STATES if name in arguments), None)
-    if name is not None and "decoder_input_ids" not in arguments:
-        states = _random(inputs["input_ids"].shape[0], LENGTH - 2, _text_config(model.config).hidden_size)
+    width = getattr(_text_config(model.config), "hidden_size", None)
+    if name is not None and width is not None and "decoder_input_ids" not in arguments:
+        states = _random(inputs["input_ids"].shape[0], LENGTH - 2, width)
         given = (states,) if name == "encoder_outputs" else states
         calls["text beside states"] = functools.partial(run, model, {**inputs, name: given})
     return calls
 
 
 def run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Run a model and give all that it returns as one flat tensor."""
+    """Run a model and give its logits, or all that it returns where there are none, as one flat tensor."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), InFloat64():
         torch.default_generator.manual_seed(_SEED)
-        returned = list(tensors(model(**inputs)))
-    return torch.cat([value.to(torch.float64).flatten() for value in returned])
+        returned = model(**inputs)
+        # What else there is may be longer with a prompt: states of the encoder, of which these are made.
+        if isinstance(returned, Mapping) and "logits" in returned:
+            returned = returned["logits"]
+        return torch.cat([value.flatten().to(torch.float64) for value in tensors(returned)])
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, Any]:
