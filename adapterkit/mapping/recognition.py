@@ -6,7 +6,6 @@ What fits no template, or several, keeps what is certain; why it has no more is 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from adapterkit.errors import PluginError
-from adapterkit.mapping.entries import Attention, Entry, Output
+from adapterkit.mapping.block_order import is_arranged, most_told
+from adapterkit.mapping.entries import Attention, Entry
 from adapterkit.mapping.expansion import points_of
-from adapterkit.mapping.forward_order import called_children, names_of, precedes
 from adapterkit.mapping.layers import layer_layout
 from adapterkit.mapping.layouts import first_path, module_at
 from adapterkit.mapping.sites import block_sites, block_tags
@@ -163,57 +162,12 @@ def _is_layer(module: nn.Module) -> bool:
 def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[tuple[str, _Found]]:
     for path, module in tree.items():
         fitting = [*_BLOCKS.fitting(module)]
-        ordered = _most_told([one for one in fitting if _has_order(one, module)])
+        ordered = most_told([one for one in fitting if is_arranged(one, module)])
         if len(ordered) == 1:
             yield path, _Found(path, module, ordered[0])
         elif fitting:
             several = "several arrangements fit its children" if ordered else "its forward calls them in another order"
             remarks[path] = f"{type(module).__name__} has the children of a known block, and {several}: no outputs"
-
-
-def _most_told(templates: Sequence[BlockTemplate]) -> list[BlockTemplate]:
-    """The templates of which no other says all children and more."""
-    said = [set(one.has.split()) for one in templates]
-    return [one for one, names in zip(templates, said, strict=True) if not any(names < others for others in said)]
-
-
-def _has_order(template: BlockTemplate, block: nn.Module) -> bool:
-    """Whether the block's forward names what the template says, and calls norms before and behind the sublayers."""
-    named = names_of(block)
-    if not named.isdisjoint(template.unless.split()) or (template.names and named.isdisjoint(template.names.split())):
-        return False
-    order = template.order.split()
-    if not all(_follows(block, first, second) for first, second in itertools.pairwise(order)):
-        return False
-    outputs = [entry for entry in template.entries if isinstance(entry, Output)]
-    wide = all(_is_as_wide(entry, block) for entry in outputs)
-    return wide and (template.branches or all(_is_ordered(entry, block) for entry in outputs))
-
-
-def _is_as_wide(entry: Output, block: nn.Module) -> bool:
-    """Whether a sublayer makes what its x is: not in a block that joins x with something before its norm."""
-    norm, core = (first_path(block, path) if path else None for path in (entry.norm_in, entry.core))
-    if norm is None or core is None or not isinstance(last := module_at(block, core), nn.Linear):
-        return True
-    gain = module_at(block, norm)._parameters.get("weight")
-    return gain is None or gain.dim() != 1 or gain.numel() == last.out_features
-
-
-def _is_ordered(entry: Output, block: nn.Module) -> bool:
-    core = first_path(block, entry.core)
-    if core is None:
-        return True
-    norm_in, norm_out = (first_path(block, path) if path else None for path in (entry.norm_in, entry.norm_out))
-    return (norm_in is None or _follows(block, norm_in, core)) and (norm_out is None or _follows(block, core, norm_out))
-
-
-def _follows(block: nn.Module, first: str, second: str) -> bool:
-    """Whether the module at `second` is called behind that at `first`, in the smallest module that holds both."""
-    while (step := first.partition(".")[0]) == second.partition(".")[0] and "." in first and "." in second:
-        block, first, second = block.get_submodule(step), first.partition(".")[2], second.partition(".")[2]
-    first, second = first.partition(".")[0], second.partition(".")[0]
-    calls = called_children(block)
-    return first == second or (calls is not None and precedes(calls, first, second))
 
 
 def _add_attention(
