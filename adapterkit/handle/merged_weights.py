@@ -19,7 +19,7 @@ from adapterkit.points import WeightLayout
 class Target:
     """One parameter of one module, and what is to be folded into it: the parts of each matrix that it holds.
 
-    `same_as` is another one whose merged weight is this one's too: the weight is tied, and all that acts is one in both.
+    `same_as` is another one whose merged weight is this one's too: the weight is tied, and what acts is one in both.
     """
 
     module: nn.Module

@@ -242,7 +242,7 @@ def test_lora_on_qwens_fused_projection_is_a_sum_on_its_rows() -> None:
 
 
 def test_a_tower_model_in_a_pipeline_has_the_pipelines_word_for_it() -> None:
-    """Qwen2.5-VL is the text encoder of some pipelines: there its ids are one component's, with towers in their sites."""
+    """Qwen2.5-VL is the text encoder of some pipelines: its ids are one component's, with towers in their sites."""
     pipe = SimpleNamespace(components={"text_encoder": models.build("qwen")})
     points = own(ak.points(pipe))
     assert {p.component for p in points} == {"text_encoder"}

@@ -51,6 +51,11 @@ class Twice(toys.ToyBackend):
         return super().points(model, component)[:3] * 2
 
 
+class PartWithoutLayers(toys.ToyBackend):
+    def parts(self, model: nn.Module) -> dict[str, str]:
+        return {"empty": next(path for path, one in model.named_modules() if isinstance(one, nn.LayerNorm))}
+
+
 class WrongShape(toys.ToyBackend):
     def points(self, model: nn.Module, component: str) -> list[ak.InjectionPoint]:
         points = super().points(model, component)
@@ -122,6 +127,7 @@ UNUSED = {"unused": Sample(Unused, (torch.ones(2, 4),))}
 FAULTS: list[tuple[str, type[Backend], Any, str]] = [
     ("every_layer_is_mapped", Missing, TOY, "no point at embed, head"),
     ("points_exist", Twice, TOY, "is there twice"),
+    ("parts_are_models_of_their_own", PartWithoutLayers, TOY, "has no layer; leave it out of parts"),
     ("shapes_are_right", WrongShape, TOY, r"mlp.up@toy.0 says \(16, 12\), the weight is \(16, 8\)"),
     (
         "spans_share_out_their_module",

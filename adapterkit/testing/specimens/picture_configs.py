@@ -151,8 +151,9 @@ _AGREEING: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "intermediate_layers_indices": lambda part, root: [0, part.num_hidden_layers - 1],
     "vision_output_dim": lambda part, root: part.hidden_size * 3,
 }
-"""Attribute of a config that says what follows from the size of pictures or the number of layers -> its value, from that
-config and the whole model's."""
+"""Attribute of a config that says what follows from the size of pictures or the number of layers -> its value.
+
+From that config and the whole model's."""
 
 
 def _give_tokens(config: PretrainedConfig) -> None:
