@@ -282,6 +282,18 @@ class UnregisteredTypeWarning(UserWarning):
     """An adapter of a type that no plug-in has registered was added: it works, and cannot be saved."""
 
 
+class ProofError(AdapterKitError):
+    """A model cannot be run by these calls, or does not give the same twice, so that nothing can be proven of it."""
+
+
+class NoSpecimen(AdapterKitError):  # noqa: N818 - an answer, as StopIteration is
+    """No shrunk copy of this model can be made or run; `reason` says why in one sentence."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 @contextlib.contextmanager
 def blaming(what: object, call: str, plugin: str) -> Generator[None, None, None]:
     """Names the plug-in whose code fails in the block in a way that no contract allows.

@@ -141,7 +141,7 @@ def test_subcommands_and_options_exist() -> None:
 
 def test_the_points_command_runs() -> None:
     pytest.importorskip("timm")
-    [arguments] = [words[1:] for words in commands() if words[:2] == ["adapterkit", "points"]]
+    arguments = next(words[1:] for words in commands() if words[:2] == ["adapterkit", "points"])
     done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "attn.q" in done.output

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from adapterkit.errors import ProofError
 from adapterkit.handle.listing import points as points_of
 from adapterkit.testing.proofs.attentions import prove_attentions
-from adapterkit.testing.proofs.bench import Bench, ProofError
+from adapterkit.testing.proofs.bench import Bench
 from adapterkit.testing.proofs.residuals import prove_outputs
 from adapterkit.testing.proofs.sequences import prove_tokens
 from adapterkit.testing.proofs.verdicts import Proof, Verdict

@@ -63,7 +63,9 @@ def follows(point: InjectionPoint, after: InjectionPoint) -> bool:
     """Whether one sublayer gives its sum to the other: feed-forward after attention, layer after layer."""
     here, there = (p.site.rpartition(".") for p in (point, after))
     steps = (point.role, after.role, int(there[2]) - int(here[2]))
-    return here[0] == there[0] and steps in (("attn", "mlp", 0), ("mlp", "attn", 1))
+    return (
+        point.component == after.component and here[0] == there[0] and steps in (("attn", "mlp", 0), ("mlp", "attn", 1))
+    )
 
 
 @pytest.mark.parametrize("name", [*NAMES, "llava", "qwen", "qwen3"])

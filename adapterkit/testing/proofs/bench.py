@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import ProofError
 from adapterkit.points import InjectionPoint
 from adapterkit.testing.proofs.verdicts import Verdict
 
@@ -22,10 +22,6 @@ TIGHT, NEAR = 1e-10, 1e-6
 
 Calls = Mapping[str, Callable[[], Tensor]]
 Outputs = dict[str, Tensor]
-
-
-class ProofError(AdapterKitError):
-    """A model cannot be run by these calls, or does not give the same twice, so that nothing can be proven of it."""
 
 
 class Refuted(Exception):  # noqa: N818 - what a check finds, not a failure of the check

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import NoSpecimen
 
 _SEED = 0
 _SPREAD = 0.1
@@ -19,14 +19,6 @@ _MAKERS = {
     "diffusers": ("diffusers_models",),
 }
 """Library of a model's class -> the modules here that make specimens of it, asked in this order."""
-
-
-class NoSpecimen(AdapterKitError):  # noqa: N818 - an answer, as StopIteration is
-    """No shrunk copy of this model can be made or run; `reason` says why in one sentence."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
 
 
 @dataclass(frozen=True)
