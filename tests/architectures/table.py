@@ -42,7 +42,7 @@ checked at every point (`adapterkit.testing.prove`, `adapterkit points MODEL --p
 
 `listed` is offered, and there is no proof; `not run` is offered, and no call of the copy runs it; `–` is not offered.
 Generated: `python -m tests.architectures.table`, from what `python -m tests.architectures.sweep` has found. What
-single families offer in detail is in [POINTS.md](POINTS.md).
+single families offer in detail is in [POINTS.md](POINTS.md). Shares are of those that were swept and have an attention.
 
 """
 
@@ -62,11 +62,12 @@ def table(found: Mapping[str, Sequence[rows.Row]]) -> str:
 
 
 def _summary(found: Mapping[str, Sequence[rows.Row]]) -> str:
-    lines = _header("line", "architectures", "with attention", "preset `attention`", "prefixes", "sublayer outputs")
+    lines = _header("line", "architectures", "swept", "with attention", "preset `attention`", "prefixes", "sublayer outputs")
     for line, some in found.items():
         having = [one for one in some if one.attention]
-        shares = [f"{share(having, claim):.0f} %" for claim in rows.CLAIMS]
-        lines.append(_row([TITLES[line], str(len(some)), str(len(having)), *shares]))
+        swept = sum(bool(one.claims or one.broken) for one in some)
+        shares = [f"{share(having, claim):.0f} %" if having else "–" for claim in rows.CLAIMS]
+        lines.append(_row([TITLES[line], str(len(some)), str(swept), str(len(having)), *shares]))
     return "\n".join(lines) + "\n"
 
 
