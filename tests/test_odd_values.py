@@ -120,7 +120,7 @@ def test_braces_of_braces_are_refused_in_no_time(make: Any):
     began = time.process_time()
     with pytest.raises((ak.SelectorError, ak.ConfigError)):
         make()
-    assert time.process_time() - began < 1.5
+    assert time.process_time() - began < 6  # a bomb takes minutes, and machines differ
 
 
 def test_braces_of_words_that_many_write_are_read():

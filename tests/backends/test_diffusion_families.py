@@ -240,7 +240,7 @@ def test_true_shapes_on_meta(cls: Any, options: dict[str, Any], count: int, weig
         model = cls(**options)
     start = time.perf_counter()
     points = own(ak.points(model))
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5  # machines differ; what grows with the square takes minutes
     assert len(points) == len({point.id for point in points}) == count
     assert len({point.path for point in points if point.kind == "weight"}) == weights
     assert sum(point.kind == "attention" for point in points) == attentions
