@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from adapterkit.backend import SITE
+from adapterkit.mapping.structure import base_class
 
 _DEPTH = 4
 """How far calls are followed from a forward."""
@@ -21,8 +21,7 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
 
     Followed are its own methods, functions of its library, and the processor of a module of diffusers.
     """
-    cls = getattr(module.__dict__.get(SITE), "base", type(module))
-    return _class_mentions(cls, type(getattr(module, "processor", None)), names)
+    return _class_mentions(base_class(module), type(getattr(module, "processor", None)), names)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -25,11 +25,12 @@ from adapterkit.layouts import Repeats, TokensLayout
 from adapterkit.mapping.everywhere import block_points
 from adapterkit.mapping.kinds import component_of, generates, joins_pipelines
 from adapterkit.mapping.layers import layer_layout
+from adapterkit.mapping.parts import in_order
 from adapterkit.mapping.plain_layers import layer_points, tags_of
 from adapterkit.mapping.recognition import Recognised, recognise
 from adapterkit.mapping.roles import RoleMap
 from adapterkit.mapping.roles_plugin import write_plugin
-from adapterkit.mapping.structure import base_modules, named_base_modules
+from adapterkit.mapping.structure import base_modules
 from adapterkit.mapping.towers import towers
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensPoint, WeightPoint
 
@@ -73,8 +74,7 @@ class GenericBackend(Backend):
                 "transformers Conv1D or MultiheadAttention. Models that are scripted, traced, or quantized by "
                 "torch.ao.quantization are adapted before that"
             )
-        order = {path: place for place, (path, _) in enumerate(named_base_modules(model, repeated=True))}
-        found.sort(key=lambda point: order[point.path])
+        found = in_order(found, model)
         return RoleMap(self.roles).apply(found, {component: model}) if self.roles else found
 
     def parts(self, model: nn.Module) -> Mapping[str, str]:

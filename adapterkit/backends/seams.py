@@ -32,20 +32,24 @@ class ProcessorSeam(AttentionSeam):
     forward: ClassVar[Callable[..., Any] | None] = staticmethod(attend)
 
     def refusal(self, module: nn.Module) -> str | None:
-        return CalledAttentionSeam().refusal(module) and ComputedAttentionSeam().refusal(module)
+        processor = module.processor
+        if getattr(processor, "_parallel_config", None) is not None:
+            return "its sequence is split over several devices, and every one of them would put the same keys in front"
+        if calls_attention(module) or ComputedAttentionSeam().refusal(module) is None:
+            return None
+        name = f"{type(module).__name__} with the processor {type(processor).__name__}"
+        return f"{name} has no softmax over keys that more keys could join"
 
     def attend_refusal(self, module: nn.Module) -> str | None:
         return self.refusal(module)
 
 
-def seam_of(module: nn.Module) -> AttentionSeam | None:
-    """The seam of a module that attends; None where none reaches it."""
-    seams: tuple[AttentionSeam, ...] = (CalledAttentionSeam(), ComputedAttentionSeam())
-    if mentions(module, _INTERFACE):
-        seams = (TransformersAttentionSeam(), *seams)
+def _seams(module: nn.Module) -> tuple[AttentionSeam, ...]:
+    """Those that could reach a module that attends."""
     if hasattr(module, "processor"):
-        seams = (ProcessorSeam(),)
-    return next((seam for seam in seams if seam.attend_refusal(module) is None), None)
+        return (ProcessorSeam(),)
+    own = (CalledAttentionSeam(), ComputedAttentionSeam())
+    return (TransformersAttentionSeam(), *own) if mentions(module, _INTERFACE) else own
 
 
 def reach_of(module: nn.Module, point: AttentionPoint) -> Reach:
@@ -54,18 +58,13 @@ def reach_of(module: nn.Module, point: AttentionPoint) -> Reach:
     Raises:
         IncompatibleTargetError: No seam reaches its keys and values, such as with the attention processor that it has.
     """
-    if (reason := refusal(module)) is not None:
-        raise IncompatibleTargetError(f"no adapter can act at {point.id}: {reason}")
-    return Reach(seam=seam_of(module))
+    for seam in _seams(module):
+        if seam.attend_refusal(module) is None:
+            return Reach(seam=seam)
+    raise IncompatibleTargetError(f"no adapter can act at {point.id}: {refusal(module)}")
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why the keys and values of a module cannot be reached, or None."""
-    processor = getattr(module, "processor", None)
-    split = getattr(processor, "_parallel_config", None) is not None
-    if seam_of(module) is not None and not split:
-        return None
-    with_what = f" with the processor {type(processor).__name__}" if processor is not None else ""
-    if split:
-        return "its sequence is split over several devices, and every one of them would put the same keys in front"
-    return f"{type(module).__name__}{with_what} has no softmax over keys that more keys could join"
+    """Why the keys and values of a module cannot be reached, or None: what the last seam says that could have."""
+    reasons = [seam.attend_refusal(module) for seam in _seams(module)]
+    return None if None in reasons else reasons[-1]

@@ -16,8 +16,8 @@ from adapterkit.mapping.checked import checked_points, checked_reach, checked_re
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.fused import fused_points
 from adapterkit.mapping.layers import call_plainly
-from adapterkit.mapping.layouts import module_at
-from adapterkit.mapping.parts import ITSELF, Inside, checked_parts, in_order, is_inside, joined, tower_of
+from adapterkit.mapping.layouts import joined, module_at
+from adapterkit.mapping.parts import ITSELF, Inside, checked_parts, in_order, is_inside, tower_of
 from adapterkit.mapping.structure import named_base_modules
 from adapterkit.plugins.manager import get_plugin_manager, instance_of, owner
 from adapterkit.plugins.matching import class_keys, foreign, peel

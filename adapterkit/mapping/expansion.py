@@ -22,7 +22,7 @@ from adapterkit.mapping.entries import (
     equal_parts,
 )
 from adapterkit.mapping.layers import may_be_read
-from adapterkit.mapping.layouts import first_path, weight_layout
+from adapterkit.mapping.layouts import first_path, joined, weight_layout
 from adapterkit.points import (
     AttentionLayout,
     AttentionPoint,
@@ -55,7 +55,7 @@ def _(entry: Weight, block: nn.Module, prefix: str, site: str, tags: dict[str, T
     path, layout, inputs, outputs = found
     if entry.role == "head" and may_be_read(block.get_submodule(path)):  # by losses that are fused with it
         layout = replace(layout, access="any")
-    return [WeightPoint(entry.role, _join(prefix, path), site, inputs, outputs, layout, tags=tags)]
+    return [WeightPoint(entry.role, joined(prefix, path), site, inputs, outputs, layout, tags=tags)]
 
 
 @points_of.register
@@ -66,7 +66,7 @@ def _(entry: Fused, block: nn.Module, prefix: str, site: str, tags: dict[str, Ta
     path, layout, inputs, outputs = found
     spans = _parts(entry, block, outputs)
     return [
-        WeightPoint(role, _join(prefix, path), site, inputs, span.features, layout, span, tags=tags)
+        WeightPoint(role, joined(prefix, path), site, inputs, span.features, layout, span, tags=tags)
         for role, span in zip(entry.roles, spans, strict=True)
     ]
 
@@ -79,7 +79,7 @@ def _(entry: FusedInput, block: nn.Module, prefix: str, site: str, tags: dict[st
     path, layout, inputs, outputs = found
     spans = _parts(entry, block, inputs)
     return [
-        WeightPoint(role, _join(prefix, path), site, span.features, outputs, layout, in_span=span, tags=tags)
+        WeightPoint(role, joined(prefix, path), site, span.features, outputs, layout, in_span=span, tags=tags)
         for role, span in zip(entry.roles, spans, strict=True)
     ]
 
@@ -97,7 +97,7 @@ def _(entry: Read, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag
         layout = replace(shape, access="read")
     else:
         rows, columns = weight.shape if entry.form == "linear" else weight.shape[::-1]
-    return [WeightPoint(entry.role, _join(prefix, path), site, int(columns), int(rows), layout, tags=tags)]
+    return [WeightPoint(entry.role, joined(prefix, path), site, int(columns), int(rows), layout, tags=tags)]
 
 
 @points_of.register
@@ -111,7 +111,7 @@ def _(entry: Experts, block: nn.Module, prefix: str, site: str, tags: dict[str, 
     single = len(entry.roles) == 1 and entry.split is None
     spans: Sequence[Span | None] = [None] if single else _parts(entry, block, rows)
     layouts = _stacked(_read_layout(module, entry.form, entry.parameter, entry.bias), experts)
-    full = _join(prefix, path)
+    full = joined(prefix, path)
     points: list[InjectionPoint] = []
     for expert, inner in enumerate(layouts):
         marked = {**tags, "expert": expert}
@@ -178,13 +178,13 @@ def _(entry: Output, block: nn.Module, prefix: str, site: str, tags: dict[str, T
 
     def absolute(alternatives: str | None) -> str | None:
         path = first_path(block, alternatives) if alternatives else None
-        return None if path is None else _join(prefix, path)
+        return None if path is None else joined(prefix, path)
 
     norm_in, norm_out = absolute(entry.norm_in), absolute(entry.norm_out)
     width = _width(block, [entry.norm_in, entry.norm_out, entry.width, entry.residual])
     first = entry.convolved is not None and _is_convolved(block, entry.convolved)
-    layout = OutputLayout(_join(prefix, residual), norm_in, norm_out, channels_first=first)
-    return [OutputPoint(entry.role, _join(prefix, core), site, width, width, layout, tags=tags)]
+    layout = OutputLayout(joined(prefix, residual), norm_in, norm_out, channels_first=first)
+    return [OutputPoint(entry.role, joined(prefix, core), site, width, width, layout, tags=tags)]
 
 
 @points_of.register
@@ -196,7 +196,7 @@ def _(entry: Attention, block: nn.Module, prefix: str, site: str, tags: dict[str
     value_dim = next((other for other in others if other != width), None)
     layout = AttentionLayout(heads, width, value_dim)
     widths = (heads * width, heads * layout.value_width)
-    return [AttentionPoint(entry.role, _join(prefix, path), site, *widths, layout, tags=tags)]
+    return [AttentionPoint(entry.role, joined(prefix, path), site, *widths, layout, tags=tags)]
 
 
 def _heads(entry: Attention, module: nn.Module) -> Sequence[int]:
@@ -220,11 +220,7 @@ def _(entry: Tokens, block: nn.Module, prefix: str, site: str, tags: dict[str, T
         return []
     width = _embedding_width(block.get_submodule(path), block)
     layout = TokensLayout(entry.extendable)
-    return [TokensPoint(entry.role, _join(prefix, path), site, width, width, layout, tags=tags)]
-
-
-def _join(prefix: str, path: str) -> str:
-    return f"{prefix}.{path}" if prefix and path else prefix or path
+    return [TokensPoint(entry.role, joined(prefix, path), site, width, width, layout, tags=tags)]
 
 
 def _is_convolved(block: nn.Module, alternatives: str) -> bool:

@@ -30,7 +30,7 @@ from adapterkit.mapping.entries import (
 )
 from adapterkit.mapping.expansion import points_of
 from adapterkit.mapping.layouts import first_path, is_class, weight_layout
-from adapterkit.mapping.structure import named_base_modules
+from adapterkit.mapping.parts import in_order
 from adapterkit.points import InjectionPoint, Tag
 
 __all__ = [
@@ -115,8 +115,7 @@ def resolve(model: nn.Module, groups: Sequence[Group], component: str) -> list[I
             site = group.site.format(**indices)
             for entry in group.entries:
                 points += points_of(entry, block, prefix, site, tags)
-    order = {name: i for i, (name, _) in enumerate(named_base_modules(model, repeated=True))}
-    return sorted(points, key=lambda point: order[point.path])
+    return in_order(points, model)
 
 
 def _blocks(model: nn.Module, pattern: str) -> Iterator[tuple[str, dict[str, int]]]:

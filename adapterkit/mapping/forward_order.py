@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from adapterkit.backend import SITE
+from adapterkit.mapping.structure import base_class
 
 _DEPTH = 4
 """How many methods of the module deep."""
@@ -30,7 +30,7 @@ def called_children(module: nn.Module) -> tuple[str, ...] | None:
     Both branches of a condition are taken, one after the other; but one alone where both call the same, or where the
     other calls what this module has not.
     """
-    calls = _calls_of(getattr(module.__dict__.get(SITE), "base", type(module)))
+    calls = _calls_of(base_class(module))
     return None if calls is None else tuple(_taken(module, calls))
 
 
@@ -51,7 +51,7 @@ def _is_possible(module: nn.Module, branch: _Calls) -> bool:
 
 def names_of(module: nn.Module) -> frozenset[str]:
     """What the module's own forward names: attributes, methods, functions."""
-    forward = inspect.unwrap(getattr(module.__dict__.get(SITE), "base", type(module)).forward)
+    forward = inspect.unwrap(base_class(module).forward)
     return frozenset(forward.__code__.co_names) if inspect.isfunction(forward) else frozenset()
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from adapterkit.backend import SITE
 from adapterkit.mapping.layouts import weight_layout
+from adapterkit.mapping.structure import base_class
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import WeightLayout
 
@@ -96,7 +97,7 @@ def _label_layers(model: Any, wrapped: nn.Module | None) -> list[nn.Module]:
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    cls = getattr(module.__dict__.get(SITE), "base", type(module))
+    cls = base_class(module)
     plain = next(base for base in _PLAIN if issubclass(cls, base))
     return any(getattr(cls, name, None) is not getattr(plain, name, None) for name in ("forward", "_conv_forward"))
 

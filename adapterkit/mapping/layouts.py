@@ -50,6 +50,11 @@ def is_class(module: nn.Module, package: str, name: str) -> bool:
     return any(c.__name__ == name and c.__module__.split(".")[0] == package for c in type(module).__mro__)
 
 
+def joined(path: str, inner: str) -> str:
+    """A path below another."""
+    return f"{path}.{inner}" if path and inner else path or inner
+
+
 def first_path(module: nn.Module, alternatives: str) -> str | None:
     """The first alternative that exists below `module` and is a module."""
     for path in alternatives.split("|"):

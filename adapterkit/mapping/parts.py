@@ -12,7 +12,7 @@ from torch import nn
 
 from adapterkit.backend import Reach
 from adapterkit.errors import PluginError
-from adapterkit.mapping.layouts import first_path
+from adapterkit.mapping.layouts import first_path, joined
 from adapterkit.mapping.structure import named_base_modules
 from adapterkit.points import InjectionPoint, OutputPoint, Tag, TokensPoint
 
@@ -86,11 +86,6 @@ def _moved(point: InjectionPoint, move: Any) -> Any:
         paths = {name: move(path) for name in ("until", "whole") if (path := getattr(layout, name)) is not None}
         return replace(layout, **paths) if paths else layout
     return layout
-
-
-def joined(path: str, inner: str) -> str:
-    """A path below another."""
-    return f"{path}.{inner}" if path and inner else path or inner
 
 
 def is_inside(path: str, parts: Iterable[str]) -> bool:

@@ -17,7 +17,8 @@ from adapterkit.mapping.block_order import is_arranged, most_told
 from adapterkit.mapping.entries import Attention, Entry
 from adapterkit.mapping.expansion import points_of
 from adapterkit.mapping.layers import layer_layout
-from adapterkit.mapping.layouts import first_path, module_at
+from adapterkit.mapping.layouts import first_path, joined, module_at
+from adapterkit.mapping.plain_layers import tags_of
 from adapterkit.mapping.sites import block_sites, block_tags
 from adapterkit.mapping.structure import named_base_modules
 from adapterkit.mapping.templates import ATTENTIONS, BLOCKS, FEED_FORWARDS, AttentionTemplate, BlockTemplate, Template
@@ -117,9 +118,9 @@ class _Places:
 
     def tags(self, path: str, component: str) -> dict[str, Tag]:
         block = self._block(path)
-        own = {} if block is None else block_tags(block, self._sites[block])
-        numbers = [int(word) for word in path.split(".") if word.isdigit()]
-        return {"component": component, **({"layer": numbers[0]} if block is None and numbers else own)}
+        if block is None:
+            return tags_of(path, component)
+        return {"component": component, **block_tags(block, self._sites[block])}
 
     def inside(self, path: str) -> str:
         """The path from the block around."""
@@ -180,17 +181,14 @@ def _add_attention(
 ) -> None:
     template: AttentionTemplate = one.template  # type: ignore[assignment]
     site, tags = places.site(one.path), places.tags(one.path, component)
-    entries = [*template.entries]
-    weights = _points(entries, one, _sort(one, places, blocks), site, tags, found.remarks)
-    cross = _is_cross(weights)
-    sort = "cross" if cross else _sort(one, places, blocks)
-    if cross:
-        weights = _points(entries, one, sort, site, tags, found.remarks)
+    weights = _points(template.entries, one, site, tags, found.remarks)
+    sort = "cross" if _is_cross(weights) else _sort(one, places, blocks)
     for name, further in template.streams.items():
         place = f"{site}.{name}" if site else name
-        weights += _points(further, one, sort, place, {**tags, "stream": name}, found.remarks)
+        weights += _points(further, one, place, {**tags, "stream": name}, found.remarks)
+    weights = _sorted(weights, sort)
     found.points += weights
-    at = ".".join(part for part in (one.path, template.at) if part)
+    at = joined(one.path, template.at)
     why, entry = _attention(template, one, weights, sort, refusal)
     if entry is None:
         found.remarks.setdefault(at, why)
@@ -252,27 +250,27 @@ def _add_feed_forward(found: Recognised, one: _Found, places: _Places, component
         sort, site, tags = "moe", f"{site}.{name}", {**tags, "expert": int(name)}
     else:
         sort = "mlp"
-    found.points += _points(one.template.entries, one, sort, site, tags, found.remarks)
+    found.points += _sorted(_points(one.template.entries, one, site, tags, found.remarks), sort)
 
 
 def _add_block(found: Recognised, one: _Found, site: str, tags: dict[str, Tag]) -> None:
     template: BlockTemplate = one.template  # type: ignore[assignment]
-    outputs = _points(template.entries, one, "", site, tags, found.remarks)
+    outputs = _points(template.entries, one, site, tags, found.remarks)
     for name, further in template.streams.items():
-        outputs += _points(further, one, "", f"{site}.{name}", {**tags, "stream": name}, found.remarks)
+        outputs += _points(further, one, f"{site}.{name}", {**tags, "stream": name}, found.remarks)
     found.points += outputs
     if template.whole and outputs and not any(output.channels_first for output in outputs):
         found.blocks.append(one.path)
 
 
 def _points(
-    entries: Sequence[Entry], one: _Found, sort: str, site: str, tags: dict[str, Tag], remarks: dict[str, str]
+    entries: Sequence[Entry], one: _Found, site: str, tags: dict[str, Tag], remarks: dict[str, str]
 ) -> list[InjectionPoint]:
     """The points of a template's entries; none of one that the module's shapes contradict."""
     made: list[InjectionPoint] = []
     for entry in entries:
         try:
-            made += points_of(_sorted(entry, sort), one.module, one.path, site, tags)
+            made += points_of(entry, one.module, one.path, site, tags)
         except _CONTRADICTIONS as error:
             remarks[one.path] = _contradicted(one, error)
     return [_as_accessed(point, one) for point in made]
@@ -283,12 +281,9 @@ def _contradicted(one: _Found, error: Exception) -> str:
     return f"{type(one.module).__name__} has the children of a known structure, and other shapes: {said}"
 
 
-def _sorted(entry: Entry, sort: str) -> Entry:
-    """The entry with the sort in its roles."""
-    roles = getattr(entry, "roles", None)
-    if roles is not None:
-        return dataclasses.replace(entry, roles=tuple(role.replace("*", sort, 1) for role in roles))  # type: ignore[call-arg]
-    return dataclasses.replace(entry, role=entry.role.replace("*", sort, 1))  # type: ignore[union-attr,call-arg]
+def _sorted(points: Sequence[InjectionPoint], sort: str) -> list[InjectionPoint]:
+    """The points with the sort in their roles."""
+    return [dataclasses.replace(point, role=point.role.replace("*", sort, 1)) for point in points]
 
 
 def _as_accessed(point: InjectionPoint, one: _Found) -> InjectionPoint:

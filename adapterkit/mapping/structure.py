@@ -16,6 +16,11 @@ _SIZES = frozenset((int, tuple, str))
 """Types of the attributes that say what a layer computes: widths, heads, strides, modes."""
 
 
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it is without adapters."""
+    return getattr(module.__dict__.get(SITE), "base", type(module))
+
+
 def named_base_modules(
     module: nn.Module, *, repeated: bool = False, prefix: str = "", seen: set[int] | None = None
 ) -> Iterator[tuple[str, nn.Module]]:

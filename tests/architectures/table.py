@@ -62,7 +62,9 @@ def table(found: Mapping[str, Sequence[rows.Row]]) -> str:
 
 
 def _summary(found: Mapping[str, Sequence[rows.Row]]) -> str:
-    lines = _header("line", "architectures", "swept", "with attention", "preset `attention`", "prefixes", "sublayer outputs")
+    lines = _header(
+        "line", "architectures", "swept", "with attention", "preset `attention`", "prefixes", "sublayer outputs"
+    )
     for line, some in found.items():
         having = [one for one in some if one.attention]
         swept = sum(bool(one.claims or one.broken) for one in some)

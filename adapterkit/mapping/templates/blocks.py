@@ -11,7 +11,7 @@ from adapterkit.mapping.templates.template import BlockTemplate
 
 
 def before(role: str, sublayer: str, norm: str, last: str = "") -> Output:
-    """X + sublayer(norm(x)). `last` are alternatives for the module whose output is the sublayer's."""
+    """Gives x + sublayer(norm(x)). `last` are alternatives for the module whose output is the sublayer's."""
     return Output(role, f"{last}|{sublayer}" if last else sublayer, residual=norm, norm_in=norm, width=sublayer)
 
 
@@ -21,12 +21,12 @@ def behind(role: str, sublayer: str, norm: str, last: str = "") -> Output:
 
 
 def around(role: str, norm_in: str, norm_out: str) -> Output:
-    """X + norm_out(sublayer(norm_in(x)))."""
+    """Gives x + norm_out(sublayer(norm_in(x)))."""
     return Output(role, norm_out, residual=norm_in, norm_in=norm_in)
 
 
 def after(role: str, sublayer: str, norm: str) -> Output:
-    """X + norm(sublayer(x))."""
+    """Gives x + norm(sublayer(x))."""
     return Output(role, norm, residual=sublayer, width=norm)
 
 

@@ -15,19 +15,19 @@ from adapterkit.mapping.templates.template import BlockTemplate
 
 
 def _added(role: str, sublayer: str, norm: str) -> Output:
-    """X + gate * sublayer(modulated norm(x)). Where the norm has no parameters, the first layer tells the width."""
+    """Gives x + gate * sublayer(modulated norm(x)); of a norm without parameters the first layer tells the width."""
     first = sublayer.partition(".")[0]
     width = "|".join(f"{first}.{layer}" for layer in ("to_q", "net.0.proj", "to_query", "in_layer"))
     return Output(role, sublayer, residual=norm, norm_in=f"{norm}.norm|{norm}", width=width)
 
 
 def _bare(role: str, sublayer: str) -> Output:
-    """X + gate * sublayer(x)."""
+    """Gives x + gate * sublayer(x)."""
     return Output(role, sublayer, residual=sublayer)
 
 
 def _around(role: str, norm_in: str, norm_out: str, width: str | None = None) -> Output:
-    """X + gate * norm_out(sublayer(modulated norm_in(x))). `width` as of `Output`."""
+    """Gives x + gate * norm_out(sublayer(modulated norm_in(x))). `width` as of `Output`."""
     return Output(role, norm_out, residual=norm_in, norm_in=f"{norm_in}.norm|{norm_in}", width=width)
 
 

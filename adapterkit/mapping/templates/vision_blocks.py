@@ -15,13 +15,13 @@ from adapterkit.mapping.templates.template import BlockTemplate
 
 
 def _sublayer(role: str, sublayer: str, norm: str, number: int, part: str = "mlp") -> Output:
-    """X + scale(sublayer(norm(x))), tokens in rows, or in planes where `part` convolves."""
+    """Gives x + scale(sublayer(norm(x))), tokens in rows, or in planes where `part` convolves."""
     last = f"layer_scale{number}|drop_path{number}|ls{number}|{sublayer}"
     return Output(role, last, residual=norm, norm_in=norm, convolved=part)
 
 
 def _unnormed(role: str, last: str, residual: str, width: str, part: str = "mlp") -> Output:
-    """X + last(...), where no norm of the block is in front."""
+    """Gives x + last(...), where no norm of the block is in front."""
     return Output(role, last, residual=residual, width=width, convolved=part)
 
 
