@@ -17,8 +17,9 @@ from adapterkit.errors import AdapterKitError, TargetNotFoundError
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, Points, WeightPoint
 from adapterkit.selectors import Selector
 from adapterkit.testing.proof import Proof, prove
+from adapterkit.testing.proofs.attentions import BY_LIMITS
 from adapterkit.testing.specimens import NoSpecimen, specimen
-from tests.architectures import catalogue
+from tests.architectures import catalogue, commits
 
 FOLDER = Path(os.environ.get("ARCHITECTURES", "/tmp/adapterkit_architectures"))
 """Where rows are kept."""
@@ -43,6 +44,8 @@ class Row:
         counts: Kind -> result -> points, of the specimen.
         wrong, unreached: Some points with the reasons, of the specimen.
         claims: Of `CLAIMS`: "proven", "false", "not reached", "listed" (there is no proof) or "none".
+        limited: Attention points that are proven in the limits alone, and not by the equation.
+        commit: At which it was made; "" of rows from before this was kept.
         seconds: It took.
     """
 
@@ -58,7 +61,15 @@ class Row:
     wrong: dict[str, str] = field(default_factory=dict[str, str])
     unreached: dict[str, str] = field(default_factory=dict[str, str])
     claims: dict[str, str] = field(default_factory=dict[str, str])
+    limited: int = 0
+    commit: str = ""
     seconds: float = 0.0
+
+    @property
+    def by_limits(self) -> bool:
+        """Whether prefixes are proven, and of no point by the equation."""
+        proven = self.counts.get("attention", {}).get("proven", 0)
+        return self.claims.get("prefixes") == "proven" and self.limited == proven
 
     @property
     def path(self) -> Path:
@@ -79,7 +90,7 @@ def kept(line: str, name: str) -> Row | None:
 
 def made(line: str, name: str) -> Row:
     """Maps an architecture, and proves its map on a specimen."""
-    row, start = Row(line, name), time.monotonic()
+    row, start = Row(line, name, commit=commits.now()), time.monotonic()
     _fill(row)
     row.seconds = round(time.monotonic() - start, 1)
     return row
@@ -115,6 +126,7 @@ def _judge(row: Row, proof: Proof) -> None:
     row.counts = proof.counts()
     row.wrong = {one.point.id: one.why for one in proof.false[:_MOST_FALSE]}
     row.unreached = {one.point.id: one.why for one in proof.unreached[:_MOST_FALSE]}
+    row.limited = sum(one.why == BY_LIMITS for one in proof.proven)
     results = {one.point.id: one.result for one in proof}
     points = Points(one.point for one in proof)
     for claim, said in row.claims.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 import adapterkit as ak
 from adapterkit.testing.specimens import specimen
-from tests.architectures import catalogue, rows
+from tests.architectures import catalogue, commits, rows
 
 BARS = {
     "causal": (97, 85, 85),
@@ -49,7 +49,8 @@ def row(line: str, name: str, limit: float, *, again: bool = False) -> rows.Row:
 
 
 def _import(line: str) -> None:
-    """Loads what every row needs, once, before processes are made."""
+    """Loads what every row needs, once, before processes are made; the commit too, before somebody changes a file."""
+    commits.now()
     with contextlib.suppress(Exception):  # it is told of when it is its turn
         model = catalogue.skeleton(line, catalogue.names(line)[0])
         ak.points(model)
@@ -61,7 +62,9 @@ def _make(line: str, name: str) -> None:
 
 
 def _unfinished(line: str, name: str, why: str) -> rows.Row:
-    found = rows.Row(line, name, unproven=why, claims=dict.fromkeys(rows.CLAIMS, "none"), attention=True)
+    found = rows.Row(
+        line, name, unproven=why, claims=dict.fromkeys(rows.CLAIMS, "none"), attention=True, commit=commits.now()
+    )
     found.write()
     return found
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.architectures import catalogue, rows, sweep
+from tests.architectures import catalogue, commits, rows, sweep
 
 PATH = Path(__file__).parents[2] / "plugins" / "FAMILIES.md"
 
@@ -41,6 +41,9 @@ sublayers' outputs are points. What counts is what the numbers prove: a small ra
 checked at every point (`adapterkit.testing.prove`, `adapterkit points MODEL --prove`).
 
 `listed` is offered, and there is no proof; `not run` is offered, and no call of the copy runs it; `–` is not offered.
+`in limits` counts as proven: where a module does not call torch's attention once, no equation can be put in its place,
+and prefixes of no weight, of all of it, and in between are tried. What was proven at a commit since which maps or
+proofs have changed is old, and says at which.
 Generated: `python -m tests.architectures.table`, from what `python -m tests.architectures.sweep` has found. What
 single families offer in detail is in [POINTS.md](POINTS.md). Shares are of those that were swept and have an attention.
 
@@ -63,13 +66,23 @@ def table(found: Mapping[str, Sequence[rows.Row]]) -> str:
 
 def _summary(found: Mapping[str, Sequence[rows.Row]]) -> str:
     lines = _header(
-        "line", "architectures", "swept", "with attention", "preset `attention`", "prefixes", "sublayer outputs"
+        "line",
+        "architectures",
+        "swept",
+        "old",
+        "with attention",
+        "preset `attention`",
+        "prefixes",
+        "of these in limits",
+        "sublayer outputs",
     )
     for line, some in found.items():
         having = [one for one in some if one.attention]
         swept = sum(bool(one.claims or one.broken) for one in some)
-        shares = [f"{share(having, claim):.0f} %" if having else "–" for claim in rows.CLAIMS]
-        lines.append(_row([TITLES[line], str(len(some)), str(swept), str(len(having)), *shares]))
+        attention, prefixes, outputs = (f"{share(having, claim):.0f} %" if having else "–" for claim in rows.CLAIMS)
+        old, limited = (str(sum(map(told, some))) for told in (_is_old, lambda one: one.by_limits))
+        numbers = [str(len(some)), str(swept), old, str(len(having))]
+        lines.append(_row([TITLES[line], *numbers, attention, prefixes, limited, outputs]))
     return "\n".join(lines) + "\n"
 
 
@@ -78,9 +91,21 @@ def share(some: Sequence[rows.Row], claim: str) -> float:
     return 100 * sum(one.claims.get(claim) == "proven" for one in some) / max(len(some), 1)
 
 
+def _is_old(row: rows.Row) -> bool:
+    return bool(row.claims) and commits.is_old(row.commit)
+
+
 def _cells(row: rows.Row) -> list[str]:
-    marks = [_MARKS[row.claims.get(claim, "none")] for claim in rows.CLAIMS]
-    return [row.name, row.model or "–", *marks, _proof(row)]
+    attention, prefixes, outputs = (_MARKS[row.claims.get(claim, "none")] for claim in rows.CLAIMS)
+    at = f" (old: at {row.commit or 'an unknown commit'})" if _is_old(row) else ""
+    return [
+        row.name,
+        row.model or "–",
+        attention,
+        "in limits" if row.by_limits else prefixes,
+        outputs,
+        _proof(row) + at,
+    ]
 
 
 def _proof(row: rows.Row) -> str:

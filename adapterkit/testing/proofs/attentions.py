@@ -18,6 +18,9 @@ from adapterkit.testing.proofs.bench import NAME, NEAR, TIGHT, Bench, Outputs, R
 from adapterkit.testing.proofs.verdicts import Verdict
 from adapterkit.testing.subject import randomise
 
+BY_LIMITS = "by limits"
+"""Why a point is proven whose module does not call torch's attention once: in the limits, and not by the equation."""
+
 _LENGTH = 2
 _FAINT, _HUGE = 1e-12, 1e18
 
@@ -138,7 +141,7 @@ def prove_attentions(bench: Bench, points: Sequence[InjectionPoint]) -> list[Ver
     for point in by_limits:
         wrong |= convicted([point], lambda some: _limits(bench, some))
     limited = {point.id for point in by_limits}
-    return judged(found, wrong, idle, lambda point: "by limits" if point.id in limited else "attention equation")
+    return judged(found, wrong, idle, lambda point: BY_LIMITS if point.id in limited else "attention equation")
 
 
 def _counted(bench: Bench, points: Sequence[InjectionPoint]) -> dict[str, bool]:
