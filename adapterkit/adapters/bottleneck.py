@@ -81,24 +81,8 @@ class Bottleneck(SublayerNet):
     The classmethods give each paper's own choice; every field can be changed: `Bottleneck.pfeiffer(width=8)`.
 
     Attributes:
-        targets: Sublayer outputs: "attn", "mlp" or "attn mlp"; "cross" where there is cross attention; "hidden".
-        form: One of the four above.
-        reduction: The hidden width is features / reduction, rounded down, and at least 1.
-        width: The hidden width itself; takes the place of `reduction`.
-        activation: relu, gelu, gelu_new (by tanh), silu, tanh, sigmoid, leaky_relu, relu2 (squared), relu6, mish,
-            quick_gelu (by sigmoid) or identity.
-        scaling: Factor on A; "learned" for a parameter, "channel" for one per feature, which start at 1.
         init: lora (up is zero, so it has no effect yet), mam (biases are zero too), bert (both normal, std 0.02),
             houlsby (both normal, std 0.01, cut at two deviations). The last two have a small effect from the start.
-        residual: What A is added to: the sublayer's output s, the "sum" s + x, or A's own "input". The last two count x
-            twice in the block, where the block adds it again.
-        norm_before: Whether A's input has a layer norm of its own.
-        norm_after: A learnt layer norm over the "network" A, before it is added, or over the "sum"; None for none.
-        gating: Whether every token has a gate, `sigmoid(w h + b)`; "sequence" for its mean over all positions, padding
-            among them, as UniPELT has it (arXiv:2110.07577): a causal model then sees the future.
-        hidden_dropout: Probability of zeroing an element of the hidden layer in training.
-        dropout: Of A's output.
-        drop_path: Of the whole of A, for each sample; what is kept is scaled up (stochastic depth, arXiv:1603.09382).
     """
 
     inits: ClassVar[tuple[str, ...]] = tuple(INITS)

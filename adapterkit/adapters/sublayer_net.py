@@ -60,7 +60,28 @@ _LEARNT: dict[object, Callable[[int], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class SublayerNet(AdapterConfig):
-    """The fields of every bottleneck type; `Bottleneck` says what they mean."""
+    """The fields of every bottleneck type.
+
+    Attributes:
+        targets: Sublayer outputs: "attn", "mlp" or "attn mlp"; "cross" where there is cross attention; "hidden".
+        form: How the network sees its input: one of those of `Bottleneck`.
+        reduction: The hidden width is features / reduction, rounded down, and at least 1.
+        width: The hidden width itself; takes the place of `reduction`.
+        activation: relu, gelu, gelu_new (by tanh), silu, tanh, sigmoid, leaky_relu, relu2 (squared), relu6, mish,
+            quick_gelu (by sigmoid) or identity.
+        scaling: Factor on the network's output A; "learned" for a parameter, "channel" for one per feature, which start
+            at 1.
+        init: How its weights start; "" for the type's own way.
+        residual: What A is added to: the sublayer's output s, the "sum" s + x, or A's own "input". The last two count x
+            twice in the block, where the block adds it again.
+        norm_before: Whether A's input has a layer norm of its own.
+        norm_after: A learnt layer norm over the "network" A, before it is added, or over the "sum"; None for none.
+        gating: Whether every token has a gate, `sigmoid(w h + b)`; "sequence" for its mean over all positions, padding
+            among them, as UniPELT has it (arXiv:2110.07577): a causal model then sees the future.
+        hidden_dropout: Probability of zeroing an element of the hidden layer in training.
+        dropout: Of A's output.
+        drop_path: Of the whole of A, for each sample; what is kept is scaled up (stochastic depth, arXiv:1603.09382).
+    """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"output"})
     inits: ClassVar[tuple[str, ...]] = ()

@@ -11,14 +11,27 @@ from adapterkit.plugins import get_plugin_manager
 from adapterkit.specs import AdapterSpec
 
 
-@click.command("adapters")
+@click.command("adapters", epilog="Example: adapterkit adapters lora")
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List the adapter types, or just NAME: where each acts and who provides it."""
+    """List the adapter types, or of NAME where it acts, who provides it, and every field of its configuration."""
     manager = get_plugin_manager()
-    specs = list(manager.adapters().values()) if name is None else [manager.adapter(name)]
-    show([_row(spec) for spec in specs], ("name", "kinds", "summary", "provider"), as_json=as_json)
+    columns = ("name", "kinds", "summary", "provider")
+    if name is None:
+        show([_row(spec) for spec in manager.adapters().values()], columns, as_json=as_json)
+        return
+    from adapterkit.adapter import AdapterConfig
+    from adapterkit.cli.keys import COLUMNS, description_of, keys_of
+    from adapterkit.plugins.manager import class_of
+
+    spec = manager.adapter(name)
+    config = class_of(spec, AdapterConfig)
+    fields = keys_of(config)
+    show([{**_row(spec), "fields": fields} if as_json else _row(spec)], columns, as_json=as_json)
+    if not as_json:
+        click.echo(f"\n{description_of(config)}\n")
+        show(fields, COLUMNS, as_json=False)
 
 
 def _row(spec: AdapterSpec) -> dict[str, Any]:

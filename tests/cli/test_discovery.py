@@ -30,6 +30,16 @@ def greet():
     click.echo("hello")
 """
 
+GATE = """
+from dataclasses import dataclass
+
+from adapterkit.adapter import AdapterConfig
+
+@dataclass(frozen=True)
+class Gate(AdapterConfig):
+    sharpness: float = 1.0
+"""
+
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
@@ -67,8 +77,9 @@ def test_adapters_as_json_and_as_a_table(install: Install) -> None:
 
 
 def test_one_of_them_by_name(install: Install) -> None:
-    install("good", GOOD)
-    assert list(rows("adapters", "good:gate")) == ["gate"]
+    install("good", GOOD + GATE)
+    gate = rows("adapters", "good:gate")["gate"]
+    assert [field["key"] for field in gate["fields"]] == ["targets", "settings", "sharpness"]  # type: ignore[index,union-attr]
     assert list(rows("backends", "unet")) == ["unet"]
     assert rows("backends")["unet"]["models"] == ["diffusers:UNet2DConditionModel"]
     assert "diffusers:UNet2DConditionModel" in run("backends").stdout
