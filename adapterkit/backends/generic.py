@@ -67,7 +67,7 @@ class GenericBackend(Backend):
         claimed = {point.path for point in recognised.points if isinstance(point, WeightPoint)}
         rest = [one for one in layer_points(model, component, beside) if one.path not in claimed]
         rest = _named(model, rest, component)
-        found = [*recognised.points, *rest, *_hidden(model, recognised), *_tokens(rest)]
+        found = [*recognised.points, *rest, *_hidden(model, recognised), *_tokens(model, rest)]
         if not found and not beside:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has no adaptable layer: no Linear, Conv1d, Conv2d, Conv3d, Embedding, "
@@ -125,9 +125,10 @@ def _input_embeddings(model: Any) -> object:
         return None
 
 
-def _tokens(points: Sequence[InjectionPoint]) -> list[InjectionPoint]:
-    """The embedded sequence."""
-    first = [one for one in points if one.role == "embed.tokens" and not one.site]
+def _tokens(model: nn.Module, points: Sequence[InjectionPoint]) -> list[InjectionPoint]:
+    """The embedded sequence, where a layer of torch's gives it: others may give a scale beside it."""
+    named = [one for one in points if one.role == "embed.tokens" and not one.site]
+    first = [one for one in named if isinstance(model.get_submodule(one.path), nn.Embedding)]
     return [
         TokensPoint("tokens", one.path, "", one.out_features, one.out_features, TokensLayout(), tags=one.tags)
         for one in first

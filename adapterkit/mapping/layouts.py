@@ -42,6 +42,17 @@ def _own_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     if is_class(module, "transformers", "Conv1D"):
         rows, columns = module.weight.shape  # type: ignore[misc]
         return WeightLayout("linear_t", bias=True), int(rows), int(columns)
+    return _quantizable(module)
+
+
+def _quantizable(module: Any) -> tuple[WeightLayout, int, int] | None:
+    """Layers of I-BERT, which give a scale beside what they compute: they read their weight."""
+    if is_class(module, "transformers", "QuantLinear"):
+        layout = WeightLayout("linear", bias=module.bias is not None, access="read")
+        return layout, int(module.in_features), int(module.out_features)
+    if is_class(module, "transformers", "QuantEmbedding"):
+        rows, columns = module.weight.shape
+        return WeightLayout("embedding", access="read"), int(rows), int(columns)
     return None
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.architectures import commits, rows, table
 
-PROVEN: dict[str, str] = {claim: "proven" for claim in rows.CLAIMS}
+PROVEN: dict[str, str] = dict.fromkeys(rows.CLAIMS, "proven")
 
 
 def row(limited: int, commit: str = "") -> rows.Row:

@@ -39,6 +39,7 @@ BLOCKS: tuple[BlockTemplate, ...] = (
             before("attn", "self_attn", "input_layernorm", _LLAMA_OUT),
             before("mlp", "mlp", "post_attention_layernorm", "mlp.down_proj|mlp.fc2"),
         ),
+        unless="lambdas",
     ),
     BlockTemplate(
         "input_layernorm self_attn post_attention_layernorm pre_feedforward_layernorm mlp post_feedforward_layernorm",

@@ -14,6 +14,7 @@ from adapterkit.testing.specimens.config_names import (
     INDEX_LISTS,
     INNER_WIDTHS,
     MODEL_WIDTHS,
+    ROTATED_IN_FOURS,
     SHARED_BLOCKS,
     VOCABULARIES,
     WHERE_NONE,
@@ -86,16 +87,16 @@ def _divides(config: PreTrainedConfig, divisor: int) -> bool:
     exact = [n for name in WIDTHS for n in _numbers(values.get(name)) if n > 0]
     if any(n % divisor for n in exact):
         return False
-    factors = _rotated(config)
-    return all(_good_head(width, divisor, factors) for width in _head_widths(config))
+    factors, unit = _rotated(config), 4 if config.model_type in ROTATED_IN_FOURS else 2
+    return all(_good_head(width, divisor, factors, unit) for width in _head_widths(config))
 
 
-def _good_head(width: int, divisor: int, factors: list[float]) -> bool:
-    """Tell whether a head may be divided: what is even of it has to stay so."""
+def _good_head(width: int, divisor: int, factors: list[float], unit: int) -> bool:
+    """Tell whether a head may be divided: what of it are pairs, or other units, has to stay so."""
     small = width // divisor
     pairs = [(width, small), *((int(width * f), int(small * f)) for f in factors)]
-    even = all(new % 2 == 0 and new > 0 for old, new in pairs if old % 2 == 0)
-    return small >= _LEAST_HEAD and even and (width % 2 == 1 or width % divisor == 0)
+    whole = all(new % unit == 0 and new > 0 for old, new in pairs if old % unit == 0)
+    return small >= _LEAST_HEAD and whole and (width % 2 == 1 or width % divisor == 0)
 
 
 def _rotated(config: PreTrainedConfig) -> list[float]:
