@@ -95,8 +95,8 @@ def _around(sublayers: Sequence[InjectionPoint]) -> str:
     return ".".join(names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
 
 
-def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: str = "") -> list[InjectionPoint]:
-    """The role `prompt` for every embedded sequence: at what runs on it.
+def prompt_points(model: nn.Module, points: Sequence[InjectionPoint], beside: str = "") -> list[InjectionPoint]:
+    """The role `prompt` for every embedded sequence: at what runs on it, as wide as its blocks where it has `beside`.
 
     Args:
         model: The model.
@@ -114,8 +114,16 @@ def prompt_points(model: nn.Module, points: Iterable[InjectionPoint], beside: st
         whole = path if beside else None
         path = ".".join(name for name in (path, beside) if name)
         if first_path(model, path) is not None:
-            found.append(replace(point, role="prompt", path=path, layout=_prompted(model, path, whole)))
+            width = _stream(points, path) if beside else None
+            widths = {} if width is None else {"in_features": width, "out_features": width}
+            found.append(replace(point, role="prompt", path=path, layout=_prompted(model, path, whole), **widths))
     return found
+
+
+def _stream(points: Iterable[InjectionPoint], path: str) -> int | None:
+    """Width of the stream in a module: ELECTRA projects what it has embedded before its blocks see it."""
+    inside = (one for one in points if isinstance(one, OutputPoint) and one.path.startswith(f"{path}."))
+    return next((one.out_features for one in inside), None)
 
 
 def _prompted(model: nn.Module, path: str, whole: str | None = None) -> TokensLayout:
