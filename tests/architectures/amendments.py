@@ -22,7 +22,7 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
     # or those of a sibling.
     "CohereCompassForCausalLM": {"rope_parameters": _ROPE},
     "CohereCompassForConditionalGeneration": {"text_config": {"rope_parameters": _ROPE}},
-    "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8}},
+    "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8, "clip_qkv": 8.0}},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "n_shared_experts": 2},
     "HunYuanDenseV1ForCausalLM": {"head_dim": 128},
     "HunYuanMoEV1ForCausalLM": {"head_dim": 128},

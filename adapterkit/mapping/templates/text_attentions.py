@@ -120,6 +120,7 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
         heads=_equal_heads,
     ),
     AttentionTemplate("qkv_proj o_proj", (Fused(_QKV, "qkv_proj", _grouped), Weight("*.o", "o_proj"))),
+    AttentionTemplate("Wqkv out_proj", (Fused(_QKV, "Wqkv", _grouped), Weight("*.o", "out_proj"))),
     AttentionTemplate(
         "qkv_proj out_proj attn_dropout resid_dropout",
         (Fused(_QKV, "qkv_proj", _in_four), Weight("*.o", "out_proj")),

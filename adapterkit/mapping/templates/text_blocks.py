@@ -115,6 +115,14 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         ),
         optional="self_att ffn",
     ),
+    BlockTemplate(  # DBRX
+        "norm_attn_norm.norm_1 norm_attn_norm.attn norm_attn_norm.norm_2 ffn",
+        (
+            _attention("norm_attn_norm.attn", "norm_attn_norm.norm_1"),
+            before("mlp", "ffn", "norm_attn_norm.norm_2"),
+        ),
+        optional="norm_attn_norm",
+    ),
     _parallel("attn", "ln_1"),
     _parallel("self_attn", "input_layernorm"),
     _sandwich(
