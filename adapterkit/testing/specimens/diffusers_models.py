@@ -67,7 +67,7 @@ def _runnable(model: nn.Module) -> Callable[[], Tensor]:
 
 def _call(model: nn.Module, inputs: Mapping[str, Any], *, exact: bool) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        with torch.no_grad(), InFloat64() if exact else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
+        with InFloat64() if exact else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)
             found = [part.double().flatten() for part in _tensors(model(**inputs))]
         return torch.cat(found)

@@ -72,7 +72,7 @@ def _copy(model: nn.Module, shrink: Callable[[Any], Any]) -> nn.Module:
 
 
 def _run(function: Callable[..., Any], inputs: Inputs) -> Tensor:
-    with torch.no_grad(), InFloat64():
+    with InFloat64():
         return torch.cat([part.flatten().double() for part in tensors(function(**inputs))])
 
 

@@ -75,7 +75,7 @@ def text_calls(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
 
 def run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Run a model and give its logits, or all that it returns where there are none, as one flat tensor."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), InFloat64():
+    with torch.random.fork_rng(devices=[]), InFloat64():
         torch.default_generator.manual_seed(_SEED)
         returned = model(**inputs)
         # What else there is may be longer with a prompt: states of the encoder, of which these are made.
