@@ -1,4 +1,4 @@
-"""The nine hooks of a plug-in.
+"""The ten hooks of a plug-in.
 
 A plug-in is a light module, named by an entry point of the group `adapterkit`:
 
@@ -27,6 +27,7 @@ from adapterkit.specs import (
     FormatSpec,
     LayerSpec,
     NamingSpec,
+    RecipeSpec,
     TaskSpec,
 )
 
@@ -72,6 +73,11 @@ def adapterkit_register_namings() -> Iterable[NamingSpec]:  # pyright: ignore[re
 @hookspec
 def adapterkit_register_tasks() -> Iterable[TaskSpec]:  # pyright: ignore[reportReturnType]
     """Training tasks, such as `TaskSpec("causal-lm", "my_package:CausalLM", summary="next-token prediction")`."""
+
+
+@hookspec
+def adapterkit_register_recipes() -> Iterable[RecipeSpec]:  # pyright: ignore[reportReturnType]
+    """How pipelines train, such as `RecipeSpec("flux", "my_package:Flux", pipelines=("diffusers:FluxPipeline",))`."""
 
 
 @hookspec

@@ -228,6 +228,17 @@ class TaskSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeSpec(Spec):
+    """How pipelines are trained by the task `diffusion`. `pipelines` are their classes as `"package:Class"`."""
+
+    kind: ClassVar[str] = "recipe"
+    class_names: ClassVar[str] = "pipelines"
+
+    pipelines: tuple[str, ...]
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CommandSpec(Spec):
     """A subcommand of `adapterkit`. `target` is a click command; `help` is its line in `adapterkit --help`."""
 

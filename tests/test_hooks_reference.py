@@ -20,6 +20,8 @@ from adapterkit.testing.backends import BackendConformance
 from adapterkit.testing.case import Case
 from adapterkit.testing.formats import FormatConformance
 from adapterkit.training import order, run, task
+from adapterkit.training.diffusion import recipe
+from adapterkit.training.diffusion.objectives import objective
 
 points = importlib.import_module("adapterkit.points")  # `adapterkit.points` itself is the public function
 TEXT = (Path(__file__).parents[1] / "plugins/HOOKS.md").read_text(encoding="utf-8")
@@ -55,6 +57,7 @@ EXPECTED = {
         "CodecSpec",
         "NamingSpec",
         "TaskSpec",
+        "RecipeSpec",
         "CommandSpec",
     },
     "module": members(adapter.AdapterModule) | members(adapter.AdditiveModule),
@@ -101,6 +104,7 @@ EXPECTED = {
     "task": members(task.Task) | {*task.__all__} | {"config", "options", "load_run", "train"},
     "record": members(task.DataRecord),
     "setting": {f.name for f in dataclasses.fields(task.Setting)} | members(task.Setting) | members(task.Draw),
+    "recipe": members(recipe.Recipe) | members(objective.Objective) | {"Recipe", "Objective"},
     "lora": {name for name, _ in lora.LoRA(rank=1).build(POINT).named_parameters()} | {"ranks", "alphas"},
     "kit": {*testing.__all__} - {"CheckReport", "CheckResult"},
     "cases": {
@@ -143,7 +147,7 @@ def test_nothing_is_told_that_is_not_there() -> None:
         testing,
         weights,
     )
-    modules += (order, run, task, source)
+    modules += (order, run, task, source, recipe, objective)
     known |= {name for module in modules for name in vars(module)} | {*task.RunConfig.model_fields}
     known |= {name for module in modules for name in module.__name__.split(".")}
     everything = [value for module in modules for value in vars(module).values()]

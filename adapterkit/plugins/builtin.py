@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from adapterkit.hookspecs import hookimpl
 from adapterkit.plugins import classes
-from adapterkit.specs import AdapterSpec, BackendSpec, CodecSpec, CommandSpec, FormatSpec, NamingSpec, TaskSpec
+from adapterkit.specs import (
+    AdapterSpec,
+    BackendSpec,
+    CodecSpec,
+    CommandSpec,
+    FormatSpec,
+    NamingSpec,
+    RecipeSpec,
+    TaskSpec,
+)
 
 # Library, the extra that brings it, and its families: name, target below adapterkit.backends, classes, summary.
 _BACKENDS: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -309,7 +318,7 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
     return [
         TaskSpec(
             "diffusion",
-            "adapterkit.training.diffusion:DiffusionTask",
+            "adapterkit.training.diffusion.task:DiffusionTask",
             summary="a style or a subject from a folder of captioned images",
         ),
         TaskSpec(
@@ -322,6 +331,27 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
             "adapterkit.training.text:CausalLMTask",
             summary="next-token prediction on text or JSONL",
         ),
+    ]
+
+
+# Name, target below adapterkit.training.diffusion.recipes, pipelines of diffusers, summary.
+_RECIPES = (
+    ("stable_diffusion", "unet:StableDiffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x and 2.x"),
+    ("stable_diffusion_xl", "unet:StableDiffusionXL", "StableDiffusionXLPipeline", "Stable Diffusion XL"),
+)
+
+
+@hookimpl
+def adapterkit_register_recipes() -> list[RecipeSpec]:
+    """Every recipe of `_RECIPES`."""
+    return [
+        RecipeSpec(
+            name,
+            f"adapterkit.training.diffusion.recipes.{target}",
+            pipelines=tuple(f"diffusers:{cls}" for cls in names.split()),
+            summary=summary,
+        )
+        for name, target, names, summary in _RECIPES
     ]
 
 

@@ -17,6 +17,7 @@ from adapterkit.specs import (
     LayerSpec,
     NamingSpec,
     Origin,
+    RecipeSpec,
     Spec,
     TaskSpec,
 )
@@ -29,6 +30,7 @@ SPEC_CLASSES: tuple[type[Spec], ...] = (
     CodecSpec,
     NamingSpec,
     TaskSpec,
+    RecipeSpec,
     CommandSpec,
 )
 
@@ -77,6 +79,10 @@ class Catalog:
         """Every training task by name."""
         return self._named(TaskSpec)
 
+    def recipes(self) -> Mapping[str, RecipeSpec]:
+        """Every recipe of the task `diffusion` by name."""
+        return self._named(RecipeSpec)
+
     def commands(self) -> Mapping[str, CommandSpec]:
         """Every subcommand by name."""
         return self._named(CommandSpec)
@@ -109,7 +115,7 @@ class Catalog:
         """The distribution that provides something, and its version.
 
         Args:
-            kind: "adapter", "backend", "layer", "format", "codec", "naming", "task" or "command".
+            kind: "adapter", "backend", "layer", "format", "codec", "naming", "task", "recipe" or "command".
             name: Its name.
         """
         classes = {cls.kind: cls for cls in self._specs}

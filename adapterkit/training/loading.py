@@ -20,7 +20,6 @@ from adapterkit.errors import (
     ConfigError,
     MissingDependencyError,
     ModelNotFoundError,
-    UnsupportedModelError,
     shown,
 )
 from adapterkit.formats.files import open_plain
@@ -30,35 +29,11 @@ _CONFIG_LIMIT = 1 << 24
 TIMM = "timm:"
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every load of diffusers and transformers: without it transformers asks at a terminal, and "y" runs the code."""
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-_NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def dtype_of(name: str) -> torch.dtype:
     """`float32`, `bfloat16` or `float16`."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def load_pipeline(name: str, dtype: str) -> Any:
-    """A text-to-image pipeline with a UNet, without its safety checker.
-
-    Raises:
-        ModelNotFoundError: There is no pipeline at that place.
-        UnsupportedModelError: It is one of another kind.
-    """
-    with reading(name, "diffusion", "diffusers", "transformers"):
-        diffusers: Any = importlib.import_module("diffusers")
-        index = diffusers.DiffusionPipeline.load_config(name)
-        listed = {key: value for key, value in index.items() if isinstance(value, list)}
-        if lacking := [part for part in _NEEDED if part not in listed]:
-            raise UnsupportedModelError(
-                f"{name} is a {index.get('_class_name')} without {', '.join(lacking)}; the task 'diffusion' trains "
-                "pipelines with a UNet: StableDiffusionPipeline (1.x, 2.x) and StableDiffusionXLPipeline"
-            )
-        absent: dict[str, Any] = {part: None for part in _OPTIONAL if part in listed}
-        if "requires_safety_checker" in index:
-            absent["requires_safety_checker"] = False
-        return diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
 
 
 def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:

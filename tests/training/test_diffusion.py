@@ -15,8 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, DataError, UnsupportedModelError
-from adapterkit.training import diffusion
-from adapterkit.training.diffusion import DiffusionTask, Images
+from adapterkit.training.diffusion import task as diffusion
+from adapterkit.training.diffusion.images import Images
+from adapterkit.training.diffusion.objectives.noise import NoiseObjective
+from adapterkit.training.diffusion.recipes.unet import StableDiffusion
+from adapterkit.training.diffusion.task import DiffusionTask
 from adapterkit.training.loading import ModelNotFoundError
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
@@ -120,12 +123,11 @@ def test_cached_embeddings_are_what_the_pipeline_encodes(base: Path, data: Path,
     live, _ = prepared(make_run(base, data, tmp_path, targets="attention"))
     assert cached.cache is not None
     assert live.cache is None
-    for numbers in ([0, 2], [-1, 1]):
-        texts = ["" if n < 0 else CAPTIONS[n] for n in numbers]
+    for texts in ([CAPTIONS[0], CAPTIONS[2]], ["", CAPTIONS[1]]):
         ids = cached.pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
         expected = cached.pipe.text_encoder(ids)[0]
-        assert torch.allclose(cached._conditioning(numbers).states, expected, atol=1e-6)
-        assert torch.allclose(live._conditioning(numbers).states, expected, atol=1e-6)
+        assert torch.allclose(cached._conditioning(texts)["states"], expected, atol=1e-6)
+        assert torch.allclose(live._conditioning(texts)["states"], expected, atol=1e-6)
 
 
 def test_latents_are_the_vaes_scaled_and_mirrored_ones_too(base: Path, data: Path, tmp_path: Path):
@@ -144,14 +146,15 @@ def test_latents_are_the_vaes_scaled_and_mirrored_ones_too(base: Path, data: Pat
 
 
 def test_an_example_follows_from_its_draw(base: Path, data: Path, tmp_path: Path):
-    _, images = prepared(make_run(base, data, tmp_path, caption_dropout=0.5, flip=True))
-    assert all(torch.equal(images[Draw(1, 7)][k], images[Draw(1, 7)][k]) for k in ("latents", "noise", "time"))
+    task, images = prepared(make_run(base, data, tmp_path, caption_dropout=0.5, flip=True))
+    assert all(torch.equal(images[Draw(1, 7)][k], images[Draw(1, 7)][k]) for k in ("latents", "noise", "u"))
     many = [images[Draw(0, seed)] for seed in range(400)]
-    assert {item["caption"] for item in many} == {0, -1}
-    assert 140 < sum(item["caption"] == -1 for item in many) < 260
-    times = torch.stack([item["time"] for item in many])
+    assert {item["caption"] for item in many} == {CAPTIONS[0], ""}
+    assert 140 < sum(item["caption"] == "" for item in many) < 260
+    times = task.objective.times(torch.stack([item["u"] for item in many]), task.size)
     assert times.min() < 30
     assert 970 < times.max() < 1000
+    assert task.objective.times(torch.tensor([0.0, 0.9999999]), task.size).tolist() == [0, 999]
     noise = torch.stack([item["noise"] for item in many])
     assert noise.mean().abs() < 0.02
     assert abs(noise.std() - 1) < 0.02
@@ -165,7 +168,8 @@ def test_the_loss_is_that_of_the_schedulers_prediction(base: Path, data: Path, t
     config.write_text(config.read_text().replace('"epsilon"', f'"{prediction}"'))
     task, images = prepared(make_run(model, data, tmp_path / "run"))
     batch = task.collate([images[Draw(i, 10 + i)] for i in range(3)])
-    alphas = torch.cumprod(1 - task.scheduler.betas.double(), 0)[batch["time"]].view(-1, 1, 1, 1)
+    times, objective = (batch["u"] * 1000).long(), NoiseObjective(task.pipe.scheduler)
+    alphas = torch.cumprod(1 - objective.schedule.betas.double(), 0)[times].view(-1, 1, 1, 1)
     latents, noise = batch["latents"].double(), batch["noise"].double()
     noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
     target = {
@@ -174,8 +178,8 @@ def test_the_loss_is_that_of_the_schedulers_prediction(base: Path, data: Path, t
         "sample": latents,
     }[prediction]
     with torch.no_grad():
-        states = task._conditioning(batch["caption"].tolist()).states
-        found = task.pipe.unet(noisy.float(), batch["time"], states).sample
+        states = task._conditioning(batch["caption"])["states"]
+        found = task.pipe.unet(noisy.float(), times, states).sample
         assert task.loss(batch).item() == pytest.approx(F.mse_loss(found.double(), target).item(), rel=1e-4)
 
 
@@ -214,13 +218,13 @@ def test_sdxl_with_its_two_encoders_and_its_sizes(data: Path, tmp_path: Path):
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)
     task, images = prepared(make_run(tmp_path / "model", data, tmp_path / "run"))
     batch = task.collate([images[Draw(i, i)] for i in range(2)])
-    texts = ["" if n < 0 else CAPTIONS[n] for n in batch["caption"].tolist()]
-    states, _, pooled, _ = made.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
+    states, _, pooled, _ = made.encode_prompt(batch["caption"], device="cpu", do_classifier_free_guidance=False)
     sizes = torch.tensor([[16, 16, 0, 0, 16, 16]] * 2)
-    noisy = task.scheduler.add_noise(batch["latents"], batch["noise"], batch["time"])
+    times, objective = (batch["u"] * 1000).long(), NoiseObjective(task.pipe.scheduler)
+    noisy = objective.schedule.add_noise(batch["latents"], batch["noise"], times)
     with torch.no_grad():
         added = {"text_embeds": pooled, "time_ids": sizes}
-        found = made.unet(noisy, batch["time"], states, added_cond_kwargs=added).sample
+        found = made.unet(noisy, times, states, added_cond_kwargs=added).sample
         assert task.loss(batch).item() == pytest.approx(F.mse_loss(found, batch["noise"]).item(), rel=1e-5)
 
 
@@ -276,13 +280,13 @@ def test_few_images_are_in_memory_at_a_time(base: Path, data: Path, tmp_path: Pa
     monkeypatch.setattr(diffusion, "BATCH", 2)
     whole = prepared(make_run(base, data, tmp_path / "run", flip=True))[1]
     encoded: list[int] = []
-    encode = diffusion.latents_of
+    encode = StableDiffusion.encode_pictures
 
-    def watched(vae: Any, images: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        encoded.append(len(images))
-        return encode(vae, images, device)
+    def watched(recipe: StableDiffusion, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded.append(len(pictures))
+        return encode(recipe, pictures)
 
-    monkeypatch.setattr(diffusion, "latents_of", watched)
+    monkeypatch.setattr(StableDiffusion, "encode_pictures", watched)
     _, images = prepared(make_run(base, data, tmp_path / "run", flip=True))
     assert encoded == [2, 2, 1, 1]
     assert torch.equal(images.means, whole.means)

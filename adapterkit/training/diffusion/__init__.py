@@ -1,0 +1,1 @@
+"""The task `diffusion`: styles and subjects, learnt from captioned pictures."""

@@ -1,0 +1,66 @@
+"""A pipeline and the recipe that its class has."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from adapterkit.errors import ModelNotFoundError, PluginError, UnsupportedModelError, shown
+from adapterkit.plugins.manager import class_of, get_plugin_manager
+from adapterkit.plugins.matching import class_keys
+from adapterkit.specs import RecipeSpec
+from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.loading import NO_CODE, dtype_of, reading
+
+
+def load_pipeline(name: str, dtype: str) -> tuple[Any, Recipe]:
+    """A pipeline without the parts that training does not need, and how it is trained.
+
+    Raises:
+        ModelNotFoundError: There is no pipeline at that place.
+        UnsupportedModelError: It is one of another kind.
+    """
+    with reading(name, "diffusion", "diffusers", "transformers"):
+        diffusers: Any = importlib.import_module("diffusers")
+        index = diffusers.DiffusionPipeline.load_config(name)
+        recipe: Any = class_of(recipe_of(_class_of(name, index)), Recipe)
+        listed = {key: value for key, value in index.items() if isinstance(value, list)}
+        if lacking := [part for part in recipe.needed() if part not in listed]:
+            raise UnsupportedModelError(
+                f"{name} is a {index['_class_name']} without {', '.join(lacking)}; {_trained()}"
+            )
+        absent: dict[str, Any] = {part: None for part in recipe.unused if part in listed}
+        if "requires_safety_checker" in index:
+            absent["requires_safety_checker"] = False
+        pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
+    return pipe, recipe(pipe)
+
+
+def recipe_of(pipeline: type) -> RecipeSpec:
+    """The recipe for the most derived class of a pipeline.
+
+    Raises:
+        UnsupportedModelError: There is none.
+        PluginError: Several claim the same class.
+    """
+    for key in class_keys(pipeline):
+        claims = [spec for spec in get_plugin_manager().recipes().values() if key in spec.pipelines]
+        if len(claims) > 1:
+            raise PluginError(f"{key} is claimed by {' and '.join(map(str, claims))}; uninstall one of them")
+        if claims:
+            return claims[0]
+    raise UnsupportedModelError(f"no recipe says how a {pipeline.__name__} is trained; {_trained()}")
+
+
+def _class_of(name: str, index: dict[str, Any]) -> type:
+    told = index.get("_class_name")
+    found = getattr(importlib.import_module("diffusers"), told, None) if isinstance(told, str) else None
+    if isinstance(found, type):
+        return found
+    raise ModelNotFoundError(f"cannot load the model {shown(name)}: diffusers has no pipeline {shown(told)}")
+
+
+def _trained() -> str:
+    specs = get_plugin_manager().recipes().values()
+    names = [key.partition(":")[2] for spec in specs for key in spec.pipelines]
+    return f"the task 'diffusion' trains {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""What a denoiser should predict, and at which times it is asked."""

@@ -1,0 +1,119 @@
+"""The contract of a recipe: how pipelines of one class are trained. Recipes are plug-ins; the task knows none by name.
+
+Everything is done by the pipeline's own parts: its encoders, its autoencoder, its denoiser, its scheduler's settings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adapterkit.training.diffusion.conditioning import Conditioning
+from adapterkit.training.diffusion.objectives.noise import NoiseObjective
+from adapterkit.training.diffusion.objectives.objective import Objective
+from adapterkit.training.diffusion.vae import kl_latents
+from adapterkit.training.sizes import Size, size_of
+
+
+class Recipe(ABC):
+    """Subclasses override the abstract methods, and what else they need.
+
+    Args:
+        pipe: The pipeline.
+
+    Attributes:
+        denoiser: The component that takes noise away.
+        encoders: The components that read captions; some may be absent.
+        tokenizers: The components that cut captions into tokens.
+        unused: Components that are neither loaded nor needed.
+    """
+
+    denoiser: ClassVar[str] = "transformer"
+    encoders: ClassVar[Sequence[str]] = ("text_encoder",)
+    tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)
+    unused: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    @classmethod
+    def needed(cls) -> Sequence[str]:
+        """The components without which nothing can be trained."""
+        return (cls.denoiser, "vae", cls.encoders[0], cls.tokenizers[0], "scheduler")
+
+    @property
+    def model(self) -> Any:
+        """The denoiser itself."""
+        return getattr(self.pipe, self.denoiser)
+
+    def text_parts(self) -> dict[str, nn.Module]:
+        """The text encoders that there are, by component."""
+        found = {name: self.pipe.components.get(name) for name in self.encoders}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def check(self) -> None:
+        """Looks whether this very model can be trained.
+
+        Raises:
+            UnsupportedModelError: It cannot.
+        """
+
+    def objective(self) -> Objective:
+        """What the denoiser learns to predict, as the scheduler's settings say."""
+        return NoiseObjective(self.pipe.scheduler)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that the sides of a picture must be a multiple of."""
+        return self.pipe.vae_scale_factor
+
+    def size(self) -> Size | None:
+        """Height and width in pixels that the model was made for; None where it does not say."""
+        latents = size_of(self.model.config.sample_size)
+        return None if latents is None else (latents[0] * self.multiple, latents[1] * self.multiple)
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
+        """The captions as the pipeline itself would encode prompts, without guidance."""
+
+    def encode_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of latents, in float32 on the CPU.
+
+        Args:
+            pictures: [n, 3, height, width], 0 to 1.
+
+        Returns:
+            Twice [n, channels, ...], scaled as the denoiser sees them.
+        """
+        return kl_latents(self.pipe.vae, pictures)
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning, batch: Mapping[str, Any]) -> Tensor:
+        """Calls the denoiser.
+
+        Args:
+            noisy: [batch, channels, ...], in the denoiser's dtype.
+            times: [batch], the objective's.
+            text: Of these examples.
+            batch: The items, such as `sizes`, [batch, 6]: the original height and width, what was cut off at the top
+                and on the left, and the height and width that are left.
+
+        Returns:
+            Like `noisy`, in the objective's terms.
+        """
+
+    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
+        """One picture of Pillow's, made by the pipeline."""
+        made = self.pipe(
+            prompt,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+        )
+        return made.images[0]

@@ -1,0 +1,168 @@
+"""The task `diffusion`: a style or a subject, learnt from a folder of captioned images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapterkit.errors import ConfigError
+from adapterkit.training.data import Captioned, captioned_images, cover, examine, open_image
+from adapterkit.training.data_files import Notes, content_key, gather, listed, name_of
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.diffusion.conditioning import Conditioning, joined
+from adapterkit.training.diffusion.images import Images
+from adapterkit.training.diffusion.loading import load_pipeline
+from adapterkit.training.diffusion.options import Options
+from adapterkit.training.grid import write_grid
+from adapterkit.training.loading import checkpoint_activations, dtype_of
+from adapterkit.training.sizes import size_of
+from adapterkit.training.task import Setting, Task, sample_name
+
+BATCH = 8
+"""Images that the VAE encodes at a time."""
+_KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
+
+
+class DiffusionTask(Task):
+    """A denoiser of pictures, on a pipeline for which there is a recipe."""
+
+    Options = Options
+    suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    options: Options
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Finds the images and their captions, and decodes every image once."""
+        folder = Path(self.config.data)
+        notes = Notes(folder)
+        images = captioned_images(folder, self.options.caption, notes)
+        keys = gather([image.path for image in images], lambda path: examine(path, notes))
+        files = {name_of(image.path, folder): key for image, key in zip(images, keys, strict=True)}
+        sources = {image.source for image in images if image.source is not None}
+        files |= {name_of(path, folder): content_key(path) for path in sorted(sources)}
+        return DataRecord(files, notes=notes.sentences())
+
+    def load_model(self) -> Any:
+        """The pipeline, in evaluation mode."""
+        self.pipe, self.recipe = load_pipeline(self.config.model, self.config.dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        return self.pipe
+
+    def prepare(self, setting: Setting) -> Images:
+        """Computes the latents; the captions' embeddings are kept where the adapter leaves them alone."""
+        self._set_up(setting.device)
+        images = captioned_images(Path(self.config.data), self.options.caption)
+        self.captions = [image.caption for image in images]
+        self.recipe.check()
+        self.objective = self.recipe.objective()
+        self._tell_what_is_cut(images, setting.tell)
+        means, spreads = self._latents([image.path for image in images])
+        self.live = bool(setting.components & self.recipe.text_parts().keys())
+        self.cache = None if self.live else functools.lru_cache(_KEPT)(self._embedding)
+        sizes = torch.tensor([*self.size, 0, 0, *self.size]).expand(len(images), -1)
+        return Images(means, spreads, self.captions, sizes, self.options.caption_dropout)
+
+    def prepare_generation(self, model: Any, device: torch.device) -> None:
+        """Only the size of the images is needed."""
+        self._set_up(device)
+        self.captions = []
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Mean squared error of what the objective asks for, in float32.
+
+        Args:
+            batch: `latents` and `noise` [batch, channels, ...]; `u` [batch], uniform in [0, 1), which the objective
+                makes a time of; `caption`, strings, "" for none; `sizes` [batch, 6], see `Recipe.predict`.
+        """
+        latents, noise = batch["latents"], batch["noise"]
+        times = self.objective.times(batch["u"], self.size)
+        noisy = self.objective.noisy(latents, noise, times)
+        text = self._conditioning(batch["caption"])
+        prediction = self.recipe.predict(noisy.to(self.dtype), times, text, batch)
+        return F.mse_loss(prediction.float(), self.objective.target(latents, noise, times).float())
+
+    def checkpoint_activations(self) -> None:
+        """On the denoiser and, for adapters that act there, the text encoders."""
+        self.recipe.model.enable_gradient_checkpointing()
+        for encoder in self.recipe.text_parts().values():
+            checkpoint_activations(encoder)
+
+    def prompts(self) -> Sequence[str]:
+        """Those of the options, or the first four different captions."""
+        return self.options.prompts or list(dict.fromkeys(self.captions))[:4]
+
+    def seeds(self) -> Sequence[int]:
+        """Those of the options."""
+        return self.options.sample_seeds
+
+    def generate(self, prompt: str, seed: int, path: Path) -> None:
+        """One image, from noise that depends on the seed alone."""
+        generator = torch.Generator().manual_seed(seed)
+        options = self.options
+        image = self.recipe.draw(prompt, self.size, options.sample_steps, options.guidance_scale, generator)
+        image.save(path)
+
+    def finish(self, samples: Path) -> Mapping[str, Any]:
+        """`grid.png`: the base beside the adapter."""
+        rows = []
+        for number, prompt in enumerate(self.prompts()):
+            for seed in self.seeds():
+                files = [samples / sample_name(s, number, seed, self.suffixes[0]) for s in (0, self.config.steps)]
+                rows.append((f"{prompt} (seed {seed})", files))
+        columns = ("base", f"adapter, step {self.config.steps}")
+        return {"grid": str(write_grid(samples / "grid.png", columns, rows))}
+
+    # -- set-up -----------------------------------------------------------------------------------------------------
+
+    def _set_up(self, device: torch.device) -> None:
+        self.device, self.dtype = device, dtype_of(self.config.dtype)
+        told, multiple = self.options.resolution, self.recipe.multiple
+        size = size_of(told) or self.recipe.size()
+        if size is None:
+            raise ConfigError(
+                ["options.resolution: give one, for the denoiser does not say what it was made for"], "run"
+            )
+        if size[0] % multiple or size[1] % multiple:
+            raise ConfigError([f"options.resolution: must be a multiple of {multiple}, not {told}"], "run")
+        self.size = size
+
+    def _tell_what_is_cut(self, images: Sequence[Captioned], tell: Callable[[str], object]) -> None:
+        """Text encoders read so many tokens of a caption, and no more."""
+        tokenizers: list[Any] = [self.pipe.components.get(name) for name in self.recipe.tokenizers]
+        for tokenizer in (one for one in tokenizers if one is not None):
+            limit = tokenizer.model_max_length
+            long = [
+                f"{image.path.name}, {count} tokens"
+                for image in images
+                if (count := len(tokenizer(image.caption, verbose=False)["input_ids"])) > limit
+            ]
+            if long:
+                tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
+                return
+
+    def _latents(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        """Means and deviations of all images, of which only a few are in memory at a time."""
+        parts = [self._encoded(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
+        means, spreads = (torch.cat(halves) for halves in zip(*parts, strict=True))
+        return means, spreads
+
+    def _encoded(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        pictures = torch.stack([cover(open_image(path), self.size[1], self.size[0]) for path in paths])
+        variants = [pictures, pictures.flip(-1)] if self.options.flip else [pictures]
+        encoded = [self.recipe.encode_pictures(variant) for variant in variants]
+        means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
+        return means, spreads
+
+    def _embedding(self, text: str) -> Conditioning:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self.recipe.encode_text([text], self.device)
+
+    def _conditioning(self, texts: Sequence[str]) -> Conditioning:
+        if self.cache is None:
+            return self.recipe.encode_text(texts, self.device)
+        return joined([self.cache(text) for text in texts])
