@@ -15,7 +15,7 @@ from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
-from adapterkit.training.task import Dataset, Setting, Task
+from adapterkit.training.task import Dataset, Setting, Task, groups_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FULL = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -53,6 +53,8 @@ class CheckedTask(Task):
         data = self._ask("prepare", self.inner.prepare, setting)
         if not hasattr(type(data), "__len__") or not hasattr(type(data), "__getitem__"):
             raise self._wrong("prepare", data, "a dataset with __len__ and __getitem__")
+        if (groups := groups_of(data)) is not None and len(groups) != len(data):
+            raise self._broken(f"prepare returned {len(data)} examples and `groups` of {len(groups)}; one for each")
         return data
 
     def loss(self, batch: Any) -> Tensor:

@@ -38,7 +38,7 @@ from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.snapshots import ADAPTER, Snapshot, writing
 from adapterkit.training.state import Trained, save_modules
-from adapterkit.training.task import Dataset, Setting
+from adapterkit.training.task import Dataset, Setting, groups_of
 
 
 def train(
@@ -203,6 +203,7 @@ class Trainer:
             last=self.config.steps * micro,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
+            groups=groups_of(self.data),
         )
         return self.task.batches(iter(ordered(self.data, order, self.task.collate, self.config.num_workers)))
 

@@ -1,14 +1,17 @@
 """The order of the data as a function of the seed and the step, so that a run resumes without remembering anything.
 
 Examples are drawn from one permutation after the other, without a break between them: every example is seen once
-before any is seen again, whatever the batch size.
+before any is seen again, whatever the batch size. Where examples are in groups (pictures of one size), a batch of all
+processes together is of one group: each group has permutations of its own, and gets as many batches as its share of the
+examples says.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +54,7 @@ class Order:
         seed: The run's.
         first, last: The batches of the run that are wanted, last exclusive.
         rank, world: This process among all.
+        groups: Of every example the number of its group; None where any may be in one batch.
     """
 
     size: int
@@ -60,6 +64,7 @@ class Order:
     last: int
     rank: int = 0
     world: int = 1
+    groups: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -71,12 +76,73 @@ class Order:
 
     def draw(self, position: int) -> Draw:
         """The example at a place of the endless sequence."""
-        epoch, place = divmod(position, self.size)
-        index = permutation(self.size, derive_seed(self.seed, "order", epoch))[place]
-        return Draw(index, derive_seed(self.seed, "draw", position))
+        seed = derive_seed(self.seed, "draw", position)
+        if self._grouped is None:
+            return Draw(self._example(position, self.size), seed)
+        number, place = divmod(position, self.batch_size * self.world)
+        group, count = self._grouped.batch(number)
+        members = self._grouped.members[group]
+        position = count * self.batch_size * self.world + place
+        return Draw(members[self._example(position, len(members), group)], seed)
+
+    def _example(self, position: int, size: int, *group: int) -> int:
+        epoch, place = divmod(position, size)
+        return permutation(size, derive_seed(self.seed, "order", epoch, *group))[place]
+
+    @functools.cached_property
+    def _grouped(self) -> _Grouped | None:
+        """None where all examples are of one group, so that the order is that of no groups."""
+        if self.groups is None or len(set(self.groups)) < 2:
+            return None
+        return _Grouped(self.groups, self.batch_size * self.world, self.seed)
 
 
-@functools.lru_cache(maxsize=4)
+class _Grouped:
+    """Which group a batch is of.
+
+    In an epoch, group g of n examples gets floor(((epoch + 1) n + o) / batch) - floor((epoch n + o) / batch) batches,
+    so that after any number of epochs it has had its share to less than one batch; o, which the seed decides, keeps
+    small groups from having theirs all in the same epoch.
+
+    Args:
+        groups: Of every example the number of its group.
+        batch: Examples in a batch.
+        seed: The run's.
+    """
+
+    def __init__(self, groups: Sequence[int], batch: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = len(groups), batch, seed
+        self.members: dict[int, list[int]] = {group: [] for group in sorted(set(groups))}
+        for example, group in enumerate(groups):
+            self.members[group].append(example)
+        self.offsets = {group: derive_seed(seed, "offset", group) % batch for group in self.members}
+        self.epoch = functools.lru_cache(maxsize=4)(self._epoch)
+
+    def before(self, epoch: int) -> Counter[int]:
+        """How many batches each group has had when an epoch begins."""
+        return Counter(
+            {group: (epoch * len(m) + self.offsets[group]) // self.batch_size for group, m in self.members.items()}
+        )
+
+    def batch(self, number: int) -> tuple[int, int]:
+        """The group of a batch of the run, and how many batches of that group were before it."""
+        epoch = max(0, (number - len(self.members)) * self.batch_size // self.size)  # when surely no more had begun
+        while self.before(epoch + 1).total() <= number:
+            epoch += 1
+        return self.epoch(epoch)[number - self.before(epoch).total()]
+
+    def _epoch(self, epoch: int) -> list[tuple[int, int]]:
+        """The batches of an epoch: which group, and the how manieth of it."""
+        had, then = self.before(epoch), self.before(epoch + 1)
+        groups = [group for group in self.members for _ in range(then[group] - had[group])]
+        found = []
+        for place in permutation(len(groups), derive_seed(self.seed, "groups", epoch)):
+            found.append((groups[place], had[groups[place]]))
+            had[groups[place]] += 1
+        return found
+
+
+@functools.lru_cache(maxsize=64)  # one for each group
 def permutation(size: int, seed: int) -> list[int]:
     """The numbers below `size` in an order that the seed decides."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -43,11 +43,19 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """Examples by number. Whatever is random about an example follows from the draw's seed, so that runs resume."""
+    """Examples by number. Whatever is random about an example follows from the draw's seed, so that runs resume.
+
+    It may have `groups`, a number for every example: a batch then is of examples with the same (as of one size).
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, draw: Draw, /) -> Any: ...
+
+
+def groups_of(data: Dataset) -> Sequence[int] | None:
+    """Which examples may be in one batch; None where all may."""
+    return getattr(data, "groups", None)
 
 
 def _to_nobody(line: str) -> None: ...

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -36,6 +37,43 @@ def test_the_processes_share_the_batches_of_one():
     alone = flat(Order(size=5, batch_size=6, seed=2, first=0, last=4))
     together = [list(Order(5, 3, 2, 0, 4, rank=rank, world=2)) for rank in range(2)]
     assert [draw for pair in zip(*together, strict=True) for batch in pair for draw in batch] == alone
+
+
+GROUPS = [0] * 7 + [1] * 2 + [2] * 4 + [1]
+
+
+def test_a_batch_of_all_processes_is_of_one_group_and_every_group_gets_its_share():
+    order = Order(size=14, batch_size=4, seed=3, first=0, last=140, groups=GROUPS)
+    batches = [[draw.index for draw in batch] for batch in order]
+    assert all(len({GROUPS[index] for index in batch}) == 1 for batch in batches)
+    counts = Counter(index for batch in batches for index in batch)
+    assert all(abs(count - 40) <= 2 for count in counts.values())  # 140 batches of 4 are 40 times 14
+    for group in set(GROUPS):
+        seen = [index for batch in batches for index in batch if GROUPS[index] == group]
+        size = GROUPS.count(group)
+        whole = [sorted(seen[start : start + size]) for start in range(0, len(seen) - size + 1, size)]
+        assert whole == [[index for index in range(14) if GROUPS[index] == group]] * len(whole)
+    assert len({draw.seed for batch in order for draw in batch}) == 560
+    kinds = [GROUPS[batch[0]] for batch in batches]
+    assert len({tuple(kinds[start : start + 7]) for start in range(0, 140, 7)}) > 4
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 9), st.integers(0, 60), st.integers(0, 9))
+def test_an_order_of_groups_that_starts_later_is_the_rest_of_the_whole(
+    groups: list[int], batch: int, first: int, more: int
+):
+    whole = list(Order(len(groups), batch, 5, 0, first + more, groups=groups))
+    assert list(Order(len(groups), batch, 5, first, first + more, groups=groups)) == whole[first:]
+
+
+def test_the_processes_share_the_batches_of_a_group():
+    alone = flat(Order(size=14, batch_size=6, seed=2, first=0, last=9, groups=GROUPS))
+    together = [list(Order(14, 3, 2, 0, 9, rank=rank, world=2, groups=GROUPS)) for rank in range(2)]
+    assert [draw for pair in zip(*together, strict=True) for batch in pair for draw in batch] == alone
+
+
+def test_one_group_is_as_good_as_none():
+    assert flat(Order(5, 2, 1, 0, 9, groups=[3] * 5)) == flat(Order(5, 2, 1, 0, 9))
 
 
 def test_another_seed_is_another_order():

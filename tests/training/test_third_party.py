@@ -19,7 +19,7 @@ from adapterkit.testing import toys
 from adapterkit.training.loop import train
 from adapterkit.training.run import load_run
 from adapterkit.training.state import Trained, load_modules, save_modules
-from tests.training.toy_task import ToyTask, toy_run
+from tests.training.toy_task import Sequences, ToyTask, toy_run
 
 
 def raising(*_: object) -> Any:
@@ -54,6 +54,15 @@ def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, answer: 
 def test_what_a_task_returns_is_checked(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, reason = METHODS[method]
     assert reason in refused(tmp_path / "run", monkeypatch, method, answer)
+
+
+class Grouped(list[Any]):
+    groups = (0, 1)
+
+
+def test_groups_are_one_for_each_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = refused(tmp_path / "run", monkeypatch, "prepare", lambda self, setting: Grouped([1, 2, 3]))
+    assert "prepare returned 3 examples and `groups` of 2" in told
 
 
 @pytest.mark.parametrize("method", ["load_model", "prepare", "loss", "evaluate", "generate", "finish", "extra_modules"])
@@ -187,3 +196,21 @@ class TestFurtherModules:
         save_file({"up.weight": torch.zeros(1)}, tmp_path / "block.safetensors")
         with pytest.raises(errors.CheckpointError, match="Missing key"):
             load_modules({"block": model.blocks[0]}, tmp_path)
+
+
+class TestGroups:
+    def test_batches_are_of_one_group_and_a_resumed_run_is_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Sequences, "groups", [0, 1, 0, 1, 1, 0, 0], raising=False)
+        own = Sequences.__getitem__
+        monkeypatch.setattr(
+            Sequences,
+            "__getitem__",
+            lambda self, draw: {"tokens": own(self, draw)["tokens"][: 3 + self.groups[draw.index]]},
+        )  # lengths that no batch could join
+        train(toy_run(tmp_path / "whole"), silent=True)
+        train(toy_run(tmp_path / "parts", steps=4), silent=True)
+        train(toy_run(tmp_path / "parts"), resume=True, silent=True)
+        one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "parts"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
