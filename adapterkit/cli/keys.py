@@ -1,4 +1,4 @@
-"""What a section of a run file takes: every key with its type, default and meaning, read off the class that checks it."""
+"""What a section of a run file takes: keys with their types, defaults and meanings, read off the class that checks."""
 
 from __future__ import annotations
 

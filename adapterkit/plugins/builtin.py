@@ -362,7 +362,7 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("points", "adapterkit.cli.points:command", help="Show where adapters can act in a model."),
         CommandSpec("adapters", "adapterkit.cli.adapters:command", help="List the adapter types."),
         CommandSpec(
-            "tasks", "adapterkit.cli.tasks:command", help="List the training tasks, and what a run file takes."
+            "tasks", "adapterkit.cli.tasks:command", help="List the training tasks, and a run file's keys."
         ),
         CommandSpec("backends", "adapterkit.cli.backends:command", help="List the model families."),
         CommandSpec("plugins", "adapterkit.cli.plugins:command", help="List the plug-ins and what became of each."),
