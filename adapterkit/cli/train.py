@@ -14,7 +14,6 @@ from adapterkit.cli.messages import plain_warnings, say
 
 if TYPE_CHECKING:
     from adapterkit.training.result import Result
-    from adapterkit.training.run import Run
 
 
 @click.command("train", epilog="Example: adapterkit train run.yaml steps=500 adapter.rank=16 output=runs/second")
@@ -44,7 +43,9 @@ def command(
     for override in overrides:
         say(f"override {override}", err=True)
     if dry_run:
-        _show_plan(run)
+        from adapterkit.cli.dry_run import show_plan
+
+        show_plan(run)
         return
     train = _loop()
     result = train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
@@ -63,22 +64,6 @@ def _loop() -> Callable[..., Result]:
             f"training needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[train]'"
         ) from error
     return train
-
-
-def _show_plan(run: Run) -> None:
-    """Looks at the data, loads the base and maps it; the run folder is not touched."""
-    from adapterkit.cli.places import show_points
-    from adapterkit.handle.listing import points
-    from adapterkit.training import yaml_values
-    from adapterkit.training.checked import CheckedTask
-
-    task = CheckedTask(run)
-    record = task.survey(None)
-    model = task.load_model()
-    click.echo(yaml_values.dump(run.resolved()))
-    show_points(points(model, adapter=run.adapter), as_json=False)
-    for note in record.notes:
-        click.echo(f"data: {note}", err=True)
 
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:

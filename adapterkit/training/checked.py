@@ -43,6 +43,9 @@ class CheckedTask(Task):
             return found
         raise self._wrong("survey", found, "a DataRecord")
 
+    def outline(self) -> Any:
+        return self._ask("outline", self.inner.outline)
+
     def load_model(self) -> Any:
         model = self._ask("load_model", self.inner.load_model)
         if isinstance(model, nn.Module) or isinstance(getattr(model, "components", None), Mapping):

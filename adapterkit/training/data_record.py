@@ -23,11 +23,13 @@ class DataRecord:
         files: Name below the data's folder -> `content_key`, for every file that is trained on or measured with.
         classes: The names of the classes by number, where there are any. The files of one are named `CLASS/...`.
         notes: Sentences for the user: what was left out or is not used as it stands, and why.
+        facts: What there is, for `--dry-run`: "images" -> "60", "longest caption" -> "31 words, in 7.txt".
     """
 
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     classes: Sequence[str] = ()
     notes: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def following(self, before: DataRecord | None) -> DataRecord:
         """The same data with the classes numbered as before, whatever they are called now.
@@ -40,7 +42,7 @@ class DataRecord:
         gone = [name for name in before.classes if name not in self.classes]
         renamed = {old: name for name in new for old in gone if self._was(name, before, old)}
         kept = [renamed.get(name, name) for name in before.classes]
-        return DataRecord(self.files, [*kept, *(name for name in new if name not in kept)], self.notes)
+        return replace(self, classes=[*kept, *(name for name in new if name not in kept)])
 
     def changes(self, before: DataRecord) -> list[str]:
         """What differs from an earlier record, a sentence each; `self` is `following` it."""
@@ -97,7 +99,8 @@ def resumed(before: DataRecord | None, now: DataRecord, *, accept: bool) -> Data
 
 def write_record(record: DataRecord) -> str:
     """The text of a record's file."""
-    return json.dumps({"version": _VERSION, **asdict(record)}, indent=1)
+    kept = {key: value for key, value in asdict(record).items() if key != "facts"}
+    return json.dumps({"version": _VERSION, **kept}, indent=1)
 
 
 def read_record(path: Path) -> DataRecord | None:

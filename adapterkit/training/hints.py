@@ -53,7 +53,6 @@ _WORDS = {
     "precision": "mixed_precision",
     "pretrained_model_name_or_path": "model",
     "r": "rank",
-    "rank_alpha": "alpha",
     "sample_prompts": "prompts",
     "save_every": "checkpoint_every",
     "save_every_n_steps": "checkpoint_every",
@@ -67,7 +66,7 @@ _WORDS = {
     "warmup": "warmup_steps",
     "wd": "weight_decay",
 }
-"""Other tools' words, in their usual spelling, and the last part of our key. A word whose key is not there is no hint."""
+"""Other tools' words, and the last part of our key. A word whose key is not there is no hint."""
 
 
 def paths_of(section: type | None, prefix: str = "") -> Iterator[str]:

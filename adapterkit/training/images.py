@@ -18,7 +18,12 @@ from adapterkit.training.config import Section
 from adapterkit.training.data import examine, image_files
 from adapterkit.training.data_files import Notes, gather, is_hidden, listed, name_of
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.loading import checkpoint_activations, label_names, load_image_classifier
+from adapterkit.training.loading import (
+    checkpoint_activations,
+    label_names,
+    load_image_classifier,
+    outline_image_classifier,
+)
 from adapterkit.training.order import Draw, derive_seed
 from adapterkit.training.parts import inference
 from adapterkit.training.preprocessing import Pixels, pixels_of
@@ -80,9 +85,16 @@ class ImageClassificationTask(Task):
         found = [path for files in self.images.values() for path in files]
         keys = gather(found, lambda path: examine(path, notes))
         files = {name_of(path, folder): key for path, key in zip(found, keys, strict=True)}
-        record = self._numbered(DataRecord(files, list(self.images), notes.sentences()), before)
+        counts = {name: len(paths) for name, paths in self.images.items()}
+        facts = {"images": str(len(found)), "classes": ", ".join(f"{name} {count}" for name, count in counts.items())}
+        record = self._numbered(DataRecord(files, list(self.images), notes.sentences(), facts), before)
         self.classes, self.keys = list(record.classes), dict(zip(found, keys, strict=True))
         return record
+
+    def outline(self) -> nn.Module:
+        """The classifier's shape."""
+        fresh = len(self.classes) if self.options.train_head else None
+        return outline_image_classifier(self.config.model, fresh, **self.options.model_args)
 
     def load_model(self) -> nn.Module:
         """The classifier, with a fresh head if that is asked for, ready for the size of the images."""

@@ -39,10 +39,26 @@ def dtype_of(name: str) -> torch.dtype:
 def load_causal_lm(name: str, dtype: str) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer."""
     with reading(name, "llm", "transformers"):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE)
-        return model, AutoTokenizer.from_pretrained(name, **NO_CODE)
+    return model, load_tokenizer(name)
+
+
+def outline_causal_lm(name: str) -> nn.Module:
+    """What `load_causal_lm` would load, on the meta device."""
+    with reading(name, "llm", "transformers"), torch.device("meta"):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **NO_CODE), **NO_CODE)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a language model."""
+    with reading(name, "llm", "transformers"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(name, **NO_CODE)
 
 
 def load_image_classifier(name: str, dtype: str, classes: int | None, **arguments: Any) -> nn.Module:
@@ -67,6 +83,19 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
 
         fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
         return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **fresh)
+
+
+def outline_image_classifier(name: str, classes: int | None, **arguments: Any) -> nn.Module:
+    """What `load_image_classifier` would load, on the meta device."""
+    if name.startswith(TIMM) or is_timm_folder(name):
+        with torch.device("meta"):
+            return _load_timm(name, classes, {**arguments, "pretrained": False})
+    with reading(name, "vision", "transformers"), torch.device("meta"):
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        fresh = {"num_labels": classes} if classes else {}
+        config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
+        return AutoModelForImageClassification.from_config(config, **NO_CODE)
 
 
 def load_image_processor(name: str) -> tuple[Any, str]:

@@ -30,6 +30,7 @@ from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.interrupt import Interrupt
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
+from adapterkit.training.plan import foreseen
 from adapterkit.training.processes import any_process, make_accelerator, mean_over_processes
 from adapterkit.training.progress import Progress, make_progress
 from adapterkit.training.rates import learning_rate
@@ -102,6 +103,8 @@ class Trainer:
         if self.done > self.config.steps:
             raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
         record = self._survey(accept_changed_data)
+        if (outline := self.task.outline()) is not None:
+            foreseen(self.run, outline)  # what does not fit is told before weights are read
         self.model = self._load_model()
         chosen = points(self.model, adapter=self.run.adapter)
         with make_progress(self.config.steps, self.done, self.config.log_every, silent=self.silent) as progress:

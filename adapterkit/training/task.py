@@ -2,8 +2,8 @@
 
 Everything that a task imports of adapterkit is here.
 
-The loop calls, in this order: `survey`, `load_model`, `prepare`, `preview` (the base model), then for every step `loss`
-on what `collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
+The loop calls, in this order: `survey`, `outline`, `load_model`, `prepare`, `preview` (the base model), then for every
+step `loss` on what `collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ class Task(ABC):
             DataError: The data cannot be used.
         """
         return DataRecord()
+
+    def outline(self) -> Any:
+        """The base on the meta device, from its configuration alone, where it can be had so; else None.
+
+        The points of the adapter, and what the run needs of memory and disk, are then known before weights are read.
+        """
+        return None
 
     @abstractmethod
     def load_model(self) -> Any:

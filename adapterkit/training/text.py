@@ -16,7 +16,7 @@ from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.data_files import Notes, content_key, name_of
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.loading import checkpoint_activations, load_causal_lm
+from adapterkit.training.loading import checkpoint_activations, load_causal_lm, outline_causal_lm
 from adapterkit.training.order import Draw
 from adapterkit.training.task import Setting, Task
 from adapterkit.training.text_files import read_documents, text_files
@@ -70,6 +70,10 @@ class CausalLMTask(Task):
         read_documents(path, notes)
         files = {name_of(file, path): content_key(file) for file in text_files(path)}
         return DataRecord(files, notes=notes.sentences())
+
+    def outline(self) -> nn.Module:
+        """The model's shape."""
+        return outline_causal_lm(self.config.model)
 
     def load_model(self) -> nn.Module:
         """The model; its tokenizer is kept here."""

@@ -1,0 +1,64 @@
+"""A run as it would be: its data, its points and what it takes, found before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterkit.handle.listing import points
+from adapterkit.points import Points
+from adapterkit.training.checked import CheckedTask
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.needs import Needs, check_room, needs_of
+from adapterkit.training.run import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` shows.
+
+    Attributes:
+        record: What the task found in the data.
+        points: Where the adapter would act, with what it costs there.
+        needs: Of memory and disk.
+    """
+
+    record: DataRecord
+    points: Points
+    needs: Needs
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is told, by name."""
+        return {**self.record.facts, "it takes": str(self.needs)}
+
+
+def plan_of(run: Run) -> Plan:
+    """Looks at the data, the model and the disk.
+
+    Raises:
+        DataError: The data cannot be used.
+        StateError: The disk has too little room.
+        AdapterKitError: The adapter does not fit the model.
+    """
+    task = CheckedTask(run)
+    record = task.survey(None)
+    outline = task.outline()
+    model = task.load_model() if outline is None else outline
+    chosen, needs = foreseen(run, model)
+    return Plan(record, chosen, needs)
+
+
+def foreseen(run: Run, model: Any) -> tuple[Points, Needs]:
+    """Where a run's adapter acts in a model or its outline, and what it takes.
+
+    Raises:
+        StateError: The disk has too little room.
+        AdapterKitError: The adapter does not fit the model.
+    """
+    chosen = points(model, adapter=run.adapter)
+    needs = needs_of(run.config, model, chosen)
+    check_room(Path(run.config.output), needs)
+    return chosen, needs
