@@ -37,7 +37,8 @@ def make(tmp_path: Path, *overrides: str, targets: str = "attention") -> Run:
             Image.new("RGB", (40, 40), (90 * number, each, 0)).save(data / name / f"{each}.png")
     values: dict[str, Any] = {
         "task": "image-classification", "model": MODEL, "data": str(data), "output": str(tmp_path / "run"),
-        "adapter": {"type": "lora", "rank": 2, "targets": targets}, "options": {"train_head": True, "model_args": {"pretrained": False}},
+        "adapter": {"type": "lora", "rank": 2, "targets": targets},
+        "options": {"train_head": True, "model_args": {"pretrained": False}},
     }  # fmt: skip
     return load_run(None, overrides, **values)
 
