@@ -98,3 +98,13 @@ def test_an_outline_has_no_memory(run: Run):
     task = run.make_task()
     task.survey(None)
     assert {p.device for p in task.outline().parameters()} == {torch.device("meta")}
+
+
+def test_an_outline_of_a_pipeline_has_the_points_of_the_pipeline(tmp_path: Path):
+    config = Path(__file__).parents[2] / "examples" / "configs" / "digits-style.yaml"
+    style = load_run(config, [f"output={tmp_path}", "adapter.targets=attention"])
+    task = style.make_task()
+    loaded = ak.points(task.load_model(), adapter=style.adapter)
+    foreseen = plan_of(style).points
+    assert [point.id for point in foreseen] == [point.id for point in loaded]
+    assert foreseen.costs == loaded.costs

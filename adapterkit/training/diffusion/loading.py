@@ -11,6 +11,19 @@ from adapterkit.plugins.matching import class_keys
 from adapterkit.specs import RecipeSpec
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.loading import NO_CODE, dtype_of, reading
+from adapterkit.training.skeleton import Skeleton, skeleton
+
+
+def outline_pipeline(name: str) -> Skeleton:
+    """What `load_pipeline` would load, on the meta device.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError: As there.
+    """
+    with reading(name, "diffusion", "diffusers", "transformers"):
+        recipe, _ = _recipe_and_index(name)
+        shape: Any = skeleton(name)
+    return Skeleton({part: model for part, model in shape.components.items() if part not in recipe.unused})
 
 
 def load_pipeline(name: str, dtype: str) -> tuple[Any, Recipe]:
@@ -22,18 +35,22 @@ def load_pipeline(name: str, dtype: str) -> tuple[Any, Recipe]:
     """
     with reading(name, "diffusion", "diffusers", "transformers"):
         diffusers: Any = importlib.import_module("diffusers")
-        index = diffusers.DiffusionPipeline.load_config(name)
-        recipe: Any = class_of(recipe_of(_class_of(name, index)), Recipe)
-        listed = {key: value for key, value in index.items() if isinstance(value, list)}
-        if lacking := [part for part in recipe.needed() if part not in listed]:
-            raise UnsupportedModelError(
-                f"{name} is a {index['_class_name']} without {', '.join(lacking)}; {_trained()}"
-            )
-        absent: dict[str, Any] = {part: None for part in recipe.unused if part in listed}
+        recipe, index = _recipe_and_index(name)
+        absent: dict[str, Any] = {part: None for part in recipe.unused if isinstance(index.get(part), list)}
         if "requires_safety_checker" in index:
             absent["requires_safety_checker"] = False
         pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
     return pipe, recipe(pipe)
+
+
+def _recipe_and_index(name: str) -> tuple[Any, dict[str, Any]]:
+    """The class of the recipe for the pipeline of a folder or hub id, and what its `model_index.json` says."""
+    diffusers: Any = importlib.import_module("diffusers")
+    index = diffusers.DiffusionPipeline.load_config(name)
+    recipe = class_of(recipe_of(_class_of(name, index)), Recipe)
+    if lacking := [part for part in recipe.needed() if not isinstance(index.get(part), list)]:
+        raise UnsupportedModelError(f"{name} is a {index['_class_name']} without {', '.join(lacking)}; {_trained()}")
+    return recipe, index
 
 
 def recipe_of(pipeline: type) -> RecipeSpec:

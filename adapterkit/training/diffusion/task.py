@@ -17,7 +17,7 @@ from adapterkit.training.data_files import Notes, content_key, gather, listed, n
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.conditioning import Conditioning, joined
 from adapterkit.training.diffusion.images import Images
-from adapterkit.training.diffusion.loading import load_pipeline
+from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
@@ -46,6 +46,10 @@ class DiffusionTask(Task):
         sources = {image.source for image in images if image.source is not None}
         files |= {name_of(path, folder): content_key(path) for path in sorted(sources)}
         return DataRecord(files, notes=notes.sentences())
+
+    def outline(self) -> Any:
+        """The pipeline's modules, without those that training does not need."""
+        return outline_pipeline(self.config.model)
 
     def load_model(self) -> Any:
         """The pipeline, in evaluation mode."""
