@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ _LITTER = frozenset(
         "#recycle", "lost+found",
     }
 )  # fmt: skip
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
+"""Names of folders that are parts of one set of data, to train on and to measure with."""
 _TOLD = 3  # files that a note names
 _Result = TypeVar("_Result")
 
@@ -49,8 +52,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def name_of(path: Path, folder: Path) -> str:
-    """A file's name in the data: its path below the folder, with slashes."""
-    return path.relative_to(folder).as_posix() if path != folder else path.name
+    """A file's name in the data: its path as seen from the folder, with slashes."""
+    return Path(os.path.relpath(path, folder)).as_posix() if path != folder else path.name
 
 
 def is_hidden(path: Path) -> bool:

@@ -16,7 +16,7 @@ from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
 from adapterkit.training.data import examine, image_files
-from adapterkit.training.data_files import Notes, gather, is_hidden, listed, name_of
+from adapterkit.training.data_files import SPLITS, Notes, gather, is_hidden, listed, name_of
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.loading import (
     checkpoint_activations,
@@ -31,7 +31,6 @@ from adapterkit.training.sizes import Resolution, size_of
 from adapterkit.training.task import Setting, Task
 
 _AT_ONCE = 16  # images that are measured at a time
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev"})
 
 
 class Options(Section):
@@ -200,7 +199,7 @@ def class_images(folder: Path, notes: Notes) -> dict[str, list[Path]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry))
     if len(names) < 2:
         raise DataError(f"data {folder} needs one subfolder of images for each of two or more classes; found {names}")
-    if all(name.casefold() in _SPLITS for name in names):
+    if all(name.casefold() in SPLITS for name in names):
         raise DataError(f"data {folder} holds {', '.join(names)}, not classes; name one of them: {folder}/{names[0]}")
     classes: dict[str, list[Path]] = {name: [] for name in names}
     for path in image_files(folder, notes):
