@@ -1,4 +1,4 @@
-"""The ten hooks of a plug-in.
+"""The hooks of a plug-in.
 
 A plug-in is a light module, named by an entry point of the group `adapterkit`:
 
@@ -27,7 +27,9 @@ from adapterkit.specs import (
     FormatSpec,
     LayerSpec,
     NamingSpec,
+    OptimizerSpec,
     RecipeSpec,
+    ScheduleSpec,
     TaskSpec,
 )
 
@@ -78,6 +80,16 @@ def adapterkit_register_tasks() -> Iterable[TaskSpec]:  # pyright: ignore[report
 @hookspec
 def adapterkit_register_recipes() -> Iterable[RecipeSpec]:  # pyright: ignore[reportReturnType]
     """How pipelines train, such as `RecipeSpec("flux", "my_package:Flux", pipelines=("diffusers:FluxPipeline",))`."""
+
+
+@hookspec
+def adapterkit_register_optimizers() -> Iterable[OptimizerSpec]:  # pyright: ignore[reportReturnType]
+    """Rules that train, such as `OptimizerSpec("lion", "my_package:LionConfig", extra="lion", summary="…")`."""
+
+
+@hookspec
+def adapterkit_register_schedules() -> Iterable[ScheduleSpec]:  # pyright: ignore[reportReturnType]
+    """Ways of the learning rate, such as `ScheduleSpec("cosine", "my_package:Cosine", summary="…")`."""
 
 
 @hookspec

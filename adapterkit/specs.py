@@ -239,6 +239,29 @@ class RecipeSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerSpec(Spec):
+    """A rule that changes parameters. `target` is its `OptimizerConfig`; `extra` is what brings its library."""
+
+    kind: ClassVar[str] = "optimizer"
+
+    extra: str = ""
+    summary: str = ""
+
+    @property
+    def extra_name(self) -> str:
+        return self.extra
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleSpec(Spec):
+    """How the learning rate goes on after the warm-up. `target` is its `ScheduleConfig`."""
+
+    kind: ClassVar[str] = "schedule"
+
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CommandSpec(Spec):
     """A subcommand of `adapterkit`. `target` is a click command; `help` is its line in `adapterkit --help`."""
 

@@ -11,7 +11,9 @@ from adapterkit.specs import (
     CommandSpec,
     FormatSpec,
     NamingSpec,
+    OptimizerSpec,
     RecipeSpec,
+    ScheduleSpec,
     TaskSpec,
 )
 
@@ -339,6 +341,25 @@ _RECIPES = (
     ("stable_diffusion", "unet:StableDiffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x and 2.x"),
     ("stable_diffusion_xl", "unet:StableDiffusionXL", "StableDiffusionXLPipeline", "Stable Diffusion XL"),
 )
+# Name, target below adapterkit.training.optimizers, the extra that brings its library, summary.
+_OPTIMIZERS = (
+    ("adamw", "adamw:AdamW", "", "Adam with decoupled weight decay, in one fused kernel where torch has one"),
+    ("sgd", "sgd:SGD", "", "stochastic gradient descent, with momentum"),
+    ("adafactor", "adafactor:Adafactor", "", "second moments by rows and columns: little memory"),
+    ("adamw8bit", "adamw8bit:AdamW8bit", "optimizers", "AdamW with moments of eight bits (bitsandbytes)"),
+    ("lion", "lion:Lion", "optimizers", "the sign of a momentum; a third of AdamW's learning rate"),
+    ("prodigy", "prodigy:Prodigy", "optimizers", "AdamW that finds its own learning rate: leave it at 1"),
+    ("schedule_free", "schedule_free:ScheduleFree", "optimizers", "AdamW that averages, in place of a schedule"),
+)
+# Name, target below adapterkit.training.schedules, summary.
+_SCHEDULES = (
+    ("constant", "constant:Constant", "the rate stays"),
+    ("linear", "polynomial:Linear", "falls in a straight line"),
+    ("polynomial", "polynomial:Polynomial", "falls by a power of what is left"),
+    ("cosine", "cosine:Cosine", "falls as half a cosine, several times over where there are restarts"),
+    ("inverse_sqrt", "inverse_sqrt:InverseSqrt", "falls with the square root of the step, without an end"),
+    ("stable_decay", "stable_decay:StableDecay", "stays, and falls in a last share of the steps"),
+)
 
 
 @hookimpl
@@ -352,6 +373,24 @@ def adapterkit_register_recipes() -> list[RecipeSpec]:
             summary=summary,
         )
         for name, target, names, summary in _RECIPES
+    ]
+
+
+@hookimpl
+def adapterkit_register_optimizers() -> list[OptimizerSpec]:
+    """Torch's own, and those of packages that are kept well."""
+    return [
+        OptimizerSpec(name, f"adapterkit.training.optimizers.{target}", extra=extra, summary=summary)
+        for name, target, extra, summary in _OPTIMIZERS
+    ]
+
+
+@hookimpl
+def adapterkit_register_schedules() -> list[ScheduleSpec]:
+    """What follows the warm-up."""
+    return [
+        ScheduleSpec(name, f"adapterkit.training.schedules.{target}", summary=summary)
+        for name, target, summary in _SCHEDULES
     ]
 
 

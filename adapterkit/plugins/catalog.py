@@ -16,8 +16,10 @@ from adapterkit.specs import (
     FormatSpec,
     LayerSpec,
     NamingSpec,
+    OptimizerSpec,
     Origin,
     RecipeSpec,
+    ScheduleSpec,
     Spec,
     TaskSpec,
 )
@@ -31,6 +33,8 @@ SPEC_CLASSES: tuple[type[Spec], ...] = (
     NamingSpec,
     TaskSpec,
     RecipeSpec,
+    OptimizerSpec,
+    ScheduleSpec,
     CommandSpec,
 )
 
@@ -83,6 +87,14 @@ class Catalog:
         """Every recipe of the task `diffusion` by name."""
         return self._named(RecipeSpec)
 
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        """Every optimizer by name."""
+        return self._named(OptimizerSpec)
+
+    def schedules(self) -> Mapping[str, ScheduleSpec]:
+        """Every schedule by name."""
+        return self._named(ScheduleSpec)
+
     def commands(self) -> Mapping[str, CommandSpec]:
         """Every subcommand by name."""
         return self._named(CommandSpec)
@@ -107,6 +119,14 @@ class Catalog:
         """The training task of this name, or of this `plugin:name`."""
         return self._find(TaskSpec, name)
 
+    def optimizer(self, name: str) -> OptimizerSpec:
+        """The optimizer of this name, or of this `plugin:name`."""
+        return self._find(OptimizerSpec, name)
+
+    def schedule(self, name: str) -> ScheduleSpec:
+        """The schedule of this name, or of this `plugin:name`."""
+        return self._find(ScheduleSpec, name)
+
     def command(self, name: str) -> CommandSpec:
         """The subcommand of this name, or of this `plugin:name`."""
         return self._find(CommandSpec, name)
@@ -115,7 +135,8 @@ class Catalog:
         """The distribution that provides something, and its version.
 
         Args:
-            kind: "adapter", "backend", "layer", "format", "codec", "naming", "task", "recipe" or "command".
+            kind: "adapter", "backend", "layer", "format", "codec", "naming", "task", "recipe", "optimizer",
+                "schedule" or "command".
             name: Its name.
         """
         classes = {cls.kind: cls for cls in self._specs}

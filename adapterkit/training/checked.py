@@ -20,7 +20,7 @@ from adapterkit.training.task import Dataset, Setting, Task, groups_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FULL = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)})
 """What the system says of a disk where nothing more can be written: no fault of a task's."""
-_OURS = frozenset({"adapter", "optimizer", "state"})
+_OURS = frozenset({"adapter", "optimizer", "state", "training"})
 """What the other files of a checkpoint are called."""
 
 

@@ -30,6 +30,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Rate(Section):
+    """Points that learn otherwise. The schedule, and the rates that adapter types ask for, multiply these too.
+
+    Attributes:
+        select: A selector, such as `@component=text_encoder` or `attn.*@layer>=8`.
+        learning_rate: Theirs in the place of the run's.
+        weight_decay: Theirs in the place of the run's.
+    """
+
+    select: str
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
 class RunConfig(Section):
     """The keys of a run file. Paths are relative to the working directory.
 
@@ -44,10 +58,13 @@ class RunConfig(Section):
         steps: Optimizer steps.
         batch_size: Examples per process and forward pass.
         gradient_accumulation: Forward passes per optimizer step.
-        learning_rate: AdamW's, after warm-up.
-        scheduler: How the rate goes on: it stays, or falls to zero at the last step.
+        optimizer: What changes the parameters: a name, or `type` and its own keys.
+        learning_rate: The optimizer's, after warm-up; by default what is usual with it.
+        scheduler: How the rate goes on after the warm-up: a name, or `type` and its own keys.
         warmup_steps: Steps in which the rate rises linearly from zero.
-        weight_decay: AdamW's.
+        weight_decay: The optimizer's.
+        rates: Other learning rates and weight decays for some points; of several that select one, the last counts.
+        ema: Decay of a running average of the adapter, which samples, figures and files are then of; None for none.
         max_grad_norm: The gradient is scaled down to this norm; None leaves it.
         mixed_precision: What the forward pass computes in; the adapter stays in float32.
         dtype: What the base model's weights are kept in.
@@ -71,10 +88,13 @@ class RunConfig(Section):
     steps: int = Field(1000, gt=0)
     batch_size: int = Field(1, gt=0, le=1 << 20)
     gradient_accumulation: int = Field(1, gt=0, le=1 << 20)
-    learning_rate: float = Field(1e-4, gt=0)
-    scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    optimizer: str | dict[str, Any] = "adamw"
+    learning_rate: float | None = Field(None, gt=0)
+    scheduler: str | dict[str, Any] = "constant"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    rates: list[Rate] = []
+    ema: float | None = Field(None, gt=0, lt=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -161,11 +181,6 @@ def _sentence(model: type[BaseModel], item: dict[str, Any], prefix: str) -> str:
         return f"{path}: this key is required"
     message = item["msg"][:1].lower() + item["msg"][1:]
     return f"{path}: {message}, not {shown(item['input'])}"
-
-
-def resolved(config: RunConfig, adapter: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key with the value that the run uses, and the versions of the libraries; itself a run file."""
-    return {**config.model_dump(), "adapter": dict(adapter), "options": dict(options), "versions": installed_versions()}
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,10 +7,12 @@ so the state of a run is its step, its adapter and its optimizer, and a resumed 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,10 +23,9 @@ from torch import nn
 
 from adapterkit.errors import ConfigError, TrainingError
 from adapterkit.handle.adapters import Adapters
-from adapterkit.handle.building import Built
 from adapterkit.handle.listing import points
-from adapterkit.handle.training import trained_parameters
 from adapterkit.points import Points
+from adapterkit.training.averages import Averages
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.interrupt import Interrupt
@@ -33,12 +34,12 @@ from adapterkit.training.parts import describe, inference, parts_of, to_device
 from adapterkit.training.plan import foreseen
 from adapterkit.training.processes import any_process, make_accelerator, mean_over_processes
 from adapterkit.training.progress import Progress, make_progress
-from adapterkit.training.rates import learning_rate
+from adapterkit.training.rates import Rates, factor
 from adapterkit.training.result import Result
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.snapshots import ADAPTER, Snapshot, writing
-from adapterkit.training.state import Trained, save_modules
+from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, save_modules
 from adapterkit.training.task import Dataset, Setting, groups_of
 
 
@@ -96,6 +97,7 @@ class Trainer:
         self.task = CheckedTask(run)
         self.overwrite, self.silent = overwrite, silent or not self.main
         self.losses: list[float] = []
+        self.in_use: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self.saved: int | None = self.done if snapshot else None
 
     def train(self, *, accept_changed_data: bool) -> Result:
@@ -111,6 +113,8 @@ class Trainer:
             progress.message(describe(self.model, chosen))
             for note in record.notes:
                 progress.message(f"data: {note}")
+            self.extra = self.task.extra_modules()
+            self.rates = Rates(self.run, self.model, chosen, self.extra)
             self.data = self._prepare(chosen, record, progress)
             progress.message(f"{len(self.data)} examples from {self.config.data}")
             if self.snapshot is None:
@@ -161,17 +165,27 @@ class Trainer:
             self.adapters.load(self.snapshot.folder / ADAPTER, name)
             self.adapters.activate(name)
             self.adapters.train(name)
-        mine = trained_parameters(Built(self.run.adapter, chosen, self.adapters.modules(name)))
-        self.trained = Trained(mine, self.task.extra_modules())
-        optimizer = torch.optim.AdamW(
-            self.trained.groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
+        self.trained = Trained(self.rates.trained(self.adapters.modules(name)), self.extra)
+        optimizer = self._build_optimizer()
+        self.state = OptimizerState(optimizer)
         if self.snapshot is not None:
-            self.trained.restore(self.snapshot, optimizer)
+            self.trained.restore(self.snapshot, self.state)
+        self.averages = Averages(self.trained, optimizer, own=self.run.optimizer.averages, decay=self.config.ema)
+        if self.snapshot is not None:
+            self.averages.restore(self.snapshot)
+        self.in_use = self.averages.in_use
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if self.snapshot is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.snapshot.values["scaler"])
         self._train_mode({point.component for point in chosen})
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        chosen, rates = self.run.optimizer, self.trained.rates
+        if chosen.one_rate and len({*rates}) > 1:
+            several = ", ".join(f"{rate:g}" for rate in sorted({*rates}))
+            told = f"it takes one learning rate for all parameters, and there are {several}"
+            raise ConfigError([f"optimizer: {told}. They come from `rates`, or from the adapter's type"], "run")
+        return chosen.build(self.trained.groups())
 
     def _observe(self, name: str, batches: int, components: set[str]) -> None:
         """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""
@@ -235,14 +249,16 @@ class Trainer:
     def _step(self, progress: Progress) -> None:
         began = time.monotonic()
         set_seed(derive_seed(self.config.seed, "step", self.done, self.accelerator.process_index) % 2**32)
-        rate = learning_rate(self.config, self.done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        now = factor(self.run, self.done)
+        for group, rate in zip(self.optimizer.param_groups, self.trained.rates, strict=True):
+            group["lr"] = rate * now
+        rate = self.run.learning_rate * now
         loss = self._backward()
         norm = self._clip()
         self.optimizer.step()
         self.done += 1
         self.adapters.after_step(self.done, self.config.steps)
+        self.averages.after_step(self.done)
         self.optimizer.zero_grad()
         self.losses.append(loss)
         seconds = round(time.monotonic() - began, 4)
@@ -261,7 +277,7 @@ class Trainer:
         mean = float(mean_over_processes(self.accelerator, total))
         if not math.isfinite(mean):
             raise TrainingError(
-                f"the loss of step {self.done + 1} is {mean}. Lower learning_rate (now {self.config.learning_rate:g})"
+                f"the loss of step {self.done + 1} is {mean}. Lower learning_rate (now {self.run.learning_rate:g})"
                 f"{', or set mixed_precision=no' if self.config.mixed_precision != 'no' else ''}"
             )
         return mean
@@ -285,12 +301,14 @@ class Trainer:
         if self.main:
             scaler = self.accelerator.scaler
             values = {"seed": self.config.seed, "scaler": scaler.state_dict() if scaler is not None else None}
-            self.folder.snapshots.write(
-                self.done,
-                values,
-                self.trained.tensors(self.optimizer),
-                lambda path: self.adapters.save(self.config.adapter_name, path),
-            )
+            tensors = {OPTIMIZER: self.state.tensors(list(self.trained.named)), **self.averages.training_values()}
+            with self.in_use():
+                self.folder.snapshots.write(
+                    self.done,
+                    values,
+                    {**tensors, **self.trained.tensors()},
+                    lambda path: self.adapters.save(self.config.adapter_name, path),
+                )
         self.saved = self.done
         self.accelerator.wait_for_everyone()
 
@@ -298,7 +316,7 @@ class Trainer:
         """Samples and figures at a step; training goes on as if it had not happened."""
         figures: Mapping[str, float] = {}
         if self.main:
-            with inference(self.model), writing(self.folder.samples):
+            with self.in_use(), inference(self.model), writing(self.folder.samples):
                 figures = self.task.evaluate()
                 written = self.task.preview(step, self.folder.samples)
             if figures:
@@ -319,7 +337,7 @@ class Trainer:
         figures: dict[str, Any] = {}
         if self.main:
             figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
-            with writing(self.folder.samples):
+            with self.in_use(), writing(self.folder.samples):
                 figures |= {**last, **self.task.finish(self.folder.samples)}
         return Result(self.folder.path, self.folder.adapter, self.done, loss, figures, saved=self.saved)
 
@@ -327,6 +345,6 @@ class Trainer:
         if self.config.checkpoint_every:
             self._save()
         if self.main:
-            with writing(self.folder.adapter):
+            with self.in_use(), writing(self.folder.adapter):
                 self.adapters.save(self.config.adapter_name, self.folder.adapter)
                 save_modules(self.task.extra_modules(), self.folder.path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -16,11 +16,16 @@ from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you
 from adapterkit.formats.source import path_of
 from adapterkit.handle.building import check_name
 from adapterkit.plugins.manager import class_of, get_plugin_manager, owner
-from adapterkit.specs import TaskSpec
-from adapterkit.training.config import RunConfig, check_section, read_values, resolved
+from adapterkit.selectors import Selector
+from adapterkit.specs import Spec, TaskSpec
+from adapterkit.training.config import RunConfig, Section, check_section, installed_versions, read_values
 
 if TYPE_CHECKING:
+    from adapterkit.training.optimizer import OptimizerConfig
+    from adapterkit.training.schedule import ScheduleConfig
     from adapterkit.training.task import Task
+
+_Named = TypeVar("_Named", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -32,22 +37,44 @@ class Run:
         adapter: What to add to the model.
         task: The class that turns data into a loss.
         options: That class's own keys.
+        optimizer: What changes the parameters.
+        schedule: How the learning rate goes on after the warm-up.
     """
 
     config: RunConfig
     adapter: AdapterConfig
     task: type[Task]
     options: BaseModel
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the run file, or what is usual with the optimizer."""
+        given = self.config.learning_rate
+        return self.optimizer.usual_rate if given is None else given
 
     def make_task(self) -> Task:
         """The task, which has loaded nothing yet."""
         return self.task(self.config, self.options)
 
     def resolved(self) -> dict[str, Any]:
-        """The run file with nothing left to defaults, as JSON values."""
-        adapter = {"type": self.config.adapter["type"], **self.adapter.to_dict()}
-        values = resolved(self.config, adapter, self.options.model_dump(mode="json"))
+        """The run file with nothing left to defaults, and the versions of the libraries, as JSON values."""
+        values = {
+            **self.config.model_dump(),
+            "adapter": {"type": self.config.adapter["type"], **self.adapter.to_dict()},
+            "options": self.options.model_dump(mode="json"),
+            "optimizer": _whole(self.config.optimizer, self.optimizer),
+            "learning_rate": self.learning_rate,
+            "scheduler": _whole(self.config.scheduler, self.schedule),
+            "versions": installed_versions(),
+        }
         return json.loads(json.dumps(values))  # tuples become lists
+
+
+def _whole(given: str | Mapping[str, Any], section: Section) -> dict[str, Any]:
+    """A section with its `type` and all of its keys."""
+    return {"type": given if isinstance(given, str) else given["type"], **section.model_dump(mode="json")}
 
 
 def load_run(path: Path | str | None, overrides: Sequence[str] = (), **values: Any) -> Run:
@@ -78,11 +105,15 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     adapter = check_adapter(values.get("adapter"), problems)
     task = _load_task(values.get("task"), problems)
     options = _check_options(task, values.get("options", {}), problems)
+    optimizer, schedule = check_method(values, problems)
     if config is not None:
         _check_name(config.adapter_name, problems)
-    if config is None or adapter is None or task is None or options is None:
+        _check_rates(config, problems)
+        if config.ema is not None and optimizer is not None and optimizer.averages:
+            problems.append("ema: the optimizer averages by itself; set ema to null")
+    if config is None or adapter is None or task is None or options is None or optimizer is None or schedule is None:
         return None
-    return Run(config, adapter, task, options)
+    return Run(config, adapter, task, options, optimizer, schedule)
 
 
 def _check_name(name: str, problems: list[str]) -> None:
@@ -90,6 +121,47 @@ def _check_name(name: str, problems: list[str]) -> None:
         check_name(name, ())
     except AdapterKitError as error:
         problems.append(f"adapter_name: {error}")
+
+
+def _check_rates(config: RunConfig, problems: list[str]) -> None:
+    for number, rate in enumerate(config.rates):
+        try:
+            Selector(rate.select)
+        except AdapterKitError as error:
+            problems.append(f"rates.{number}.select: {error}")
+
+
+def check_method(
+    values: Mapping[str, Any], problems: list[str]
+) -> tuple[OptimizerConfig | None, ScheduleConfig | None]:
+    """The optimizer and the schedule; None in the place of one after adding to `problems`."""
+    from adapterkit.training.optimizer import OptimizerConfig  # which import torch
+    from adapterkit.training.schedule import ScheduleConfig
+
+    manager = get_plugin_manager()
+    optimizer = _named("optimizer", values, manager.optimizer, OptimizerConfig, problems)
+    return optimizer, _named("scheduler", values, manager.schedule, ScheduleConfig, problems)
+
+
+def _named(
+    key: str, values: Mapping[str, Any], find: Callable[[str], Spec], base: type[_Named], problems: list[str]
+) -> _Named | None:
+    """What a name, or `type` and further keys, under `key` describes."""
+    given = values.get(key, RunConfig.model_fields[key].default)
+    section = {"type": given} if isinstance(given, str) else given
+    if not isinstance(section, Mapping):
+        return None  # the run's own check says what is wrong
+    name = section.get("type")
+    if not isinstance(name, str):
+        problems.append(f"{key}.type: this key is required, a name such as {RunConfig.model_fields[key].default!r}")
+        return None
+    try:
+        cls = class_of(find(name), base)
+    except AdapterKitError as error:
+        problems.append(f"{key}: {error}")
+        return None
+    found = check_section(cls, {k: v for k, v in section.items() if k != "type"}, problems, f"{key}.")
+    return cast("_Named | None", found)
 
 
 def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:

@@ -75,7 +75,7 @@ adapter: {type: lora, rnk: 4, rank: 0, targets: "attn.{q"}
         "data: this key is required",
         "unknown key 'stepps'. Did you mean 'steps'",
         "learning_rate: input should be greater than 0, not -1",
-        "scheduler: input should be 'constant', 'cosine' or 'linear', not 'cosin'",
+        "scheduler: unknown schedule 'cosin'. Did you mean 'cosine'?",
         "batch_size: input should be a valid integer, not True",
         "unknown key 'adapter.rnk'. Did you mean 'rank'",
         "adapter.rank must",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -74,7 +75,7 @@ def test_without_an_example_nothing_is_trained_and_no_folder_is_made(tmp_path: P
             return []
 
     with pytest.raises(ConfigError, match="data: toy holds no example to train on"):
-        train(type(run)(run.config, run.adapter, Nothing, run.options), silent=True)
+        train(dataclasses.replace(run, task=Nothing), silent=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -88,7 +89,7 @@ def test_training_lowers_the_loss_and_touches_only_the_adapter(tmp_path: Path):
             models.append(original(self))
             return models[-1]
 
-    run = type(run)(run.config, run.adapter, Watched, run.options)
+    run = dataclasses.replace(run, task=Watched)
     result = train(run, silent=True)
     fresh, trained = toys.ToyModel(seed=3).state_dict(), models[0].state_dict()
     assert all(torch.equal(trained[key], value) for key, value in fresh.items())

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterkit.training.config import RunConfig
 from adapterkit.training.order import Draw, Order, derive_seed
-from adapterkit.training.rates import learning_rate
+from adapterkit.training.rates import factor
+from tests.training.toy_task import toy_run
 
 
 def flat(order: Order) -> list[Draw]:
@@ -92,10 +93,6 @@ def test_a_draws_generator_starts_afresh():
     assert torch.equal(torch.rand(3, generator=draw.generator()), torch.rand(3, generator=draw.generator()))
 
 
-def config(**values: object) -> RunConfig:
-    return RunConfig.model_validate({"task": "t", "model": "m", "data": "d", "output": "o", "adapter": {}, **values})
-
-
 @pytest.mark.parametrize(
     ("scheduler", "share"),
     [
@@ -105,8 +102,8 @@ def config(**values: object) -> RunConfig:
     ],
 )
 def test_the_rate_rises_and_then_follows_its_schedule(scheduler: str, share):
-    run = config(scheduler=scheduler, warmup_steps=4, steps=14, learning_rate=0.5)
-    rates = [learning_rate(run, step) for step in range(14)]
-    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert rates[4:] == pytest.approx([0.5 * share(step / 10) for step in range(10)])
-    assert learning_rate(config(scheduler=scheduler, warmup_steps=50, steps=10), 9) > 0
+    run = toy_run(Path("out"), scheduler=scheduler, warmup_steps=4, steps=14)
+    factors = [factor(run, step) for step in range(14)]
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert factors[4:] == pytest.approx([share(step / 10) for step in range(10)])
+    assert factor(toy_run(Path("out"), scheduler=scheduler, warmup_steps=50, steps=10), 9) > 0

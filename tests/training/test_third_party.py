@@ -18,7 +18,7 @@ from adapterkit.specs import TaskSpec
 from adapterkit.testing import toys
 from adapterkit.training.loop import train
 from adapterkit.training.run import load_run
-from adapterkit.training.state import Trained, load_modules, save_modules
+from adapterkit.training.state import Trainable, Trained, load_modules, own_parameters, save_modules
 from tests.training.toy_task import Sequences, ToyTask, toy_run
 
 
@@ -173,13 +173,17 @@ class TestFurtherModules:
         adapters = ak.Adapters(model)
         adapters.add("a", ak.LoRA(rank=2, targets="attn.*"))
         adapters.freeze("a")
-        named = enumerate(adapters.parameters("a"))
-        trained = Trained([(str(i), p, 2.0) for i, p in named], {"block": model.blocks[0]})
-        own = [*trained.rates[1.0], *trained.rates[2.0]]
+        mine = [Trainable(str(i), p, 2.0, 0.1) for i, p in enumerate(adapters.parameters("a"))]
+        base = [Trainable(name, p, 1.0, 0.0) for name, p in own_parameters(model.blocks[0])]
+        trained = Trained([*mine, *base], {"block": model.blocks[0]})
+        assert trained.rates == [2.0, 1.0]
+        adapter, block = trained.groups()
+        assert (adapter["lr"], adapter["weight_decay"], block["lr"], block["weight_decay"]) == (2.0, 0.1, 1.0, 0.0)
+        assert {id(p) for p in adapter["params"]} == {id(p) for p in adapters.parameters("a")}
+        own = [*adapter["params"], *block["params"]]
         assert len({id(parameter) for parameter in own}) == len(own)
-        assert {id(p) for p in trained.rates[2.0]} == {id(p) for p in adapters.parameters("a")}
-        assert not any(parameter.requires_grad for parameter in adapters.parameters("a"))
-        assert all(parameter.requires_grad for parameter in trained.rates[1.0])
+        assert not any(parameter.requires_grad for parameter in adapter["params"])
+        assert all(parameter.requires_grad for parameter in block["params"])
 
     def test_they_are_read_with_or_without_the_adapter(self, tmp_path: Path) -> None:
         toys.register()
