@@ -338,6 +338,8 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
 
 # Name, target below adapterkit.training.diffusion.recipes, pipelines of diffusers, summary.
 _RECIPES = (
+    ("stable_diffusion_3", "sd3:StableDiffusion3", "StableDiffusion3Pipeline", "Stable Diffusion 3 and 3.5"),
+    ("flux", "flux:Flux", "FluxPipeline", "Flux.1"),
     ("stable_diffusion", "unet:StableDiffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x and 2.x"),
     ("stable_diffusion_xl", "unet:StableDiffusionXL", "StableDiffusionXLPipeline", "Stable Diffusion XL"),
 )

@@ -9,6 +9,7 @@ from adapterkit.errors import ModelNotFoundError, PluginError, UnsupportedModelE
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.plugins.matching import class_keys
 from adapterkit.specs import RecipeSpec
+from adapterkit.training.diffusion.options import ObjectiveOptions
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.loading import NO_CODE, dtype_of, reading
 from adapterkit.training.skeleton import Skeleton, skeleton
@@ -26,7 +27,7 @@ def outline_pipeline(name: str) -> Skeleton:
     return Skeleton({part: model for part, model in shape.components.items() if part not in recipe.unused})
 
 
-def load_pipeline(name: str, dtype: str) -> tuple[Any, Recipe]:
+def load_pipeline(name: str, dtype: str, options: ObjectiveOptions) -> tuple[Any, Recipe]:
     """A pipeline without the parts that training does not need, and how it is trained.
 
     Raises:
@@ -40,7 +41,7 @@ def load_pipeline(name: str, dtype: str) -> tuple[Any, Recipe]:
         if "requires_safety_checker" in index:
             absent["requires_safety_checker"] = False
         pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
-    return pipe, recipe(pipe)
+    return pipe, recipe(pipe, options)
 
 
 def _recipe_and_index(name: str) -> tuple[Any, dict[str, Any]]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.training.diffusion.conditioning import Conditioning
-from adapterkit.training.diffusion.objectives.noise import NoiseObjective
+from adapterkit.training.diffusion.objectives.choice import objective_of, scheduled_shift
 from adapterkit.training.diffusion.objectives.objective import Objective
+from adapterkit.training.diffusion.options import ObjectiveOptions
 from adapterkit.training.diffusion.vae import kl_latents
 from adapterkit.training.sizes import Size, size_of
 
@@ -24,21 +25,24 @@ class Recipe(ABC):
 
     Args:
         pipe: The pipeline.
+        options: What the denoiser learns.
 
     Attributes:
         denoiser: The component that takes noise away.
         encoders: The components that read captions; some may be absent.
         tokenizers: The components that cut captions into tokens.
         unused: Components that are neither loaded nor needed.
+        patch: Side of what the denoiser makes one token of, in the latents' pixels.
     """
 
     denoiser: ClassVar[str] = "transformer"
     encoders: ClassVar[Sequence[str]] = ("text_encoder",)
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)
     unused: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
+    patch: ClassVar[int] = 1
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, options: ObjectiveOptions) -> None:
+        self.pipe, self.options = pipe, options
 
     @classmethod
     def needed(cls) -> Sequence[str]:
@@ -55,6 +59,11 @@ class Recipe(ABC):
         found = {name: self.pipe.components.get(name) for name in self.encoders}
         return {name: part for name, part in found.items() if part is not None}
 
+    def token_limits(self) -> dict[str, int]:
+        """By tokenizer how many tokens of a caption are read; of those that are there."""
+        found = {name: self.pipe.components.get(name) for name in self.tokenizers}
+        return {name: tokenizer.model_max_length for name, tokenizer in found.items() if tokenizer is not None}
+
     def check(self) -> None:
         """Looks whether this very model can be trained.
 
@@ -63,18 +72,32 @@ class Recipe(ABC):
         """
 
     def objective(self) -> Objective:
-        """What the denoiser learns to predict, as the scheduler's settings say."""
-        return NoiseObjective(self.pipe.scheduler)
+        """What the denoiser learns to predict, as the scheduler's settings and the options say.
+
+        Raises:
+            UnsupportedModelError: There is no objective for that scheduler.
+            ConfigError: The options do not fit it.
+        """
+        return objective_of(self.pipe.scheduler, self.options, self.shift)
+
+    def shift(self, tokens: int) -> float:
+        """How far flow matching moves times for pictures of so many tokens; by default as the scheduler does."""
+        return scheduled_shift(self.pipe.scheduler.config, tokens)
+
+    def tokens(self, latents: Tensor) -> int:
+        """How many tokens the denoiser makes of one of these latents."""
+        return latents[0, 0].numel() // self.patch**2
 
     @property
     def multiple(self) -> int:
         """Pixels that the sides of a picture must be a multiple of."""
-        return self.pipe.vae_scale_factor
+        return self.pipe.vae_scale_factor * self.patch
 
     def size(self) -> Size | None:
         """Height and width in pixels that the model was made for; None where it does not say."""
-        latents = size_of(self.model.config.sample_size)
-        return None if latents is None else (latents[0] * self.multiple, latents[1] * self.multiple)
+        told = self.model.config.get("sample_size", getattr(self.pipe, "default_sample_size", None))
+        sides, factor = size_of(told), self.pipe.vae_scale_factor
+        return None if sides is None else (sides[0] * factor, sides[1] * factor)
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:

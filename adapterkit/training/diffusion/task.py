@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adapterkit.errors import ConfigError
@@ -18,6 +17,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.conditioning import Conditioning, joined
 from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
+from adapterkit.training.diffusion.losses import per_example, squared
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
@@ -53,7 +53,7 @@ class DiffusionTask(Task):
 
     def load_model(self) -> Any:
         """The pipeline, in evaluation mode."""
-        self.pipe, self.recipe = load_pipeline(self.config.model, self.config.dtype)
+        self.pipe, self.recipe = load_pipeline(self.config.model, self.config.dtype, self.options)
         self.pipe.set_progress_bar_config(disable=True)
         return self.pipe
 
@@ -77,18 +77,22 @@ class DiffusionTask(Task):
         self.captions = []
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Mean squared error of what the objective asks for, in float32.
+        """Mean error of what the objective asks for, in float32.
 
         Args:
             batch: `latents` and `noise` [batch, channels, ...]; `u` [batch], uniform in [0, 1), which the objective
-                makes a time of; `caption`, strings, "" for none; `sizes` [batch, 6], see `Recipe.predict`.
+                makes a time of; `caption`, strings, "" for none; `sizes` [batch, 6], see `Recipe.predict`;
+                `weight` [batch] of each error; where parts of pictures count less, `mask` [batch, 1, height, width].
         """
-        latents, noise = batch["latents"], batch["noise"]
-        times = self.objective.times(batch["u"], self.size)
-        noisy = self.objective.noisy(latents, noise, times)
+        latents, noise = batch["latents"], self._offset(batch["noise"])
+        times = self.objective.times(batch["u"], self.recipe.tokens(latents))
+        noisy = self.objective.noisy(latents, self._perturbed(noise), times)
         text = self._conditioning(batch["caption"])
         prediction = self.recipe.predict(noisy.to(self.dtype), times, text, batch)
-        return F.mse_loss(prediction.float(), self.objective.target(latents, noise, times).float())
+        delta = self.options.huber_delta if self.options.loss == "huber" else None
+        error = squared(prediction.float(), self.objective.target(latents, noise, times).float(), delta)
+        weights = self.objective.weights(times) * batch["weight"].float()
+        return (weights * per_example(error, batch.get("mask"))).mean()
 
     def checkpoint_activations(self) -> None:
         """On the denoiser and, for adapters that act there, the text encoders."""
@@ -121,6 +125,21 @@ class DiffusionTask(Task):
         columns = ("base", f"adapter, step {self.config.steps}")
         return {"grid": str(write_grid(samples / "grid.png", columns, rows))}
 
+    # -- noise ------------------------------------------------------------------------------------------------------
+
+    def _offset(self, noise: Tensor) -> Tensor:
+        """With a part that is the same all over the picture, of each channel its own."""
+        if not self.options.noise_offset:
+            return noise
+        ones = noise.shape[:2] + (1,) * (noise.ndim - 2)
+        return noise + self.options.noise_offset * torch.randn(ones, device=noise.device)
+
+    def _perturbed(self, noise: Tensor) -> Tensor:
+        """With more noise than should be predicted (Ning et al. 2023, arXiv:2301.11706, algorithm 1)."""
+        if not self.options.input_perturbation:
+            return noise
+        return noise + self.options.input_perturbation * torch.randn_like(noise)
+
     # -- set-up -----------------------------------------------------------------------------------------------------
 
     def _set_up(self, device: torch.device) -> None:
@@ -137,9 +156,8 @@ class DiffusionTask(Task):
 
     def _tell_what_is_cut(self, images: Sequence[Captioned], tell: Callable[[str], object]) -> None:
         """Text encoders read so many tokens of a caption, and no more."""
-        tokenizers: list[Any] = [self.pipe.components.get(name) for name in self.recipe.tokenizers]
-        for tokenizer in (one for one in tokenizers if one is not None):
-            limit = tokenizer.model_max_length
+        for name, limit in self.recipe.token_limits().items():
+            tokenizer: Any = self.pipe.components[name]
             long = [
                 f"{image.path.name}, {count} tokens"
                 for image in images

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from adapterkit.training.sizes import Size
-
 
 class Objective(ABC):
     """One manner of adding noise, and of learning to take it away.
@@ -16,12 +14,12 @@ class Objective(ABC):
     """
 
     @abstractmethod
-    def times(self, u: Tensor, size: Size) -> Tensor:
+    def times(self, u: Tensor, tokens: int) -> Tensor:
         """Times of examples, as `noisy`, `target` and the recipe's `predict` take them.
 
         Args:
             u: Uniform in [0, 1).
-            size: Of the pictures, in pixels.
+            tokens: That the denoiser makes of one picture.
         """
 
     @abstractmethod
@@ -31,3 +29,7 @@ class Objective(ABC):
     @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What the denoiser should predict."""
+
+    @abstractmethod
+    def weights(self, times: Tensor) -> Tensor:
+        """How much an error at these times counts, [batch]."""

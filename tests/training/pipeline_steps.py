@@ -1,0 +1,76 @@
+"""What a pipeline's own loop takes for its denoiser's prediction: the reference that recipes are held against."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Fixed:
+    """A scheduler with one step, at a given time, that notes what it is told."""
+
+    order, init_noise_sigma = 1, 1.0
+
+    def __init__(self, config: Any, time: float) -> None:
+        self.config, self.time = config, time
+        self.timesteps = torch.tensor([time])
+        self.sigmas = torch.tensor([time / 1000, 0.0])
+        self.told: list[Tensor] = []
+
+    def set_timesteps(
+        self, steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None, timesteps: Any = None
+    ) -> None: ...
+
+    def set_begin_index(self, index: int) -> None: ...
+
+    def scale_model_input(self, latents: Tensor, time: Tensor) -> Tensor:
+        return latents
+
+    def step(self, prediction: Tensor, time: Tensor, latents: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        self.told.append(prediction)
+        return latents, latents
+
+
+def squares(latents: Tensor) -> Tensor:
+    """[b, c, h, w] as tokens of two by two pixels, [b, h w / 4, 4 c], channels first within one."""
+    count, channels, height, width = latents.shape
+    apart = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
+    return torch.einsum("bchpwq->bhwcpq", apart).reshape(count, -1, 4 * channels)
+
+
+def pixels(tokens: Tensor, like: Tensor) -> Tensor:
+    """The other way round."""
+    count, channels, height, width = like.shape
+    apart = tokens.reshape(count, height // 2, width // 2, channels, 2, 2)
+    return torch.einsum("bhwcpq->bchpwq", apart).reshape(like.shape)
+
+
+def rows(latents: Tensor) -> Tensor:
+    """[b, c, h, w] as one token a pixel, [b, h w, c]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def unrows(tokens: Tensor, like: Tensor) -> Tensor:
+    """The other way round."""
+    return tokens.transpose(1, 2).reshape(like.shape)
+
+
+# How a pipeline takes latents, and gives predictions; others have them as they are.
+PACKED = {
+    "FluxPipeline": (squares, pixels),
+}
+
+
+def own_prediction(pipe: Any, prompt: str, noisy: Tensor, time: float, size: tuple[int, int], **options: Any) -> Tensor:
+    """What the pipeline predicts for latents [1, c, h, w] at a time, 0 to 1000, of a picture of that size."""
+    pack, unpack = PACKED.get(type(pipe).__name__, (lambda x: x, lambda x, like: x.reshape(like.shape)))
+    own = copy.copy(pipe)
+    scheduler = Fixed(pipe.scheduler.config, time)
+    object.__setattr__(own, "scheduler", scheduler)
+    given = {"height": size[0], "width": size[1], "guidance_scale": 1.0, "output_type": "latent", **options}
+    with torch.no_grad():
+        own(prompt, num_inference_steps=1, latents=pack(noisy), **given)
+    return unpack(scheduler.told[0], noisy)
