@@ -21,6 +21,10 @@ _INTERFACE = frozenset({"ALL_ATTENTION_FUNCTIONS"})
 """Where transformers' attentions look their function up."""
 
 
+_FLEX = ("flex", "_native_flex")
+"""What diffusers calls torch's flex attention among the backends of its attention."""
+
+
 def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What `module(*args, **kwargs)` computes, by whatever processor it has now, over extended keys and values."""
     return (attend_called if calls_attention(module) else attend_computed)(module, *args, **kwargs)
@@ -35,6 +39,8 @@ class ProcessorSeam(AttentionSeam):
         processor = module.processor
         if getattr(processor, "_parallel_config", None) is not None:
             return "its sequence is split over several devices, and every one of them would put the same keys in front"
+        if _is_of_blocks(processor):
+            return "it attends by flex attention, to blocks of keys that its mask has counted"
         if calls_attention(module) or ComputedAttentionSeam().refusal(module) is None:
             return None
         name = f"{type(module).__name__} with the processor {type(processor).__name__}"
@@ -42,6 +48,13 @@ class ProcessorSeam(AttentionSeam):
 
     def attend_refusal(self, module: nn.Module) -> str | None:
         return self.refusal(module)
+
+
+def _is_of_blocks(processor: Any) -> bool:
+    """Whether a processor of diffusers attends by torch's flex attention: by its own choice, or as it was told."""
+    told = getattr(processor, "_attention_backend", None)
+    call = getattr(type(processor).__call__, "__code__", None)
+    return getattr(told, "value", told) in _FLEX or (call is not None and "FLEX" in call.co_names)
 
 
 def _seams(module: nn.Module) -> tuple[AttentionSeam, ...]:

@@ -27,6 +27,8 @@ FOLDER = Path(os.environ.get("ARCHITECTURES", "/tmp/adapterkit_architectures"))
 CLAIMS = ("attention", "prefixes", "outputs")
 """What the table counts: the preset, attention points, sublayers' outputs."""
 
+UNFINISHED = "the proof has not come to its end"
+
 _MOST_FALSE = 40
 
 
@@ -89,14 +91,14 @@ def kept(line: str, name: str) -> Row | None:
 
 
 def made(line: str, name: str) -> Row:
-    """Maps an architecture, and proves its map on a specimen."""
+    """Maps an architecture, and proves its map on a specimen; what the map offers is kept before it is proven."""
     row, start = Row(line, name, commit=commits.now()), time.monotonic()
-    _fill(row)
+    _fill(row, start)
     row.seconds = round(time.monotonic() - start, 1)
     return row
 
 
-def _fill(row: Row) -> None:
+def _fill(row: Row, start: float) -> None:
     try:
         model = catalogue.skeleton(row.line, row.name)
     except catalogue.BrokenDefaultError as error:
@@ -113,8 +115,11 @@ def _fill(row: Row) -> None:
         key = f"{point.kind} {point.role}"
         row.offered[key] = row.offered.get(key, 0) + 1
     row.claims = {claim: "listed" if _chosen(claim, points) else "none" for claim in CLAIMS}
+    row.unproven, row.seconds = UNFINISHED, round(time.monotonic() - start, 1)
+    row.write()
     try:
         made = specimen(model)
+        row.unproven = ""
         _judge(row, prove(made.model, made.calls))
     except (NoSpecimen, AdapterKitError) as error:
         row.unproven = str(error)

@@ -34,6 +34,7 @@ def row(line: str, name: str, limit: float, *, again: bool = False) -> rows.Row:
     found = None if again else rows.kept(line, name)
     if found is not None:
         return found
+    rows.Row(line, name).path.unlink(missing_ok=True)  # so that what is left after an end too early is this one's
     process = multiprocessing.get_context("fork").Process(target=_make, args=(line, name))
     process.start()
     process.join(limit)
@@ -62,9 +63,11 @@ def _make(line: str, name: str) -> None:
 
 
 def _unfinished(line: str, name: str, why: str) -> rows.Row:
-    found = rows.Row(
-        line, name, unproven=why, claims=dict.fromkeys(rows.CLAIMS, "none"), attention=True, commit=commits.now()
-    )
+    """The row as far as it has come, with the reason why no further."""
+    found = rows.kept(line, name)
+    if found is None:
+        found = rows.Row(line, name, claims=dict.fromkeys(rows.CLAIMS, "none"), attention=True, commit=commits.now())
+    found.unproven = why
     found.write()
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.architectures import commits, rows, table
+from tests.architectures import commits, rows, sweep, table
 
 PROVEN: dict[str, str] = dict.fromkeys(rows.CLAIMS, "proven")
 
@@ -39,3 +39,18 @@ def test_a_row_keeps_its_commit(tmp_path: object, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rows, "FOLDER", tmp_path)
     row(1, "abc").write()
     assert rows.kept("masked", "bert") == row(1, "abc")
+
+
+def test_a_proof_that_does_not_end_leaves_what_the_map_offers(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "FOLDER", tmp_path)
+
+    def endless(model: object) -> object:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(rows, "specimen", endless)
+    found = sweep.row("image_classification", "levit", 120.0)
+    assert found.unproven == "the process ended with 3"
+    assert found.claims["attention"] == "listed"
+    assert found.attention

@@ -4,6 +4,7 @@ from adapterkit.mapping.templates import attentions, blocks, feed_forwards
 from adapterkit.mapping.templates.diffusion import DIFFUSION_ATTENTIONS, DIFFUSION_FEED_FORWARDS
 from adapterkit.mapping.templates.diffusion_blocks import DIFFUSION_BLOCKS
 from adapterkit.mapping.templates.encoder_blocks import ENCODER_BLOCKS
+from adapterkit.mapping.templates.joint_blocks import JOINT_BLOCKS
 from adapterkit.mapping.templates.picture_blocks import PICTURE_ATTENTIONS, PICTURE_BLOCKS, PICTURE_FEED_FORWARDS
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
 from adapterkit.mapping.templates.text_attentions import TEXT_ATTENTIONS, WINDOWED
@@ -19,7 +20,15 @@ ATTENTIONS = (
     *TEXT_ATTENTIONS,
     *VISION_ATTENTIONS,
 )
-BLOCKS = (*blocks.BLOCKS, *DIFFUSION_BLOCKS, *TEXT_BLOCKS, *ENCODER_BLOCKS, *VISION_BLOCKS, *PICTURE_BLOCKS)
+BLOCKS = (
+    *blocks.BLOCKS,
+    *DIFFUSION_BLOCKS,
+    *JOINT_BLOCKS,
+    *TEXT_BLOCKS,
+    *ENCODER_BLOCKS,
+    *VISION_BLOCKS,
+    *PICTURE_BLOCKS,
+)
 FEED_FORWARDS = (
     *DIFFUSION_FEED_FORWARDS,
     *VISION_FEED_FORWARDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adapterkit.mapping.entries import Fused, FusedInput, Weight, equal_parts
+from adapterkit.mapping.entries import Fused, FusedInput, SplitRows, Weight, equal_parts
 from adapterkit.mapping.layouts import is_class
 from adapterkit.mapping.templates.template import AttentionTemplate, Template
 from adapterkit.points import Span
@@ -48,6 +48,19 @@ def _heads_and_hidden(attention: Any, columns: int) -> Sequence[Span]:
 
 def _is_differential(attention: Any) -> bool:
     return getattr(attention, "use_differential", False) is True
+
+
+_SECOND_SOFTMAX = "takes a second softmax from the first, with keys of its own"
+
+
+def _of_two_softmaxes(*shares: int) -> SplitRows:
+    """Queries and keys of both softmaxes one after the other, and the values that they share."""
+
+    def split(attention: Any, rows: int) -> Sequence[Span]:
+        one = rows // sum(shares)
+        return [Span(one * sum(shares[:i]), one * share) for i, share in enumerate(shares)]
+
+    return split
 
 
 DIFFUSION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
@@ -124,7 +137,18 @@ DIFFUSION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
         "q_linear kv_linear proj",
         (Weight("*.q", "q_linear"), Fused(("*.k", "*.v"), "kv_linear"), Weight("*.o", "proj")),
     ),
-    # Two softmaxes, of which the second is taken from the first: keys of both.
+    AttentionTemplate(
+        "to_qkv to_out",
+        (Fused(_QKV, "to_qkv", _of_two_softmaxes(2, 2, 1)), Weight("*.o", _OUT)),
+        when=_is_differential,
+        refused=_SECOND_SOFTMAX,
+    ),
+    AttentionTemplate(
+        "to_q to_kv to_out",
+        (Weight("*.q", "to_q"), Fused(("*.k", "*.v"), "to_kv", _of_two_softmaxes(2, 1)), Weight("*.o", _OUT)),
+        when=_is_differential,
+        refused=_SECOND_SOFTMAX,
+    ),
     AttentionTemplate(
         "to_qkv to_out", (Fused(_QKV, "to_qkv"), Weight("*.o", _OUT)), when=lambda one: not _is_differential(one)
     ),

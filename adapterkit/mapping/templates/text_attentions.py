@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapterkit.mapping.entries import Fused, Weight, equal_parts, grouped_heads
+from adapterkit.mapping.layouts import is_class
 from adapterkit.mapping.templates.attentions import apart
 from adapterkit.mapping.templates.template import AttentionTemplate
 from adapterkit.points import Span
@@ -80,6 +81,8 @@ def _closed(names: str, out: str, has: str = "", at: str = "") -> AttentionTempl
     return AttentionTemplate(f"{names} {has}", (*weights, Weight("*.o", out)), at=at, refused=_CLOSED)
 
 
+_APART = "q_proj k_proj v_proj out_proj"
+
 WINDOWED: tuple[AttentionTemplate, ...] = (
     _closed("self.query self.key self.value", "output.dense", "self.query_global", "self"),
     _closed(
@@ -91,6 +94,12 @@ WINDOWED: tuple[AttentionTemplate, ...] = (
     *(
         _closed(f"{name}.q {name}.k {name}.v", f"{name}.o", at=name)
         for name in ("LocalSelfAttention", "TransientGlobalSelfAttention")
+    ),
+    AttentionTemplate(  # Pegasus-X: global tokens to all, and all to those of their block
+        "q_proj k_proj v_proj out_proj",
+        tuple(Weight(f"*.{part}", name) for part, name in zip("qkvo", _APART.split(), strict=True)),
+        when=lambda one: is_class(one, "transformers", "PegasusXGlobalLocalAttention"),
+        refused="takes two softmaxes, each over keys of its own",
     ),
 )
 """To be asked before those of all keys, whose children they have too."""

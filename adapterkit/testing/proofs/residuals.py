@@ -53,6 +53,13 @@ _DEPTH = 6
 class Sums(TorchDispatchMode):
     """Watches a forward for the sums of each point's residual stream and output, whatever they are scaled by."""
 
+    supports_higher_order_operators = True  # they are operations as others are, such as an attention with a function
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled, as flex attention compiles itself, is one operation: no sum is looked for inside."""
+        return True
+
     def __init__(self) -> None:
         super().__init__()
         self.claims: dict[str, list[Claim]] = {}

@@ -211,6 +211,7 @@ AT_MOST: Final[Mapping[str, int]] = {
     "num_nextn_predict_layers": 0,
     "depths": 2,
     "block_sizes": 2,
+    "block_size": 4,
     "attention_window": 4,
     "zero_expert_num": 2,
     "chunk_size": 4,

@@ -109,7 +109,7 @@ IMAGES: Mapping[str, Recipe] = {
             "input_ids": whole("vocab_size", ROWS, TEXT),
             "input_img_latents": value([]),
             "input_image_sizes": value({}),
-            "attention_mask": value(torch.ones(ROWS, 22, 22)),
+            "attention_mask": value(torch.ones(ROWS, 22, 22, dtype=torch.float64)),
             "position_ids": value(torch.arange(22).expand(ROWS, -1)),
         },
         "image",
@@ -122,6 +122,37 @@ IMAGES: Mapping[str, Recipe] = {
             "img_shapes": value([[(1, 4, 2)]] * ROWS),
             "hidden_states": noise(ROWS, 8, "in_channels"),
             "img_mask": value(torch.tensor([[False] * TEXT + [True] * 2] * ROWS)),
+        },
+    ),
+    "ZImageControlNetModel": Recipe(
+        {"control_layers_places": [0, 1], "control_refiner_layers_places": [0]},
+        {
+            "x": listed(noise(16, 1, SIDE, SIDE)),
+            "t": TIMES,
+            "cap_feats": listed(noise(TEXT, 32)),
+            "control_context": listed(noise("control_in_dim", 1, SIDE, SIDE)),
+        },
+    ),
+    "RFD4ProteinaTransformer": Recipe(
+        {
+            "nlayers": 2,
+            "feats_seq": ("xt_bb_ca", "xt_local_latents", "token_type"),
+            "feats_cond_seq": ("time_emb_bb_ca", "time_emb_local_latents"),
+            "feats_pair_repr": ("xt_bb_ca_pair_dists",),
+        },
+        {
+            "bb_ca": noise(ROWS, TOKENS, 3),
+            "local_latents": noise(ROWS, TOKENS, "latent_dim"),
+            "bb_ca_time": TIMES,
+            "local_latents_time": TIMES,
+            "padding_mask": value(torch.ones(ROWS, TOKENS, dtype=torch.bool)),
+            "token_type": value(torch.zeros(ROWS, TOKENS, dtype=torch.long)),
+            "conditioning": value(
+                {
+                    "is_in_context_conditioning": torch.zeros(ROWS, TOKENS, dtype=torch.bool),
+                    "supports_local_latent": torch.ones(ROWS, TOKENS, dtype=torch.bool),
+                }
+            ),
         },
     ),
     "ZImageTransformer2DModel": Recipe(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.testing.specimens.diffusers_configs import shrunk_arguments
+from adapterkit.testing.specimens.diffusers_hosts import host_of
 from adapterkit.testing.specimens.diffusers_inputs import LAYOUTS, inputs_of
 from adapterkit.testing.specimens.diffusers_recipes import recipe_of
 from adapterkit.testing.specimens.exact import InFloat64
@@ -31,14 +32,15 @@ def specimen_of(model: nn.Module) -> Specimen:
         made = type(model)([one.model for one in each])
         return Specimen(made.eval(), {f"nets.{i}": one.calls["forward"] for i, one in enumerate(each)})
     try:
-        small = _small(model)
+        small, host = _small(model)
     except Exception as error:
         raise NoSpecimen(f"no small {name} can be made: {_told(error)}") from error
-    call = _runnable(small)
+    call = _runnable(host)
     return Specimen(small, {"forward": call})
 
 
-def _small(model: nn.Module) -> nn.Module:
+def _small(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A small copy, and what is called to run it."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
@@ -46,7 +48,8 @@ def _small(model: nn.Module) -> nn.Module:
         for parameter in small.parameters():
             if parameter.ndim == 3:  # stacks of experts are whatever was in memory
                 nn.init.normal_(parameter, std=0.2)
-        return strengthened(small)
+        small = strengthened(small)
+        return small, host_of(small)
 
 
 def _runnable(model: nn.Module) -> Callable[[], Tensor]:

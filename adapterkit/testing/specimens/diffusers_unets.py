@@ -121,6 +121,14 @@ UNETS: Mapping[str, Recipe] = {
         {"encoder_hidden_states": noise(ROWS * FRAMES, TEXT, TEXT_WIDTH)},
         "video",
     ),
+    "MotionAdapter": Recipe(
+        {
+            "block_out_channels": (16, 32),
+            "motion_layers_per_block": 1,
+            "motion_num_attention_heads": 2,
+            "motion_norm_num_groups": 4,
+        }
+    ),
     "UNetSpatioTemporalConditionModel": Recipe(
         {
             "block_out_channels": (32, 64),
