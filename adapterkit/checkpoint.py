@@ -236,6 +236,10 @@ class Format(ABC):
             CheckpointError: Anything that is wrong with it.
         """
 
+    def place(self, folder: Path, title: str) -> Path:
+        """What `write` writes into an empty folder: a file of that title, or the folder itself."""
+        return folder / f"{title}.safetensors"
+
     @abstractmethod
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions

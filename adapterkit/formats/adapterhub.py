@@ -81,6 +81,9 @@ class AdapterHubFormat(Format):
                 found[_name(folder, found)] = Checkpoint(parts)
         return found, _joined(reports, f"the setup is {_told(setup['adapter_setup'])}: activate() makes it act")
 
+    def place(self, folder: Path, title: str) -> Path:
+        return folder
+
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
     ) -> WriteReport | None:

@@ -46,6 +46,9 @@ class DiffusersFormat(Format):
         file = source if name is None else source.file(name)
         return DiffusersReader(file, points, options.component).read()
 
+    def place(self, folder: Path, title: str) -> Path:
+        return folder / FILES[0]
+
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
     ) -> WriteReport | None:

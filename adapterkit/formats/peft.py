@@ -45,6 +45,9 @@ class PeftFormat(Format):
                 reports.append(report)
         return found, _joined(reports)
 
+    def place(self, folder: Path, title: str) -> Path:
+        return folder
+
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions
     ) -> WriteReport | None:

@@ -89,6 +89,11 @@ class NamedFormat(Format):
             self._check(checkpoint, where)
         return dict(checkpoints), dataclasses.replace(report, format=self.spec.name)
 
+    def place(self, folder: Path, title: str) -> Path:
+        """See `Format.place`."""
+        with self._blaming("place", folder):
+            return self.inner.place(folder, title)
+
     def write(
         self, checkpoints: Mapping[str, Checkpoint], target: Path, points: Points, options: WriteOptions | None = None
     ) -> WriteReport:
@@ -109,6 +114,11 @@ class NamedFormat(Format):
     def writing(self, **options: Any) -> WriteOptions:
         """The format's options for `write`; errors as for `reading`."""
         return self._made(self.inner.write_options, WriteOptions, options)
+
+    def writing_known(self, **options: Any) -> WriteOptions:
+        """The format's options for `write`, of these the ones that it has."""
+        known = {item.name for item in dataclasses.fields(self.inner.write_options) if item.init}
+        return self.writing(**{name: value for name, value in options.items() if name in known})
 
     def _made(self, cls: type[_Options], expected: type[_Options], options: Mapping[str, Any]) -> _Options:
         if not (isinstance(cls, type) and issubclass(cls, expected)):

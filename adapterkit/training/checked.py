@@ -15,7 +15,7 @@ from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
-from adapterkit.training.task import Dataset, Setting, Task, groups_of
+from adapterkit.training.task import Dataset, OtherReader, Setting, Task, groups_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FULL = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -35,7 +35,7 @@ class CheckedTask(Task):
         super().__init__(run.config, run.options)
         self.plugin = owner(get_plugin_manager().task(run.config.task))
         self.inner: Task = self._ask("__init__", run.make_task)
-        self.suffixes = self.inner.suffixes
+        self.suffixes, self.sampling = self.inner.suffixes, self.inner.sampling
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         found = self._ask("survey", self.inner.survey, before)
@@ -126,6 +126,30 @@ class CheckedTask(Task):
         if not isinstance(found, Mapping):
             raise self._wrong("finish", found, "a dict of figures")
         return found
+
+    def exports(self) -> Sequence[str]:
+        return self._sequence("exports", self.inner.exports, str)
+
+    def triggers(self) -> Sequence[str]:
+        return self._sequence("triggers", self.inner.triggers, str)
+
+    def metadata(self) -> Mapping[str, str]:
+        found = self._ask("metadata", self.inner.metadata)
+        if isinstance(found, Mapping) and all(isinstance(text, str) for item in found.items() for text in item):
+            return found
+        raise self._wrong("metadata", found, "a dict of name -> text")
+
+    def probe(self) -> Tensor | None:
+        found = self._ask("probe", self.inner.probe)
+        if found is None or isinstance(found, Tensor):
+            return found
+        raise self._wrong("probe", found, "a tensor, or None")
+
+    def other_reader(self, format: str) -> OtherReader | None:
+        found = self._ask("other_reader", self.inner.other_reader, format)
+        if found is None or isinstance(found, OtherReader):
+            return found
+        raise self._wrong("other_reader", found, "an OtherReader, or None")
 
     def preview(self, step: int, folder: Path) -> list[Path]:
         if type(self.inner).preview is Task.preview:

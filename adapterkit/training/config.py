@@ -44,6 +44,26 @@ class Rate(Section):
     weight_decay: float | None = Field(None, ge=0)
 
 
+class CardKeys(Section):
+    """The keys under `card`: what exported files and the model card tell people.
+
+    Attributes:
+        title: What the adapter is called; the run folder's name by default.
+        trigger: The words that call what was learnt; by default those that the task knows.
+        description, author, license, tags, usage_hint: As they stand there.
+        thumbnail: Whether files for the UIs hold a small picture of the first sample.
+    """
+
+    title: str = ""
+    trigger: str = ""
+    description: str = ""
+    author: str = ""
+    license: str = ""
+    tags: str = ""
+    usage_hint: str = ""
+    thumbnail: bool = True
+
+
 class RunConfig(Section):
     """The keys of a run file. Paths are relative to the working directory.
 
@@ -73,6 +93,9 @@ class RunConfig(Section):
         checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
         keep_checkpoints: How many checkpoints are kept; older ones are deleted.
         sample_every: Steps between samples and evaluations; None makes them before and after the training.
+        export: Formats that the adapter is written in at the end, beside its own, each read back and compared: such as
+            `[kohya, diffusers]`; None leaves it to the task, `[]` writes none.
+        card: What those files and the model card tell people.
         log_every: Steps between lines of progress where there is no terminal.
         num_workers: Processes that read data; 0 reads in the training process.
         versions: Written into the resolved file, for the record; ignored when read.
@@ -103,6 +126,8 @@ class RunConfig(Section):
     checkpoint_every: int | None = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     sample_every: int | None = Field(None, gt=0)
+    export: list[str] | None = None
+    card: CardKeys = CardKeys()
     log_every: int = Field(10, gt=0)
     num_workers: int = Field(0, ge=0)
     versions: dict[str, str] = Field({}, repr=False)
@@ -110,7 +135,18 @@ class RunConfig(Section):
 
 # Keys that may differ when a run is continued: they do not change what a step computes.
 FREE_ON_RESUME = frozenset(
-    {"output", "steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "num_workers", "versions"}
+    {
+        "card",
+        "export",
+        "output",
+        "steps",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_every",
+        "log_every",
+        "num_workers",
+        "versions",
+    }
 )
 
 

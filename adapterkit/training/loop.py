@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from adapterkit.points import Points
 from adapterkit.training.averages import Averages
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
+from adapterkit.training.export.closing import close
+from adapterkit.training.export.record import metadata_of
 from adapterkit.training.interrupt import Interrupt
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
@@ -307,10 +310,13 @@ class Trainer:
                     self.done,
                     values,
                     {**tensors, **self.trained.tensors()},
-                    lambda path: self.adapters.save(self.config.adapter_name, path),
+                    self._save_adapter,
                 )
         self.saved = self.done
         self.accelerator.wait_for_everyone()
+
+    def _save_adapter(self, path: Path) -> None:
+        self.adapters.save(self.config.adapter_name, path, metadata=metadata_of(self.config, self.task))
 
     def _preview(self, step: int, progress: Progress) -> Mapping[str, float]:
         """Samples and figures at a step; training goes on as if it had not happened."""
@@ -339,12 +345,19 @@ class Trainer:
             figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
             with self.in_use(), writing(self.folder.samples):
                 figures |= {**last, **self.task.finish(self.folder.samples)}
+            with writing(self.folder.path):
+                self._close(figures, progress)
         return Result(self.folder.path, self.folder.adapter, self.done, loss, figures, saved=self.saved)
+
+    def _close(self, figures: dict[str, Any], progress: Progress) -> None:
+        """Files for other tools, checked, and the model card; which there are is told with the figures."""
+        made = close(self.config, self.task, self.model, self.adapters, self.folder, figures, progress.message)
+        figures |= {f"for {one.format}": str(one.path) for one in made if not one.problem}
 
     def _save_final(self) -> None:
         if self.config.checkpoint_every:
             self._save()
         if self.main:
             with self.in_use(), writing(self.folder.adapter):
-                self.adapters.save(self.config.adapter_name, self.folder.adapter)
+                self._save_adapter(self.folder.adapter)
                 save_modules(self.task.extra_modules(), self.folder.path)

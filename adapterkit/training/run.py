@@ -108,6 +108,7 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     optimizer, schedule = check_method(values, problems)
     if config is not None:
         _check_name(config.adapter_name, problems)
+        _check_formats(config.export or (), problems)
         _check_rates(config, problems)
         if config.ema is not None and optimizer is not None and optimizer.averages:
             problems.append("ema: the optimizer averages by itself; set ema to null")
@@ -121,6 +122,14 @@ def _check_name(name: str, problems: list[str]) -> None:
         check_name(name, ())
     except AdapterKitError as error:
         problems.append(f"adapter_name: {error}")
+
+
+def _check_formats(names: Sequence[str], problems: list[str]) -> None:
+    for name in names:
+        try:
+            get_plugin_manager().format(name)
+        except AdapterKitError as error:
+            problems.append(f"export: {error}")
 
 
 def _check_rates(config: RunConfig, problems: list[str]) -> None:

@@ -130,9 +130,9 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
-        for folder in (self.samples, self.snapshots.folder):
+        for folder in (self.samples, self.snapshots.folder, self.path / "export"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.data, self.metrics, self.adapter):
+        for file in (self.data, self.metrics, self.adapter, self.path / "README.md"):
             file.unlink(missing_ok=True)
 
     def _check_same_run(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -31,6 +32,7 @@ __all__ = [
     "Dataset",
     "Draw",
     "Notes",
+    "OtherReader",
     "RunConfig",
     "Section",
     "Seed",
@@ -83,6 +85,21 @@ class Setting:
         return frozenset(point.component for point in self.points)
 
 
+@dataclass(frozen=True)
+class OtherReader:
+    """Another library that reads files of adapters.
+
+    Attributes:
+        name: Its name and version.
+        reading: From a file to a context in which the model computes what that library reads there.
+        lacking: What would have to be installed.
+    """
+
+    name: str
+    reading: Callable[[Path], AbstractContextManager[object]]
+    lacking: str = ""
+
+
 class Task(ABC):
     """Subclasses override the abstract methods, and what else they need.
 
@@ -93,10 +110,12 @@ class Task(ABC):
     Attributes:
         Options: The task's own keys, under `options` in the run file.
         suffixes: The endings of the files that `generate` can write; samples have the first.
+        sampling: The options that samples depend on, which the adapter's file keeps.
     """
 
     Options: ClassVar[type[BaseModel]]
     suffixes: Sequence[str] = (".txt",)
+    sampling: Sequence[str] = ()
 
     def __init__(self, config: RunConfig, options: Any) -> None:
         self.config = config
@@ -178,6 +197,26 @@ class Task(ABC):
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """The last word: files that sum up the samples in that folder, figures for the summary."""
         return {}
+
+    def exports(self) -> Sequence[str]:
+        """Formats that the adapter is written in at the end, where the run names none."""
+        return ()
+
+    def triggers(self) -> Sequence[str]:
+        """The words that call what was learnt, where the data tells."""
+        return ()
+
+    def metadata(self) -> Mapping[str, str]:
+        """What exported files say of the training, by the names that other tools read."""
+        return {}
+
+    def probe(self) -> Tensor | None:
+        """What the model computes of a fixed input: shows whether an exported file does the same."""
+        return None
+
+    def other_reader(self, format: str) -> OtherReader | None:
+        """The library that reads files of that format into the model; None where there is none."""
+        return None
 
     def preview(self, step: int, folder: Path) -> list[Path]:
         """Samples of every prompt and seed, named by step: `step_000250_p0_s42.png`."""

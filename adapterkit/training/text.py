@@ -16,10 +16,13 @@ from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.data_files import Notes, content_key, name_of
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.export.libraries import peft_reader
 from adapterkit.training.loading import checkpoint_activations, load_causal_lm, outline_causal_lm
 from adapterkit.training.order import Draw
-from adapterkit.training.task import Setting, Task
+from adapterkit.training.task import OtherReader, Setting, Task
 from adapterkit.training.text_files import read_documents, text_files
+
+_PROBED = 8
 
 
 class Options(Section):
@@ -62,6 +65,7 @@ class CausalLMTask(Task):
 
     Options = Options
     options: Options
+    sampling = ("sample_tokens", "temperature")
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads every file once, so that what is wrong with one is found before the model is loaded."""
@@ -111,6 +115,19 @@ class CausalLMTask(Task):
         """Perplexity of the blocks that were held out."""
         losses = [self.loss(block.to(self.device)[None]).double().item() for block in self.held_out]
         return {"perplexity": math.exp(sum(losses) / len(losses))}
+
+    def exports(self) -> Sequence[str]:
+        """A folder of PEFT."""
+        return ("peft",)
+
+    def probe(self) -> Tensor:
+        """Logits [tokens, vocabulary] of the end of the first block that is held out, in float32."""
+        model: Any = self.model
+        return model(input_ids=self.held_out[:1].to(self.device), use_cache=False).logits[0, -_PROBED:].float().cpu()
+
+    def other_reader(self, format: str) -> OtherReader | None:
+        """PEFT reads its own."""
+        return peft_reader(self.model) if format == "peft" else None
 
     def prompts(self) -> Sequence[str]:
         """Those of the options."""

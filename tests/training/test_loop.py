@@ -49,6 +49,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
     names = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     steps = ("000000", "000003", "000006", "000008")
     assert names == {
+        "README.md",
         "adapter.safetensors",
         "config.yaml",
         "data.json",

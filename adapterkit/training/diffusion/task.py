@@ -15,6 +15,7 @@ from adapterkit.training.data import Captioned, captioned_images, cover, examine
 from adapterkit.training.data_files import Notes, content_key, gather, listed, name_of
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.conditioning import Conditioning, joined
+from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.losses import per_example, squared
@@ -22,18 +23,19 @@ from adapterkit.training.diffusion.options import Options
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.sizes import size_of
-from adapterkit.training.task import Setting, Task, sample_name
+from adapterkit.training.task import Setting, sample_name
 
 BATCH = 8
 """Images that the VAE encodes at a time."""
 _KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
 
 
-class DiffusionTask(Task):
+class DiffusionTask(Exporting):
     """A denoiser of pictures, on a pipeline for which there is a recipe."""
 
     Options = Options
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    sampling = ("resolution", "sample_steps", "guidance_scale")
     options: Options
 
     def survey(self, before: DataRecord | None) -> DataRecord:

@@ -1,0 +1,59 @@
+"""What a trained denoiser's adapter is written as for others, and how the files are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapterkit.formats.foreign_names import known_base
+from adapterkit.handle.listing import points
+from adapterkit.training.data import captioned_images
+from adapterkit.training.data_files import name_of
+from adapterkit.training.diffusion.options import Options
+from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.export.libraries import diffusers_reader
+from adapterkit.training.export.scripts import scripts_metadata
+from adapterkit.training.sizes import Size
+from adapterkit.training.task import OtherReader, Task
+
+_PROBED = 4
+"""Denoising steps of the picture that shows whether an exported file is what was trained."""
+_READ_BY_DIFFUSERS = frozenset({"kohya", "comfy", "diffusers"})
+
+
+class Exporting(Task):
+    """The part of the task that knows other tools."""
+
+    options: Options
+    pipe: Any
+    recipe: Recipe
+    size: Size
+
+    def exports(self) -> Sequence[str]:
+        """For the UIs, by kohya's names, or by ComfyUI's where newer models have no others; and for diffusers."""
+        base = known_base(points(self.pipe))
+        return ("comfy" if base is not None and base.folded else "kohya", "diffusers")
+
+    def metadata(self) -> Mapping[str, str]:
+        """As kohya's scripts write it."""
+        folder = Path(self.config.data)
+        images = captioned_images(folder, self.options.caption)
+        captions = [(name_of(image.path.parent, folder), image.caption) for image in images]
+        return scripts_metadata(self.config, captions, self.size)
+
+    def probe(self) -> Tensor:
+        """One picture [height, width, 3], 0 to 255, in few steps."""
+        prompt, options = next(iter(self.prompts()), ""), self.options
+        generator = torch.Generator().manual_seed(self.seeds()[0])
+        steps = min(_PROBED, options.sample_steps)
+        picture = self.recipe.draw(prompt, self.size, steps, options.guidance_scale, generator)
+        return torch.from_numpy(np.array(picture.convert("RGB"))).float()
+
+    def other_reader(self, format: str) -> OtherReader | None:
+        """The pipeline's own loader."""
+        return diffusers_reader(self.pipe) if format in _READ_BY_DIFFUSERS else None

@@ -1,0 +1,1 @@
+"""What a run leaves for others: files of other tools, each read back and compared, and a model card."""

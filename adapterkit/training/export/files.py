@@ -1,0 +1,114 @@
+"""The files of other tools that a run ends with: `export/FORMAT/` in the run folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import adapterkit
+from adapterkit.checkpoint import Checkpoint
+from adapterkit.errors import AdapterKitError
+from adapterkit.formats.registry import find_format, named_format, only
+from adapterkit.formats.source import Source
+from adapterkit.handle.view import seen
+from adapterkit.mapping.model import map_model
+from adapterkit.points import Points
+from adapterkit.training.config import RunConfig
+from adapterkit.training.export.checks import Check, Checks
+from adapterkit.training.export.record import trigger_of
+from adapterkit.training.export.thumbnail import thumbnail
+from adapterkit.training.task import Task
+
+_UNFIT = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file for other tools.
+
+    Attributes:
+        format: Its format's name.
+        path: The file, or the folder.
+        notes: Sentences about what its readers must know.
+        checks: What its readers make of it.
+        problem: Why it could not be written.
+    """
+
+    format: str
+    path: Path
+    notes: Sequence[str] = ()
+    checks: Sequence[Check] = ()
+    problem: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be written, or is not what was trained."""
+        return bool(self.problem) or not all(check.agrees for check in self.checks)
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"NOT WRITTEN: {self.problem}"
+        return f"{self.path} ({'; '.join(map(str, self.checks))})" if self.checks else str(self.path)
+
+
+def export(config: RunConfig, task: Task, model: Any, adapter: Path, samples: Sequence[Path]) -> list[Exported]:
+    """Writes the formats that a run asks for, or else its task, and checks each.
+
+    What the run has named and cannot be written is told in the result, as is what is not read as it was trained.
+
+    Args:
+        config: The run.
+        task: Its task, ready to compute.
+        model: The base, without adapters.
+        adapter: The adapter's own file.
+        samples: Its last samples; the first is a file's thumbnail.
+    """
+    formats = task.exports() if config.export is None else config.export
+    if not formats:
+        return []
+    points = seen(map_model(model))
+    source = Source.of(adapter)
+    reader = find_format(source)
+    trained = only(reader.read(source, points)[0], adapter)
+    writer = _Writer(config, task, trained, points, adapter.parent / "export", samples)
+    checks = Checks(task, model, trained, f"adapterkit {adapterkit.__version__}")
+    return [writer.write(format, checks) for format in formats]
+
+
+def title_of(config: RunConfig) -> str:
+    """What the adapter is called: as the card says, or as the run folder."""
+    return config.card.title or Path(config.output).resolve().name
+
+
+class _Writer:
+    """One adapter on its way into several formats."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, trained: Checkpoint, points: Points, folder: Path, samples: Sequence[Path]
+    ) -> None:
+        self._points, self._folder = points, folder
+        self._stem = _UNFIT.sub("_", title_of(config)).strip("._") or "adapter"
+        self._trained = trained.replace(metadata={**trained.metadata, **task.metadata()})
+        self._told: Mapping[str, Any] = {
+            **config.card.model_dump(exclude={"thumbnail"}),
+            "title": title_of(config),
+            "trigger": trigger_of(config, task),
+            "thumbnail": thumbnail(samples) if config.card.thumbnail else "",
+        }
+
+    def write(self, format: str, checks: Checks) -> Exported:
+        own = self._folder / _UNFIT.sub("-", format)  # a plug-in's may be `plugin:name`
+        shutil.rmtree(own, ignore_errors=True)
+        try:
+            writer = named_format(format)
+            path = writer.place(own, self._stem)
+            own.mkdir(parents=True)
+            report = writer.write({"": self._trained}, path, self._points, writer.writing_known(**self._told))
+        except AdapterKitError as error:
+            shutil.rmtree(own, ignore_errors=True)
+            return Exported(format, own, problem=str(error))
+        return Exported(format, path, report.notes, checks.of(format, path))

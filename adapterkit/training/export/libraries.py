@@ -1,0 +1,89 @@
+"""Other libraries that read exported files, for the length of a check."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adapterkit.training.parts import parts_of
+from adapterkit.training.task import OtherReader
+
+
+def diffusers_reader(pipe: Any) -> OtherReader | None:
+    """The loader of a pipeline of diffusers; None for one that has none."""
+    if not hasattr(pipe, "load_lora_weights"):
+        return None
+    return _reader("diffusers", lambda path: _read_by_diffusers(pipe, path))
+
+
+def peft_reader(model: nn.Module) -> OtherReader:
+    """PEFT, on a model of transformers."""
+    return _reader("peft", lambda path: _read_by_peft(model, path))
+
+
+def _reader(library: str, reading: Any) -> OtherReader:
+    lacking = "" if importlib.util.find_spec("peft") else "peft"
+    version = "" if lacking and library == lacking else f" {importlib.metadata.version(library)}"
+    return OtherReader(f"{library}{version}", reading, lacking)
+
+
+@contextlib.contextmanager
+def _read_by_diffusers(pipe: Any, path: Path) -> Iterator[None]:
+    with _quiet(), _as_it_was(pipe):
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+        try:
+            yield
+        finally:
+            pipe.unload_lora_weights()
+
+
+@contextlib.contextmanager
+def _read_by_peft(model: nn.Module, path: Path) -> Iterator[None]:
+    peft: Any = importlib.import_module("peft")
+    with _quiet(), _as_it_was(model):
+        wrapped = peft.PeftModel.from_pretrained(model, str(path)).eval()
+        try:
+            yield
+        finally:
+            wrapped.unload()
+
+
+@contextlib.contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Puts back which modules are where: a library that fails half-way leaves its own."""
+    before = [(one, dict(one._modules)) for part in parts_of(model).values() for one in part.modules()]
+    try:
+        yield
+    finally:
+        for module, children in before:
+            module._modules.clear()
+            module._modules.update(children)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what they say to programmers, and of each model that a file says nothing of."""
+    logging: Any = importlib.import_module("transformers.utils.logging")
+    found = [logging] if not importlib.util.find_spec("diffusers") else [logging, _diffusers_logging()]
+    before = [one.get_verbosity() for one in found]
+    for one in found:
+        one.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, verbosity in zip(found, before, strict=True):
+            one.set_verbosity(verbosity)
+
+
+def _diffusers_logging() -> Any:
+    return importlib.import_module("diffusers.utils.logging")

@@ -1,0 +1,67 @@
+"""What an adapter's own file says of its training, so that whoever has the file alone can sample as the run did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterkit.formats import strict_json
+from adapterkit.formats.strict_json import StrictJSONError
+from adapterkit.training.config import RunConfig
+from adapterkit.training.task import Task
+
+KEY = "adapterkit.training"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file says of its training.
+
+    Attributes:
+        task: The task's name.
+        model: The base; see `public_name`.
+        trigger: The words that call what was learnt.
+        options: Those of the task that samples depend on.
+    """
+
+    task: str
+    model: str
+    trigger: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def metadata_of(config: RunConfig, task: Task) -> dict[str, str]:
+    """The record as an entry of a file's metadata; the same for equal runs."""
+    options = task.options.model_dump(mode="json")
+    record = {
+        "task": config.task,
+        "model": public_name(config.model),
+        "trigger": trigger_of(config, task),
+        "options": {name: options[name] for name in task.sampling},
+    }
+    return {KEY: json.dumps(record, sort_keys=True)}
+
+
+def public_name(model: str) -> str:
+    """What a file that is passed on calls the base: of an absolute path the last name alone."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def trigger_of(config: RunConfig, task: Task) -> str:
+    """What the run's card says, or else what the task knows."""
+    return config.card.trigger or ", ".join(task.triggers())
+
+
+def record_in(metadata: Mapping[str, str]) -> Record | None:
+    """What metadata says; None where it has no record, or one that this release cannot read."""
+    try:
+        found = strict_json.loads(metadata.get(KEY, "").encode())
+    except StrictJSONError:
+        return None
+    shape = {"task": str, "model": str, "trigger": str, "options": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in shape.items()):
+        return None
+    return Record(**{name: found[name] for name in shape})

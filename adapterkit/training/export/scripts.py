@@ -1,0 +1,44 @@
+"""What kohya's scripts write into a file of the training, and the UIs show: `ss_*`."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adapterkit.training.config import RunConfig
+from adapterkit.training.sizes import Size
+
+
+def scripts_metadata(config: RunConfig, captions: Sequence[tuple[str, str]], size: Size) -> Mapping[str, str]:
+    """The training by those names.
+
+    Args:
+        config: The run.
+        captions: Of every image the name of its folder, and its caption.
+        size: Height and width of the pictures.
+    """
+    counts = collections.Counter(folder for folder, _ in captions)
+    tags: dict[str, collections.Counter[str]] = {folder: collections.Counter() for folder in counts}
+    for folder, caption in captions:
+        tags[folder].update(tag for part in caption.split(",") if (tag := part.strip()))
+    return {
+        "ss_sd_model_name": Path(config.model).name,
+        "ss_num_train_images": str(len(captions)),
+        "ss_dataset_dirs": json.dumps({name: {"n_repeats": 1, "img_count": n} for name, n in counts.items()}),
+        "ss_tag_frequency": json.dumps(tags),
+        "ss_resolution": f"({size[1]}, {size[0]})",
+        "ss_steps": str(config.steps),
+        "ss_max_train_steps": str(config.steps),
+        "ss_batch_size_per_device": str(config.batch_size),
+        "ss_gradient_accumulation_steps": str(config.gradient_accumulation),
+        "ss_gradient_checkpointing": str(config.gradient_checkpointing),
+        "ss_learning_rate": str(config.learning_rate),
+        "ss_lr_scheduler": config.scheduler,
+        "ss_lr_warmup_steps": str(config.warmup_steps),
+        "ss_max_grad_norm": str(config.max_grad_norm),
+        "ss_mixed_precision": config.mixed_precision,
+        "ss_seed": str(config.seed),
+        "modelspec.resolution": f"{size[1]}x{size[0]}",
+    }

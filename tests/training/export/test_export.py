@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import adapterkit as ak
+from adapterkit.errors import ConfigError
+from adapterkit.formats.source import Source
+from adapterkit.tools.files import read
+from adapterkit.training import yaml_values
+from adapterkit.training.checked import CheckedTask
+from adapterkit.training.export import libraries
+from adapterkit.training.export.checks import Checks
+from adapterkit.training.export.record import Record, public_name, record_in
+from adapterkit.training.loop import train
+from tests.training import toy_task
+from tests.training.export.small import CAPTION, small_run, write_base
+
+KOHYA, DIFFUSERS = "export/kohya/run.safetensors", "export/diffusers/pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_base(tmp_path_factory.mktemp("export"))
+    card = "card={trigger: red style, license: mit, description: Circles., tags: 'toy, red'}"
+    train(small_run(folder, folder / "run", card), silent=True)
+    return folder
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return dict(Source.of(path).metadata)
+
+
+@pytest.mark.parametrize("file", [KOHYA, DIFFUSERS])
+def test_diffusers_alone_draws_from_the_files_what_the_run_drew(trained: Path, file: str):
+    pipe: Any = DiffusionPipeline.from_pretrained(trained / "base")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(str((trained / "run" / file).parent), weight_name=Path(file).name)
+    generator = torch.Generator().manual_seed(42)
+    found = pipe(CAPTION, height=16, width=16, num_inference_steps=2, generator=generator).images[0]
+    with Image.open(trained / "run/samples/step_000004_p0_s42.png") as sample:
+        wanted = np.asarray(sample, dtype=int)
+    with Image.open(trained / "run/samples/step_000000_p0_s42.png") as sample:
+        assert np.abs(np.asarray(sample, dtype=int) - wanted).max() > 8
+    assert np.abs(np.asarray(found, dtype=int) - wanted).max() <= 1
+
+
+def test_the_uis_are_told_what_they_show(trained: Path):
+    told = metadata(trained / "run" / KOHYA)
+    assert told["ss_output_name"] == told["modelspec.title"] == "run"
+    assert told["modelspec.trigger_phrase"] == "red style"
+    assert told["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert told["modelspec.license"] == "mit"
+    assert told["modelspec.resolution"] == "16x16"
+    assert told["ss_sd_model_name"] == "base"
+    assert json.loads(told["ss_tag_frequency"]) == {"data": {CAPTION: 1}}
+    assert json.loads(told["ss_dataset_dirs"]) == {"data": {"n_repeats": 1, "img_count": 1}}
+    # the layers have 2 to 8 features: ranks differ
+    assert (told["ss_steps"], told["ss_learning_rate"], told["ss_network_dim"]) == ("4", "0.05", "Dynamic")
+    assert not any(str(trained) in value for value in told.values())
+
+
+def test_the_adapters_own_file_says_how_to_sample_it(trained: Path):
+    expected = Record("diffusion", "base", "red style", {"resolution": 16, "sample_steps": 2, "guidance_scale": 7.5})
+    for file in ("adapter.safetensors", KOHYA):
+        found = read(trained / "run" / file, strict=False).checkpoint
+        assert record_in(found.metadata) == expected
+    assert record_in({}) is None
+    assert record_in({"adapterkit.training": "[1]"}) is None
+    assert record_in({"adapterkit.training": '{"task": "diffusion"}'}) is None
+    assert (public_name("/home/me/secret/base"), public_name("org/base")) == ("base", "org/base")
+
+
+def test_the_card_shows_samples_and_what_readers_made_of_the_files(trained: Path):
+    text = (trained / "run/README.md").read_text()
+    head = yaml_values.parse(text.split("---\n")[1])
+    assert head["base_model"] == "base"
+    assert head["tags"] == ["adapterkit", "lora", "toy", "red"]
+    assert (head["license"], head["instance_prompt"]) == ("mit", "red style")
+    assert head["widget"][0]["output"] == {"url": "samples/step_000004_p0_s42.png"}
+    assert "Circles." in text
+    assert "![](samples/step_000000_p0_s42.png) | ![](samples/step_000004_p0_s42.png)" in text
+    assert f"| `{KOHYA}` | kohya | adapterkit" in text
+    assert "diffusers 0.42.1 agrees (0.0% of the effect apart)" in text
+    assert str(trained) not in text
+
+
+def test_a_file_that_is_not_what_was_trained_is_found_out(trained: Path, tmp_path: Path):
+    run = small_run(trained, tmp_path / "run")
+    task = CheckedTask(run)
+    model = task.load_model()
+    task.prepare_generation(model, torch.device("cpu"))
+    adapters = ak.Adapters(model)
+    adapters.load(trained / "run/adapter.safetensors", "own")
+    checkpoint = adapters.checkpoint("own")
+    adapters.detach()
+    with torch.no_grad():
+        checks = Checks(task, model, checkpoint, "adapterkit")
+        before = {key: tensor.clone() for key, tensor in model.unet.state_dict().items()}
+        assert [one.agrees for one in checks.of("kohya", trained / "run" / KOHYA)] == [True, True]
+        weaker = tmp_path / "weaker.safetensors"
+        with safe_open(trained / "run" / KOHYA, "pt") as opened:
+            halved = {k: t / 2 if "lora_up" in k else t for k, t in load_file(trained / "run" / KOHYA).items()}
+            save_file(halved, weaker, opened.metadata())
+        own, theirs = checks.of("kohya", weaker)
+        assert (own.agrees, theirs.agrees) == (False, False)
+        assert own.error is not None
+        assert own.error > 0.1
+        assert "DIFFERS" in str(theirs)
+        (tmp_path / "broken.safetensors").write_bytes(b"no")
+        assert [one.agrees for one in checks.of("kohya", tmp_path / "broken.safetensors")] == [False, False]
+        assert "CANNOT READ IT" in str(checks.of("kohya", tmp_path / "broken.safetensors")[1])
+        after = model.unet.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_formats_can_be_chosen_and_switched_off(trained: Path, tmp_path: Path):
+    result = train(small_run(trained, tmp_path / "one", "export=[comfy]", "card.title='My red: style'"), silent=True)
+    assert result.figures["for comfy"] == str(tmp_path / "one/export/comfy/My_red_style.safetensors")
+    assert metadata(tmp_path / "one/export/comfy/My_red_style.safetensors")["modelspec.title"] == "My red: style"
+    assert [path.name for path in (tmp_path / "one/export").iterdir()] == ["comfy"]
+    train(small_run(trained, tmp_path / "none", "export=[]"), silent=True)
+    assert not (tmp_path / "none/export").exists()
+    assert (tmp_path / "none/README.md").exists()
+    with pytest.raises(ConfigError, match=r"export: unknown format 'koyha'.*'kohya'"):
+        small_run(trained, tmp_path / "typo", "export=[koyha]")
+
+
+def test_what_a_format_cannot_say_is_told_and_the_rest_is_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    adapter = "adapter={type: prefix, length: 2, targets: attn.kv@component=unet}"
+    result = train(small_run(trained, tmp_path / "run", adapter, "export=[kohya, native]"))
+    assert "export kohya: NOT WRITTEN: " in capsys.readouterr().err
+    assert "for kohya" not in result.figures
+    assert (tmp_path / "run/export/native/run.safetensors").is_file()
+    assert not (tmp_path / "run/export/kohya").exists()
+
+
+def test_a_library_that_is_absent_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
+    train(small_run(trained, tmp_path / "run", "export=[kohya]"), silent=True)
+    assert "diffusers 0.42.1 was not asked: pip install peft" in (tmp_path / "run/README.md").read_text()
+
+
+def test_a_task_that_knows_no_format_leaves_a_card_alone(tmp_path: Path):
+    train(toy_task.toy_run(tmp_path / "run", steps=1), silent=True)
+    assert not (tmp_path / "run/export").exists()
+    text = (tmp_path / "run/README.md").read_text()
+    assert "<pre>one 42 False</pre>" in text
