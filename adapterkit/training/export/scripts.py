@@ -6,6 +6,7 @@ import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adapterkit.training.config import RunConfig
 from adapterkit.training.sizes import Size
@@ -23,7 +24,9 @@ def scripts_metadata(config: RunConfig, captions: Sequence[tuple[str, str]], siz
     tags: dict[str, collections.Counter[str]] = {folder: collections.Counter() for folder in counts}
     for folder, caption in captions:
         tags[folder].update(tag for part in caption.split(",") if (tag := part.strip()))
+    rate = {} if config.learning_rate is None else {"ss_learning_rate": str(config.learning_rate)}
     return {
+        **rate,
         "ss_sd_model_name": Path(config.model).name,
         "ss_num_train_images": str(len(captions)),
         "ss_dataset_dirs": json.dumps({name: {"n_repeats": 1, "img_count": n} for name, n in counts.items()}),
@@ -34,11 +37,19 @@ def scripts_metadata(config: RunConfig, captions: Sequence[tuple[str, str]], siz
         "ss_batch_size_per_device": str(config.batch_size),
         "ss_gradient_accumulation_steps": str(config.gradient_accumulation),
         "ss_gradient_checkpointing": str(config.gradient_checkpointing),
-        "ss_learning_rate": str(config.learning_rate),
-        "ss_lr_scheduler": config.scheduler,
+        "ss_lr_scheduler": _method(config.scheduler),
+        "ss_optimizer": _method(config.optimizer),
         "ss_lr_warmup_steps": str(config.warmup_steps),
         "ss_max_grad_norm": str(config.max_grad_norm),
         "ss_mixed_precision": config.mixed_precision,
         "ss_seed": str(config.seed),
         "modelspec.resolution": f"{size[1]}x{size[0]}",
     }
+
+
+def _method(given: str | Mapping[str, Any]) -> str:
+    """A method's name, and what it was told: `cosine(cycles=2)`."""
+    if isinstance(given, str):
+        return given
+    told = ", ".join(f"{key}={value}" for key, value in given.items() if key != "type")
+    return f"{given['type']}({told})"

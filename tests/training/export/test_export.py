@@ -32,7 +32,8 @@ KOHYA, DIFFUSERS = "export/kohya/run.safetensors", "export/diffusers/pytorch_lor
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_base(tmp_path_factory.mktemp("export"))
     card = "card={trigger: red style, license: mit, description: Circles., tags: 'toy, red'}"
-    train(small_run(folder, folder / "run", card), silent=True)
+    schedule = "scheduler={type: polynomial, power: 2.0}"
+    train(small_run(folder, folder / "run", card, schedule), silent=True)
     return folder
 
 
@@ -66,6 +67,7 @@ def test_the_uis_are_told_what_they_show(trained: Path):
     assert json.loads(told["ss_dataset_dirs"]) == {"data": {"n_repeats": 1, "img_count": 1}}
     # the layers have 2 to 8 features: ranks differ
     assert (told["ss_steps"], told["ss_learning_rate"], told["ss_network_dim"]) == ("4", "0.05", "Dynamic")
+    assert (told["ss_optimizer"], told["ss_lr_scheduler"]) == ("adamw", "polynomial(power=2.0)")
     assert not any(str(trained) in value for value in told.values())
 
 
