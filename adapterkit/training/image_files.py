@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ _DAMAGE = (
     Warning, struct.error,
 )  # fmt: skip
 """What Pillow raises about metadata that are none."""
+_Read = TypeVar("_Read")
 _RANGES = (1.0, 255.0, 65535.0)
 
 
@@ -46,17 +49,31 @@ def open_image(path: Path, mode: str = "RGB", notes: Notes | None = None) -> Ima
     Raises:
         DataError: The file is no image that Pillow reads.
     """
+    return _noting(path, notes, lambda told: _read(path, mode, told))
+
+
+def open_alpha(path: Path) -> Image.Image | None:
+    """How opaque every pixel of an upright image is, in 8 bits; None where its file does not say.
+
+    Raises:
+        DataError: The file is no image that Pillow reads.
+    """
+    return _noting(path, None, lambda told: _alpha(path, told))
+
+
+def _noting(path: Path, notes: Notes | None, read: Callable[[Notes], _Read]) -> _Read:
+    """What `read` returns; what it warns of is noted, and what it raises says which file."""
     from PIL import UnidentifiedImageError
 
     try:
         if notes is None:
-            return _read(path, mode, Notes(path.parent))
+            return read(Notes(path.parent))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            image = _read(path, mode, notes)
+            found = read(notes)
         for warning in caught:
             notes.add(f"read with a warning ({str(warning.message).partition('. ')[0]})", path)
-        return image
+        return found
     except DataError:
         raise
     except Exception as error:  # a damaged file makes decoders raise anything
@@ -68,14 +85,7 @@ def open_image(path: Path, mode: str = "RGB", notes: Notes | None = None) -> Ima
 def _read(path: Path, mode: str, notes: Notes) -> Image.Image:
     from PIL import Image
 
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    # Given a name, Pillow 13 maps uncompressed TIFF, and exchanges the sides of those that lie on one.
-    with path.open("rb") as stream, Image.open(stream, formats=formats) as file:
-        if file.format != "MPO" and getattr(file, "is_animated", False):
-            notes.add("several frames, of which the first is used", path)
-        file.load()
-        image = _upright(file, path, notes)
+    with _opened(path, notes) as image:
         if image.mode in _DEEP:
             return _eight_bits(image, path, notes).convert(mode)
         if image.has_transparency_data:
@@ -84,6 +94,27 @@ def _read(path: Path, mode: str, notes: Notes) -> Image.Image:
                 notes.add("transparent parts, which become white", path)
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert(mode)
+
+
+def _alpha(path: Path, notes: Notes) -> Image.Image | None:
+    with _opened(path, notes) as image:
+        deep = image.mode in _DEEP
+        return None if deep or not image.has_transparency_data else image.convert("RGBA").getchannel("A")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, notes: Notes) -> Iterator[Image.Image]:
+    """The first frame, upright, in the mode that its file has."""
+    from PIL import Image
+
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    # Given a name, Pillow 13 maps uncompressed TIFF, and exchanges the sides of those that lie on one.
+    with path.open("rb") as stream, Image.open(stream, formats=formats) as file:
+        if file.format != "MPO" and getattr(file, "is_animated", False):
+            notes.add("several frames, of which the first is used", path)
+        file.load()
+        yield _upright(file, path, notes)
 
 
 def _upright(image: Image.Image, path: Path, notes: Notes) -> Image.Image:

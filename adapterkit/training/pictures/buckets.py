@@ -98,6 +98,11 @@ class Frame:
         return top, left
 
     @property
+    def slack(self) -> bool:
+        """Whether a row or column can be cut at either end."""
+        return self.resized != self.size
+
+    @property
     def cut(self) -> float:
         """The share of the picture that is not seen."""
         return 1 - math.prod(self.size) / (math.prod(self.picture) * self.scale**2)
