@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -102,9 +101,3 @@ class Variety:
         generator = torch.Generator().manual_seed(derive_seed("tint", key, number))
         brightness, contrast, saturation = (1 + self.colour * (2 * torch.rand(3, generator=generator) - 1)).tolist()
         return brightness, contrast, saturation
-
-
-def shapes_agree(mask: Sequence[int], picture: Sequence[int]) -> bool:
-    """Whether a mask of that height and width can be laid over a picture of the other."""
-    expected = mask[1] * picture[0] / picture[1]
-    return abs(mask[0] - expected) <= max(1.0, 0.02 * expected)

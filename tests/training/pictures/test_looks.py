@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from PIL import Image
 
 from adapterkit.training.image_files import unit_tensor
 from adapterkit.training.pictures.buckets import Frame
-from adapterkit.training.pictures.looks import Look, Variety, shapes_agree
+from adapterkit.training.pictures.looks import Look, Variety
 
 PLAIN = (1.0, 1.0, 1.0)
 
@@ -66,8 +65,3 @@ def test_colours_follow_from_the_picture_and_stay_mild():
     assert 1.07 < factors.max() <= 1.1
     assert looks[2].tint == looks[3].tint
     assert [look.mirrored for look in looks[:4]] == [False, True, False, True]
-
-
-@pytest.mark.parametrize(("mask", "fits"), [((100, 200), True), ((50, 101), True), ((200, 100), False)])
-def test_a_mask_has_its_pictures_shape(mask: tuple[int, int], fits: bool):
-    assert shapes_agree(mask, (300, 600)) == fits

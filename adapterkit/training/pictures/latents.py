@@ -1,0 +1,84 @@
+"""Latents of pictures, computed once for each look, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapterkit.errors import DataError
+from adapterkit.training.image_files import open_image
+from adapterkit.training.pictures.looks import Look
+from adapterkit.training.pictures.store import Store, Tensors, key_of
+from adapterkit.training.pictures.survey import Picture
+
+_VERSION = 1  # of what an entry holds
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Pictures [n, 3, height, width], 0 to 1, to means and deviations of latents [n, channels, ..., height, width]."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One look of one picture."""
+
+    picture: Picture
+    look: Look
+
+    def key(self, model: str) -> str:
+        """What its latents follow from."""
+        mask = self.picture.mask
+        return key_of(_VERSION, model, self.picture.key, self.look, mask and (mask.key, mask.opacity))
+
+
+class Latents:
+    """What a model makes of shots.
+
+    Each is encoded alone, so that it follows from its key, whatever others there are.
+
+    Args:
+        store: Keeps them.
+        model: Says which model encodes, see `identity_of`.
+        encode: Encodes.
+    """
+
+    def __init__(self, store: Store, model: str, encode: Encode) -> None:
+        self.store, self.model, self.encode = store, model, encode
+
+    def prepare(self, shots: Sequence[Shot], tell: Callable[[str], object]) -> None:
+        """Sees to it that all are there; what is there already, and whole, is used.
+
+        Raises:
+            DataError: A picture cannot be read any more, or nothing can be kept.
+        """
+        lacking = {key: shot for shot in shots if self.store.get(key := shot.key(self.model)) is None}
+        if len(lacking) < len(shots):
+            tell(f"cache: {len(shots) - len(lacking)} of {len(shots)} latents are there already")
+        for key, shot in lacking.items():
+            self.store.put(key, self._made(shot))
+
+    def get(self, shot: Shot) -> Tensors:
+        """`mean`, `spread`, and `mask` [1, height, width] where the picture has one.
+
+        Raises:
+            DataError: `prepare` has not seen it, or the entry has been damaged or deleted since.
+        """
+        found = self.store.get(shot.key(self.model))
+        if found is None:
+            raise DataError(
+                "its latents are gone from the cache, or damaged, since the run began; resume the run",
+                [shot.picture.path],
+            )
+        return found
+
+    @torch.no_grad()
+    def _made(self, shot: Shot) -> Tensors:
+        pixels = shot.look.of(open_image(shot.picture.path))
+        mean, spread = self.encode(pixels[None])
+        found = {"mean": mean[0], "spread": spread[0]}
+        if shot.picture.mask is None:
+            return found
+        mask = shot.look.of_mask(shot.picture.mask.read())
+        return {**found, "mask": F.interpolate(mask[None], size=mean.shape[-2:], mode="area")[0]}

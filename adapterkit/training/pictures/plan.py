@@ -1,0 +1,86 @@
+"""Which size each picture is brought to, and what of that a user should know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterkit.training.data_files import listed
+from adapterkit.training.pictures.buckets import Frame
+from adapterkit.training.pictures.dataset import Example
+from adapterkit.training.pictures.latents import Shot
+from adapterkit.training.pictures.options import PictureOptions
+from adapterkit.training.pictures.survey import Picture
+from adapterkit.training.sizes import Size
+
+_CUT = 0.01  # of which nobody needs to be told
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pictures and the frames that they are laid into."""
+
+    pictures: Sequence[Picture]
+    frames: Sequence[Frame]
+    options: PictureOptions
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], options: PictureOptions, size: Size, multiple: int) -> Plan:
+        """For a model.
+
+        Args:
+            pictures: What there is.
+            options: How it is brought to sizes.
+            size: Height and width that are asked for, or that the model was made for.
+            multiple: Of sides in pixels, which the model needs.
+
+        Raises:
+            ConfigError: The options do not fit the model.
+        """
+        buckets = options.buckets_of(size, multiple)
+        return cls(pictures, [Frame(picture.size, buckets.of(picture.size)) for picture in pictures], options)
+
+    def examples(self) -> list[Example]:
+        """The pictures with their looks."""
+        return [self._example(picture, frame) for picture, frame in zip(self.pictures, self.frames, strict=True)]
+
+    def _example(self, picture: Picture, frame: Frame) -> Example:
+        looks = self.options.variety(picture.concept).looks(frame, picture.key)
+        return Example(picture, [Shot(picture, look) for look in looks])
+
+    def sentences(self) -> list[str]:
+        """Counts of pictures by size, and what is cut, enlarged or shown more often than once."""
+        told = [*self._counts(), self._sizes(), self._cut(), self._enlarged()]
+        return [sentence for sentence in told if sentence]
+
+    def _counts(self) -> list[str]:
+        if len(self.options.folders()) == 1 and not any(picture.repeats > 1 for picture in self.pictures):
+            return []
+        shown = {concept: Counter[str]() for concept in self.options.folders()}
+        for picture in self.pictures:
+            shown[picture.concept].update(pictures=1, examples=picture.repeats)
+        return [
+            f"{c.folder}{' (prior)' * c.prior}: {count['pictures']} pictures, {count['examples']} examples"
+            for c, count in shown.items()
+        ]
+
+    def _sizes(self) -> str:
+        counts = Counter(frame.size for frame in self.frames)
+        if len(counts) < 2:
+            return ""
+        told = [f"{width} x {height} ({count})" for (height, width), count in counts.most_common()]
+        return f"sizes: {', '.join(told[:_SHOWN])}{f' and {len(told) - _SHOWN} more' * (len(told) > _SHOWN)}"
+
+    def _cut(self) -> str:
+        cut = {p.path.name: f.cut for p, f in zip(self.pictures, self.frames, strict=True) if f.cut > _CUT}
+        if not cut:
+            return ""
+        names = [f"{name} {share:.0%}" for name, share in sorted(cut.items(), key=lambda item: -item[1])]
+        return f"cut to their sizes, by {sum(cut.values()) / len(cut):.0%} on average: {listed(names)}"
+
+    def _enlarged(self) -> str:
+        scales = {p.path.name: f.scale for p, f in zip(self.pictures, self.frames, strict=True) if f.scale > 1}
+        names = [f"{name} {scale:.2g} times" for name, scale in sorted(scales.items(), key=lambda item: -item[1])]
+        return f"enlarged: {listed(names)}" if names else ""

@@ -1,0 +1,109 @@
+"""What pictures there are: every file looked at once, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterkit.errors import DataError
+from adapterkit.training.data_files import Notes, content_key, gather, name_of
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.image_files import open_image
+from adapterkit.training.pictures.folder import Found
+from adapterkit.training.pictures.masks import Mask
+from adapterkit.training.pictures.options import ALPHA, Concept, PictureOptions
+from adapterkit.training.sizes import Size
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a concept.
+
+    Attributes:
+        found: Its file, and what lies beside it.
+        concept: Whose keys it has.
+        size: Height and width, upright.
+        key: `content_key` of its file.
+        mask: Which of its parts are learnt; None for all.
+    """
+
+    found: Found
+    concept: Concept
+    size: Size
+    key: str
+    mask: Mask | None = None
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.found.path
+
+    @property
+    def caption(self) -> str:
+        """What it shows, with the trigger."""
+        return self.concept.wording.whole(self.found.caption)
+
+    @property
+    def repeats(self) -> int:
+        """How often it is shown before others are shown again."""
+        return self.concept.repeats or self.found.repeats
+
+
+def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataRecord]:
+    """Finds the pictures of all concepts and decodes every one.
+
+    Returns:
+        The pictures, and what a run keeps of them: not those of folders that the base fills, which would be other ones
+        after it has.
+
+    Raises:
+        DataError: Naming the files at fault.
+    """
+    notes = Notes(data)
+    pictures = [picture for concept in options.folders() for picture in pictures_of(concept, data, options, notes)]
+    if all(picture.concept.prior for picture in pictures):
+        raise DataError(f"data {data} holds nothing to learn: all of options.concepts are priors")
+    return pictures, DataRecord(_files(pictures, data), notes=notes.sentences())
+
+
+def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: Notes) -> list[Picture]:
+    """The pictures of one concept; none where its folder is empty or absent and the base fills it.
+
+    Raises:
+        DataError: Naming the files at fault.
+    """
+    folder = data / concept.folder
+    if concept.generate and not (folder.is_dir() and any(folder.iterdir())):
+        return []
+    found = {item.path: item for item in options.reading(concept, data).find(folder, notes)}
+    pictures = gather(found, lambda path: _look(found[path], concept, notes))
+    if concept.masks is not None:
+        for picture in (picture for picture in pictures if picture.mask is None):
+            notes.add("without a mask, and learnt whole", picture.path)
+    return pictures
+
+
+def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
+    image = open_image(found.path, notes=notes)
+    size, opacity = (image.height, image.width), concept.masks == ALPHA
+    source = found.path if opacity else found.mask
+    mask = None if source is None else Mask.at(source, opacity=opacity, picture=size)
+    return Picture(found, concept, size, content_key(found.path), mask)
+
+
+def _files(pictures: Sequence[Picture], data: Path) -> dict[str, str]:
+    """What a record keeps: pictures, masks, captions."""
+    kept = [picture for picture in pictures if not picture.concept.generate]
+    keys = dict(_keys(kept))
+    sources = {picture.found.source for picture in kept if picture.found.source is not None}
+    return {name_of(path, data): key for path, key in keys.items()} | {
+        name_of(path, data): content_key(path) for path in sorted(sources)
+    }
+
+
+def _keys(pictures: Sequence[Picture]) -> Iterator[tuple[Path, str]]:
+    for picture in pictures:
+        yield picture.path, picture.key
+        if picture.mask is not None:
+            yield picture.mask.path, picture.mask.key
