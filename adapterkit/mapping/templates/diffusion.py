@@ -187,7 +187,7 @@ DIFFUSION_FEED_FORWARDS: tuple[Template, ...] = (
         (Weight("*.up", "proj_mlp"), FusedInput(("attn.o", "*.down"), "proj_out", _width_of_values)),
     ),
     Template(
-        "linear_in linear_out",
+        "linear_in linear_out act_fn",
         (Fused(("*.gate", "*.up"), "linear_in"), Weight("*.down", "linear_out")),
         when=_is_swiglu,
     ),
