@@ -20,6 +20,8 @@ _HUNYUAN = {"in_channels": 4, "patch_size": 2}
 AMENDED: Mapping[str, Mapping[str, Any]] = {
     # transformers: what the config is given. Sizes that the default leaves open are those of a published checkpoint,
     # or those of a sibling.
+    "BambaForCausalLM": {"attn_layer_indices": [9, 18, 27]},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["linear_attention", "full_attention"] * 16},
     "CohereCompassForCausalLM": {"rope_parameters": _ROPE},
     "CohereCompassForConditionalGeneration": {"text_config": {"rope_parameters": _ROPE}},
     "DbrxForCausalLM": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 8, "clip_qkv": 8.0}},

@@ -60,11 +60,13 @@ def _recurrent(mixer: str, norm2: str, forward: str) -> BlockTemplate:
 TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     _recurrent("linear_attn", "post_attention_layernorm", "mlp"),
     _recurrent("mamba", "pre_ff_layernorm", "feed_forward"),
+    _recurrent("mamba", "post_attention_layernorm", "shared_mlp"),
     BlockTemplate("norm mixer.in_proj mixer.out_proj", (before("ssm", "mixer", "norm"),), optional="mixer"),
     _pre("self_attn", "attention_layernorm", "mlp", "feedforward_layernorm"),
     _pre("self_attn", "input_layernorm", "mlp", "pre_feedforward_layernorm"),
     _pre("self_attn", "input_layernorm", "feed_forward", "pre_ff_layernorm", "mamba"),
     _pre("self_attn", "input_layernorm", "block_sparse_moe", "post_attention_layernorm"),
+    _pre("self_attn", "input_layernorm", "shared_mlp", "post_attention_layernorm"),
     _pre("attention", "input_layernorm", "mlp", "post_attention_layernorm"),
     _pre("self_attn", "operator_norm", "feed_forward", "ffn_norm"),
     _pre("attn", "attn_norm", "mlp", "mlp_norm"),

@@ -22,7 +22,7 @@ BY_LIMITS = "by limits"
 """Why a point is proven whose module does not call torch's attention once: in the limits, and not by the equation."""
 
 _LENGTH = 2
-_FAINT, _HUGE = 1e-12, 1e18
+_FAINT, _HUGE = 1e-200, 1e200
 
 Prefixes = Mapping[str, tuple[Tensor, Tensor]]
 """Path of an attention module -> keys [kv_heads, length, head_dim] and values [kv_heads, length, value_width]."""
@@ -185,7 +185,7 @@ def _limits(bench: Bench, points: Sequence[InjectionPoint]) -> None:
         if not bench.changes():
             raise Refuted("a prefix changes nothing")
         with adapters.activated({NAME: _FAINT}):
-            bench.same(bench.base, "a prefix of weight 1e-12 is not the base", NEAR)
+            bench.same(bench.base, f"a prefix of weight {_FAINT:g} is not the base", NEAR)
         module: Any = adapters.modules(NAME)[points[0].id]
         with adapters.activated({NAME: _HUGE}):
             alone = bench.outputs()

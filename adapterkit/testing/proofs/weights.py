@@ -172,18 +172,30 @@ def _idle(bench: Bench, points: Sequence[ParameterPoint], config: ak.AdapterConf
     with bench.adapted(config, points) as adapters:
         randomise(adapters, NAME, scale=_SPREAD)
         felt, used = _felt(bench, adapters, points)
+        silent = set(_silent(bench, adapters, [point for point in points if point.id not in felt]))
         for point in points:
-            if point.id in felt:
+            if point.id not in silent:
                 continue
-            with adapters.activated(_only([point])):
-                if bench.changes():
-                    continue
             if point.path not in bench.ran and point.id not in used:
                 yield point.id, "no call runs this module"
             elif point.id in used:
                 yield point.id, _PASSED_BY
             else:
                 yield point.id, "what it makes arrives in no output of these calls"
+
+
+def _silent(bench: Bench, adapters: ak.Adapters, points: Sequence[ParameterPoint]) -> Iterator[str]:
+    """Ids of the points whose adapters change no output, found by halves."""
+    if not points:
+        return
+    with adapters.activated(_only(points)):
+        changes = bench.changes()
+    if not changes:
+        yield from (point.id for point in points)
+    elif len(points) > 1:
+        middle = len(points) // 2
+        yield from _silent(bench, adapters, points[:middle])
+        yield from _silent(bench, adapters, points[middle:])
 
 
 def _felt(bench: Bench, adapters: ak.Adapters, points: Sequence[ParameterPoint]) -> tuple[set[str], set[str]]:

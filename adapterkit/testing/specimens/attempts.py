@@ -36,6 +36,24 @@ def first_that_runs(function: Callable[..., Any], ways: Iterable[dict[str, Any]]
     raise NoSpecimen(f"no way to call it is known ({'; '.join(reasons) or 'none to try'})")
 
 
+def depends_on_row(function: Callable[..., Any], way: dict[str, Any]) -> bool:
+    """Tell whether a function that runs so makes something else of one row than of the other, as it would of noise.
+
+    A mask that hides all that is sensed, and is meant the other way round, runs too.
+    """
+    try:
+        with torch.no_grad(), InFloat64():
+            output = function(**way)
+    except Exception:  # noqa: BLE001 - told by who tries it
+        return True
+    return not all(_alike(part) for part in tensors(output))
+
+
+def _alike(part: Tensor) -> bool:
+    halves = part.flatten().chunk(2)
+    return len(halves) < 2 or torch.equal(*halves)
+
+
 def tensors(output: object) -> Iterator[Tensor]:
     """The numbers that a model returned, out of whatever they are in."""
     if isinstance(output, Tensor):

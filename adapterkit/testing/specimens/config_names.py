@@ -154,6 +154,7 @@ INDEX_LISTS: Final = frozenset(  # hold numbers of layers
     [
         "mlp_only_layers",
         "full_attn_idxs",
+        "attn_layer_indices",
         "moe_layers",
         "cross_attention_layers",
         "hybrid_layer_ids",

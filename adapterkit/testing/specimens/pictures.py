@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from adapterkit.testing.specimens.attempts import first_that_runs, names_of, tensors
+from adapterkit.testing.specimens.attempts import depends_on_row, first_that_runs, names_of, tensors
 from adapterkit.testing.specimens.configs import shrunk
 from adapterkit.testing.specimens.exact import InFloat64
 from adapterkit.testing.specimens.images import Inputs, image_inputs
@@ -120,7 +120,9 @@ def _tower(model: nn.Module, sense: str, taken: frozenset[str]) -> _Call:
     function = _encoder(model, sense)
     if function is None:
         raise NoSpecimen(f"{type(model).__name__} has no get_{sense}_features")
-    return function, first_that_runs(function, (_named(function, way) for way in _ways(model, sense, taken)))
+    ways = [_named(function, way) for way in _ways(model, sense, taken)]
+    seen = (way for way in ways if depends_on_row(function, way))
+    return function, first_that_runs(function, seen)
 
 
 def _named(function: Callable[..., Any], way: Inputs) -> Inputs:

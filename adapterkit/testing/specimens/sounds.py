@@ -39,6 +39,7 @@ def sound_inputs(config: object, names: Collection[str]) -> Iterator[Inputs]:
         for mask in _MASKS:
             if mask in names:
                 yield {**inputs, mask: torch.ones(ROWS, time, dtype=torch.bool), "audio_feature_lengths": lengths}
+                yield {**inputs, mask: torch.zeros(ROWS, time, dtype=torch.bool)}  # true where it is padding
 
 
 def _shapes(config: object, name: str) -> Iterator[tuple[Inputs, int]]:
