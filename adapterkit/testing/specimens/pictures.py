@@ -18,7 +18,7 @@ from adapterkit.testing.specimens.images import Inputs, image_inputs
 from adapterkit.testing.specimens.picture_configs import tower_config, with_small_pictures
 from adapterkit.testing.specimens.placeholders import text_alone, text_with
 from adapterkit.testing.specimens.sounds import sound_inputs
-from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, strengthened
+from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, normalise, strengthened
 
 _SENSES: Final = {
     "image": (frozenset({"pixel_values", "flattened_patches"}), image_inputs),
@@ -47,7 +47,9 @@ def specimen_of(model: nn.Module) -> Specimen:
         try:
             small = _copy(model, shrink)
             calls = _with_text(small, senses, taken) if "input_ids" in taken else _without_text(small, senses, taken)
-            return Specimen(small, {label: partial(_run, *call) for label, call in calls})
+            runs = {label: partial(_run, *call) for label, call in calls}
+            normalise(small, lambda runs=runs: [run() for run in runs.values()])
+            return Specimen(small, runs)
         except NoSpecimen as error:
             reasons.append(error.reason)
     raise NoSpecimen(reasons[0])

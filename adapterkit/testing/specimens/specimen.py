@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # what timm's norms with an activation derive from
 
 from adapterkit.errors import NoSpecimen
 
@@ -70,3 +71,21 @@ def strengthened(model: nn.Module) -> nn.Module:
             if parameter.is_floating_point():
                 parameter.add_(torch.randn_like(parameter), alpha=_SPREAD)
     return model
+
+
+@torch.no_grad()
+def normalise(model: nn.Module, run: Callable[[], object]) -> None:
+    """Gives batch norms the statistics of a run: without, random convolutions make numbers ever larger, or smaller.
+
+    What a layer computes would be lost in what others do, and no claim about it could be told from another.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    if norms:
+        run()
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.eval()
+        norm.momentum = momentum

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # what timm's norms with an activation derive from
 
-from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, strengthened
+from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, normalise, strengthened
 from adapterkit.testing.specimens.timm_sizes import CLASSES, MODULES, Small
 
 _LIMIT = 150_000_000
@@ -85,7 +84,7 @@ def _specimen(build: Callable[[], nn.Module], side: int, model: nn.Module) -> Sp
     if unlike := _kinds(model) - _kinds(made):
         raise NoSpecimen(f"a copy by its name lacks {', '.join(sorted(kind for kind, _ in unlike))}")
     with torch.no_grad():
-        _normalise(made, images)
+        normalise(made, lambda: made(images))
         if not _tensor(made(images)).isfinite().all():
             raise NoSpecimen("its random copy computes no finite numbers")
     return Specimen(made, {"images": lambda: _tensor(made(images))})
@@ -102,19 +101,6 @@ def _calm(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
-
-
-def _normalise(model: nn.Module, images: Tensor) -> None:
-    """Gives batch norms the statistics of these images: random convolutions without would make numbers ever larger."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    kept = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    model(images)
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.eval()
-        norm.momentum = momentum
 
 
 def _tensor(result: Any) -> Tensor:
