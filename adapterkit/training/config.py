@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adapterkit.errors import CheckpointError, ConfigError, did_you_mean, shown
+from adapterkit.errors import CheckpointError, ConfigError, shown
 from adapterkit.formats.files import open_plain
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.training import yaml_values
+from adapterkit.training.hints import hint, paths_of
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _MOST_BYTES = 1 << 20
@@ -199,20 +200,29 @@ def _override(values: dict[str, Any], text: str, problems: list[str]) -> None:
 
 
 def check_section(
-    model: type[BaseModel], values: Mapping[str, Any], problems: list[str], prefix: str = ""
+    model: type[BaseModel], values: Mapping[str, Any], problems: list[str], prefix: str = "", known: Sequence[str] = ()
 ) -> BaseModel | None:
-    """The section, or None after adding a sentence for every value at fault."""
+    """The section, or None after adding a sentence for every value at fault.
+
+    Args:
+        model: Checks it.
+        values: Its values.
+        problems: Takes up the sentences.
+        prefix: What its keys begin with in the run.
+        known: All keys of the run, one of which may be what an unknown one means; by default those of `model`.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems += [_sentence(model, dict(item), prefix) for item in error.errors(include_url=False)]
+        known = known or list(paths_of(model, prefix))
+        problems += [_sentence(dict(item), prefix, known) for item in error.errors(include_url=False)]
         return None
 
 
-def _sentence(model: type[BaseModel], item: dict[str, Any], prefix: str) -> str:
+def _sentence(item: dict[str, Any], prefix: str, known: Sequence[str]) -> str:
     path = prefix + ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {shown(path)}.{did_you_mean(str(item['loc'][-1]), model.model_fields)}"
+        return f"unknown key {shown(path)}.{hint(path, known)}"
     if item["type"] == "missing":
         return f"{path}: this key is required"
     message = item["msg"][:1].lower() + item["msg"][1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import BaseModel
 
 from adapterkit.adapter import AdapterConfig
-from adapterkit.errors import AdapterKitError, ConfigError, PluginError, did_you_mean, shown
+from adapterkit.errors import AdapterKitError, ConfigError, PluginError, shown
 from adapterkit.formats.source import path_of
 from adapterkit.handle.building import check_name
 from adapterkit.plugins.manager import class_of, get_plugin_manager, owner
 from adapterkit.selectors import Selector
 from adapterkit.specs import Spec, TaskSpec
 from adapterkit.training.config import RunConfig, Section, check_section, installed_versions, read_values
+from adapterkit.training.hints import hint, paths_of
 
 if TYPE_CHECKING:
     from adapterkit.training.optimizer import OptimizerConfig
@@ -101,10 +103,11 @@ def load_run(path: Path | str | None, overrides: Sequence[str] = (), **values: A
 
 def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     """The run that these values describe, or None after adding to `problems`."""
-    config = cast("RunConfig | None", check_section(RunConfig, values, problems))
-    adapter = check_adapter(values.get("adapter"), problems)
     task = _load_task(values.get("task"), problems)
-    options = _check_options(task, values.get("options", {}), problems)
+    known = _known(values, task)
+    config = cast("RunConfig | None", check_section(RunConfig, values, problems, known=known))
+    adapter = check_adapter(values.get("adapter"), problems, known)
+    options = _check_options(task, values.get("options", {}), problems, known)
     optimizer, schedule = check_method(values, problems)
     if config is not None:
         _check_name(config.adapter_name, problems)
@@ -115,6 +118,16 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     if config is None or adapter is None or task is None or options is None or optimizer is None or schedule is None:
         return None
     return Run(config, adapter, task, options, optimizer, schedule)
+
+
+def _known(values: Mapping[str, Any], task: type[Task] | None) -> list[str]:
+    """Every key that a run of this adapter and task may have, dotted."""
+    section, adapter = values.get("adapter"), None
+    with contextlib.suppress(AdapterKitError):  # which `check_adapter` tells
+        name = section.get("type") if isinstance(section, Mapping) else None
+        adapter = class_of(get_plugin_manager().adapter(name), AdapterConfig) if isinstance(name, str) else None
+    options = None if task is None else task.Options
+    return [*paths_of(RunConfig), *paths_of(adapter, "adapter."), *paths_of(options, "options.")]
 
 
 def _check_name(name: str, problems: list[str]) -> None:
@@ -173,8 +186,14 @@ def _named(
     return cast("_Named | None", found)
 
 
-def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:
-    """The adapter that `type` and its fields describe, or None after adding to `problems`."""
+def check_adapter(section: object, problems: list[str], known: Sequence[str] = ()) -> AdapterConfig | None:
+    """The adapter that `type` and its fields describe, or None after adding to `problems`.
+
+    Args:
+        section: What is under `adapter`.
+        problems: Takes up a sentence for every value at fault.
+        known: All keys of the run, for hints; by default those of the type.
+    """
     if not isinstance(section, Mapping):
         return None  # the run's own check says what is wrong
     name = section.get("type")
@@ -186,13 +205,16 @@ def check_adapter(section: object, problems: list[str]) -> AdapterConfig | None:
     except AdapterKitError as error:
         problems.append(f"adapter.type: {error}")
         return None
-    return _build_adapter(cls, {key: value for key, value in section.items() if key != "type"}, problems)
+    values = {key: value for key, value in section.items() if key != "type"}
+    return _build_adapter(cls, values, problems, known or list(paths_of(cls, "adapter.")))
 
 
-def _build_adapter(cls: type[AdapterConfig], values: dict[str, Any], problems: list[str]) -> AdapterConfig | None:
+def _build_adapter(
+    cls: type[AdapterConfig], values: dict[str, Any], problems: list[str], known: Sequence[str]
+) -> AdapterConfig | None:
     fields = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - fields)
-    problems += [f"unknown key {f'adapter.{key}'!r}.{did_you_mean(key, fields)}" for key in unknown]
+    problems += [f"unknown key {f'adapter.{key}'!r}.{hint(f'adapter.{key}', known)}" for key in unknown]
     try:
         adapter = cls.from_dict({key: value for key, value in values.items() if key in fields})
     except ConfigError as error:
@@ -227,7 +249,9 @@ def _check_declared(task: type[Task], spec: TaskSpec) -> None:
         raise PluginError(f"{spec}: suffixes is {suffixes!r}; expected endings such as ('.txt',)", owner(spec))
 
 
-def _check_options(task: type[Task] | None, section: object, problems: list[str]) -> BaseModel | None:
+def _check_options(
+    task: type[Task] | None, section: object, problems: list[str], known: Sequence[str]
+) -> BaseModel | None:
     if task is None or not isinstance(section, Mapping):
         return None
-    return check_section(task.Options, section, problems, "options.")
+    return check_section(task.Options, section, problems, "options.", known)

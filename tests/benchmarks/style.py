@@ -123,7 +123,9 @@ def loop(pipe: Any, parameters: Sequence[torch.nn.Parameter], steps: int, *, cac
 
 def read_set() -> tuple[torch.Tensor, list[str]]:
     """The pictures [n, 3, 32, 32], -1 to 1, and their captions."""
-    pixels = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in read_folder(DIGITS / "style")]
+    pixels = [
+        torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in read_folder(DIGITS / "style")
+    ]
     pictures = torch.stack([one.view(32, 32, 3).permute(2, 0, 1).float() / 127.5 - 1 for one in pixels])
     return pictures, [path.read_text().strip() for path in sorted((DIGITS / "style").glob("*.txt"))]
 
@@ -186,9 +188,7 @@ FUNCTIONS: Mapping[str, Callable[[int, Path], dict[str, Any]]] = {
 def apart(side: str, steps: int, folder: Path) -> dict[str, Any]:
     """A side in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.style", "--alone", side, "--steps", str(steps)]
-    result = subprocess.run(
-        [*command, "--folder", str(folder)], check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    result = subprocess.run([*command, "--folder", str(folder)], check=False, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{side} ended with {result.returncode}:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -210,7 +210,9 @@ def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.style", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.style", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,10 +1,16 @@
+"""What was meant by a key that a run does not have."""
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from adapterkit.adapters.lora import LoRA
+from adapterkit.errors import ConfigError
 from adapterkit.training.config import RunConfig, Section
 from adapterkit.training.hints import hint, paths_of
+from adapterkit.training.run import load_run
 
 
 class Concept(Section):
@@ -51,3 +57,19 @@ def test_a_word_of_other_tools_whose_key_is_not_there_is_no_hint():
 
 def test_nonsense_has_no_hint():
     assert hint("zzzzqqq", KNOWN) == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lr=1e-3", "learning_rate"),
+        ("rank=4", "adapter.rank"),
+        ("resolution=512", "options.resolution"),
+        ("options.lora_rank=4", "adapter.rank"),
+        ("adapter.learning_rate=1e-3", "learning_rate"),
+    ],
+)
+def test_a_run_with_it_says_what_was_meant(override: str, meant: str):
+    config = Path(__file__).parents[2] / "examples" / "configs" / "digits-style.yaml"
+    with pytest.raises(ConfigError, match=f"unknown key '.*Did you mean '{meant}'"):
+        load_run(config, [override])
