@@ -99,6 +99,9 @@ def _calls(cls: type, node: ast.AST, depth: int) -> Iterator[str | _Branches]:
             tuple(c for step in steps for c in _calls(cls, step, depth)) for steps in (node.body, node.orelse)
         )
         yield (one, other)
+    elif isinstance(node, ast.IfExp):
+        yield from _calls(cls, node.test, depth)
+        yield (tuple(_calls(cls, node.body, depth)), tuple(_calls(cls, node.orelse, depth)))
     else:
         for child in ast.iter_child_nodes(node):
             yield from _calls(cls, child, depth)

@@ -133,3 +133,14 @@ def test_the_reference_of_no_prefix_is_torchs_own(causal: bool) -> None:
     found = reference.attend("", q, k, v, is_causal=causal, enable_gqa=True)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_a_module_that_never_runs_is_not_wrong_for_its_weight_being_anothers() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)}).double().requires_grad_(False)
+    model["idle"].weight = model["used"].weight
+    x = torch.ones(2, 4, dtype=torch.float64)
+    proof = prove(model, {"used": lambda: model["used"](x)})
+    assert [(one.point.path, one.why) for one in proof.unreached] == [
+        ("idle", "no call runs this module, and its weight is that of used")
+    ]
+    assert [one.point.path for one in proof.proven] == ["used"]

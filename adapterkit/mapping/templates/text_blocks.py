@@ -125,6 +125,12 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         ),
         optional="norm_attn_norm",
     ),
+    BlockTemplate(  # StableLM
+        "input_layernorm self_attn post_attention_layernorm mlp",
+        (_attention("self_attn", "input_layernorm"), before("mlp", "mlp", "post_attention_layernorm")),
+        when=lambda block: getattr(block, "use_parallel_residual", None) is False,
+        branches=True,
+    ),
     _parallel("attn", "ln_1"),
     _parallel("self_attn", "input_layernorm"),
     _sandwich(

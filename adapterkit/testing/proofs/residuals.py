@@ -280,7 +280,7 @@ def _streams(bench: Bench, call: str, points: Sequence[InjectionPoint], run: Cal
     for point in here:
         _note(seen, point, lambda point=point: sublayers.check_stream(call, point, probed))
     for first, second in itertools.permutations(here, 2):
-        if first.site == second.site:
+        if (first.component, first.site) == (second.component, second.site):
             _note(seen, second, lambda one=first, two=second: sublayers.check_order(call, one, two, probed))
 
 
