@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import adapterkit as ak
 from examples.digits.classifier import read_digits
@@ -37,9 +37,11 @@ from examples.digits.style_distance import read_folder, style_distance
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 CONFIG = DIGITS.parent / "configs" / "digits-style.yaml"
-TARGETS = "{attn,cross,mlp,proj,res}.*@component=unet embed.patch@component=unet head@component=unet"
+TARGETS = "{attn,cross,proj,res}.*@component=unet {mlp.down,fused.mlp,embed.patch,head}@component=unet"
 RANK, BATCH, RATE, WARM_UP = 16, 16, 2e-3, 20
 PER_DIGIT, SAMPLE_STEPS, GUIDANCE = 6, 20, 4.0
+Losses = tuple[list[float], list[float]]
+"""Seconds and loss of every step."""
 SIDES = ("adapterkit", "plain", "plain cached", "lycoris")
 
 
@@ -48,7 +50,13 @@ def ours(steps: int, folder: Path) -> dict[str, Any]:
     from adapterkit.training.loop import train
     from adapterkit.training.run import load_run
 
-    overrides = [f"steps={steps}", f"output={folder / 'run'}", "checkpoint_every=null", "sample_every=null"]
+    overrides = [
+        f"steps={steps}",
+        f"adapter.targets={TARGETS!r}",
+        f"output={folder / 'run'}",
+        "checkpoint_every=null",
+        "sample_every=null",
+    ]
     train(load_run(CONFIG, overrides), silent=True, overwrite=True)
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     rows = [record for record in records if "seconds" in record]
@@ -67,7 +75,8 @@ def plain(steps: int, folder: Path, *, cached: bool = False) -> dict[str, Any]:
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers(pipe)))
     parameters = [p for p in pipe.unet.parameters() if p.requires_grad]
-    return measured(pipe, *loop(pipe, parameters, steps, cached=cached), sum(p.numel() for p in parameters))
+    seconds, losses = loop(pipe, parameters, steps, cached=cached)
+    return measured(pipe, seconds, losses, sum(p.numel() for p in parameters))
 
 
 def lycoris(steps: int, folder: Path) -> dict[str, Any]:
@@ -82,7 +91,8 @@ def lycoris(steps: int, folder: Path) -> dict[str, Any]:
     )
     network.apply_to()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    return measured(pipe, *loop(pipe, parameters, steps, cached=False), sum(p.numel() for p in parameters))
+    seconds, losses = loop(pipe, parameters, steps, cached=False)
+    return measured(pipe, seconds, losses, sum(p.numel() for p in parameters))
 
 
 def layers(pipe: Any) -> list[str]:
@@ -91,9 +101,9 @@ def layers(pipe: Any) -> list[str]:
     return list(dict.fromkeys(point.path for point in points))
 
 
-def loop(pipe: Any, parameters: Sequence[torch.nn.Parameter], steps: int, *, cached: bool) -> Any:
-    """The plain loop. Returns seconds and loss of every step."""
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+def loop(pipe: Any, parameters: Sequence[torch.nn.Parameter], steps: int, *, cached: bool) -> Losses:
+    """The plain loop."""
+    scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP, steps)
     pictures, captions = read_set()
