@@ -338,10 +338,18 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
 
 # Name, target below adapterkit.training.diffusion.recipes, pipelines of diffusers, summary.
 _RECIPES = (
-    ("stable_diffusion_3", "sd3:StableDiffusion3", "StableDiffusion3Pipeline", "Stable Diffusion 3 and 3.5"),
-    ("flux", "flux:Flux", "FluxPipeline", "Flux.1"),
     ("stable_diffusion", "unet:StableDiffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x and 2.x"),
     ("stable_diffusion_xl", "unet:StableDiffusionXL", "StableDiffusionXLPipeline", "Stable Diffusion XL"),
+    ("stable_diffusion_3", "sd3:StableDiffusion3", "StableDiffusion3Pipeline", "Stable Diffusion 3 and 3.5"),
+    ("flux", "flux:Flux", "FluxPipeline", "Flux.1"),
+    ("flux2", "flux2:Flux2", "Flux2Pipeline Flux2KleinPipeline", "Flux.2"),
+    ("qwen_image", "qwen_image:QwenImage", "QwenImagePipeline", "Qwen-Image"),
+    ("z_image", "z_image:ZImage", "ZImagePipeline", "Z-Image"),
+    ("lumina2", "lumina2:Lumina2", "Lumina2Pipeline", "Lumina Image 2"),
+    ("pixart", "pixart:PixArt", "PixArtAlphaPipeline", "PixArt-alpha"),
+    ("pixart_sigma", "pixart:PixArtSigma", "PixArtSigmaPipeline", "PixArt-Sigma"),
+    ("sana", "sana:Sana", "SanaPipeline", "Sana"),
+    ("wan", "wan:Wan", "WanPipeline", "Wan 2.1 and 2.2, from pictures"),
 )
 # Name, target below adapterkit.training.optimizers, the extra that brings its library, summary.
 _OPTIMIZERS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -48,19 +49,18 @@ def pixels(tokens: Tensor, like: Tensor) -> Tensor:
     return torch.einsum("bhwcpq->bchpwq", apart).reshape(like.shape)
 
 
-def rows(latents: Tensor) -> Tensor:
-    """[b, c, h, w] as one token a pixel, [b, h w, c]."""
-    return latents.flatten(2).transpose(1, 2)
-
-
 def unrows(tokens: Tensor, like: Tensor) -> Tensor:
-    """The other way round."""
+    """Tokens of one pixel, [b, h w, c], as [b, c, h, w]."""
     return tokens.transpose(1, 2).reshape(like.shape)
 
 
 # How a pipeline takes latents, and gives predictions; others have them as they are.
 PACKED = {
     "FluxPipeline": (squares, pixels),
+    "WanPipeline": (lambda latents: latents[:, :, None], lambda found, like: found[:, :, 0]),
+    "QwenImagePipeline": (squares, pixels),
+    "Flux2Pipeline": (lambda latents: latents, unrows),
+    "Flux2KleinPipeline": (lambda latents: latents, unrows),
 }
 
 
@@ -70,7 +70,10 @@ def own_prediction(pipe: Any, prompt: str, noisy: Tensor, time: float, size: tup
     own = copy.copy(pipe)
     scheduler = Fixed(pipe.scheduler.config, time)
     object.__setattr__(own, "scheduler", scheduler)
-    given = {"height": size[0], "width": size[1], "guidance_scale": 1.0, "output_type": "latent", **options}
+    unguided = 0.0 if type(pipe).__name__ == "ZImagePipeline" else 1.0  # whose guidance counts from 0
+    given = {"height": size[0], "width": size[1], "guidance_scale": unguided, "output_type": "latent", **options}
+    if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
+        given["use_resolution_binning"] = False
     with torch.no_grad():
-        own(prompt, num_inference_steps=1, latents=pack(noisy), **given)
+        own(prompt=prompt, num_inference_steps=1, latents=pack(noisy), **given)
     return unpack(scheduler.told[0], noisy)

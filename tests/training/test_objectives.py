@@ -46,6 +46,13 @@ def test_a_range_is_a_part_of_all_times():
     times = Times("uniform", low=0.2, high=0.6)(U)
     assert times.min() >= 0.2
     assert times.max() < 0.6
+    for kind in ("logit_normal", "mode"):
+        part = Times(kind, low=0.2, high=0.6)(U, shift=3.0)
+        whole = Times(kind)(torch.linspace(0, 1, 200_001, dtype=torch.float64), shift=3.0)
+        kept = whole[(whole > 0.2) & (whole < 0.6)].sort().values
+        assert ((part > 0.2) & (part < 0.6)).all()
+        places = (U * (len(kept) - 1)).long()
+        assert torch.allclose(part.sort().values, kept[places], atol=1e-3)
     steps = made(ddim(), time_range=(0.0, 0.2)).times(torch.rand(500, generator=torch.Generator().manual_seed(0)), 1)
     assert 190 < steps.max() < 200
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from PIL import Image
 from safetensors.torch import load_file
 
 import adapterkit as ak
+from adapterkit.errors import ConfigError
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run
@@ -40,7 +43,7 @@ def make_run(model: Path, data: Path, output: Path, **options: Any) -> Run:
         "data": str(data),
         "output": str(output),
         "adapter": {"type": "lora", "rank": 2, "targets": "attention@component=transformer"},
-        "options": {"sample_steps": 2, "prompts": ["one red"], "resolution": 16, **options},
+        "options": {"sample_steps": 2, "prompts": ["one red"], "resolution": 32, **options},
         "steps": 2,
         "batch_size": 2,
         "learning_rate": 1e-2,
@@ -72,7 +75,7 @@ def test_the_loss_is_that_of_what_the_pipeline_itself_predicts(model: Path, data
         kept = torch.cumprod(1 - betas, 0)[times.long()].view(-1, 1, 1, 1)
         noisy, target, clock = kept.sqrt() * latents + (1 - kept).sqrt() * noise, noise, times
     found = [
-        own_prediction(task.pipe, batch["caption"][row], noisy[row : row + 1].float(), time, (16, 16))
+        own_prediction(task.pipe, batch["caption"][row], noisy[row : row + 1].float(), time, (32, 32))
         for row, time in enumerate(clock.tolist())
     ]
     expected = ((torch.cat(found).double() - target) ** 2).mean()
@@ -86,3 +89,48 @@ def prepared(run: Run) -> tuple[Any, dict[str, Any]]:
     pipe = task.load_model()
     images = task.prepare(Setting(pipe, torch.device("cpu"), ak.points(pipe, "attention@component=transformer")))
     return task, task.collate([images[Draw(i, 20 + i)] for i in range(2)])
+
+
+def test_text_encoders_of_every_kind_are_trained_too(data: Path, tmp_path: Path):
+    model = tiny_pipelines.saved("sd3", tmp_path)
+    run = make_run(model, data, tmp_path / "run", caption_dropout=0.0)
+    targets = "attention@component=text_encoder attention@component=text_encoder_2 attention@component=text_encoder_3"
+    train(replace(run, adapter=replace(run.adapter, targets=targets)), silent=True)
+    weights = load_file(tmp_path / "run/adapter.safetensors")
+    moved = {key.partition("@")[2].partition(".")[0] for key, value in weights.items() if "/B" in key and value.any()}
+    assert moved == {"text_encoder", "text_encoder_2", "text_encoder_3"}
+
+
+def test_of_two_denoisers_that_of_the_times_is_trained(data: Path, tmp_path: Path):
+    pipe = tiny_pipelines.wan(tmp_path)
+    pipe.register_modules(transformer_2=tiny_pipelines.wan(tmp_path).transformer)
+    pipe.register_to_config(boundary_ratio=0.875)
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"Train one: \[0\.875, 1\.0\] with targets at @component=transformer"):
+        train(make_run(tmp_path / "model", data, tmp_path / "run"), silent=True)
+    for component, times in (("transformer", (0.875, 1.0)), ("transformer_2", (0.0, 0.875))):
+        run = make_run(tmp_path / "model", data, tmp_path / component, time_range=list(times))
+        adapter = replace(run.adapter, targets=f"attention@component={component}")
+        train(replace(run, adapter=adapter), silent=True)
+        weights = load_file(tmp_path / component / "adapter.safetensors")
+        assert any(value.any() for key, value in weights.items() if key.endswith("/B"))
+
+
+def test_no_caption_is_what_guidance_steers_away_from(data: Path, tmp_path: Path):
+    """Lumina and Sana put instructions in front of captions, and none in front of nothing."""
+    for name in ("lumina2", "sana"):
+        task, _ = prepared(make_run(tiny_pipelines.saved(name, tmp_path / name), data, tmp_path / "run"))
+        *_, negative, mask = task.pipe.encode_prompt("one red", True, negative_prompt="", device=torch.device("cpu"))
+        text = task.recipe.encode_text(["one red", ""], torch.device("cpu"))
+        assert torch.allclose(text["states"][1], negative[0], atol=1e-6)
+        assert torch.equal(text["mask"][1].bool(), mask[0].bool())
+        assert int(text["mask"][0].sum()) > int(text["mask"][1].sum())
+
+
+def test_flux2_shifts_times_as_its_pipeline_does(tmp_path: Path):
+    task: Any = make_run(tiny_pipelines.saved("flux2", tmp_path), tmp_path, tmp_path / "run").make_task()
+    pipe = task.load_model()
+    u = torch.tensor([0.5])
+    plain = task.recipe.objective().times(u, 4096).item()
+    pipe.scheduler.set_timesteps(sigmas=[0.5], mu=compute_empirical_mu(4096, 50))
+    assert plain == pytest.approx(pipe.scheduler.sigmas[0].item(), rel=1e-5)

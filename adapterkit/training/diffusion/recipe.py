@@ -59,10 +59,10 @@ class Recipe(ABC):
         found = {name: self.pipe.components.get(name) for name in self.encoders}
         return {name: part for name, part in found.items() if part is not None}
 
-    def token_limits(self) -> dict[str, int]:
-        """By tokenizer how many tokens of a caption are read; of those that are there."""
-        found = {name: self.pipe.components.get(name) for name in self.tokenizers}
-        return {name: tokenizer.model_max_length for name, tokenizer in found.items() if tokenizer is not None}
+    def token_limits(self) -> list[tuple[Any, int]]:
+        """Tokenizers that cut captions, and how many tokens are read."""
+        found = [self.pipe.components.get(name) for name in self.tokenizers]
+        return [(tokenizer, tokenizer.model_max_length) for tokenizer in found if tokenizer is not None]
 
     def check(self) -> None:
         """Looks whether this very model can be trained.
@@ -91,13 +91,18 @@ class Recipe(ABC):
     @property
     def multiple(self) -> int:
         """Pixels that the sides of a picture must be a multiple of."""
-        return self.pipe.vae_scale_factor * self.patch
+        return self.factor * self.patch
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture's side to one of its latents'."""
+        return self.pipe.vae_scale_factor
 
     def size(self) -> Size | None:
         """Height and width in pixels that the model was made for; None where it does not say."""
         told = self.model.config.get("sample_size", getattr(self.pipe, "default_sample_size", None))
-        sides, factor = size_of(told), self.pipe.vae_scale_factor
-        return None if sides is None else (sides[0] * factor, sides[1] * factor)
+        sides = size_of(told)
+        return None if sides is None else (sides[0] * self.factor, sides[1] * self.factor)
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
@@ -132,7 +137,7 @@ class Recipe(ABC):
     def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
         """One picture of Pillow's, made by the pipeline."""
         made = self.pipe(
-            prompt,
+            prompt=prompt,  # Flux.2 takes pictures first
             height=size[0],
             width=size[1],
             num_inference_steps=steps,

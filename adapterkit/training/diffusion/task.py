@@ -158,8 +158,7 @@ class DiffusionTask(Exporting):
 
     def _tell_what_is_cut(self, images: Sequence[Captioned], tell: Callable[[str], object]) -> None:
         """Text encoders read so many tokens of a caption, and no more."""
-        for name, limit in self.recipe.token_limits().items():
-            tokenizer: Any = self.pipe.components[name]
+        for tokenizer, limit in self.recipe.token_limits():
             long = [
                 f"{image.path.name}, {count} tokens"
                 for image in images

@@ -27,3 +27,23 @@ def kl_latents(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     if upcast:
         vae.to(dtype)
     return mean, spread
+
+
+@torch.no_grad()
+def normed_latents(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of an autoencoder of videos that knows mean and deviation of each channel; pictures are one frame.
+
+    Args:
+        vae: Such as those of Wan and Qwen-Image.
+        images: [n, 3, height, width], 0 to 1.
+    """
+    posterior = vae.encode((images * 2 - 1)[:, :, None].to(vae.device, vae.dtype)).latent_dist
+    mean, spread = (torch.tensor(told).view(1, -1, 1, 1) for told in (vae.config.latents_mean, vae.config.latents_std))
+    return (posterior.mean[:, :, 0].float().cpu() - mean) / spread, posterior.std[:, :, 0].float().cpu() / spread
+
+
+@torch.no_grad()
+def certain_latents(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of an autoencoder without a distribution, such as AutoencoderDC: the deviation is 0."""
+    latents = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent.float().cpu() * vae.config.scaling_factor
+    return latents, torch.zeros_like(latents)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.diffusion.objectives.objective import Objective
-from adapterkit.training.diffusion.objectives.times import Times, shifted
+from adapterkit.training.diffusion.objectives.times import Times
 
 _WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
@@ -41,7 +41,7 @@ class FlowObjective(Objective):
         self.distribution, self.shift, self.weighting = times, shift, weighting
 
     def times(self, u: Tensor, tokens: int) -> Tensor:
-        return shifted(self.distribution(u), self.shift(tokens)).clamp(min=_LEAST)
+        return self.distribution(u, self.shift(tokens)).clamp(min=_LEAST)
 
     def noisy(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """(1 - t) latents + t noise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ class Times:
         kind: `uniform`; `logit_normal`, equation 19; or `mode`, equation 20.
         mean, deviation: Of the normal distribution of the time's logit; a greater mean draws noisier times.
         scale: How much `mode` prefers the middle.
-        low, high: The part of all times that they are drawn from.
+        low, high: Only times between these, as often as without, relative to one another.
     """
 
     kind: str = "uniform"
@@ -28,9 +30,36 @@ class Times:
     low: float = 0.0
     high: float = 1.0
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """The times of numbers that are uniform in [0, 1)."""
-        return self.low + (self.high - self.low) * _KINDS[self.kind](self, u)
+    def __call__(self, u: Tensor, shift: float = 1.0) -> Tensor:
+        """The times of numbers that are uniform in [0, 1).
+
+        Args:
+            u: The numbers.
+            shift: How far times are moved towards the noise.
+        """
+        if (self.low, self.high) != (0.0, 1.0):
+            first, last = _numbers(self, shift)
+            u = first + (last - first) * u
+        return shifted(_KINDS[self.kind](self, u), shift)
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(times: Times, shift: float) -> tuple[float, float]:
+    """Those whose times are the first and the last of the range, by bisection: the distributions are monotonous."""
+    free = dataclasses.replace(times, low=0.0, high=1.0)
+    falling = times.kind == "mode"
+    return _number(free, shift, times.low, falling), _number(free, shift, times.high, falling)
+
+
+def _number(times: Times, shift: float, wanted: float, falling: bool) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if (float(times(torch.tensor(middle, dtype=torch.float64), shift)) < wanted) != falling:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _uniform(times: Times, u: Tensor) -> Tensor:

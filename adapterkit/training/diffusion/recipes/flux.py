@@ -19,9 +19,9 @@ class Flux(Recipe):
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer_2",)
     patch: ClassVar[int] = 2
 
-    def token_limits(self) -> dict[str, int]:
+    def token_limits(self) -> list[tuple[Any, int]]:
         """T5's: of CLIP only what sums up the text is used."""
-        return {"tokenizer_2": 512}
+        return [(self.pipe.tokenizer_2, 512)]
 
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         states, pooled, _ = self.pipe.encode_prompt(list(texts), None, device)

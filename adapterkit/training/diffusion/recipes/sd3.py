@@ -19,11 +19,11 @@ class StableDiffusion3(Recipe):
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     patch: ClassVar[int] = 2
 
-    def token_limits(self) -> dict[str, int]:
+    def token_limits(self) -> list[tuple[Any, int]]:
         """CLIP's 77 only where there is no T5, which reads more."""
         if self.pipe.text_encoder_3 is not None:
-            return {"tokenizer_3": 256}
-        return {"tokenizer": self.pipe.tokenizer_max_length}
+            return [(self.pipe.tokenizer_3, 256)]
+        return [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
 
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
         given = {"prompt": list(texts), "prompt_2": None, "prompt_3": None, "device": device}

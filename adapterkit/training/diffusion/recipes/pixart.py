@@ -1,0 +1,46 @@
+"""PixArt-alpha and PixArt-Sigma: T5 reads the text, and a transformer predicts noise, and its variance beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adapterkit.training.diffusion.conditioning import Conditioning
+from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.sizes import Size
+
+
+class PixArt(Recipe):
+    """Alpha (Chen et al. 2023, arXiv:2310.00426), which at 1024 pixels knows the picture's size and ratio."""
+
+    patch: ClassVar[int] = 2
+    _limit: ClassVar[int] = 120
+
+    def token_limits(self) -> list[tuple[Any, int]]:
+        return [(self.pipe.tokenizer, self._limit)]
+
+    def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
+        states, mask, _, _ = self.pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=device)
+        return {"states": states, "mask": mask}
+
+    def predict(self, noisy: Tensor, times: Tensor, text: Conditioning, batch: Mapping[str, Any]) -> Tensor:
+        added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if self.model.use_additional_conditions:
+            size = batch["sizes"][:, 4:].to(noisy.dtype)
+            added = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+        found = self.model(noisy, text["states"], times, added, encoder_attention_mask=text["mask"]).sample
+        return found[:, : noisy.shape[1]]
+
+    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
+        """Of the very size, which the pipeline would otherwise bring to one that it knows."""
+        given = {"height": size[0], "width": size[1], "num_inference_steps": steps, "guidance_scale": guidance}
+        return self.pipe(prompt=prompt, **given, generator=generator, use_resolution_binning=False).images[0]
+
+
+class PixArtSigma(PixArt):
+    """Sigma reads longer captions (Chen et al. 2024, arXiv:2403.04692)."""
+
+    _limit: ClassVar[int] = 300
