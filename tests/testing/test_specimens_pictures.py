@@ -32,6 +32,8 @@ def _default(name: str) -> nn.Module:
         ("Qwen2VLForConditionalGeneration", ["image and text"]),
         ("GitForCausalLM", ["image and text"]),
         ("WhisperForAudioClassification", ["audio"]),
+        ("VoxtralRealtimeForConditionalGeneration", ["audio and text"]),  # adds what it hears to its text
+        ("VibeVoiceAsrForConditionalGeneration", ["audio and text"]),  # hears with noise unless told not to
     ],
 )
 def test_calls_reach_every_linear_layer_and_repeat_themselves(name: str, labels: list[str]) -> None:

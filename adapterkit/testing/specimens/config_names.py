@@ -213,6 +213,7 @@ AT_MOST: Final[Mapping[str, int]] = {
     "depths": 2,
     "block_sizes": 2,
     "block_size": 4,
+    "num_filters": 4,
     "attention_window": 4,
     "zero_expert_num": 2,
     "chunk_size": 4,

@@ -16,7 +16,7 @@ from adapterkit.testing.specimens.configs import shrunk
 from adapterkit.testing.specimens.exact import InFloat64
 from adapterkit.testing.specimens.images import Inputs, image_inputs
 from adapterkit.testing.specimens.picture_configs import tower_config, with_small_pictures
-from adapterkit.testing.specimens.placeholders import text_alone, text_with
+from adapterkit.testing.specimens.placeholders import text_alone, text_as_long, text_with
 from adapterkit.testing.specimens.sounds import sound_inputs
 from adapterkit.testing.specimens.specimen import NoSpecimen, Specimen, normalise, strengthened
 
@@ -114,6 +114,7 @@ def _together(model: nn.Module, sense: str, taken: frozenset[str]) -> Iterator[I
         count = _features(model, sense, way, taken)
         if count:
             yield text_with(model, sense, count, taken) | sensed
+            yield text_as_long(model, count, taken) | sensed
         yield text_alone(model, taken) | sensed
 
 

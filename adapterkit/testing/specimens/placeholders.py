@@ -31,17 +31,16 @@ class _Text:
     config: Any
 
 
-def text_alone(model: nn.Module, taken: frozenset[str]) -> Inputs:
+def text_alone(model: nn.Module, taken: frozenset[str], length: int = _LENGTH) -> Inputs:
     """Two rows of ordinary tokens, as those of a model's inputs that have to do with text."""
     config: Any = model.config
-    ids = _ordinary(config, ROWS, _LENGTH)
+    ids = _ordinary(config, ROWS, length)
     return _inputs(_Text(ids, torch.zeros_like(ids, dtype=torch.bool), config), taken)
 
 
 def text_with(model: nn.Module, sense: str, numbers: int, taken: frozenset[str]) -> Inputs:
     """Two rows of tokens that hold a place for so many numbers in all."""
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    count = numbers // embeddings.weight.shape[-1] // ROWS
+    count = _tokens(model, numbers)
     config: Any = model.config
     ids = _ordinary(config, ROWS, count + _LENGTH)
     held = torch.zeros_like(ids, dtype=torch.bool)
@@ -50,6 +49,17 @@ def text_with(model: nn.Module, sense: str, numbers: int, taken: frozenset[str])
     if token is not None:
         ids[held] = token
     return _inputs(_Text(ids, held, config), taken)
+
+
+def text_as_long(model: nn.Module, numbers: int, taken: frozenset[str]) -> Inputs:
+    """Two rows of ordinary tokens, to each of which what is sensed is added."""
+    return text_alone(model, taken, _tokens(model, numbers))
+
+
+def _tokens(model: nn.Module, numbers: int) -> int:
+    """Of how many tokens a row's embeddings have as many numbers as there are of it."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return numbers // embeddings.weight.shape[-1] // ROWS
 
 
 def _ordinary(config: Any, rows: int, length: int) -> Tensor:
@@ -104,6 +114,7 @@ _TOLD: Final[Mapping[str, Callable[[_Text], Any]]] = {
     "protein_input_ids": lambda text: _ordinary(text.config, ROWS, _LENGTH),
     "protein_attention_mask": lambda text: torch.ones(ROWS, _LENGTH, dtype=torch.long),
     "bbox": _boxes,
+    "sample": lambda text: False,  # of noise around what is heard
     "state": lambda text: noise(ROWS, size_in(text.config, ("max_state_dim",), 0)),
     "noise": lambda text: noise(
         ROWS, size_in(text.config, ("chunk_size",), 0), size_in(text.config, ("max_action_dim",), 0)
