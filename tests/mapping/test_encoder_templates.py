@@ -25,6 +25,7 @@ def _proof(name: str) -> Proof:
         ("ibert", {"attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "attn", "mlp", "embed.tokens"}),
         ("mobilebert", {"attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "mlp"}),
         ("neomme", {"attn.q", "attn.k", "attn.v", "attn.kv", "mlp"}),
+        ("reformer", {"attn.q", "attn.v", "attn.o"}),  # which asserts that it is trained where it goes back
         ("squeezebert", {"attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "attn", "mlp"}),
         ("xmod", {"attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "attn", "mlp"}),
     ],

@@ -20,6 +20,8 @@ from adapterkit.testing.subject import randomise
 
 _SPREAD = 0.1
 _LORA = ak.LoRA(rank=2)
+_UNDIFFERENTIABLE = (RuntimeError, NotImplementedError, AssertionError)
+"""What a backward ends in where there is none, or where a model, such as Reformer, has one in training alone."""
 
 
 def prove_weights(bench: Bench, points: Sequence[InjectionPoint]) -> list[Verdict]:
@@ -215,9 +217,7 @@ def _felt(bench: Bench, adapters: ak.Adapters, points: Sequence[ParameterPoint])
     bench.model.requires_grad_(True)
     try:
         for run in bench.calls.values():
-            with contextlib.suppress(
-                RuntimeError, NotImplementedError
-            ):  # what is not differentiable is tried one by one
+            with contextlib.suppress(*_UNDIFFERENTIABLE):  # is tried one by one
                 output = run()
                 if not output.requires_grad:
                     continue
@@ -273,7 +273,7 @@ def _roles(bench: Bench, points: Sequence[ParameterPoint], config: ak.AdapterCon
         bench.model.requires_grad_(True)
         try:
             for run in bench.calls.values():
-                with contextlib.suppress(RuntimeError, NotImplementedError):
+                with contextlib.suppress(*_UNDIFFERENTIABLE):
                     found |= _mistaken(bench, groups, adapters.modules(NAME), run)
         finally:
             bench.model.requires_grad_(False)
