@@ -246,6 +246,16 @@ class Backend(ABC):
         """
         return {}
 
+    def withheld(self, model: nn.Module, part: str, point: InjectionPoint) -> str | None:
+        """Why a point that the part at a path has alone is none in this model; None where it is one.
+
+        Args:
+            model: The model around.
+            part: Path of the part in it.
+            point: As the part alone has it.
+        """
+        return None
+
     def repeats(self, model: nn.Module, point: InjectionPoint) -> Repeats | None:
         """How the rows at a point become more than the samples that a user thinks of, so that routes can follow.
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
+from adapterkit.backends.masks_around import made_around
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.layouts import Repeats
@@ -34,6 +35,9 @@ class TowersBackend(Backend):
 
     def parts(self, model: nn.Module) -> Mapping[str, str]:
         return towers(model)
+
+    def withheld(self, model: nn.Module, part: str, point: InjectionPoint) -> str | None:
+        return made_around(model, part, point)
 
     def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
         return untying(model, names)

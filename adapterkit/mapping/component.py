@@ -40,6 +40,7 @@ class Component:
         model: The name of the component that `root` is.
         parts: The models inside that are mapped by backends of their own: components themselves where this one stands
             alone, and of the same name in a pipeline.
+        around: The component that this one is a part of.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Component:
     inside: Inside = ITSELF
     model: str = ""
     parts: Sequence[Component] = ()
+    around: Component | None = None
 
     @property
     def is_part(self) -> bool:
@@ -86,6 +88,7 @@ class Component:
                 found = [point for point in found if not is_inside(point.path, parts)]
             if self.backend.whole_blocks:
                 found += block_points(module, found)
+        found = [point for point in found if self._withheld(point) is None]
         found = [self.inside.seen(point) for point in found]
         within = [point for one in self.parts if one.name == self.name for point in one.points()]
         return in_order([*found, *within], self.root) if within else found
@@ -94,12 +97,23 @@ class Component:
         """Path in the whole model -> why there are no more points; errors as for `points`."""
         with self.blaming("remarks()"):
             own = dict(self.backend.remarks(self.module))
+        if self.around is not None:
+            with self.blaming("points()"):
+                points = self.backend.points(self.module, self.name)
+            own |= {point.path: why for point in points if (why := self._withheld(point)) is not None}
         parts = [self.inside.inner(one.inside.path) for one in self.parts]
         found = {joined(self.inside.path, path): why for path, why in own.items() if not is_inside(path, parts)}
         for one in self.parts:
             if one.name == self.name:
                 found |= one.remarks()
         return found
+
+    def _withheld(self, point: InjectionPoint) -> str | None:
+        """Why a point that the model has alone is none inside of the one around."""
+        if self.around is None:
+            return None
+        with self.around.blaming("withheld()"):
+            return self.around.backend.withheld(self.around.module, self.around.inside.inner(self.inside.path), point)
 
     def everywhere(self, points: Sequence[InjectionPoint]) -> tuple[list[InjectionPoint], list[InjectionPoint]]:
         """What every family has alike beside its points: norms, and fused layers as a whole."""
@@ -204,7 +218,7 @@ def alone(one: Component, known: Iterable[str] = ()) -> dict[str, Component]:
     for name, path, part in parts:
         own = _free(name, one.name, (*known, one.name))
         tags: dict[str, Tag] = {"model": one.model or one.name, "tower": tower_of(name)}
-        part = replace(part, name=own, model=one.model or one.name, inside=Inside(path, tags))
+        part = replace(part, name=own, model=one.model or one.name, inside=Inside(path, tags), around=one)
         within = alone(part, (*known, one.name, *names, *found))
         held.append(next(iter(within.values())))
         found |= within
@@ -221,7 +235,8 @@ def _with_towers(one: Component) -> Component:
     for name, path, part in _parts(one):
         tower = tower_of(name)
         inside = Inside(path, {"tower": tower}, tower)
-        held.append(_with_towers(replace(part, name=one.name, model=one.model or one.name, inside=inside)))
+        part = replace(part, name=one.name, model=one.model or one.name, inside=inside, around=one)
+        held.append(_with_towers(part))
     return replace(one, parts=held)
 
 

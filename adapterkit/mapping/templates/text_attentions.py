@@ -91,6 +91,9 @@ WINDOWED: tuple[AttentionTemplate, ...] = (
         "longformer_self_attn.query_global",
         "longformer_self_attn",
     ),
+    _closed(
+        "q_proj k_proj v_proj", "post", "relative_position_embedding.pos_proj"
+    ),  # Gemma 3n's sound: keys of each chunk
     *(
         _closed(f"{name}.q {name}.k {name}.v", f"{name}.o", at=name)
         for name in ("LocalSelfAttention", "TransientGlobalSelfAttention")
