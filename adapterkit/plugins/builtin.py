@@ -330,8 +330,8 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
         ),
         TaskSpec(
             "causal-lm",
-            "adapterkit.training.text:CausalLMTask",
-            summary="next-token prediction on text or JSONL",
+            "adapterkit.training.language.task:CausalLMTask",
+            summary="a language model from texts, prompts with their completions, or conversations",
         ),
     ]
 

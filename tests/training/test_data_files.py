@@ -11,7 +11,6 @@ from PIL import Image
 from adapterkit.errors import DataError
 from adapterkit.training.data import captioned_images, image_files
 from adapterkit.training.data_files import Notes, content_key, listed, walk
-from adapterkit.training.text_files import read_documents
 
 
 def touch(*paths: Path, content: bytes = b"x") -> None:
@@ -134,39 +133,3 @@ def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: 
     with pytest.raises(DataError, match=r"2 files: .*save it as UTF-8") as caught:
         captioned_images(tmp_path, None)
     assert [path.name for path in caught.value.files] == ["a.txt", "b.txt"]
-
-
-class TestDocuments:
-    def test_encodings_line_ends_and_separators_inside_of_a_line(self, tmp_path: Path):
-        touch(tmp_path / "a.txt", content="\ufeffone\r\ntwo\rthree".encode())
-        touch(tmp_path / "b.JSONL", content='\ufeff{"text": "a\u2028b"}\r\n{"text": "c\x85d"}\n'.encode())
-        assert read_documents(tmp_path) == ["one\ntwo\nthree", "a\u2028b", "c\x85d"]
-
-    def test_what_is_left_out_is_told(self, tmp_path: Path):
-        touch(tmp_path / "a.txt", content=b"one")
-        touch(tmp_path / "b.txt", tmp_path / "c.jsonl", content=b"")
-        touch(tmp_path / "d.jsonl", content=b'{"text": " "}\n{"text": "two"}')
-        touch(tmp_path / "e.docx", tmp_path / ".a.txt", tmp_path / "__MACOSX/a.txt")
-        notes = Notes(tmp_path)
-        assert read_documents(tmp_path, notes) == ["one", "two"]
-        assert notes.sentences() == [
-            "left out, hidden: 2 (.a.txt, __MACOSX)",
-            "left out, not a kind of text that is read: 1 (e.docx)",
-            "left out, a file without a word: 2 (b.txt, c.jsonl)",
-            "left out, texts without a word: 1 (d.jsonl)",
-        ]
-
-    @pytest.mark.parametrize(
-        ("line", "reason"),
-        [("[" * 5000, "no JSON"), ('{"text": "\\ud83d"}', "half a character"), ('{"text": 3}', "must be an object")],
-    )
-    def test_every_file_with_a_broken_line_is_named(self, tmp_path: Path, line: str, reason: str):
-        touch(tmp_path / "a.jsonl", tmp_path / "b.jsonl", content=f'{{"text": "fine"}}\n{line}'.encode())
-        with pytest.raises(DataError, match=f"2 files: line 2 .*{reason}") as caught:
-            read_documents(tmp_path)
-        assert [path.name for path in caught.value.files] == ["a.jsonl", "b.jsonl"]
-
-    def test_rows_are_not_trained_on_as_text(self, tmp_path: Path):
-        touch(tmp_path / "rows.json", content=b'[{"text": "one"}]')
-        with pytest.raises(DataError, match=r"holds rows, not text; write it as \.jsonl"):
-            read_documents(tmp_path / "rows.json")

@@ -18,10 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import adapterkit as ak
 from adapterkit.cli.main import main
 from adapterkit.errors import ConfigError, DataError, StateError
+from adapterkit.training.checked import CheckedTask
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
-from adapterkit.training.text_files import read_documents
+from tests.training.language import tiny
 
 WORDS = ["<end>", "<unk>", "the", "cat", "dog", "sat", "ran", "far"]
 
@@ -85,8 +86,8 @@ def test_documents_are_joined_with_an_end_mark_cut_and_split(model: Path, tmp_pa
     loaded = task.load_model()
     blocks = task.prepare(Setting(loaded, torch.device("cpu"), ak.points(loaded, adapter=run.adapter)))
     stream = [2, 3, 0, 4, 0, 5, 6, 7, 2, 3, 4, 2, 0]
-    assert blocks.tokens.tolist() == [stream[0:4], stream[4:8]]
-    assert task.held_out.tolist() == [stream[8:12]]
+    assert [blocks.line(number).tokens.tolist() for number in range(len(blocks))] == [stream[0:4], stream[4:8]]
+    assert [one.tokens.tolist() for one in task.held_out] == [stream[8:12]]
 
 
 def test_loss_and_perplexity_are_those_of_the_next_token(model: Path, data: Path, tmp_path: Path):
@@ -94,12 +95,13 @@ def test_loss_and_perplexity_are_those_of_the_next_token(model: Path, data: Path
     task: Any = run.make_task()
     loaded = task.load_model()
     task.prepare(Setting(loaded, torch.device("cpu"), ak.points(loaded, adapter=run.adapter)))
-    blocks = task.held_out
+    blocks = torch.stack([one.tokens for one in task.held_out]).long()
+    batch = {"input_ids": blocks, "labels": blocks}
     with torch.no_grad():
         logs = F.log_softmax(loaded(blocks).logits[:, :-1].double(), -1)
         expected = -logs.gather(-1, blocks[:, 1:, None]).mean().item()
-        assert task.loss(blocks).item() == pytest.approx(expected, rel=1e-5)
-        assert task.loss(blocks).item() == pytest.approx(loaded(blocks, labels=blocks).loss.item(), rel=1e-5)
+        assert task.loss(batch).item() == pytest.approx(expected, rel=1e-5)
+        assert task.loss(batch).item() == pytest.approx(loaded(blocks, labels=blocks).loss.item(), rel=1e-5)
         assert task.evaluate()["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
@@ -139,25 +141,6 @@ def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):
     assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "the"}\n{"txt": "cat"}\n', "line 2 must be an object with a text"),
-        ("a.jsonl", b"{", "line 1 is no JSON"),
-        ("a.jsonl", b"[1]", "line 1 must be an object"),
-        ("a.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
-        ("a.txt", b" \n", "no text in the data"),
-        ("a.csv", b"the cat", "is neither a file nor a folder with"),
-    ],
-)
-def test_data_that_is_no_text(tmp_path: Path, name: str, content: bytes, message: str):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        read_documents(tmp_path)
-    if "neither" not in message:
-        assert name in str(caught.value)
-
-
 def test_blocks_that_do_not_fit(model: Path, data: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="reads at most 32 tokens, not 64"):
         train(make_run(model, data, tmp_path / "run", block_size=64), silent=True)
@@ -175,3 +158,54 @@ def test_a_run_does_not_write_among_its_data(model: Path, tmp_path: Path, inside
     with pytest.raises(StateError, match=r"lies in the data folder .*texts, where what the run writes would be data"):
         train(make_run(model, folder, output), silent=True)
     assert not list(folder.iterdir())
+
+
+def chats(folder: Path) -> Path:
+    """Conversations of two turns; in each, the answers say the animal that was asked about."""
+    rows = []
+    for number in range(40):
+        one, other = ("cat", "dog") if number % 2 else ("dog", "cat")
+        said = [("user", f"the {one}"), ("assistant", f"{one} ran"), ("user", f"why {other}"), ("assistant", other)]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in said]})
+    return tiny.rows_to(folder / "chats.jsonl", *rows)
+
+
+@pytest.mark.parametrize("packing", ["rows", "documents"])
+def test_conversations_are_learnt_by_their_answers(tmp_path: Path, packing: str):
+    model = tiny.llama(tmp_path / "model", tiny.BY_ROLE)
+    run = tiny.run_of(model, chats(tmp_path), tmp_path / "run", packing=packing, validation_fraction=0.1)
+    record = CheckedTask(run).survey(None)
+    assert record.facts["rows"] == "40, conversations (messages)"
+    assert record.facts["tokens"] == "640, of which 240 are learnt"
+    assert record.facts["longest"] == "16 tokens"
+    result = train(run, silent=True)
+    assert result.figures["perplexity"] < 1.5 < 5 < result.figures["base perplexity"]
+    assert math.exp(result.figures["loss"]) == pytest.approx(result.figures["perplexity"])
+
+
+def test_a_tokenizer_without_a_template_says_what_to_do(model: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"has no chat template, and the data holds conversations.*turns for"):
+        train(tiny.run_of(model, chats(tmp_path), tmp_path / "run"), silent=True)
+    gpt2 = tiny.gpt2(tmp_path / "gpt2")
+    run = tiny.run_of(gpt2, chats(tmp_path), tmp_path / "run", "steps=1", chat_template="turns")
+    assert math.isfinite(train(run, silent=True).loss)
+
+
+def test_prompts_are_plain_without_a_template_and_a_file_of_its_own_measures(tmp_path: Path):
+    model = tiny.llama(tmp_path / "model")
+    data = tmp_path / "data.csv"
+    data.write_text("question,answer\nthe cat ,dog\nwhy,no\n")
+    measure = tiny.rows_to(tmp_path / "measure.jsonl", {"prompt": "the cat ", "completion": "dog"})
+    run = tiny.run_of(model, data, tmp_path / "run", "steps=1", validation=str(measure))
+    task: Any = run.make_task()
+    record = task.survey(None)
+    assert set(record.files) == {"data.csv", "validation/measure.jsonl"}
+    first = task.examples.training.line(0)
+    assert first.tokens.tolist() == [tiny.WORDS.index(word) for word in ("the", " ", "cat", " ", "dog", "<end>")]
+    assert first.learnt.tolist() == [False] * 4 + [True, True]
+    loaded = task.load_model()
+    task.prepare(Setting(loaded, torch.device("cpu"), ak.points(loaded, adapter=run.adapter)))
+    with torch.no_grad():
+        logs = F.log_softmax(loaded(first.tokens[None]).logits[0].double(), -1)
+        loss = -(logs[3, first.tokens[4]] + logs[4, 0]) / 2
+    assert task.evaluate()["loss"] == pytest.approx(loss.item(), rel=1e-6)

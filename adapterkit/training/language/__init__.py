@@ -1,0 +1,1 @@
+"""Training on language: rows of files, conversations, tokens with what is learnt of them, batches."""

@@ -1,0 +1,118 @@
+"""What a row says: a text, a prompt with what answers it, or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterkit.training.language.rows import Row
+
+Message = Mapping[str, Any]
+ASSISTANT = "assistant"
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": ASSISTANT,
+    "gpt": ASSISTANT,
+    "bot": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "model": ASSISTANT,
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": ASSISTANT,
+}
+"""Roles as data sets call them, and as templates do."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text by itself."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt and what answers it: plain text, or turns of a conversation where there is a template for them."""
+
+    prompt: str
+    completion: str
+    system: str = ""
+
+    def conversation(self) -> Conversation:
+        """The same as turns of a user and an assistant."""
+        return asked(self.prompt, self.completion, self.system)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with `role` and `content`, and what tools there were."""
+
+    messages: tuple[Message, ...]
+    tools: Sequence[Any] | None = None
+
+    def until(self, count: int) -> Conversation:
+        """Its first messages."""
+        return Conversation(self.messages[:count], self.tools)
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the assistant's messages."""
+        return [number for number, message in enumerate(self.messages) if message["role"] == ASSISTANT]
+
+
+def asked(prompt: str, completion: str, system: str = "") -> Conversation:
+    """One turn of a user, and the assistant's answer."""
+    return Conversation((*_system(system), _message("user", prompt), _message(ASSISTANT, completion)))
+
+
+def conversation_of(messages: Any, row: Row, *, system: str = "", tools: Any = None) -> Conversation:
+    """The conversation in a row.
+
+    Args:
+        messages: A list of `{"role": ..., "content": ...}`, or of `{"from": ..., "value": ...}` as ShareGPT has them.
+        row: Where it is from.
+        system: What the assistant is told first, unless the messages begin with that themselves.
+        tools: What it may call, as the template takes them.
+
+    Raises:
+        DataError: It is none.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise row.error(f"must hold a list of messages, not {messages!r:.60}")
+    found = tuple(_normal(one, row) for one in messages)
+    own = () if found[0]["role"] in ("system", "developer") else _system(system)
+    return Conversation((*own, *found), tools or None)
+
+
+def _normal(message: Any, row: Row) -> Message:
+    if not isinstance(message, Mapping):
+        raise row.error(f"holds {message!r:.60}, which is no message with a role and a content")
+    told = message.get("role", message.get("from"))
+    role = _ROLES.get(str(told).casefold())
+    if role is None:
+        raise row.error(f"holds a message of the role {told!r}; expected one of {', '.join(_ROLES)}")
+    content = _plain(message.get("content", message.get("value")))
+    rest = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value") and value}
+    if content is None and not rest.get("tool_calls"):
+        raise row.error(f"holds a message of the role {told!r} without text; expected 'content' or 'value'")
+    return {"role": role, "content": content or "", **rest}
+
+
+def _plain(content: Any) -> str | None:
+    """The text of a content, also where it is in parts; None where it is no text."""
+    if isinstance(content, (list, tuple)) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content if isinstance(content, str) else None
+
+
+def _system(text: str) -> tuple[Message, ...]:
+    return (_message("system", text),) if text else ()
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

@@ -1,0 +1,193 @@
+"""Which columns of a file say what: found by their names, or told by the user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from adapterkit.errors import DataError
+from adapterkit.training.data_files import gather, listed
+from adapterkit.training.language.conversations import (
+    ASSISTANT,
+    Conversation,
+    Document,
+    Exchange,
+    asked,
+    conversation_of,
+)
+from adapterkit.training.language.rows import Row
+
+_Found = TypeVar("_Found")
+Part = Mapping[str, Any]
+Columns = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Layout(Generic[_Found]):
+    """One way in which rows say something.
+
+    Attributes:
+        name: For the user.
+        needed: What a row must have -> the names of columns that have it.
+        make: From those values of a row.
+        optional: What it may have.
+    """
+
+    name: str
+    needed: Mapping[str, Sequence[str]]
+    make: Callable[[Part, Row], _Found]
+    optional: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+
+    def columns(self, present: Iterable[str], told: Columns) -> dict[str, str] | None:
+        """What -> the column that has it; None where something is lacking, or `told` names what is not used here."""
+        present = list(present)
+        uses = {**self.needed, **self.optional}
+        if not set(told) <= set(uses):
+            return None
+        found = {what: next((n for n in _names(what, names, told) if n in present), "") for what, names in uses.items()}
+        lacks = any(not found[what] for what in (*self.needed, *told))
+        return None if lacks else {what: column for what, column in found.items() if column}
+
+
+def _names(what: str, names: Sequence[str], told: Columns) -> Sequence[str]:
+    return (told[what],) if what in told else names
+
+
+@dataclass(frozen=True)
+class Read(Generic[_Found]):
+    """What rows say.
+
+    Attributes:
+        found: In the order of the rows.
+        rows: Where each is from.
+        layouts: A sentence for each way in which a file said it: the columns that were read, and those that were not.
+    """
+
+    found: Sequence[_Found]
+    rows: Sequence[Row]
+    layouts: Sequence[str]
+
+
+def read_as(rows: Sequence[Row], layouts: Sequence[Layout[_Found]], told: Columns) -> Read[_Found]:
+    """What the rows say, a layout for each file: the first that its columns have.
+
+    Args:
+        rows: Those of one file one behind the other.
+        layouts: The more telling first.
+        told: What -> the column that has it, where the user has said so.
+
+    Raises:
+        DataError: A file's columns are none of the layouts', or a row lacks something.
+    """
+    files = {file: list(group) for file, group in groupby(rows, lambda row: row.file)}
+    sentences: dict[str, None] = {}
+
+    def of_file(file: Path) -> list[_Found]:
+        present = dict.fromkeys(column for row in files[file] for column in row.values)
+        for layout in layouts:
+            if (columns := layout.columns(present, told)) is not None:
+                sentences[_sentence(layout.name, columns, present)] = None
+                return [layout.make(_part(row, columns, layout), row) for row in files[file]]
+        ways = "; ".join(f"{one.name}: {', '.join(one.needed)}" for one in layouts)
+        raise DataError(
+            f"has the columns {listed(present)}, and none of what is read ({ways}). Say which is which, such as "
+            "options.columns={prompt: question, completion: answer}",
+            [file],
+        )
+
+    found = [one for ones in gather(files, of_file) for one in ones]
+    return Read(found, list(rows), list(sentences))
+
+
+def _sentence(name: str, columns: Columns, present: Iterable[str]) -> str:
+    read = ", ".join(what if what == column else f"{what} from {column}" for what, column in columns.items())
+    unread = [column for column in present if column not in columns.values()]
+    return f"{name} ({read}{f'; not read: {listed(unread)}' if unread else ''})"
+
+
+def _part(row: Row, columns: Columns, layout: Layout[Any]) -> dict[str, Any]:
+    values = {what: row.values.get(column) for what, column in columns.items()}
+    for what in layout.needed:
+        if values[what] is None:
+            raise row.error(f"has no {columns[what]!r}")
+    return values
+
+
+def text_of(value: Any, what: str, row: Row) -> str:
+    """A text.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if isinstance(value, str):
+        return value
+    raise row.error(f"must have a text as {what!r}, not {value!r:.60}")
+
+
+def _optional(part: Part, what: str, row: Row) -> str:
+    value = part.get(what)
+    return text_of(value, what, row) if value is not None else ""
+
+
+def listed_in(value: Any, row: Row) -> Any:
+    """A list, also where a table's cell holds it as JSON."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise row.error(f"holds a list that is no JSON ({error})") from error
+    return value
+
+
+def chat(part: Part, row: Row) -> Conversation:
+    """A conversation in which the assistant says something."""
+    made = conversation_of(
+        listed_in(part["messages"], row),
+        row,
+        system=_optional(part, "system", row),
+        tools=listed_in(part.get("tools"), row),
+    )
+    if not made.answers:
+        raise row.error(f"has no message of the role {ASSISTANT!r}, so that nothing could be learnt from it")
+    return made
+
+
+def _instructions(part: Part, row: Row) -> Conversation:
+    instruction, given = text_of(part["instruction"], "instruction", row), _optional(part, "input", row)
+    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return asked(prompt, text_of(part["output"], "output", row), _optional(part, "system", row))
+
+
+def _exchange(part: Part, row: Row) -> Exchange | Conversation:
+    """TRL's conversational form has lists of messages in both."""
+    prompt, completion = part["prompt"], part["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return chat({"messages": [*prompt, *completion]}, row)
+    system = _optional(part, "system", row)
+    return Exchange(text_of(prompt, "prompt", row), text_of(completion, "completion", row), system)
+
+
+def _document(part: Part, row: Row) -> Document:
+    return Document(text_of(part["text"], "text", row))
+
+
+PROMPTS = ("prompt", "question", "query")
+COMPLETIONS = ("completion", "response", "answer")
+_SYSTEM = {"system": ("system", "system_prompt")}
+
+LANGUAGE: tuple[Layout[Document | Exchange | Conversation], ...] = (
+    Layout("conversations", {"messages": ("messages", "conversations")}, chat, {**_SYSTEM, "tools": ("tools",)}),
+    Layout(
+        "instructions",
+        {"instruction": ("instruction",), "output": ("output", "response")},
+        _instructions,
+        {"input": ("input", "context"), **_SYSTEM},
+    ),
+    Layout("prompts and completions", {"prompt": PROMPTS, "completion": COMPLETIONS}, _exchange, _SYSTEM),
+    Layout("texts", {"text": ("text",)}, _document),
+)
+"""What a language model learns from."""

@@ -1,0 +1,197 @@
+"""Rows of data files, by their endings: JSONL, JSON, CSV, TSV, Parquet; a file of plain text is one row with a text."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterkit.errors import DataError, MissingDependencyError
+from adapterkit.training.data_files import Notes, gather, walk
+from adapterkit.training.text_files import read_text
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "eval", "test", "testing", "dev"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        values: By column.
+        file: Where it is from.
+        number: The how manieth it is there, from 1; of JSONL its line.
+    """
+
+    values: Mapping[str, Any]
+    file: Path
+    number: int
+
+    def error(self, reason: str) -> DataError:
+        """What is wrong with it, as an error that names row and file."""
+        return DataError(f"row {self.number} {reason}", [self.file])
+
+
+def row_files(path: Path, notes: Notes | None = None) -> list[Path]:
+    """The file, or a folder's files in order of their paths, that are read.
+
+    Raises:
+        DataError: There is none, its ending says nothing, or the folder holds the parts of a split data set.
+    """
+    notes = notes or Notes(path)
+    known = ", ".join(READERS)
+    if path.is_file():
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"data {path} has no ending that says what it holds; name it with one of {known}")
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"data {path} is neither a file nor a folder (looked in {Path.cwd()})")
+    found = walk(path, notes)
+    files = [file for file in found if file.suffix.lower() in READERS]
+    for file in found:
+        if file not in files:
+            notes.add("left out, not a kind of text that is read", file)
+    if not files:
+        raise DataError(f"data {path} is a folder without a file that is read ({known})")
+    _refuse_splits(path, files)
+    return files
+
+
+def _refuse_splits(folder: Path, files: list[Path]) -> None:
+    """Parts of a split data set are not all to be trained on."""
+    names = sorted({part for file in files for part in _split_of(file.relative_to(folder))})
+    if len(names) > 1:
+        raise DataError(
+            f"data {folder} holds {', '.join(names)}, which are not all to be trained on; name one of them as data, "
+            "and one to measure with as options.validation",
+            files,
+        )
+
+
+def _split_of(name: Path) -> list[str]:
+    first = name.parts[0].partition(".")[0]
+    return [first] if first.partition("-")[0].casefold() in _SPLITS else []
+
+
+def read_rows(files: list[Path]) -> list[Row]:
+    """The rows of files, one file after the other.
+
+    Raises:
+        DataError: Naming all files that cannot be read, with the reason of the first.
+        MissingDependencyError: A Parquet file, and nothing that reads it.
+    """
+    return [row for rows in gather(files, lambda file: READERS[file.suffix.lower()](file)) for row in rows]
+
+
+def _json_lines(file: Path) -> list[Row]:
+    return _parsed_lines(read_text(file), file)
+
+
+def _parsed_lines(text: str, file: Path) -> list[Row]:
+    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    return [Row(_object(_parsed(line, number, file), number, file), file, number) for number, line in lines]
+
+
+def _parsed(line: str, number: int, file: Path) -> Any:
+    try:
+        value = json.loads(line)
+        if "\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise DataError(f"row {number} holds half a character ({error.reason})", [file]) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"row {number} is no JSON ({error})", [file]) from error
+
+
+def _object(value: Any, number: int, file: Path) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise DataError(f'row {number} must be an object with columns, such as {{"text": "..."}}', [file])
+
+
+def _json(file: Path) -> list[Row]:
+    """An array of objects, an object with one such array, or, as some write it, a line each."""
+    text = read_text(file)
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return _parsed_lines(text, file)
+    value = _parsed(text, 1, file)
+    if isinstance(value, dict):
+        arrays = [one for one in value.values() if isinstance(one, list) and one and isinstance(one[0], dict)]
+        value = arrays[0] if len(value) == 1 and arrays else [value]
+    if not isinstance(value, list):
+        raise DataError("must hold an array of objects", [file])
+    return [Row(_object(one, number, file), file, number) for number, one in enumerate(value, 1)]
+
+
+def _table(file: Path) -> list[Row]:
+    text = read_text(file)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise DataError(f"is no table ({error}); write it as .jsonl", [file]) from error
+    lines = [line for line in lines if line]
+    columns, body = (lines[0], lines[1:]) if lines else ([], [])
+    if len(set(columns)) < len(columns) or not all(columns):
+        raise DataError(f"must begin with a line of different names of columns, not {columns!r:.80}", [file])
+    rows = []
+    for number, line in enumerate(body, 1):
+        if len(line) != len(columns):
+            raise DataError(f"row {number} has {len(line)} fields, and there are {len(columns)} columns", [file])
+        rows.append(Row(dict(zip(columns, line, strict=True)), file, number))
+    return rows
+
+
+def _parquet(file: Path) -> list[Row]:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{file} needs 'pyarrow', which is not installed. Run: pip install 'adapterkit[data]', or write it as "
+            ".jsonl"
+        ) from error
+    try:
+        values = parquet.read_table(file).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise DataError(f"is no Parquet file ({error!s:.200})", [file]) from error
+    return [Row(value, file, number) for number, value in enumerate(values, 1)]
+
+
+def _text(file: Path) -> list[Row]:
+    text = read_text(file)
+    if text.lstrip()[:1] in ("[", "{") and (ending := _ending_of(text)):
+        raise DataError(f"holds rows of JSON, not text; name it with the ending {ending}", [file])
+    return [Row({"text": text}, file, 1)]
+
+
+def _ending_of(text: str) -> str:
+    """What JSON that holds objects should be called."""
+    for ending, part in ((".json", text), (".jsonl", text.lstrip().partition("\n")[0])):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            return ending
+    return ""
+
+
+READERS: Mapping[str, Callable[[Path], list[Row]]] = {
+    ".txt": _text,
+    ".md": _text,
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+}
+"""By ending."""

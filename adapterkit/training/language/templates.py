@@ -1,0 +1,139 @@
+"""How a conversation becomes text, and which of it the assistant says: by the chat template of the tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterkit.errors import ConfigError, DataError
+from adapterkit.training.language.conversations import Conversation
+from adapterkit.training.text_files import read_text
+
+PLAIN, TURNS = "plain", "turns"
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text, and which of it is to be learnt.
+
+    Attributes:
+        text: All of it.
+        learnt: Beginnings and ends of what is learnt, in characters.
+        framed: Whether it stands alone, so that the tokenizer's marks of beginning and end belong around it; a template
+            writes its own.
+        whole: Whether it is a document, which may be split.
+    """
+
+    text: str
+    learnt: Sequence[Span]
+    framed: bool = False
+    whole: bool = False
+
+
+class Template:
+    """A chat template.
+
+    Args:
+        text: In Jinja.
+        special: The tokenizer's special tokens, which templates name.
+    """
+
+    def __init__(self, text: str, special: dict[str, Any]) -> None:
+        self.text, self.special = text, special
+        self.marked = _MARKED.search(text) is not None
+
+    def render(self, conversation: Conversation, *, ask: bool = False) -> str:
+        """The conversation as text.
+
+        Args:
+            conversation: Its messages.
+            ask: End with what stands before an answer of the assistant.
+
+        Raises:
+            ValueError: The template does not take these messages.
+        """
+        return self._rendered(conversation, ask=ask)[0]
+
+    def answers(self, conversation: Conversation) -> list[Rendered]:
+        """The conversation with the assistant's answers to be learnt.
+
+        They are where the template marks them, or else what each adds to the messages before it. A template
+        may write an answer otherwise once it is no longer the last (without its reasoning, say). Then each answer is an
+        example of its own, behind what stands before it when the model is asked.
+
+        Raises:
+            ValueError: The template does not take these messages, or does not write what it asks with.
+        """
+        if self.marked:
+            text, spans = self._rendered(conversation)
+            return [Rendered(text, spans)]
+        examples = [self._last(conversation.until(place + 1)) for place in conversation.answers]
+        text = self.render(conversation)
+        if all(text.startswith(example.text) for example in examples):
+            return [Rendered(text, [span for example in examples for span in example.learnt])]
+        return examples
+
+    def _last(self, conversation: Conversation) -> Rendered:
+        """A conversation that ends with an answer, which is to be learnt."""
+        asked = self.render(conversation.until(len(conversation.messages) - 1), ask=True)
+        text = self.render(conversation)
+        if not text.startswith(asked):
+            raise ValueError(
+                "the template writes an answer otherwise than it asks for it, so that where it begins is not known; "
+                "mark it in the template with {% generation %} and {% endgeneration %}"
+            )
+        return Rendered(text, [(len(asked), len(text))])
+
+    def _rendered(self, conversation: Conversation, *, ask: bool = False) -> tuple[str, list[Span]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[[dict(message) for message in conversation.messages]],
+                tools=list(conversation.tools) if conversation.tools else None,
+                chat_template=self.text,
+                return_assistant_tokens_mask=self.marked,
+                add_generation_prompt=ask,
+                **self.special,
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise ValueError(f"is not what the chat template takes ({' '.join(str(error).split())})") from error
+        return texts[0], [(int(start), int(end)) for start, end in spans[0]] if self.marked else []
+
+
+def template_of(tokenizer: Any, told: str | None) -> Template | None:
+    """The template of a run.
+
+    Args:
+        tokenizer: Has one, or none.
+        told: None for the tokenizer's; "turns" for a simple one; "plain" for none; else the file of one.
+
+    Returns:
+        None where there is none.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    special = dict(tokenizer.special_tokens_map)
+    if told == PLAIN:
+        return None
+    if told is None:
+        return Template(_own(tokenizer), special) if tokenizer.chat_template else None
+    try:
+        return Template(read_text(Path(__file__).with_name("turns.jinja") if told == TURNS else Path(told)), special)
+    except DataError as error:
+        raise ConfigError([f"options.chat_template: {error}; name a file, or {TURNS}, or {PLAIN}"], "run") from error
+
+
+def _own(tokenizer: Any) -> str:
+    """Of several named ones the default."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ConfigError([f"options.chat_template: {error}; save the one that is meant in a file"], "run") from error
