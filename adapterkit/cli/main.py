@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -64,6 +65,9 @@ def _plain_errors(*, debug: bool) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise  # the reader of a pipe has gone, which click ends quietly
+    except KeyboardInterrupt as error:
+        say("stopped", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from error
     except (AdapterKitError, OSError) as error:
         if debug:
             say(traceback.format_exc(), err=True)

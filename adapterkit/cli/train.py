@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shlex
 import sys
-from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,35 +48,58 @@ def command(
 
         show_plan(run)
         return
-    train = _loop()
-    result = train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
+    result = loop().train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
     if result.exit_code:
         _say_how_to_go_on(result, run_file, overrides)
-    _summary(result)
+    if result.finished_before:
+        say(f"nothing is left to do: the run is finished. For more: steps={2 * result.step} --resume", err=True)
+    summary(result)
 
 
-def _loop() -> Callable[..., Result]:
+def loop() -> ModuleType:
+    """The module that trains.
+
+    Raises:
+        MissingDependencyError: Its library is not installed.
+    """
     from adapterkit.errors import MissingDependencyError
 
     try:
-        from adapterkit.training.loop import train
+        return importlib.import_module("adapterkit.training.loop")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"training needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[train]'"
         ) from error
-    return train
 
 
 def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...]) -> None:
     again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
-    kept = f"a checkpoint of step {result.saved} is there" if result.saved else "there is no checkpoint yet"
-    told = "a checkpoint is saved" if result.saved == result.step else f"{kept}, and what came after it is lost"
+    finish = shlex.join(["adapterkit", "finish", str(result.folder)])
     with contextlib.suppress(OSError):  # the terminal may be gone
-        say(f"stopped after step {result.step}; {told}. To go on: {again}", err=True)
+        say(f"{_told(result)}{_ways_on(result, again, finish)}", err=True)
     sys.exit(result.exit_code)
 
 
-def _summary(result: Result) -> None:
+def _told(result: Result) -> str:
+    if result.adapter is not None:
+        return f"the adapter is written, {result.adapter}; figures or samples are left out"
+    if not result.step:
+        return "stopped before the first step, and nothing is left behind"
+    kept = f"a checkpoint of step {result.saved} is there" if result.saved else "there is no checkpoint yet"
+    told = "a checkpoint is saved" if result.saved == result.step else f"{kept}, and what came after it is lost"
+    return f"stopped after step {result.step}; {told}"
+
+
+def _ways_on(result: Result, again: str, finish: str) -> str:
+    if result.adapter is not None:
+        return f". To make them: {finish}" if result.saved else ""
+    ways = [f"to go on: {again}"] if result.step else []
+    ways += [f"to end here with the adapter and samples: {finish}"] if result.saved else []
+    return "".join(f"\n{way}" for way in ways)
+
+
+def summary(result: Result) -> None:
+    """Prints what a run came to."""
     rows: dict[str, Any] = {"steps": result.step, "loss (last steps)": f"{result.loss:.4f}"}
     rows |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.figures.items()}
     rows |= {"samples": result.folder / "samples", "metrics": result.folder / "metrics.jsonl"}

@@ -414,6 +414,7 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("backends", "adapterkit.cli.backends:command", help="List the model families."),
         CommandSpec("plugins", "adapterkit.cli.plugins:command", help="List the plug-ins and what became of each."),
         CommandSpec("train", "adapterkit.cli.train:command", help="Train an adapter as a run file says."),
+        CommandSpec("finish", "adapterkit.cli.finish:command", help="End an interrupted run with what it has."),
         CommandSpec("sample", "adapterkit.cli.sample:command", help="Generate with a trained adapter."),
         CommandSpec("inspect", "adapterkit.cli.inspect:command", help="Describe an adapter file."),
         CommandSpec("convert", "adapterkit.cli.convert:command", help="Write an adapter in another tool's format."),

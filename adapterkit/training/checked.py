@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
+from adapterkit.training.config import RunConfig
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, OtherReader, Setting, Task, groups_of
@@ -73,6 +74,16 @@ class CheckedTask(Task):
                 "neither detach it nor use torch.no_grad"
             )
         return loss
+
+    def take(self, config: RunConfig) -> None:
+        """The run's keys as they follow from the data."""
+        self.config = self.inner.config = config
+
+    def amount(self, batch: Any) -> tuple[int, str]:
+        found = self._ask("amount", self.inner.amount, batch)
+        if isinstance(found, tuple) and [type(one) for one in found] == [int, str]:
+            return found
+        raise self._wrong("amount", found, "a number and what it counts, such as (512, 'tokens')")
 
     def collate(self, items: Sequence[Any]) -> Any:
         """See `Task.collate`. Runs where the data is read; `batches` names who fails there."""

@@ -76,7 +76,9 @@ class RunConfig(Section):
         adapter: `type`, and that type's own fields.
         adapter_name: The adapter's name on the model.
         options: The task's own keys.
+        init_from: A file of an adapter, of any format that is read, whose values a new run begins with.
         steps: Optimizer steps.
+        epochs: How often every example is seen, in the place of `steps`.
         batch_size: Examples per process and forward pass.
         gradient_accumulation: Forward passes per optimizer step.
         optimizer: What changes the parameters: a name, or `type` and its own keys.
@@ -109,7 +111,9 @@ class RunConfig(Section):
     adapter: dict[str, Any]
     adapter_name: str = "adapter"
     options: dict[str, Any] = {}
+    init_from: str | None = None
     steps: int = Field(1000, gt=0)
+    epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(1, gt=0, le=1 << 20)
     gradient_accumulation: int = Field(1, gt=0, le=1 << 20)
     optimizer: str | dict[str, Any] = "adamw"
@@ -141,6 +145,7 @@ FREE_ON_RESUME = frozenset(
         "export",
         "output",
         "steps",
+        "epochs",
         "checkpoint_every",
         "keep_checkpoints",
         "sample_every",

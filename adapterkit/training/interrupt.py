@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask the loop to stop after the step it is in; a second one stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run where it can be ended: what the first one does depends on what goes on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,8 +15,29 @@ from typing import Any
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What a signal does while something goes on.
+
+    Attributes:
+        told: What is said of the first one.
+        at_once: Whether the first one ends it by a KeyboardInterrupt; else it is noted.
+        held: Whether all others are noted too; else the second one ends it.
+    """
+
+    told: str
+    at_once: bool = False
+    held: bool = False
+
+
+BEFORE = Stage("stopping; no step has been made", at_once=True)
+STEPS = Stage("stopping after this step, with a checkpoint; a second one stops at once")
+SAVING = Stage("stopping when the file is written", held=True)
+SAMPLES = Stage("stopping; this evaluation, or these samples, are left out", at_once=True)
+
+
 class Interrupt:
-    """A context in which the first signal only sets `signal`, and the second raises KeyboardInterrupt.
+    """A context in which a signal does what the stage says that the run is in.
 
     Does nothing outside of the main thread. What is ignored (by `nohup`, by a shell for what runs behind) stays so.
 
@@ -23,17 +46,28 @@ class Interrupt:
 
     Attributes:
         signal: The first signal that came, or None.
+        stage: What goes on.
     """
 
     def __init__(self, *, silent: bool = True) -> None:
         self.signal: signal.Signals | None = None
-        self._silent = silent
+        self.silent = silent
+        self.stage = BEFORE
         self._previous: dict[int, Any] = {}
 
     @property
-    def exit_code(self) -> int | None:
-        """What a shell expects of a process that this signal ended: 129, 130 or 143."""
-        return None if self.signal is None else 128 + self.signal
+    def exit_code(self) -> int:
+        """What a shell expects of a process that this signal ended: 129, 130 or 143; 0 where none came."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    @contextlib.contextmanager
+    def during(self, stage: Stage) -> Iterator[None]:
+        """What goes on inside of a block."""
+        outer, self.stage = self.stage, stage
+        try:
+            yield
+        finally:
+            self.stage = outer
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -49,13 +83,17 @@ class Interrupt:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        first, stage = self.signal is None, self.stage
+        if first:
+            self.signal = signal.Signals(number)
+            self._tell(f"{self.signal.name}: {stage.told}\n")
+        if not stage.held and (stage.at_once or not first):
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        told = f"{self.signal.name}: stopping after this step, with a checkpoint; a second one stops at once\n"
-        if not self._silent:
+
+    def _tell(self, line: str) -> None:
+        if not self.silent:
             with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(2, told.encode())  # print() must not be called from here: it may be what was interrupted
+                os.write(2, line.encode())  # print() must not be called from here: it may be what was interrupted
 
 
 def ignore_in_worker(number: int) -> None:

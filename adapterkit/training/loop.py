@@ -11,8 +11,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,30 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, set_seed
 from torch import nn
 
-from adapterkit.errors import ConfigError, TrainingError
-from adapterkit.handle.adapters import Adapters
+from adapterkit.errors import ConfigError, StateError, TrainingError
 from adapterkit.handle.listing import points
 from adapterkit.points import Points
-from adapterkit.training.averages import Averages
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.export.closing import close
 from adapterkit.training.export.record import metadata_of
-from adapterkit.training.interrupt import Interrupt
+from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interrupt
+from adapterkit.training.learner import Learner
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import describe, inference, parts_of, to_device
 from adapterkit.training.plan import foreseen
 from adapterkit.training.processes import any_process, make_accelerator, mean_over_processes
-from adapterkit.training.progress import Progress, make_progress
-from adapterkit.training.rates import Rates, factor
+from adapterkit.training.progress import RECENT, make_progress
+from adapterkit.training.rates import factor
 from adapterkit.training.result import Result
+from adapterkit.training.resuming import consequences, read_run, with_steps
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
-from adapterkit.training.snapshots import ADAPTER, Snapshot, writing
-from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, save_modules
-from adapterkit.training.task import Dataset, Setting, groups_of
+from adapterkit.training.snapshots import Snapshot, writing
+from adapterkit.training.task import Setting, groups_of
+
+_LAST = 20
+"""Steps whose mean loss a run comes to."""
 
 
 def train(
@@ -55,6 +56,8 @@ def train(
     silent: bool = False,
 ) -> Result:
     """Trains an adapter as a run says, and leaves everything in its folder.
+
+    A signal (Ctrl-C, SIGTERM, SIGHUP) ends it with a result that has an `exit_code`.
 
     Args:
         run: From `load_run`.
@@ -71,11 +74,87 @@ def train(
     """
     folder = RunFolder(run)
     folder.check(resume=resume, overwrite=overwrite)
+    snapshot = folder.snapshots.newest() if resume else None
+    if snapshot is not None and (done := _finished(run, folder, snapshot.step)):
+        return done
+    notes = [f"there is no checkpoint in {folder.path} to resume: beginning at the first step"]
+    return _run(
+        run,
+        folder,
+        snapshot,
+        overwrite=overwrite,
+        accept_changed_data=accept_changed_data,
+        silent=silent,
+        notes=notes if resume and snapshot is None else (),
+    )
+
+
+def finish(folder: Path, *, step: int | None = None, accept_changed_data: bool = False, silent: bool = False) -> Result:
+    """Ends a run where it is: writes the adapter of a checkpoint, figures and samples. It can still be resumed.
+
+    Args:
+        folder: The run folder.
+        step: Of the checkpoint; the newest by default.
+        accept_changed_data: As for `train`.
+        silent: Print no progress.
+
+    Raises:
+        StateError: There is no run, or no such checkpoint.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise StateError(f"{folder} holds no run (no {path.name})")
+    run = read_run(path).at(folder)
+    place = RunFolder(run)
+    steps = place.snapshots.steps()
+    if not steps or (step is not None and step not in steps):
+        there = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
+        raise StateError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; {there}")
+    snapshot = place.snapshots.newest() if step is None else place.snapshots.read(step)
+    return _run(
+        run, place, snapshot, overwrite=False, accept_changed_data=accept_changed_data, silent=silent, only_finish=True
+    )
+
+
+def _finished(run: Run, folder: RunFolder, step: int) -> Result | None:
+    """What a run came to that has nothing left to do."""
+    summary = folder.read_summary()
+    wanted = run.config.steps if run.config.epochs is None else step
+    before = folder.run_before()
+    if before is None or summary is None or summary["step"] != step or wanted != step or summary.get("early"):
+        return None
+    if before.config.epochs != run.config.epochs or not folder.adapter.is_file():
+        return None
+    figures = summary.get("figures", {})
+    return Result(folder.path, folder.adapter, step, _loss(folder), figures, saved=step, finished_before=True)
+
+
+def _loss(folder: RunFolder) -> float:
+    tail = folder.recent_losses(_LAST)
+    return sum(tail) / len(tail) if tail else math.nan
+
+
+def _run(
+    run: Run,
+    folder: RunFolder,
+    snapshot: Snapshot | None,
+    *,
+    overwrite: bool,
+    accept_changed_data: bool,
+    silent: bool,
+    only_finish: bool = False,
+    notes: Sequence[str] = (),
+) -> Result:
     try:
         accelerator = make_accelerator(run)
-        snapshot = folder.snapshots.newest() if resume else None
-        trainer = Trainer(run, folder, accelerator, snapshot, overwrite=overwrite, silent=silent)
-        return trainer.train(accept_changed_data=accept_changed_data)
+        with Interrupt(silent=silent or not accelerator.is_main_process) as interrupt:
+            trainer = Trainer(run, folder, accelerator, interrupt, snapshot, notes, overwrite=overwrite, silent=silent)
+            try:
+                return trainer.train(accept_changed_data=accept_changed_data, only_finish=only_finish)
+            except KeyboardInterrupt:
+                if interrupt.signal is None:
+                    raise
+                return trainer.result()
     finally:
         folder.close()
         AcceleratorState._reset_state()  # accelerate keeps its settings for the process; the next run has its own
@@ -89,47 +168,55 @@ class Trainer:
         run: Run,
         folder: RunFolder,
         accelerator: Accelerator,
+        interrupt: Interrupt,
         snapshot: Snapshot | None,
+        notes: Sequence[str] = (),
         *,
-        overwrite: bool,
-        silent: bool,
+        overwrite: bool = False,
+        silent: bool = False,
     ) -> None:
         self.run, self.config, self.folder, self.accelerator = run, run.config, folder, accelerator
+        self.interrupt, self.notes = interrupt, notes
         self.snapshot, self.done = snapshot, snapshot.step if snapshot else 0
         self.main = accelerator.is_main_process
         self.task = CheckedTask(run)
         self.overwrite, self.silent = overwrite, silent or not self.main
-        self.losses: list[float] = []
-        self.in_use: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self.saved: int | None = self.done if snapshot else None
+        self.adapter: Path | None = None
 
-    def train(self, *, accept_changed_data: bool) -> Result:
+    def train(self, *, accept_changed_data: bool, only_finish: bool = False) -> Result:
         """Everything from looking at the data to the last sample."""
-        if self.done > self.config.steps:
-            raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
+        if self.config.epochs is None and not only_finish:
+            self._check_steps()
         record = self._survey(accept_changed_data)
         if (outline := self.task.outline()) is not None:
             foreseen(self.run, outline)  # what does not fit is told before weights are read
         self.model = self._load_model()
         chosen = points(self.model, adapter=self.run.adapter)
-        with make_progress(self.config.steps, self.done, self.config.log_every, silent=self.silent) as progress:
-            progress.message(describe(self.model, chosen))
-            for note in record.notes:
-                progress.message(f"data: {note}")
-            self.extra = self.task.extra_modules()
-            self.rates = Rates(self.run, self.model, chosen, self.extra)
-            self.data = self._prepare(chosen, record, progress)
-            progress.message(f"{len(self.data)} examples from {self.config.data}")
-            if self.snapshot is None:
-                self._preview(0, progress)
-            else:
-                progress.message(f"resumed from {self.snapshot.folder}")
-            self._attach(chosen)
-            with Interrupt(silent=self.silent) as interrupt:
-                self._steps(progress, interrupt)
-            return self._finish(interrupt.exit_code, progress)
+        with make_progress(self.config.log_every, silent=self.silent) as self.progress:
+            for note in (*self.notes, describe(self.model, chosen), *(f"data: {note}" for note in record.notes)):
+                self.progress.message(note)
+            extra = self.task.extra_modules()
+            self.learner = Learner(self.run, self.model, chosen, extra, self.accelerator, self._metadata)
+            self._prepare(chosen)
+            steps = self.done if only_finish else self.config.steps
+            with self._folder(record, keep=only_finish):
+                self._start({point.component for point in chosen})
+                self.progress.begin(steps, self.done, self.folder.recent_losses(RECENT))
+                if self.done < steps:
+                    self._steps()
+            return self.result() if self.done < steps else self._finish(early=only_finish)
+
+    def result(self, figures: Mapping[str, Any] | None = None) -> Result:
+        """What the run has come to so far."""
+        path, loss, code = self.folder.path, _loss(self.folder), self.interrupt.exit_code
+        return Result(path, self.adapter, self.done, loss, figures or {}, exit_code=code, saved=self.saved)
 
     # -- before the first step --------------------------------------------------------------------------------------
+
+    def _check_steps(self) -> None:
+        if self.done > self.config.steps:
+            raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
 
     def _survey(self, accept_changed_data: bool) -> DataRecord:
         """What the data is; that of a resumed run is what it was."""
@@ -146,56 +233,70 @@ class Trainer:
             self.task.checkpoint_activations()
         return model
 
-    def _prepare(self, chosen: Points, record: DataRecord, progress: Progress) -> Dataset:
-        """The data; the run folder is made once it is known to be usable."""
-        data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen, progress.message))
-        if len(data) == 0:
+    def _prepare(self, chosen: Points) -> None:
+        """The data, and how many steps follow from it."""
+        tell = self.progress.message
+        self.data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen, tell))
+        if len(self.data) == 0:
             raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
+        tell(f"{len(self.data)} examples from {self.config.data}")
+        before = self.folder.run_before() if self.snapshot else None
+        self.run = self._planned(self.run)
+        self.config = self.run.config
+        self.task.take(self.config)
+        self._check_steps()
+        for note in consequences(self._planned(before), self.run, self.done) if before else ():
+            tell(note)
+
+    def _planned(self, run: Run) -> Run:
+        """The run with its number of steps, where it says epochs."""
+        if run.config.epochs is None:
+            return run
+        each = run.config.batch_size * run.config.gradient_accumulation * self.accelerator.num_processes
+        return with_steps(run, math.ceil(run.config.epochs * len(self.data) / each))
+
+    @contextlib.contextmanager
+    def _folder(self, record: DataRecord, *, keep: bool) -> Iterator[None]:
+        """The run folder, which is withdrawn where a new run ends before its first step.
+
+        Args:
+            record: What the data is.
+            keep: Leave what is in it as it is.
+        """
         self.accelerator.wait_for_everyone()  # all have seen the folder as it was
-        if self.main:
+        if not self.main:
+            yield
+            return
+        fresh = self.overwrite or not self.folder.config.exists()
+        if keep:
+            self.folder.hold()
+        else:
             self.folder.open(record, overwrite=self.overwrite)
             self.folder.start_metrics(self.done)
-        return data
+        try:
+            yield
+        except BaseException:
+            if fresh and not self.done:
+                self.folder.withdraw()
+            raise
 
-    def _attach(self, chosen: Points) -> None:
-        """Puts the adapter on, with the snapshot's values if there is one, and makes the optimizer."""
-        self.adapters = Adapters(self.model)
-        name = self.config.adapter_name
-        if self.snapshot is None:
-            self.adapters.add(name, self.run.adapter, seed=self.config.seed)
-            self._observe(name, self.run.adapter.observations, {point.component for point in chosen})
+    def _start(self, components: set[str]) -> None:
+        """Puts the adapter on, new or as it was."""
+        if self.snapshot is not None:
+            self.progress.message(f"resumed from {self.snapshot.folder}")
+            self.learner.resume(self.snapshot)
         else:
-            self.adapters.load(self.snapshot.folder / ADAPTER, name)
-            self.adapters.activate(name)
-            self.adapters.train(name)
-        self.trained = Trained(self.rates.trained(self.adapters.modules(name)), self.extra)
-        optimizer = self._build_optimizer()
-        self.state = OptimizerState(optimizer)
-        if self.snapshot is not None:
-            self.trained.restore(self.snapshot, self.state)
-        self.averages = Averages(self.trained, optimizer, own=self.run.optimizer.averages, decay=self.config.ema)
-        if self.snapshot is not None:
-            self.averages.restore(self.snapshot)
-        self.in_use = self.averages.in_use
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        if self.snapshot is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.snapshot.values["scaler"])
-        self._train_mode({point.component for point in chosen})
+            self._preview(0)
+            self.learner.begin(lambda: self._observe(components), self.progress.message)
+        self._train_mode(components)
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        chosen, rates = self.run.optimizer, self.trained.rates
-        if chosen.one_rate and len({*rates}) > 1:
-            several = ", ".join(f"{rate:g}" for rate in sorted({*rates}))
-            told = f"it takes one learning rate for all parameters, and there are {several}"
-            raise ConfigError([f"optimizer: {told}. They come from `rates`, or from the adapter's type"], "run")
-        return chosen.build(self.trained.groups())
-
-    def _observe(self, name: str, batches: int, components: set[str]) -> None:
+    def _observe(self, components: set[str]) -> None:
         """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""
+        batches, backward = self.run.adapter.observations, self.run.adapter.observes_gradients
         if not batches:
             return
-        backward = self.run.adapter.observes_gradients
-        with inference(self.model), torch.set_grad_enabled(backward), self.adapters.observing(name):
+        adapters, name = self.learner.adapters, self.learner.name
+        with inference(self.model), torch.set_grad_enabled(backward), adapters.observing(name):
             if backward and self.config.gradient_checkpointing:
                 self._train_mode(components)  # in evaluation models keep their activations
             for batch in itertools.islice(self._batches(), batches):
@@ -203,7 +304,7 @@ class Trainer:
                 if backward:
                     self.accelerator.backward(loss)
         if self.accelerator.num_processes > 1:  # each has seen data of its own, and all must start alike
-            for tensor in self.adapters.state_dict(name).values():
+            for tensor in adapters.state_dict(name).values():
                 tensor.copy_(broadcast(tensor))
 
     def _train_mode(self, components: set[str]) -> None:
@@ -227,54 +328,58 @@ class Trainer:
         )
         return self.task.batches(iter(ordered(self.data, order, self.task.collate, self.config.num_workers)))
 
-    def _steps(self, progress: Progress, interrupt: Interrupt) -> None:
+    def _steps(self) -> None:
         self.batches = self._batches()
-        progress.begin()
         try:
-            self._until_done(progress, interrupt)
-        except KeyboardInterrupt:
-            if interrupt.signal is None:
-                raise
+            self.interrupt.stage = SAVING  # what follows the steps, until the adapter is written
+            with self.interrupt.during(STEPS):
+                self._until_done()
         finally:
             self.batches = iter(())  # ends the processes that read data, which ignore signals, whatever has happened
 
-    def _until_done(self, progress: Progress, interrupt: Interrupt) -> None:
+    def _until_done(self) -> None:
         while self.done < self.config.steps:
-            self._step(progress)
-            if any_process(self.accelerator, interrupt.signal is not None):
-                self._save()
+            self._step()
+            if self._stopped():
                 return
-            if self.config.checkpoint_every and self.done % self.config.checkpoint_every == 0:
+            if _every(self.config.checkpoint_every, self.done):
                 self._save()
-            if self.config.sample_every and self.done % self.config.sample_every == 0 and self.done < self.config.steps:
-                self._preview(self.done, progress)
+            if _every(self.config.sample_every, self.done) and self.done < self.config.steps:
+                self._preview(self.done)
+                if self._stopped():
+                    return
 
-    def _step(self, progress: Progress) -> None:
+    def _stopped(self) -> bool:
+        """Whether a signal has come, in any process; a checkpoint is then saved."""
+        stop = any_process(self.accelerator, self.interrupt.signal is not None)
+        if stop:
+            self._save()
+        return stop
+
+    def _step(self) -> None:
         began = time.monotonic()
         set_seed(derive_seed(self.config.seed, "step", self.done, self.accelerator.process_index) % 2**32)
-        now = factor(self.run, self.done)
-        for group, rate in zip(self.optimizer.param_groups, self.trained.rates, strict=True):
-            group["lr"] = rate * now
-        rate = self.run.learning_rate * now
-        loss = self._backward()
+        rate = self.learner.set_rates(factor(self.run, self.done))
+        loss, seen, unit = self._backward()
         norm = self._clip()
-        self.optimizer.step()
+        self.learner.step(self.done + 1, self.config.steps)
         self.done += 1
-        self.adapters.after_step(self.done, self.config.steps)
-        self.averages.after_step(self.done)
-        self.optimizer.zero_grad()
-        self.losses.append(loss)
         seconds = round(time.monotonic() - began, 4)
         if self.main:
-            self.folder.record({"step": self.done, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds})
-        progress.step(self.done, loss, rate)
+            record = {"step": self.done, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds, unit: seen}
+            self.folder.record(record)
+        self.progress.step(self.done, loss, rate, seen, unit)
 
-    def _backward(self) -> float:
-        micro = self.config.gradient_accumulation
+    def _backward(self) -> tuple[float, int, str]:
+        """Gradients of a step; its loss, and how much of what it has seen."""
+        micro, seen, unit = self.config.gradient_accumulation, 0, ""
         total = torch.zeros((), device=self.accelerator.device)
         for _ in range(micro):
+            batch = next(self.batches)
+            amount, unit = self.task.amount(batch)
+            seen += amount * self.accelerator.num_processes
             with self.accelerator.autocast():
-                loss = self.task.loss(to_device(next(self.batches), self.accelerator.device)) + self.adapters.penalty()
+                loss = self.task.loss(to_device(batch, self.accelerator.device)) + self.learner.adapters.penalty()
             self.accelerator.backward(loss / micro)
             total += loss.detach().float() / micro
         mean = float(mean_over_processes(self.accelerator, total))
@@ -283,11 +388,11 @@ class Trainer:
                 f"the loss of step {self.done + 1} is {mean}. Lower learning_rate (now {self.run.learning_rate:g})"
                 f"{', or set mixed_precision=no' if self.config.mixed_precision != 'no' else ''}"
             )
-        return mean
+        return mean, seen, unit
 
     def _clip(self) -> float | None:
         """Averages the gradients over the processes, and bounds their norm, which is returned where it is finite."""
-        parameters = [p for p in self.trained.parameters() if p.grad is not None]
+        parameters = [p for p in self.learner.trained.parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
             for parameter in parameters:
                 parameter.grad = mean_over_processes(self.accelerator, parameter.grad)
@@ -302,62 +407,71 @@ class Trainer:
         if self.saved == self.done:
             return
         if self.main:
-            scaler = self.accelerator.scaler
-            values = {"seed": self.config.seed, "scaler": scaler.state_dict() if scaler is not None else None}
-            tensors = {OPTIMIZER: self.state.tensors(list(self.trained.named)), **self.averages.training_values()}
-            with self.in_use():
-                self.folder.snapshots.write(
-                    self.done,
-                    values,
-                    {**tensors, **self.trained.tensors()},
-                    self._save_adapter,
-                )
+            with self.interrupt.during(SAVING):
+                self.learner.snapshot(self.folder.snapshots, self.done)
         self.saved = self.done
         self.accelerator.wait_for_everyone()
 
-    def _save_adapter(self, path: Path) -> None:
-        self.adapters.save(self.config.adapter_name, path, metadata=metadata_of(self.config, self.task))
-
-    def _preview(self, step: int, progress: Progress) -> Mapping[str, float]:
+    def _preview(self, step: int) -> Mapping[str, float]:
         """Samples and figures at a step; training goes on as if it had not happened."""
         figures: Mapping[str, float] = {}
+        written: list[Path] = []
         if self.main:
-            with self.in_use(), inference(self.model), writing(self.folder.samples):
-                figures = self.task.evaluate()
-                written = self.task.preview(step, self.folder.samples)
+            try:
+                with self._shown():
+                    figures = self.task.evaluate()
+                    written = self.task.preview(step, self.folder.samples)
+            except KeyboardInterrupt:
+                if self.interrupt.signal is None or not self.done:
+                    raise
             if figures:
                 self.folder.record({"step": step, **figures})
-                progress.message(f"step {step}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+                told = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                self.progress.message(f"step {step}: {told}")
             if written:
-                progress.message(f"step {step}: {len(written)} samples in {self.folder.samples}")
+                self.progress.message(f"step {step}: {len(written)} samples in {self.folder.samples}")
         self.accelerator.wait_for_everyone()
         return figures
 
-    def _finish(self, exit_code: int | None, progress: Progress) -> Result:
-        tail = self.losses[-20:]
-        loss = sum(tail) / len(tail) if tail else math.nan
-        if self.done < self.config.steps:
-            return Result(self.folder.path, None, self.done, loss, exit_code=exit_code or 0, saved=self.saved)
-        self._save_final()
-        last = self._preview(self.done, progress)
-        figures: dict[str, Any] = {}
-        if self.main:
-            figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
-            with self.in_use(), writing(self.folder.samples):
-                figures |= {**last, **self.task.finish(self.folder.samples)}
-            with writing(self.folder.path):
-                self._close(figures, progress)
-        return Result(self.folder.path, self.folder.adapter, self.done, loss, figures, saved=self.saved)
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """The model as samples and figures are made with it."""
+        stage = SAMPLES if self.done else BEFORE
+        with self.interrupt.during(stage), self.learner.in_use(), inference(self.model), writing(self.folder.samples):
+            yield
 
-    def _close(self, figures: dict[str, Any], progress: Progress) -> None:
+    def _finish(self, *, early: bool) -> Result:
+        """The adapter's file, then figures and samples."""
+        with self.interrupt.during(SAVING):
+            if self.config.checkpoint_every and not early:
+                self._save()
+            if self.main:
+                with writing(self.folder.adapter):
+                    self.adapter = self.learner.save(self.folder.path)
+        if any_process(self.accelerator, self.interrupt.signal is not None):
+            return self.result()
+        last = self._preview(self.done)
+        figures: dict[str, Any] = {}
+        if self.main and self.interrupt.signal is None:
+            figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
+            with self._shown():
+                figures |= {**last, **self.task.finish(self.folder.samples)}
+            with self.interrupt.during(SAMPLES), self.learner.in_use(), writing(self.folder.path):
+                self._close(figures)
+            self.folder.write_summary({"step": self.done, "early": early, "figures": figures})
+        return self.result(figures)
+
+
+    def _metadata(self) -> Mapping[str, str]:
+        return metadata_of(self.config, self.task)
+
+    def _close(self, figures: dict[str, Any]) -> None:
         """Files for other tools, checked, and the model card; which there are is told with the figures."""
-        made = close(self.config, self.task, self.model, self.adapters, self.folder, figures, progress.message)
+        adapters, tell = self.learner.adapters, self.progress.message
+        made = close(self.config, self.task, self.model, adapters, self.folder, figures, tell)
         figures |= {f"for {one.format}": str(one.path) for one in made if not one.problem}
 
-    def _save_final(self) -> None:
-        if self.config.checkpoint_every:
-            self._save()
-        if self.main:
-            with self.in_use(), writing(self.folder.adapter):
-                self._save_adapter(self.folder.adapter)
-                save_modules(self.task.extra_modules(), self.folder.path)
+
+def _every(steps: int | None, step: int) -> bool:
+    """Whether something that is done every so many steps is done at this one."""
+    return steps is not None and step % steps == 0

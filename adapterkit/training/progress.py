@@ -6,22 +6,28 @@ import contextlib
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
 from adapterkit.errors import printable
 
+RECENT = 50
+"""Steps whose mean loss is told."""
+
 
 class Progress(ABC):
     """Told of every step, between `__enter__` and `__exit__`.
 
-    Args:
-        total: Steps of the run.
-        start: Steps that are already done.
+    The loss that it tells is a running mean: that of one step says little.
     """
 
-    def __init__(self, total: int, start: int) -> None:
-        self.total, self.start = total, start
+    total = start = 0
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=RECENT)
+        self._seen = 0
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -32,13 +38,40 @@ class Progress(ABC):
     ) -> None:
         return None
 
-    def begin(self) -> None:
-        """The first step starts now: what came before does not count as training time."""
+    def begin(self, total: int, start: int, losses: Sequence[float] = ()) -> None:
+        """The first step starts now: what came before does not count as training time.
+
+        Args:
+            total: Steps of the run.
+            start: Steps that are already done.
+            losses: Of the last of them.
+        """
+        self.total, self.start = total, start
+        self._losses.extend(losses)
         self._began = time.monotonic()
 
+    def step(self, step: int, loss: float, rate: float, seen: int = 0, unit: str = "examples") -> None:
+        """A step is done.
+
+        Args:
+            step: Its number, from 1.
+            loss, rate: Its loss and learning rate.
+            seen: How much it has seen, in all processes.
+            unit: Of what.
+        """
+        self._losses.append(loss)
+        self._seen += seen
+        mean = sum(self._losses) / len(self._losses)
+        pace = self._seen / max(time.monotonic() - self._began, 1e-9)
+        self.show(
+            step,
+            f"loss {mean:.4f}  lr {rate:.2e}  {self.speed(step):.2f} steps/s  {pace:.3g} {unit}/s  "
+            f"ETA {self.remaining(step)}",
+        )
+
     @abstractmethod
-    def step(self, step: int, loss: float, rate: float) -> None:
-        """Step `step` (from 1) is done, with this loss and learning rate."""
+    def show(self, step: int, status: str) -> None:
+        """A step is done, and this is how it goes."""
 
     @abstractmethod
     def message(self, text: str) -> None:
@@ -64,17 +97,14 @@ class PlainProgress(Progress):
         stream: Where they go.
     """
 
-    def __init__(self, total: int, start: int, every: int, stream: TextIO | None = None) -> None:
-        super().__init__(total, start)
+    def __init__(self, every: int, stream: TextIO | None = None) -> None:
+        super().__init__()
         self.every = every
         self.stream = stream if stream is not None else sys.stderr
 
-    def step(self, step: int, loss: float, rate: float) -> None:
+    def show(self, step: int, status: str) -> None:
         if step % self.every == 0 or step == self.total:
-            self.message(
-                f"step {step}/{self.total}  loss {loss:.4f}  lr {rate:.2e}  "
-                f"{self.speed(step):.2f} steps/s  ETA {self.remaining(step)}"
-            )
+            self.message(f"step {step}/{self.total}  {status}")
 
     def message(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that was closed, or a pipe's end, stops no training
@@ -84,15 +114,15 @@ class PlainProgress(Progress):
 class BarProgress(Progress):
     """A bar that rich draws."""
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        super().__init__(total, start)
+        super().__init__()
         columns = (MofNCompleteColumn(), BarColumn(None), TextColumn("{task.fields[status]}"))
         self._bar: Any = Bar(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task("", total=total, completed=start, status="")
+        self._task: Any = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -104,8 +134,11 @@ class BarProgress(Progress):
         with contextlib.suppress(OSError):
             self._bar.stop()
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        status = f"loss {loss:.4f}  lr {rate:.2e}  {self.speed(step):.2f} steps/s  ETA {self.remaining(step)}"
+    def begin(self, total: int, start: int, losses: Sequence[float] = ()) -> None:
+        super().begin(total, start, losses)
+        self._task = self._bar.add_task("", total=total, completed=start, status="")
+
+    def show(self, step: int, status: str) -> None:
         with contextlib.suppress(OSError):
             self._bar.update(self._task, completed=step, status=status)
 
@@ -117,13 +150,13 @@ class BarProgress(Progress):
 class NoProgress(Progress):
     """Says nothing: for all processes but the first, and for tests."""
 
-    def step(self, step: int, loss: float, rate: float) -> None: ...
+    def show(self, step: int, status: str) -> None: ...
 
     def message(self, text: str) -> None: ...
 
 
-def make_progress(total: int, start: int, every: int, *, silent: bool = False) -> Progress:
+def make_progress(every: int, *, silent: bool = False) -> Progress:
     """The bar on a terminal, lines where stderr goes elsewhere, nothing where it is to be silent."""
     if silent:
-        return NoProgress(total, start)
-    return BarProgress(total, start) if sys.stderr.isatty() else PlainProgress(total, start, every)
+        return NoProgress()
+    return BarProgress() if sys.stderr.isatty() else PlainProgress(every)

@@ -14,11 +14,12 @@ class Result:
 
     Attributes:
         folder: The run folder.
-        adapter: The adapter's file; None where the run was interrupted.
+        adapter: The adapter's file; None where the run was interrupted before it was written.
         step: Optimizer steps done in all.
-        loss: Mean loss of the last steps (up to 20) of this session; NaN where there was none.
+        loss: Mean loss of the last steps (up to 20); NaN where there was none.
         figures: What the task measured.
         exit_code: 129, 130 or 143 where a signal ended the run, else 0.
+        finished_before: Whether nothing was left to do.
         saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
     """
 
@@ -29,3 +30,4 @@ class Result:
     figures: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     saved: int | None = None
+    finished_before: bool = False

@@ -56,6 +56,10 @@ class Run:
         given = self.config.learning_rate
         return self.optimizer.usual_rate if given is None else given
 
+    def at(self, folder: Path) -> Run:
+        """The run with another folder."""
+        return dataclasses.replace(self, config=self.config.model_copy(update={"output": str(folder)}))
+
     def make_task(self) -> Task:
         """The task, which has loaded nothing yet."""
         return self.task(self.config, self.options)
@@ -71,6 +75,8 @@ class Run:
             "scheduler": _whole(self.config.scheduler, self.schedule),
             "versions": installed_versions(),
         }
+        if self.config.epochs is not None:
+            del values["steps"]  # they follow from the data
         return json.loads(json.dumps(values))  # tuples become lists
 
 
@@ -113,6 +119,8 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
         _check_name(config.adapter_name, problems)
         _check_formats(config.export or (), problems)
         _check_rates(config, problems)
+        if config.epochs is not None and "steps" in values:
+            problems.append(f"epochs: is {config.epochs:g}, and steps is {config.steps}; give one of them")
         if config.ema is not None and optimizer is not None and optimizer.averages:
             problems.append("ema: the optimizer averages by itself; set ema to null")
     if config is None or adapter is None or task is None or options is None or optimizer is None or schedule is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import StateError
 from adapterkit.formats.files import write_atomically
 from adapterkit.training import yaml_values
-from adapterkit.training.config import FREE_ON_RESUME, read_values
 from adapterkit.training.data_record import DataRecord, read_record, write_record
+from adapterkit.training.resuming import check_same, read_run
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshots, writing
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self.summary = self.path / "summary.json"
         self.snapshots = Snapshots(self.path / "checkpoints", run.config.keep_checkpoints)
         self._held: int | None = None
 
@@ -66,6 +68,10 @@ class RunFolder:
         if resume:
             self._check_same_run()
 
+    def run_before(self) -> Run | None:
+        """The run as the folder has it; None where there is none."""
+        return read_run(self.config) if self.config.exists() else None
+
     def data_before(self) -> DataRecord | None:
         """What the data was when the run began; None where an earlier release began it."""
         return read_record(self.data)
@@ -81,19 +87,43 @@ class RunFolder:
         except OSError as error:
             told = f"output {self.path} cannot be made: {error.strerror}"
             raise StateError(f"{told}; choose another folder with output=FOLDER") from error
-        self._lock()
+        self.hold()
         if overwrite:
             self._clear()
+            self.samples.mkdir()
+        self.summary.unlink(missing_ok=True)
         write_text(self.config, yaml_values.dump(self.run.resolved()))
         write_text(self.data, write_record(record))
-        with writing(self.samples):
-            self.samples.mkdir(exist_ok=True)
 
     def close(self) -> None:
         """Lets other processes train in the folder."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+    def withdraw(self) -> None:
+        """Removes a run that has come to nothing; the folder too, where nothing else is in it."""
+        self._clear()
+        self.config.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Writes down that the run is finished, and what it came to."""
+        write_text(self.summary, json.dumps(dict(values), indent=1, default=str))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What `write_summary` wrote; None where the run is not finished."""
+        try:
+            values = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None
+
+    def recent_losses(self, most: int) -> list[float]:
+        """The losses of the last steps, as far as the metrics have them."""
+        records = read_metrics(self.metrics) if self.metrics.exists() else []
+        return [record["loss"] for record in records if isinstance(record.get("loss"), float)][-most:]
 
     def start_metrics(self, step: int) -> None:
         """Forgets the records after `step`: a resumed run makes them again."""
@@ -111,7 +141,14 @@ class RunFolder:
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
 
-    def _lock(self) -> None:
+    def hold(self) -> None:
+        """Keeps other processes from training in the folder, until `close`.
+
+        Raises:
+            StateError: Another one does.
+        """
+        with writing(self.samples):
+            self.samples.mkdir(exist_ok=True)
         if sys.platform == "win32":
             return  # it has no locks on folders
         import fcntl
@@ -132,7 +169,7 @@ class RunFolder:
         """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
         for folder in (self.samples, self.snapshots.folder, self.path / "export"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.data, self.metrics, self.adapter, self.path / "README.md"):
+        for file in (self.data, self.metrics, self.adapter, self.summary, self.path / "README.md"):
             file.unlink(missing_ok=True)
 
     def _check_same_run(self) -> None:
@@ -140,15 +177,7 @@ class RunFolder:
             raise StateError(
                 f"output {self.path} holds files but no run (no config.yaml), so there is nothing to resume"
             )
-        problems: list[str] = []
-        before = read_values(self.config, (), problems)
-        if problems:
-            raise ConfigError(problems, str(self.config))
-        now = self.run.resolved()
-        changed = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
-        if changed:
-            problems = [f"{key} is {now[key]!r}, but the run began with {before.get(key)!r}" for key in changed]
-            raise ConfigError([*problems, "only a run of the same configuration can be resumed"], str(self.config))
+        check_same(read_run(self.config), self.run, self.config)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -109,11 +109,13 @@ class Task(ABC):
 
     Attributes:
         Options: The task's own keys, under `options` in the run file.
+        free_options: Names of options that change no step, so that they may differ when a run is resumed.
         suffixes: The endings of the files that `generate` can write; samples have the first.
         sampling: The options that samples depend on, which the adapter's file keeps.
     """
 
     Options: ClassVar[type[BaseModel]]
+    free_options: ClassVar[frozenset[str]] = frozenset()
     suffixes: Sequence[str] = (".txt",)
     sampling: Sequence[str] = ()
 
@@ -157,6 +159,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, batch: Any) -> Tensor:
         """The mean loss of a batch, a scalar; in train mode, under autocast where that is asked for."""
+
+    def amount(self, batch: Any) -> tuple[int, str]:
+        """How much a batch holds, and of what: for the speed that is told. Tokens, where examples differ in length."""
+        return self.config.batch_size, "examples"
 
     def collate(self, items: Sequence[Any]) -> Any:
         """A batch from the dataset's items."""

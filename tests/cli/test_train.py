@@ -74,7 +74,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(run_file: Path, tmp_path:
     result = call(run_file, "options.signal_at=3", "options.signal_number=2")
     assert result.exit_code == 130
     again = f"adapterkit train {run_file} options.signal_at=3 options.signal_number=2 --resume"
-    assert f"stopped after step 3; a checkpoint is saved. To go on: {again}" in result.stderr
+    assert f"stopped after step 3; a checkpoint is saved\nto go on: {again}\n" in result.stderr
     # The signal comes again at the third call: step 6 of the resumed run, and then no more.
     assert call(*again.split()[2:]).exit_code == 130
     last = call(*again.split()[2:])

@@ -17,10 +17,11 @@ import adapterkit as ak
 from adapterkit.errors import ConfigError, StateError, TrainingError
 from adapterkit.testing import toys
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.loop import Trainer, train
+from adapterkit.training.loop import train
 from adapterkit.training.parts import inference
 from adapterkit.training.progress import PlainProgress
 from adapterkit.training.run_folder import RunFolder, read_metrics
+from adapterkit.training.task import Setting
 from tests.training.toy_task import EXAMPLES, Sequences, ToyTask, toy_run
 
 EXACT = ("step", "loss", "lr", "grad_norm")
@@ -54,6 +55,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
         "config.yaml",
         "data.json",
         "metrics.jsonl",
+        "summary.json",
         *(f"samples/step_{step}_p{prompt}_s42.txt" for step in steps for prompt in (0, 1)),
         *(
             f"checkpoints/step-{step:06d}/{name}"
@@ -163,7 +165,8 @@ def test_a_terminal_that_is_gone_stops_no_training():
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
 
-    progress = PlainProgress(3, 0, 1, Gone())
+    progress = PlainProgress(1, Gone())
+    progress.begin(3, 0)
     progress.step(1, 0.5, 0.1)
     progress.message("a line")
 
@@ -339,13 +342,13 @@ def test_a_model_that_cannot_checkpoint_its_activations_says_so(tmp_path: Path):
 
 def test_the_loop_is_told_where_the_adapter_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    original = Trainer._attach
+    original = ToyTask.prepare
 
-    def watch(self: Trainer, chosen: ak.errors.AdapterKitError) -> None:
-        seen.append((self.task.inner.setting.components, {p.role for p in self.task.inner.setting.points}))  # type: ignore[attr-defined]
-        original(self, chosen)  # type: ignore[arg-type]
+    def watch(self: ToyTask, setting: Setting) -> Any:
+        seen.append((setting.components, {point.role for point in setting.points}))
+        return original(self, setting)
 
-    monkeypatch.setattr(Trainer, "_attach", watch)
+    monkeypatch.setattr(ToyTask, "prepare", watch)
     train(toy_run(tmp_path / "run", "adapter.targets=mlp.up attn.q", steps=1), silent=True)
     assert seen == [(frozenset({"toy"}), {"mlp.up", "attn.q"})]
 
@@ -362,8 +365,8 @@ def test_inference_puts_each_modules_mode_back():
 
 def test_plain_progress_has_a_line_every_few_steps_and_one_at_the_end():
     stream = io.StringIO()
-    progress = PlainProgress(5, 0, 2, stream)
-    progress.begin()
+    progress = PlainProgress(2, stream)
+    progress.begin(5, 0)
     for step in range(1, 6):
         progress.step(step, 0.5, 1e-3)
     lines = stream.getvalue().splitlines()

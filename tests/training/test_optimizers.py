@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from adapterkit.errors import ConfigError, MissingDependencyError
 from adapterkit.plugins import get_plugin_manager
-from adapterkit.training.loop import Trainer, train
+from adapterkit.training.learner import Learner
+from adapterkit.training.loop import train
 from adapterkit.training.optimizers.adamw import AdamW
 from adapterkit.training.rates import factor
 from tests.training.test_loop import assert_same_run, losses
@@ -122,14 +123,14 @@ def test_rates_go_by_selector_and_multiply_what_the_type_asks_for(
     def watch(self: AdamW, groups: Any) -> Any:
         optimizer = torch.optim.AdamW(groups)
         seen.append({})
-        names = {id(p): name for name, p in trainer[0].trained.named.items()}
+        names = {id(p): name for name, p in learners[0].trained.named.items()}
         for group in optimizer.param_groups:
             seen[-1].update({names[id(p)]: (group["lr"], group["weight_decay"]) for p in group["params"]})
         return optimizer
 
-    trainer: list[Trainer] = []
-    original = Trainer._attach
-    monkeypatch.setattr(Trainer, "_attach", lambda self, chosen: (trainer.append(self), original(self, chosen))[1])
+    learners: list[Learner] = []
+    original = Learner._build_optimizer
+    monkeypatch.setattr(Learner, "_build_optimizer", lambda self: (learners.append(self), original(self))[1])
     monkeypatch.setattr(AdamW, "build", watch)
     monkeypatch.setattr(ToyTask, "extra_modules", lambda self: {"head": self.model.head})
     rates = [

@@ -107,5 +107,7 @@ def toy_run(folder: Path, *overrides: str, **values: Any) -> Run:
         "scheduler": "cosine",
         "checkpoint_every": 2,
     }
-    given = [f"{key}={json.dumps(value)}" for key, value in {**defaults, **values}.items()]
+    given = [
+        f"{key}={json.dumps(value)}" for key, value in {**defaults, **values}.items() if (key, value) != ("steps", None)
+    ]
     return load_run(None, [*given, *overrides])

@@ -19,7 +19,7 @@ from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.losses import per_example, squared
-from adapterkit.training.diffusion.options import Options
+from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.sizes import size_of
@@ -37,6 +37,7 @@ class DiffusionTask(Exporting):
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     sampling = ("resolution", "sample_steps", "guidance_scale")
     options: Options
+    free_options = frozenset(SampleOptions.model_fields)
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the images and their captions, and decodes every image once."""

@@ -67,6 +67,7 @@ class CausalLMTask(Task):
     Options = Options
     options: Options
     sampling = ("sample_tokens", "temperature")
+    free_options = frozenset({"prompts", "sample_seeds", "sample_tokens", "temperature"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything, so that what is wrong with a file is found before the model is loaded."""
@@ -100,6 +101,10 @@ class CausalLMTask(Task):
     def collate(self, items: Sequence[Line]) -> dict[str, Tensor]:
         """See `collated`."""
         return collated(items, self._pad_id(), apart=self.examples.packing == "documents")
+
+    def amount(self, batch: Mapping[str, Tensor]) -> tuple[int, str]:
+        """Its tokens, without padding."""
+        return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel(), "tokens"
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean over the tokens that are learnt, in float32."""
