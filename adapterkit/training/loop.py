@@ -442,6 +442,10 @@ class Trainer:
 
     def _finish(self, *, early: bool) -> Result:
         """The adapter's file, then figures and samples."""
+        if early:
+            self.run = with_steps(self.run, self.done)
+            self.config = self.run.config
+            self.task.take(self.config)
         with self.interrupt.during(SAVING):
             if self.config.checkpoint_every and not early:
                 self._save()
@@ -456,11 +460,10 @@ class Trainer:
             figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
             with self._shown():
                 figures |= {**last, **self.task.finish(self.folder.samples)}
-            with self.interrupt.during(SAMPLES), self.learner.in_use(), writing(self.folder.path):
+            with self.interrupt.during(SAMPLES), writing(self.folder.path):
                 self._close(figures)
             self.folder.write_summary({"step": self.done, "early": early, "figures": figures})
         return self.result(figures)
-
 
     def _metadata(self) -> Mapping[str, str]:
         return metadata_of(self.config, self.task)

@@ -129,7 +129,9 @@ def test_an_interrupted_run_is_finished_with_what_it_has_and_still_resumes(tmp_p
     assert result.figures["base entropy"] > 0
     assert (tmp_path / "run/samples/step_000005_p1_s42.txt").exists()
     at_five = load_file(tmp_path / "run/checkpoints/step-000005/adapter.safetensors")
-    assert all(torch.equal(value, at_five[key]) for key, value in load_file(tmp_path / 'run/adapter.safetensors').items())
+    assert all(
+        torch.equal(value, at_five[key]) for key, value in load_file(tmp_path / "run/adapter.safetensors").items()
+    )
     assert config.read_text() == before
     earlier = finish(tmp_path / "run", step=4, silent=True)
     assert earlier.step == 4
