@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import adapterkit as ak
 from adapterkit.errors import ConfigError, DataError, UnsupportedModelError
 from adapterkit.training.diffusion import task as diffusion
+from adapterkit.training.diffusion import texts as embeddings
 from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.objectives.noise import NoiseObjective
 from adapterkit.training.diffusion.recipes.unet import StableDiffusion
@@ -62,6 +63,7 @@ def make_run(base: Path, data: Path, output: Path, *overrides: str, targets: str
         "batch_size": 2,
         "learning_rate": 1e-2,
         "checkpoint_every": 2,
+        "export": [],
     }
     return load_run(None, overrides, **{key: value for key, value in values.items() if not _given(key, overrides)})
 
@@ -121,13 +123,13 @@ def test_resume_is_bitwise_with_and_without_a_text_encoder_that_trains(
 def test_cached_embeddings_are_what_the_pipeline_encodes(base: Path, data: Path, tmp_path: Path):
     cached, _ = prepared(make_run(base, data, tmp_path))
     live, _ = prepared(make_run(base, data, tmp_path, targets="attention"))
-    assert cached.cache is not None
-    assert live.cache is None
+    assert not cached.texts.live
+    assert live.texts.live
     for texts in ([CAPTIONS[0], CAPTIONS[2]], ["", CAPTIONS[1]]):
         ids = cached.pipe.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
         expected = cached.pipe.text_encoder(ids)[0]
-        assert torch.allclose(cached._conditioning(texts)["states"], expected, atol=1e-6)
-        assert torch.allclose(live._conditioning(texts)["states"], expected, atol=1e-6)
+        assert torch.allclose(cached.texts(texts)["states"], expected, atol=1e-6)
+        assert torch.allclose(live.texts(texts)["states"], expected, atol=1e-6)
 
 
 def test_latents_are_the_vaes_scaled_and_mirrored_ones_too(base: Path, data: Path, tmp_path: Path):
@@ -151,10 +153,10 @@ def test_an_example_follows_from_its_draw(base: Path, data: Path, tmp_path: Path
     many = [images[Draw(0, seed)] for seed in range(400)]
     assert {item["caption"] for item in many} == {CAPTIONS[0], ""}
     assert 140 < sum(item["caption"] == "" for item in many) < 260
-    times = task.objective.times(torch.stack([item["u"] for item in many]), 64)
+    times = task.learning.objective.times(torch.stack([item["u"] for item in many]), 64)
     assert times.min() < 30
     assert 970 < times.max() < 1000
-    assert task.objective.times(torch.tensor([0.0, 0.9999999]), 64).tolist() == [0, 999]
+    assert task.learning.objective.times(torch.tensor([0.0, 0.9999999]), 64).tolist() == [0, 999]
     noise = torch.stack([item["noise"] for item in many])
     assert noise.mean().abs() < 0.02
     assert abs(noise.std() - 1) < 0.02
@@ -178,7 +180,7 @@ def test_the_loss_is_that_of_the_schedulers_prediction(base: Path, data: Path, t
         "sample": latents,
     }[prediction]
     with torch.no_grad():
-        states = task._conditioning(batch["caption"])["states"]
+        states = task.texts(batch["caption"])["states"]
         found = task.pipe.unet(noisy.float(), times, states).sample
         assert task.loss(batch).item() == pytest.approx(F.mse_loss(found.double(), target).item(), rel=1e-4)
 
@@ -294,7 +296,7 @@ def test_few_images_are_in_memory_at_a_time(base: Path, data: Path, tmp_path: Pa
 
 def test_embeddings_of_a_few_captions_are_kept(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train(make_run(base, data, tmp_path / "all", "mixed_precision=bf16"), silent=True)
-    monkeypatch.setattr(diffusion, "_KEPT", 1)
+    monkeypatch.setattr(embeddings, "_KEPT", 1)
     train(make_run(base, data, tmp_path / "few", "mixed_precision=bf16"), silent=True)
     one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("all", "few"))
     assert all(torch.equal(one[key], other[key]) for key in one)

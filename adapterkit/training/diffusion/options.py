@@ -39,6 +39,10 @@ class ObjectiveOptions(Section):
         min_snr_gamma: The bound of `min_snr`.
         noise_offset: How strong a noise that is the same all over the picture is added, such as 0.05: darker darks.
         input_perturbation: How much noise the denoiser sees beside the noise that it should predict, such as 0.1.
+        teacher: Whether prior pictures should be taken for what the base takes them for, whatever they show.
+        preserve_weight: Weight of an error beside that of the pictures: how much what the model says of them under
+            another caption differs from what the base says. Needs no pictures of what is to be kept.
+        preserve_caption: That caption, such as what the thing is without its trigger: `a dog`.
         zero_terminal_snr: Let the schedule end in noise alone; for models that predict velocities.
     """
 
@@ -56,6 +60,9 @@ class ObjectiveOptions(Section):
     noise_offset: float = Field(0.0, ge=0)
     input_perturbation: float = Field(0.0, ge=0)
     zero_terminal_snr: bool = False
+    teacher: bool = False
+    preserve_weight: float = Field(0.0, ge=0)
+    preserve_caption: str = ""
 
 
 class PictureOptions(Section):

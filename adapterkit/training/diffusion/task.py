@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.data import Captioned, captioned_images, cover, examine, open_image
 from adapterkit.training.data_files import Notes, content_key, gather, listed, name_of
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.diffusion.conditioning import Conditioning, joined
 from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.images import Images
+from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
-from adapterkit.training.diffusion.losses import per_example, squared
 from adapterkit.training.diffusion.options import Options, SampleOptions
+from adapterkit.training.diffusion.texts import Texts
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.sizes import size_of
@@ -27,7 +26,6 @@ from adapterkit.training.task import Setting, sample_name
 
 BATCH = 8
 """Images that the VAE encodes at a time."""
-_KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
 
 
 class DiffusionTask(Exporting):
@@ -66,11 +64,11 @@ class DiffusionTask(Exporting):
         images = captioned_images(Path(self.config.data), self.options.caption)
         self.captions = [image.caption for image in images]
         self.recipe.check()
-        self.objective = self.recipe.objective()
         self._tell_what_is_cut(images, setting.tell)
         means, spreads = self._latents([image.path for image in images])
-        self.live = bool(setting.components & self.recipe.text_parts().keys())
-        self.cache = None if self.live else functools.lru_cache(_KEPT)(self._embedding)
+        live = bool(setting.components & self.recipe.text_parts().keys())
+        self.texts = Texts(self.recipe, setting.device, live)
+        self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
         sizes = torch.tensor([*self.size, 0, 0, *self.size]).expand(len(images), -1)
         return Images(means, spreads, self.captions, sizes, self.options.caption_dropout)
 
@@ -79,23 +77,9 @@ class DiffusionTask(Exporting):
         self._set_up(device)
         self.captions = []
 
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Mean error of what the objective asks for, in float32.
-
-        Args:
-            batch: `latents` and `noise` [batch, channels, ...]; `u` [batch], uniform in [0, 1), which the objective
-                makes a time of; `caption`, strings, "" for none; `sizes` [batch, 6], see `Recipe.predict`;
-                `weight` [batch] of each error; where parts of pictures count less, `mask` [batch, 1, height, width].
-        """
-        latents, noise = batch["latents"], self._offset(batch["noise"])
-        times = self.objective.times(batch["u"], self.recipe.tokens(latents))
-        noisy = self.objective.noisy(latents, self._perturbed(noise), times)
-        text = self._conditioning(batch["caption"])
-        prediction = self.recipe.predict(noisy.to(self.dtype), times, text, batch)
-        delta = self.options.huber_delta if self.options.loss == "huber" else None
-        error = squared(prediction.float(), self.objective.target(latents, noise, times).float(), delta)
-        weights = self.objective.weights(times) * batch["weight"].float()
-        return (weights * per_example(error, batch.get("mask"))).mean()
+    def loss(self, batch: Batch) -> Tensor:
+        """See `Learning.loss`."""
+        return self.learning.loss(batch)
 
     def checkpoint_activations(self) -> None:
         """On the denoiser and, for adapters that act there, the text encoders."""
@@ -127,21 +111,6 @@ class DiffusionTask(Exporting):
                 rows.append((f"{prompt} (seed {seed})", files))
         columns = ("base", f"adapter, step {self.config.steps}")
         return {"grid": str(write_grid(samples / "grid.png", columns, rows))}
-
-    # -- noise ------------------------------------------------------------------------------------------------------
-
-    def _offset(self, noise: Tensor) -> Tensor:
-        """With a part that is the same all over the picture, of each channel its own."""
-        if not self.options.noise_offset:
-            return noise
-        ones = noise.shape[:2] + (1,) * (noise.ndim - 2)
-        return noise + self.options.noise_offset * torch.randn(ones, device=noise.device)
-
-    def _perturbed(self, noise: Tensor) -> Tensor:
-        """With more noise than should be predicted (Ning et al. 2023, arXiv:2301.11706, algorithm 1)."""
-        if not self.options.input_perturbation:
-            return noise
-        return noise + self.options.input_perturbation * torch.randn_like(noise)
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -181,12 +150,3 @@ class DiffusionTask(Exporting):
         encoded = [self.recipe.encode_pictures(variant) for variant in variants]
         means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
         return means, spreads
-
-    def _embedding(self, text: str) -> Conditioning:
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self.recipe.encode_text([text], self.device)
-
-    def _conditioning(self, texts: Sequence[str]) -> Conditioning:
-        if self.cache is None:
-            return self.recipe.encode_text(texts, self.device)
-        return joined([self.cache(text) for text in texts])

@@ -1,0 +1,39 @@
+"""What the denoiser is told about captions: computed once where the adapter leaves the text encoders alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from adapterkit.training.diffusion.conditioning import Conditioning, joined
+from adapterkit.training.diffusion.recipe import Recipe
+
+_KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
+
+
+class Texts:
+    """Captions to what the denoiser is told.
+
+    Args:
+        recipe: How captions are read.
+        device: Where the encoders are.
+        live: Whether they change, so that nothing is kept.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, live: bool) -> None:
+        self.recipe, self.device, self.live = recipe, device, live
+        self.kept = functools.lru_cache(_KEPT)(self.encoded)
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """Of several captions, as one batch."""
+        if self.live:
+            return self.recipe.encode_text(texts, self.device)
+        return joined([self.kept(text) for text in texts])
+
+    @torch.no_grad()
+    def encoded(self, text: str) -> Conditioning:
+        """Of one caption, in the encoders' own dtype."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.recipe.encode_text([text], self.device)
