@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from adapterkit.mapping.model import map_model
@@ -26,8 +28,9 @@ def test_what_was_false_is_mended(line: str, name: str) -> None:
 
 
 def test_what_is_withheld_in_a_model_is_told() -> None:
-    mapped = map_model(catalogue.skeleton("image_text", "gemma3"))
+    model: Any = catalogue.skeleton("image_text", "gemma3")
+    mapped = map_model(model)
     assert [point.component for point in mapped.points() if point.role == "prompt"] == ["vision"]
     assert any("Gemma3Model makes the masks" in why for why in mapped.remarks().values())
-    alone = map_model(catalogue.skeleton("image_text", "gemma3").model.language_model)
+    alone = map_model(model.model.language_model)
     assert [point.component for point in alone.points() if point.role == "prompt"] == ["language"]

@@ -6,6 +6,7 @@ from adapterkit.mapping.templates.diffusion_blocks import DIFFUSION_BLOCKS
 from adapterkit.mapping.templates.encoder_blocks import ENCODER_BLOCKS
 from adapterkit.mapping.templates.joint_blocks import JOINT_BLOCKS
 from adapterkit.mapping.templates.picture_blocks import PICTURE_ATTENTIONS, PICTURE_BLOCKS, PICTURE_FEED_FORWARDS
+from adapterkit.mapping.templates.sound_blocks import SOUND_BLOCKS
 from adapterkit.mapping.templates.template import AttentionTemplate, BlockTemplate, Template
 from adapterkit.mapping.templates.text_attentions import TEXT_ATTENTIONS, WINDOWED
 from adapterkit.mapping.templates.text_blocks import TEXT_BLOCKS
@@ -28,6 +29,7 @@ BLOCKS = (
     *ENCODER_BLOCKS,
     *VISION_BLOCKS,
     *PICTURE_BLOCKS,
+    *SOUND_BLOCKS,
 )
 FEED_FORWARDS = (
     *DIFFUSION_FEED_FORWARDS,
