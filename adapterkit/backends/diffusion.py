@@ -19,11 +19,10 @@ from adapterkit.backend import Backend, Reach
 from adapterkit.backends.seams import reach_of
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.layouts import Repeats
-from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Weight, is_class, resolve
+from adapterkit.mapping.family import Attention, Block, Group, Weight, resolve
+from adapterkit.mapping.templates.blocks import before
+from adapterkit.mapping.templates.diffusion import is_fused
 from adapterkit.points import AttentionPoint, InjectionPoint, Tag
-
-_GATED = ("GEGLU", "SwiGLU")
-"""Activations of a feed-forward whose projection makes [value; gate]."""
 
 
 def heads(attention: nn.Module) -> tuple[int, int]:
@@ -55,14 +54,7 @@ ATTENTIONS = (
     Attention("cross.kv", "attn2", heads),
 )
 # x + sublayer(norm(x)), three times.
-_BLOCK = (
-    *ATTENTIONS,
-    Weight("mlp.down", "ff.net.2"),
-    Output("attn", "attn1", residual="norm1", norm_in="norm1"),
-    Output("cross", "attn2", residual="norm2", norm_in="norm2"),
-    Output("mlp", "ff", residual="norm3", norm_in="norm3"),
-)
-_UP, _UP_AND_GATE = Weight("mlp.up", "ff.net.0.proj"), Fused(("mlp.up", "mlp.gate"), "ff.net.0.proj")
+_OUTPUTS = (before("attn", "attn1", "norm1"), before("cross", "attn2", "norm2"), before("mlp", "ff", "norm3"))
 
 # An attention that stands where a transformer would; with image and text tokens in one softmax, the text's by `add_*`.
 PROJECTIONS = (
@@ -74,10 +66,10 @@ PROJECTIONS = (
 _BARE_ATTENTION = (*PROJECTIONS, Weight("cross.k", "add_k_proj"), Weight("cross.v", "add_v_proj"))
 
 
-def stage(name: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[Group]:
+def stage(name: str, blocks: str, site: str) -> Iterator[Group]:
     """The groups of one stage, whose blocks are at `blocks` and have the canonical name `site`."""
     tags: dict[str, Tag] = {"stage": name}
-    inner = (*_BLOCK, feed_forward)
+    inner, place = f"{blocks}.attentions.{{index}}.transformer_blocks.{{layer}}", f"{site}.{{index}}.{{layer}}"
     yield Group(f"{blocks}.resnets.{{index}}", f"{site}.{{index}}", RESNET, dict(tags))
     yield Group(
         f"{blocks}.attentions.{{index}}",
@@ -85,9 +77,8 @@ def stage(name: str, blocks: str, site: str, feed_forward: Entry) -> Iterator[Gr
         (*_TRANSFORMER, *_BARE_ATTENTION, *ATTENTIONS),
         dict(tags),
     )
-    yield Group(
-        f"{blocks}.attentions.{{index}}.transformer_blocks.{{layer}}", f"{site}.{{index}}.{{layer}}", inner, dict(tags)
-    )
+    yield Group(inner, place, (*ATTENTIONS, *_OUTPUTS), dict(tags))
+    yield Group(f"{inner}.ff", place, (Block(),), dict(tags))
     # At most one sampler ends a block: a convolution, or a resnet that resamples.
     for sampler, role in (("downsamplers.0", "down.conv"), ("upsamplers.0", "up.conv")):
         yield Group(f"{blocks}.{sampler}", site, (*RESNET, Weight(role, "conv")), dict(tags))
@@ -150,14 +141,6 @@ class DiffusersBackend(Backend):
         return super().reach(model, point)
 
 
-def is_fused(module: nn.Module) -> bool:
-    """Whether an attention projects with one layer that `fuse_qkv_projections()` made: a copy of its own three."""
-    name = type(getattr(module, "processor", None)).__name__
-    if name in ("FluxAttnProcessor", "FluxIPAdapterAttnProcessor"):  # these ask the module
-        return bool(module.fused_projections)
-    return name in ("FusedAttnProcessor2_0", "FusedJointAttnProcessor2_0")
-
-
 class UNetBackend(DiffusersBackend):
     """diffusers' UNet2DConditionModel."""
 
@@ -174,17 +157,10 @@ class UNetBackend(DiffusersBackend):
     }
 
     def groups(self, model: nn.Module) -> list[Group]:
-        feed_forward = feed_forward_of(model)
         return [
             *CONDITIONS,
-            *stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
-            *stage("mid", "mid_block", "mid", feed_forward),
-            *stage("up", "up_blocks.{block}", "up.{block}", feed_forward),
+            *stage("down", "down_blocks.{block}", "down.{block}"),
+            *stage("mid", "mid_block", "mid"),
+            *stage("up", "up_blocks.{block}", "up.{block}"),
             Group("", "", (Weight("head", "conv_out"),)),
         ]
-
-
-def feed_forward_of(model: nn.Module) -> Entry:
-    """What the feed-forwards begin with, gated or not; a UNet has one kind."""
-    gated = any(is_class(module, "diffusers", name) for module in model.modules() for name in _GATED)
-    return _UP_AND_GATE if gated else _UP

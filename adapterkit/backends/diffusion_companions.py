@@ -20,7 +20,6 @@ from adapterkit.backends.diffusion import (
     RESNET,
     DiffusersBackend,
     UNetBackend,
-    feed_forward_of,
     heads,
     stage,
 )
@@ -53,12 +52,11 @@ class ControlNetBackend(DiffusersBackend):
     ignored: ClassVar[Mapping[str, str]] = UNetBackend.ignored
 
     def groups(self, model: nn.Module) -> Sequence[Group]:
-        feed_forward = feed_forward_of(model)
         return [
             *CONDITIONS,
             *_CONTROL,
-            *stage("down", "down_blocks.{block}", "down.{block}", feed_forward),
-            *stage("mid", "mid_block", "mid", feed_forward),
+            *stage("down", "down_blocks.{block}", "down.{block}"),
+            *stage("mid", "mid_block", "mid"),
         ]
 
 

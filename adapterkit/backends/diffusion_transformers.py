@@ -11,14 +11,15 @@ the norm before it is modulated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backends.diffusion import ATTENTIONS, DiffusersBackend, embedding, heads
-from adapterkit.mapping.family import Attention, Fused, FusedInput, Group, Output, Weight
-from adapterkit.points import Span
+from adapterkit.backends.diffusion import DiffusersBackend, embedding
+from adapterkit.mapping.family import Block, Fused, Group, Output, Weight
+from adapterkit.mapping.templates.blocks import before
+from adapterkit.points import Tag
 
 _ENDS = (
     Group("", "", (Weight("embed.patch", "pos_embed.proj|patch_embed.proj|x_embedder"), Weight("head", "proj_out"))),
@@ -32,80 +33,54 @@ _CONDITIONS = (
     Group("", "context", (Weight("embed.text", "context_embedder"),)),
 )
 
-_JOINT = (Attention("attn.kv", "attn", heads),)
-_IMAGE_STREAM = (
-    Weight("mod.adaln", "norm1.linear"),
-    Weight("attn.q", "attn.to_q"),
-    Weight("attn.k", "attn.to_k"),
-    Weight("attn.v", "attn.to_v"),
-    Weight("attn.o", "attn.to_out.0"),
-    Weight("mlp.up", "ff.net.0.proj"),
-    Weight("mlp.down", "ff.net.2"),
-    Output("attn", "attn.to_out.1", residual="norm1", norm_in="norm1.norm"),
-    Output("mlp", "ff", residual="norm2", norm_in="norm2"),
-)
-_TEXT_STREAM = (
-    Weight("mod.adaln", "norm1_context.linear"),
-    Weight("attn.q", "attn.add_q_proj"),
-    Weight("attn.k", "attn.add_k_proj"),
-    Weight("attn.v", "attn.add_v_proj"),
-    Weight("attn.o", "attn.to_add_out"),
-    Weight("mlp.up", "ff_context.net.0.proj"),
-    Weight("mlp.down", "ff_context.net.2"),
-    Output("attn", "attn.to_add_out", residual="norm1_context", norm_in="norm1_context.norm"),
-    Output("mlp", "ff_context", residual="norm2_context", norm_in="norm2_context"),
-)
-# Of the last block's text only keys and values are used: an adapter at its queries has no effect.
+_Tags = dict[str, Tag]
+
+
+def _stream(stream: str, site: str, tags: _Tags, ending: str, attention: str) -> Iterator[Group]:
+    """What a block has for one of its streams. `ending` is that of the stream's modules."""
+    norm, tags = f"norm1{ending}", {**tags, "stream": stream}
+    outputs = (
+        Weight("mod.adaln", f"{norm}.linear"),
+        Output("attn", attention, residual=norm, norm_in=f"{norm}.norm"),
+        before("mlp", f"ff{ending}", f"norm2{ending}"),
+    )
+    yield Group("transformer_blocks.{layer}", f"{site}.{stream}", outputs, tags)
+    yield Group(f"transformer_blocks.{{layer}}.ff{ending}", f"{site}.{stream}", (Block(),), tags)
+
+
+def _joint(site: str, tags: _Tags) -> Iterator[Group]:
+    """Blocks of two streams. Of the last one's text only keys and values are used: its queries have no effect."""
+    yield Group("transformer_blocks.{layer}.attn", site, (Block(),), tags)
+    yield from _stream("img", site, tags, "", "attn.to_out.1")
+    yield from _stream("txt", site, tags, "_context", "attn.to_add_out")
+
 
 # Stable Diffusion 3.5's second attention of the image to itself, beside the joint one and on the same input.
-_IMAGE_ALONE = (
-    Weight("attn.q", "attn2.to_q"),
-    Weight("attn.k", "attn2.to_k"),
-    Weight("attn.v", "attn2.to_v"),
-    Weight("attn.o", "attn2.to_out.0"),
-    Attention("attn.kv", "attn2", heads),
-    Output("attn", "attn2.to_out.1", residual="norm1", norm_in="norm1.norm"),
-)
+_IMAGE_ALONE = (Output("attn", "attn2.to_out.1", residual="norm1", norm_in="norm1.norm"),)
 
 SD3 = (
     *_ENDS,
     *_CONDITIONS,
-    Group("transformer_blocks.{layer}", "{layer}", _JOINT),
-    Group("transformer_blocks.{layer}", "{layer}.img", _IMAGE_STREAM, {"stream": "img"}),
-    Group("transformer_blocks.{layer}", "{layer}.txt", _TEXT_STREAM, {"stream": "txt"}),
+    *_joint("{layer}", {}),
+    Group("transformer_blocks.{layer}.attn2", "{layer}.dual", (Block(),), {"stream": "img"}),
     Group("transformer_blocks.{layer}", "{layer}.dual", _IMAGE_ALONE, {"stream": "img"}),
 )
 
-
-def _attention_and_mlp(block: nn.Module, inputs: int) -> Sequence[Span]:
-    """What a single block's output projection sees: the heads' outputs, then the hidden layer of the MLP."""
-    width = int(block.get_submodule("attn.to_v").out_features)  # type: ignore[arg-type]
-    return Span(0, width), Span(width, inputs - width)
-
-
-# Attention and MLP see the same normed stream, and one projection sums their outputs: `mlp` is the output of both.
-_SINGLE = (
-    Weight("mod.adaln", "norm.linear"),
-    Weight("attn.q", "attn.to_q"),
-    Weight("attn.k", "attn.to_k"),
-    Weight("attn.v", "attn.to_v"),
-    Weight("mlp.up", "proj_mlp"),
-    FusedInput(("attn.o", "mlp.down"), "proj_out", split=_attention_and_mlp),
-    Attention("attn.kv", "attn", heads),
-    Output("mlp", "proj_out", residual="norm", norm_in="norm.norm"),
-)
-
+# In a single block attention and MLP see the same normed stream, and one projection sums their outputs: `mlp` is the
+# output of both.
 FLUX = (
     *_ENDS,
     *_CONDITIONS,
-    Group("transformer_blocks.{layer}", "double.{layer}", _JOINT, {"stage": "double"}),
-    Group("transformer_blocks.{layer}", "double.{layer}.img", _IMAGE_STREAM, {"stage": "double", "stream": "img"}),
-    Group("transformer_blocks.{layer}", "double.{layer}.txt", _TEXT_STREAM, {"stage": "double", "stream": "txt"}),
-    Group("single_transformer_blocks.{layer}", "single.{layer}", _SINGLE, {"stage": "single"}),
+    *_joint("double.{layer}", {"stage": "double"}),
+    Group(
+        "single_transformer_blocks.{layer}",
+        "single.{layer}",
+        (Weight("mod.adaln", "norm.linear"), Block()),
+        {"stage": "single"},
+    ),
 )
 
 # One modulation for all blocks, to which each adds a table of its own. The cross-attention sees the stream as it is.
-_CROSS = Output("cross", "attn2", residual="attn2")
 _CAPTION = embedding("embed.text", "caption_projection", "context.")
 
 _PIXART = (
@@ -115,18 +90,7 @@ _PIXART = (
     *embedding("embed.size", "adaln_single.emb.resolution_embedder", "resolution."),
     *embedding("embed.size", "adaln_single.emb.aspect_ratio_embedder", "ratio."),
     Group("", "", (Weight("mod.adaln", "adaln_single.linear"),)),
-    Group(
-        "transformer_blocks.{layer}",
-        "{layer}",
-        (
-            *ATTENTIONS,
-            Weight("mlp.up", "ff.net.0.proj"),
-            Weight("mlp.down", "ff.net.2"),
-            Output("attn", "attn1", residual="norm1", norm_in="norm1"),
-            _CROSS,
-            Output("mlp", "ff", residual="norm2", norm_in="norm2"),
-        ),
-    ),
+    Group("transformer_blocks.{layer}", "{layer}", (Block(),)),
 )
 
 # No `attn.kv`: the self-attention is linear, without a softmax that more keys could join. No `mlp` output: the
@@ -141,12 +105,10 @@ _SANA = (
         "transformer_blocks.{layer}",
         "{layer}",
         (
-            *(entry for entry in ATTENTIONS if entry.role != "attn.kv"),
+            Block("attn.kv"),
             Fused(("mlp.up", "mlp.gate"), "ff.conv_inverted"),
             Weight("mlp.conv", "ff.conv_depth"),
             Weight("mlp.down", "ff.conv_point"),
-            Output("attn", "attn1", residual="norm1", norm_in="norm1"),
-            _CROSS,
         ),
     ),
 )

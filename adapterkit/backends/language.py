@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from adapterkit.backends.language_decoders import GEMMA, GPT2, LLAMA, NEOX, OPT, OPT_POST_NORM, PHI3
-from adapterkit.backends.language_encoders import BERT, DEBERTA, DEBERTA_NEW_HEAD, MODERNBERT
-from adapterkit.backends.language_fused import BLOOM, BLOOM_NORMED_RESIDUAL, BLOOM_SLICED, FALCON, MPT
+from adapterkit.backends.language_decoders import DECODERS
+from adapterkit.backends.language_encoders import ENCODERS
+from adapterkit.backends.language_fused import FUSED_DECODERS
 from adapterkit.backends.transformers_family import FamilyBackend
 
 
@@ -17,24 +17,7 @@ class LanguageBackend(FamilyBackend):
     component = "language"
     name = "language"
     generates = True
-    families = (
-        LLAMA,
-        GEMMA,
-        PHI3,
-        GPT2,
-        NEOX,
-        OPT,
-        OPT_POST_NORM,
-        BLOOM_SLICED,
-        BLOOM_NORMED_RESIDUAL,
-        BLOOM,
-        FALCON,
-        MPT,
-        BERT,
-        DEBERTA,
-        DEBERTA_NEW_HEAD,
-        MODERNBERT,
-    )
+    families = (*DECODERS, *FUSED_DECODERS, *ENCODERS)
     ignored: ClassVar[Mapping[str, str]] = {
         "*norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*LayerNorm": "a norm, as above",

@@ -7,7 +7,7 @@ the image encoder of Qwen, which stands alone in no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -16,7 +16,8 @@ from adapterkit.backends.masks_around import made_around
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.layouts import Repeats
-from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
+from adapterkit.mapping.family import Block, Group, Weight, resolve
+from adapterkit.mapping.templates.blocks import before
 from adapterkit.mapping.towers import towers
 from adapterkit.points import AttentionPoint, InjectionPoint, Tag
 
@@ -83,10 +84,6 @@ class QwenVisionLanguageBackend(TowersBackend):
     beside: ClassVar[tuple[Group, ...]] = (_HEAD,)
 
 
-def _heads(attention: Any) -> tuple[int, int]:
-    return attention.num_heads, attention.head_dim
-
-
 _MERGER = (Weight("proj.in", "mlp.0|linear_fc1"), Weight("proj.out", "mlp.2|linear_fc2"))
 
 
@@ -104,14 +101,9 @@ class QwenVisionBackend(Backend):
             "blocks.{layer}",
             "{layer}",
             (
-                Fused(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
-                Weight("attn.o", "attn.proj"),
-                Attention("attn.kv", "attn", _heads),
-                Output("attn", "attn", residual="norm1", norm_in="norm1"),
-                Weight("mlp.gate", "mlp.gate_proj"),
-                Weight("mlp.up", "mlp.up_proj|mlp.linear_fc1"),
-                Weight("mlp.down", "mlp.down_proj|mlp.linear_fc2"),
-                Output("mlp", "mlp", residual="norm2", norm_in="norm2"),
+                Block(),
+                before("attn", "attn", "norm1"),
+                before("mlp", "mlp", "norm2"),
             ),
         ),
         Group("merger", "projector", _MERGER, _PROJECTOR),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from adapterkit.backend import Reach
+from adapterkit.backends.language_decoders import EMBEDDED
 from adapterkit.backends.longer import attend_longer, longer_decoder, longer_encoder
 from adapterkit.backends.transformers_family import Family, FamilyBackend
 from adapterkit.errors import UnsupportedModelError
-from adapterkit.mapping.family import Attention, Entry, Group, Output, Read, Tokens, Weight
+from adapterkit.mapping.family import Block, Entry, Group, Read, Weight
 from adapterkit.mapping.layouts import first_path
 from adapterkit.plugins.classes import SEQ2SEQ
 from adapterkit.points import InjectionPoint
@@ -25,132 +26,52 @@ if TYPE_CHECKING:
 Entries = tuple[Entry, ...]
 
 
-def _t5_heads(attention: Any) -> tuple[int, int]:
-    return attention.n_heads, attention.key_value_proj_dim
-
-
-def _heads(attention: Any) -> tuple[int, int]:
-    return attention.num_heads, attention.head_dim
-
-
-def _stack(stack: str, roots: tuple[str, ...], layers: str, stem: Entries, block: Entries) -> tuple[Group, Group]:
-    """What is in one stack: once at its root, and in each of its layers. `roots` are alternatives."""
+def _stack(stack: str, around: str, layers: str, stem: Entries, further: Entries = ()) -> tuple[Group, Group]:
+    """What is in one stack: once at its root, and in each of its layers. `around` is what may hold the stacks."""
+    roots = (f"{around}.{stack}", stack)
+    blocks = "|".join(f"{root}.{layers}.{{layer}}" for root in roots)
     return (
         Group("|".join(roots), stack, stem, {"stack": stack}),
-        Group("|".join(f"{root}.{layers}.{{layer}}" for root in roots), f"{stack}.{{layer}}", block, {"stack": stack}),
+        Group(blocks, f"{stack}.{{layer}}", (Block(), *further), {"stack": stack}),
     )
 
 
-def _t5_attention(role: str, layer: int, name: str) -> Entries:
-    """An attention of T5 as a sublayer: x + dropout(attention(layer_norm(x)))."""
-    path, norm = f"layer.{layer}.{name}", f"layer.{layer}.layer_norm"
-    return (
-        *(Weight(f"{role}.{part}", f"{path}.{part}") for part in "qkvo"),
-        Weight("embed.pos", f"{path}.relative_attention_bias"),
-        Attention(f"{role}.kv", path, _t5_heads),
-        Output(role, f"layer.{layer}.dropout", residual=norm, norm_in=norm),
-    )
-
-
-def _t5_mlp(layer: int) -> Entries:
-    path, norm = f"layer.{layer}.DenseReluDense", f"layer.{layer}.layer_norm"
-    return (
-        Weight("mlp.gate", f"{path}.wi_0"),
-        Weight("mlp.up", f"{path}.wi_1|{path}.wi"),
-        Weight("mlp.down", f"{path}.wo"),
-        Output("mlp", f"layer.{layer}.dropout", residual=norm, norm_in=norm),
-    )
-
-
-_T5_SELF, _T5_CROSS = _t5_attention("attn", 0, "SelfAttention"), _t5_attention("cross", 1, "EncDecAttention")
-_T5_STEM = (Weight("embed.tokens", "embed_tokens"), Tokens("tokens", "embed_tokens"))
+_T5_POSITIONS = (
+    Weight("embed.pos", "layer.0.SelfAttention.relative_attention_bias"),
+    Weight("embed.pos", "layer.1.EncDecAttention.relative_attention_bias"),
+)
+_HEAD = (
+    Weight("head", "lm_head|qa_outputs|classifier|classification_head.out_proj"),
+    Weight("head.transform", "classification_head.dense"),
+)
 
 T5 = Family(
     lengthening=longer_decoder,
     classes=SEQ2SEQ["t5"],
     groups=(
-        *_stack("encoder", ("encoder", "transformer.encoder"), "block", _T5_STEM, (*_T5_SELF, *_t5_mlp(1))),
-        *_stack("decoder", ("decoder", "transformer.decoder"), "block", _T5_STEM, (*_T5_SELF, *_T5_CROSS, *_t5_mlp(2))),
-        Group(
-            "",
-            "",
-            (
-                Weight("head", "lm_head|qa_outputs|classifier|classification_head.out_proj"),
-                Weight("head.transform", "classification_head.dense"),
-            ),
-        ),
+        *_stack("encoder", "transformer", "block", EMBEDDED, _T5_POSITIONS),
+        *_stack("decoder", "transformer", "block", EMBEDDED, _T5_POSITIONS),
+        Group("", "", _HEAD),
     ),
 )
 
-
-def _bart_projections(role: str, path: str) -> Entries:
-    return (
-        *(Weight(f"{role}.{part}", f"{path}.{part}_proj") for part in "qkv"),
-        Weight(f"{role}.o", f"{path}.out_proj"),
-        Attention(f"{role}.kv", path, _heads),
-    )
-
-
-_BART_SELF, _BART_CROSS = _bart_projections("attn", "self_attn"), _bart_projections("cross", "encoder_attn")
-_BART_MLP = (Weight("mlp.up", "fc1"), Weight("mlp.down", "fc2"))
-_BART_ROOTS = {stack: (f"model.{stack}", stack) for stack in ("encoder", "decoder")}
 # Both models' position tables are looked up by other numbers than their module is called with.
 _POSITIONS = Read("embed.pos", "embed_positions", form="embedding")
-_BART_STEM = (Weight("embed.tokens", "embed_tokens"), _POSITIONS, Tokens("tokens", "embed_tokens"))
-
-
-def _post_norm(role: str, core: str, first: str, norm: str) -> Output:
-    """For blocks that compute norm(x + sublayer(x)): x enters the sublayer's `first` module."""
-    return Output(role, core, residual=first, norm_out=norm)
-
-
-def _pre_norm(role: str, core: str, norm: str) -> Output:
-    """For blocks that compute x + sublayer(norm(x))."""
-    return Output(role, core, residual=norm, norm_in=norm)
-
-
-_BART_ENDS = (
-    _post_norm("attn", "self_attn.out_proj", "self_attn", "self_attn_layer_norm"),
-    _post_norm("mlp", "fc2", "fc1", "final_layer_norm"),
-)
+_STEM = (*EMBEDDED, _POSITIONS)
 
 BART = Family(
     lengthening=longer_decoder,
     classes=SEQ2SEQ["bart"],
     groups=(
-        *_stack("encoder", _BART_ROOTS["encoder"], "layers", _BART_STEM, (*_BART_SELF, *_BART_MLP, *_BART_ENDS)),
-        *_stack(
-            "decoder",
-            _BART_ROOTS["decoder"],
-            "layers",
-            _BART_STEM,
-            (
-                *_BART_SELF,
-                *_BART_CROSS,
-                *_BART_MLP,
-                *_BART_ENDS,
-                _post_norm("cross", "encoder_attn.out_proj", "encoder_attn", "encoder_attn_layer_norm"),
-            ),
-        ),
-        Group(
-            "",
-            "",
-            (
-                Weight("head", "lm_head|qa_outputs|classification_head.out_proj"),
-                Weight("head.transform", "classification_head.dense"),
-            ),
-        ),
+        *_stack("encoder", "model", "layers", _STEM),
+        *_stack("decoder", "model", "layers", _STEM),
+        Group("", "", _HEAD),
     ),
-)
-
-_WHISPER_ENDS = (
-    _pre_norm("attn", "self_attn.out_proj", "self_attn_layer_norm"),
-    _pre_norm("mlp", "fc2", "final_layer_norm"),
 )
 
 # What makes the encoder's sequence from a spectrogram.
 _CONVOLUTIONS = tuple(
-    Group("|".join(_BART_ROOTS["encoder"]), f"encoder.{name}", (Weight("embed.audio", name),), {"stack": "encoder"})
+    Group("model.encoder|encoder", f"encoder.{name}", (Weight("embed.audio", name),), {"stack": "encoder"})
     for name in ("conv1", "conv2")
 )
 
@@ -158,20 +79,8 @@ WHISPER = Family(
     classes=SEQ2SEQ["whisper"],
     groups=(
         *_CONVOLUTIONS,
-        *_stack("encoder", _BART_ROOTS["encoder"], "layers", (_POSITIONS,), (*_BART_SELF, *_BART_MLP, *_WHISPER_ENDS)),
-        *_stack(
-            "decoder",
-            _BART_ROOTS["decoder"],
-            "layers",
-            _BART_STEM,
-            (
-                *_BART_SELF,
-                *_BART_CROSS,
-                *_BART_MLP,
-                *_WHISPER_ENDS,
-                _pre_norm("cross", "encoder_attn.out_proj", "encoder_attn_layer_norm"),
-            ),
-        ),
+        *_stack("encoder", "model", "layers", (_POSITIONS,)),
+        *_stack("decoder", "model", "layers", _STEM),
         Group("", "", (Weight("head", "proj_out|classifier"), Weight("head.transform", "projector"))),
     ),
 )

@@ -10,29 +10,20 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from adapterkit.backends.longer import longer_recurrence
-from adapterkit.backends.transformers_family import Family, FamilyBackend
-from adapterkit.mapping.family import Group, Output, Read, Tokens, Weight
+from adapterkit.backends.transformers_family import Family, FamilyBackend, stacked
+from adapterkit.mapping.family import Read, Tokens, Weight
 from adapterkit.plugins.classes import STATE_SPACE
 
-MAMBA = Family(
-    lengthening=longer_recurrence,
-    classes=STATE_SPACE["mamba"],
-    groups=(
-        Group("backbone|", "", (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings"))),
-        Group(
-            "backbone.layers.{layer}|layers.{layer}",
-            "{layer}",
-            (
-                Weight("ssm.in", "mixer.in_proj"),
-                Read("ssm.conv", "mixer.conv1d", form="conv"),
-                Read("ssm.x", "mixer.x_proj"),
-                Read("ssm.dt", "mixer.dt_proj"),
-                Read("ssm.out", "mixer.out_proj"),
-                Output("ssm", "mixer", residual="norm", norm_in="norm"),
-            ),
-        ),
-        Group("", "", (Weight("head", "lm_head"),)),
-    ),
+_MAMBA = stacked(
+    "backbone",
+    (Weight("embed.tokens", "embeddings"), Tokens("tokens", "embeddings")),
+    "layers.{layer}",
+    (Weight("head", "lm_head"),),
+    Weight("ssm.in", "mixer.in_proj"),
+    Read("ssm.conv", "mixer.conv1d", form="conv"),
+    Read("ssm.x", "mixer.x_proj"),
+    Read("ssm.dt", "mixer.dt_proj"),
+    Read("ssm.out", "mixer.out_proj"),
 )
 
 
@@ -42,7 +33,7 @@ class StateSpaceBackend(FamilyBackend):
     component = "language"
     name = "state_space"
     generates = True
-    families = (MAMBA,)
+    families = (Family(STATE_SPACE["mamba"], _MAMBA, lengthening=longer_recurrence),)
     ignored: ClassVar[Mapping[str, str]] = {
         "*.norm": "a norm's gain is no projection; adapters act on the projections beside it",
         "*norm_f": "a norm, as above",

@@ -13,7 +13,8 @@ from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
-from adapterkit.mapping.family import Group, is_class, resolve
+from adapterkit.mapping.family import Block, Entry, Group, is_class, resolve
+from adapterkit.mapping.layouts import joined
 from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint
 
 if TYPE_CHECKING:
@@ -57,6 +58,24 @@ class Family:
     rotary: bool = False
     hides: bool = False
     beside: str = ""
+
+
+def stacked(
+    inside: str, stem: Sequence[Entry], blocks: str, head: Sequence[Entry], *further: Entry, site: str = "{layer}"
+) -> tuple[Group, ...]:
+    """The groups of a model with a stem, blocks as the templates say, and a head.
+
+    Args:
+        inside: Paths of the bare model in one that has a head, separated by spaces.
+        stem: What is in the bare model.
+        blocks: Paths of its blocks, as the pattern of a `Group`.
+        head: What is around the bare model.
+        *further: What is special of the blocks.
+        site: That of a block.
+    """
+    roots = (*inside.split(), "")
+    pattern = "|".join(joined(root, path) for root in roots for path in blocks.split("|"))
+    return Group("|".join(roots), "", (*stem,)), Group(pattern, site, (Block(), *further)), Group("", "", (*head,))
 
 
 class FamilyBackend(Backend):

@@ -17,8 +17,9 @@ from adapterkit.backends.timm_attention import TimmAttentionSeam
 from adapterkit.backends.timm_features import forward_intermediates
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.mapping.everywhere import prompt_layer_points
-from adapterkit.mapping.family import Attention, Entry, Fused, Group, Output, Tokens, Weight, is_class, resolve
+from adapterkit.mapping.family import Attention, Block, Fused, Group, Output, Tokens, Weight, is_class, resolve
 from adapterkit.mapping.layouts import first_path
+from adapterkit.mapping.templates.blocks import before
 from adapterkit.points import AttentionPoint, InjectionPoint, Span, TokensLayout, TokensPoint
 
 
@@ -38,22 +39,9 @@ def _parallel_rows(block: nn.Module, rows: int) -> list[Span]:
 
 _TIMM_STEM = (Group("patch_embed", "", (Weight("embed.patch", "proj"),)),)
 
-_TIMM_ATTENTION = (
-    Fused(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
-    Weight("attn.gate", "attn.gate"),
-    Weight("attn.o", "attn.proj"),
-    Attention("attn.kv", "attn", _heads),
-)
-TIMM_MLP = (
-    Weight("mlp.gate", "mlp.fc1_g"),
-    Weight("mlp.up", "mlp.fc1|mlp.fc1_x"),
-    Weight("mlp.down", "mlp.fc2"),
-)
+_TIMM_ATTENTION = (Block("attn mlp"), Weight("attn.gate", "attn.gate"), Attention("attn.kv", "attn", _heads))
 # x + drop_path(scale(sublayer(norm(x)))): the stochastic depth is the last module of a sublayer, and always there.
-TIMM_OUTPUTS = (
-    Output("attn", "drop_path1", residual="norm1", norm_in="norm1"),
-    Output("mlp", "drop_path2", residual="norm2", norm_in="norm2"),
-)
+TIMM_OUTPUTS = (before("attn", "drop_path1", "norm1"), before("mlp", "drop_path2", "norm2"))
 # x + drop_path(scale(attention(norm(x)) + feed_forward(norm(x)))): one sublayer, whose attention is no module.
 _TIMM_PARALLEL_SCALING = (
     Fused(("mlp.up", "attn.q", "attn.k", "attn.v"), "in_proj", _parallel_rows),
@@ -62,10 +50,6 @@ _TIMM_PARALLEL_SCALING = (
     Weight("proj.out", "out_proj"),
     Output("block", "drop_path", residual="in_norm", norm_in="in_norm"),
 )
-_TIMM_BRANCH_OUTPUTS = {
-    "attn": Output("attn", "drop_path", residual="norm", norm_in="norm"),
-    "mlp": Output("mlp", "drop_path", residual="norm", norm_in="norm"),
-}
 TIMM_HEAD = (
     Group(
         "attn_pool",
@@ -83,27 +67,23 @@ TIMM_HEAD = (
 )
 
 
-def gated(entries: tuple[Entry, ...], mlp: nn.Module | None) -> tuple[Entry, ...]:
-    """The feed-forward's entries. A `GluMlp` has gate and value in one projection, in either order."""
-    if mlp is None or not is_class(mlp, "timm", "GluMlp"):
-        return entries
-    order = ("mlp.up", "mlp.gate") if mlp.gate_last else ("mlp.gate", "mlp.up")
-    return (Fused(order, "mlp.fc1"), Weight("mlp.down", "mlp.fc2"))
-
-
 def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
     """The groups for a model whose blocks are like this one (timm builds them all alike)."""
     if "attns" in block._modules:  # attentions side by side, then feed-forwards side by side, each with its own norm
-        mlp = block.get_submodule("ffns.0.mlp")
-        outputs = _TIMM_BRANCH_OUTPUTS
+        attention, mlp = (before(role, "drop_path", "norm") for role in ("attn", "mlp"))
         return (
-            Group("blocks.{layer}.attns.{branch}", "{layer}.{branch}", (*_TIMM_ATTENTION, outputs["attn"])),
-            Group("blocks.{layer}.ffns.{branch}", "{layer}.{branch}", (*gated(TIMM_MLP, mlp), outputs["mlp"])),
+            Group("blocks.{layer}.attns.{branch}", "{layer}.{branch}", (*_TIMM_ATTENTION, attention)),
+            Group("blocks.{layer}.ffns.{branch}", "{layer}.{branch}", (Block("mlp"), mlp)),
         )
     # x + norm(sublayer(x)): adapters know norms before the sublayer, and after the sum, but none in between.
     outputs = () if is_class(block, "timm", "ResPostBlock") else TIMM_OUTPUTS
-    mlp = gated(TIMM_MLP, block._modules.get("mlp"))
-    return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *mlp, *outputs, *_TIMM_PARALLEL_SCALING)),)
+    return (
+        Group(
+            "blocks.{layer}",
+            "{layer}",
+            (*_TIMM_ATTENTION, *outputs, *_TIMM_PARALLEL_SCALING),
+        ),
+    )
 
 
 # No module runs all blocks, or not whenever they run: prompts stand behind the tokens from there to the last norm.
@@ -150,15 +130,9 @@ class TimmViTBackend(Backend):
 # projection, each a module of its own. The dropout after a sublayer is one module for both sublayers in 5, so the
 # sublayer's last own module is the core, and dropout follows what an adapter adds.
 _VIT_BLOCK = (
-    Weight("attn.q", "attention.q_proj|attention.attention.query"),
-    Weight("attn.k", "attention.k_proj|attention.attention.key"),
-    Weight("attn.v", "attention.v_proj|attention.attention.value"),
-    Weight("attn.o", "attention.o_proj|attention.output.dense"),
-    Weight("mlp.up", "mlp.fc1|intermediate.dense"),
-    Weight("mlp.down", "mlp.fc2|output.dense"),
-    Output("attn", "attention", residual="layernorm_before", norm_in="layernorm_before"),
-    Output("mlp", "mlp|output.dropout", residual="layernorm_after", norm_in="layernorm_after"),
-    Attention("attn.kv", "attention.attention|attention", _heads),
+    before("attn", "attention", "layernorm_before"),
+    before("mlp", "mlp|output.dropout", "layernorm_after"),
+    Block(),
 )
 _VIT = (
     Group("vit.embeddings|embeddings", "", (Weight("embed.patch", "patch_embeddings.projection"),)),

@@ -13,8 +13,9 @@ from torch import nn
 
 from adapterkit.backend import Backend, Reach
 from adapterkit.backends.called_attention import CalledAttentionSeam
-from adapterkit.backends.vision import TIMM_HEAD, TIMM_MLP, TIMM_OUTPUTS, gated
-from adapterkit.mapping.family import Attention, Fused, Group, Output, Weight, resolve
+from adapterkit.backends.vision import TIMM_HEAD, TIMM_OUTPUTS
+from adapterkit.mapping.family import Attention, Block, Group, Output, Weight, resolve
+from adapterkit.mapping.templates.blocks import before
 from adapterkit.points import (
     AttentionPoint,
     InjectionPoint,
@@ -32,15 +33,7 @@ def _heads(attention: Any) -> tuple[int, int]:
     return int(heads), int(rows // heads)
 
 
-_PROJECTIONS = (
-    Fused(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
-    Weight("attn.q", "attn.q_proj"),
-    Weight("attn.k", "attn.k_proj"),
-    Weight("attn.v", "attn.v_proj"),
-    Weight("attn.gate", "attn.gate"),
-    Weight("attn.o", "attn.proj"),
-)
-_ATTENTION = (*_PROJECTIONS, Attention("attn.kv", "attn", _heads))
+_KEYS = Attention("attn.kv", "attn", _heads)
 # x + norm(sublayer(x)): the norm belongs to the sublayer, which the stream enters as it is. Before attention, Swin v2
 # cuts the stream into windows, so it is taken where it enters the block.
 _POST_NORM_OUTPUTS = (
@@ -64,9 +57,15 @@ def _with_reads(model: nn.Module, points: list[InjectionPoint]) -> list[Injectio
 
 
 class _TimmBackend(Backend):
+    """Maps by a table."""
+
     component = "vision"
     whole_blocks = True
+    table: ClassVar[tuple[Group, ...]] = ()
     ignored: ClassVar[Mapping[str, str]] = {}
+
+    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
+        return _with_reads(model, resolve(model, self.table, component))
 
     def reach(self, model: nn.Module, point: InjectionPoint) -> Reach:
         return Reach(seam=CalledAttentionSeam()) if isinstance(point, AttentionPoint) else super().reach(model, point)
@@ -80,13 +79,11 @@ class TimmEvaBackend(_TimmBackend):
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         block: nn.Module = next(model.get_submodule("blocks").children())
-        post_norm = type(block).__name__ == "EvaBlockPostNorm"
-        entries = (*_ATTENTION, *gated(TIMM_MLP, block.get_submodule("mlp")))
-        outputs = _POST_NORM_OUTPUTS if post_norm else TIMM_OUTPUTS
-        blocks = resolve(model, [Group("blocks.{layer}", "{layer}", (*entries, *outputs))], component)
+        outputs = _POST_NORM_OUTPUTS if type(block).__name__ == "EvaBlockPostNorm" else TIMM_OUTPUTS
+        entries = (Block("attn mlp"), Weight("attn.gate", "attn.gate"), _KEYS, *outputs)
         stem = [*resolve(model, [_PATCHES], component), _tokens(model, component)]
-        found = [*stem, *blocks, *resolve(model, TIMM_HEAD, component)]
-        return _with_reads(model, found)
+        rest = resolve(model, [Group("blocks.{layer}", "{layer}", entries), *TIMM_HEAD], component)
+        return _with_reads(model, [*stem, *rest])
 
 
 def _tokens(model: Any, component: str) -> InjectionPoint:
@@ -97,71 +94,49 @@ def _tokens(model: Any, component: str) -> InjectionPoint:
     return TokensPoint("tokens", path, "", width, width, layout, tags={"component": component})
 
 
-_SWIN = (
-    _PATCHES,
-    Group("layers.{stage}.downsample", "{stage}", (Weight("down.proj", "reduction"),)),
-    Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (*_ATTENTION, *TIMM_MLP, *TIMM_OUTPUTS)),
-    _POOLED_HEAD,
-)
-# Attention by cosines, in one forward without a call that could take more keys: no attention points.
-_SWIN_V2 = (
-    *_SWIN[:2],
-    Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (*_PROJECTIONS, *TIMM_MLP, *_POST_NORM_OUTPUTS)),
-    _POOLED_HEAD,
-)
+_ENDS = (_PATCHES, _POOLED_HEAD)
+_REDUCTION = Group("layers.{stage}.downsample", "{stage}", (Weight("down.proj", "reduction"),))
 
 
 class TimmSwinBackend(_TimmBackend):
     """timm's SwinTransformer. A prefix stands in front of every window."""
 
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        return resolve(model, _SWIN, component)
+    table = (
+        *_ENDS,
+        _REDUCTION,
+        Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (Block(), *TIMM_OUTPUTS)),
+    )
 
 
 class TimmSwinV2Backend(_TimmBackend):
-    """timm's SwinTransformerV2: weights and outputs, no attention points."""
+    """timm's SwinTransformerV2: weights and outputs, no attention points.
 
+    Attention by cosines, in one forward without a call that could take more keys.
+    """
+
+    table = (
+        *_ENDS,
+        _REDUCTION,
+        Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (Block("attn.kv"), *_POST_NORM_OUTPUTS)),
+    )
     ignored: ClassVar[Mapping[str, str]] = {
         "*.attn.cpb_mlp.*": "computes position biases from coordinates, the same for every image",
     }
-
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        return _with_reads(model, resolve(model, _SWIN_V2, component))
-
-
-_CONVNEXT = (
-    Group("stem.{index}", "{index}", (Weight("embed.patch", ""),)),
-    Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "1"),)),
-    Group(
-        "stages.{stage}.blocks.{layer}",
-        "{stage}.{layer}",
-        (
-            Weight("res.conv1", "conv_dw"),
-            Weight("mlp.up", "mlp.fc1"),
-            Weight("mlp.down", "mlp.fc2"),
-            Weight("res.shortcut", "shortcut.conv"),
-        ),
-    ),
-    _POOLED_HEAD,
-)
 
 
 class TimmConvNextBackend(_TimmBackend):
     """timm's ConvNeXt, first and second version. Weights alone: what its blocks add up has its channels first."""
 
-    def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        return resolve(model, _CONVNEXT, component)
-
-
-_HIERA = (
-    _PATCHES,
-    Group(
-        "blocks.{layer}",
-        "{layer}",
-        (*_ATTENTION, Weight("res.shortcut", "proj"), *TIMM_MLP, *TIMM_OUTPUTS),
-    ),
-    _POOLED_HEAD,
-)
+    table = (
+        Group("stem.{index}", "{index}", (Weight("embed.patch", ""),)),
+        Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "1"),)),
+        Group(
+            "stages.{stage}.blocks.{layer}",
+            "{stage}.{layer}",
+            (Weight("res.conv1", "conv_dw"), Block(), Weight("res.shortcut", "shortcut.conv")),
+        ),
+        _POOLED_HEAD,
+    )
 
 
 class TimmHieraBackend(_TimmBackend):
@@ -171,35 +146,26 @@ class TimmHieraBackend(_TimmBackend):
     output is added to enters no module: there is no `attn` output in such a block.
     """
 
+    table = (
+        *_ENDS,
+        Group("blocks.{layer}", "{layer}", (Block(), Weight("res.shortcut", "proj"), _KEYS, *TIMM_OUTPUTS)),
+    )
+
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
-        found = resolve(model, _HIERA, component)
         blocks: list[Any] = list(model.get_submodule("blocks").children())
         pooled = {layer for layer, block in enumerate(blocks) if block.do_expand}
-        return [p for p in found if not (isinstance(p, OutputPoint) and p.role == "attn" and p.tags["layer"] in pooled)]
+        return [
+            point
+            for point in super().points(model, component)
+            if not (isinstance(point, OutputPoint) and point.role == "attn" and point.tags["layer"] in pooled)
+        ]
 
 
-_META_FORMER = (
-    Group("stem", "", (Weight("embed.patch", "conv"),)),
-    Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "conv"),)),
-    Group(
-        "stages.{stage}.blocks.{layer}",
-        "{stage}.{layer}",
-        (
-            Weight("res.conv1", "token_mixer.pwconv1"),
-            Weight("res.conv2", "token_mixer.dwconv"),
-            Weight("res.conv3", "token_mixer.pwconv2"),
-            Fused(("attn.q", "attn.k", "attn.v"), "token_mixer.qkv"),
-            Weight("attn.o", "token_mixer.proj"),
-            *TIMM_MLP,
-        ),
-    ),
-    Group("head", "", (Weight("head.hidden", "fc.fc1"), Weight("head", "fc.fc2|fc"))),
-)
 # Only where the tokens are a sequence. What is added to a sublayer's output there is the stream times a learnt scale.
 _META_FORMER_SEQUENCES = (
     Attention("attn.kv", "token_mixer", _heads),
-    Output("attn", "layer_scale1", residual="norm1", norm_in="norm1"),
-    Output("mlp", "layer_scale2", residual="norm2", norm_in="norm2"),
+    before("attn", "layer_scale1", "norm1"),
+    before("mlp", "layer_scale2", "norm2"),
 )
 
 
@@ -209,6 +175,22 @@ class TimmMetaFormerBackend(_TimmBackend):
     Stages of convolutions or pooling have their channels first, and weight points alone.
     """
 
+    table = (
+        Group("stem", "", (Weight("embed.patch", "conv"),)),
+        Group("stages.{stage}.downsample", "{stage}", (Weight("down.conv", "conv"),)),
+        Group(
+            "stages.{stage}.blocks.{layer}",
+            "{stage}.{layer}",
+            (
+                Weight("res.conv1", "token_mixer.pwconv1"),
+                Weight("res.conv2", "token_mixer.dwconv"),
+                Weight("res.conv3", "token_mixer.pwconv2"),
+                Block("attn mlp attn.kv"),
+            ),
+        ),
+        Group("head", "", (Weight("head.hidden", "fc.fc1"), Weight("head", "fc.fc2|fc"))),
+    )
+
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:
         stages: list[Any] = list(model.get_submodule("stages").children())
         sequences = [
@@ -216,4 +198,4 @@ class TimmMetaFormerBackend(_TimmBackend):
             for index, stage in enumerate(stages)
             if not stage.use_nchw
         ]
-        return resolve(model, [*_META_FORMER, *sequences], component)
+        return resolve(model, [*self.table, *sequences], component)

@@ -152,7 +152,17 @@ class Tokens(_Checked):
     extendable: bool = False
 
 
-Entry = Weight | Fused | FusedInput | Read | Experts | Output | Attention | Tokens
+@dataclass(frozen=True)
+class Block(_Checked):
+    """What the templates say of a block, or of a sublayer: see `adapterkit.mapping.templates`.
+
+    `without` are roles that they say and that are left out, separated by spaces.
+    """
+
+    without: str = ""
+
+
+Entry = Weight | Fused | FusedInput | Read | Experts | Output | Attention | Tokens | Block
 
 
 def equal_parts(count: int, rows: int) -> list[Span]:

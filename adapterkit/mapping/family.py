@@ -17,6 +17,7 @@ from torch import nn
 from adapterkit.errors import PluginError
 from adapterkit.mapping.entries import (
     Attention,
+    Block,
     Entry,
     Experts,
     Fused,
@@ -28,13 +29,14 @@ from adapterkit.mapping.entries import (
     equal_parts,
     grouped_heads,
 )
-from adapterkit.mapping.expansion import points_of
 from adapterkit.mapping.layouts import first_path, is_class, weight_layout
 from adapterkit.mapping.parts import in_order
+from adapterkit.mapping.recognition import points_of
 from adapterkit.points import InjectionPoint, Tag
 
 __all__ = [
     "Attention",
+    "Block",
     "Entry",
     "Experts",
     "Fused",
@@ -113,9 +115,17 @@ def resolve(model: nn.Module, groups: Sequence[Group], component: str) -> list[I
             block = model.get_submodule(prefix)
             tags: dict[str, Tag] = {"component": component, **group.tags, **indices}
             site = group.site.format(**indices)
-            for entry in group.entries:
-                points += points_of(entry, block, prefix, site, tags)
+            points += _points(group.entries, block, prefix, site, tags)
     return in_order(points, model)
+
+
+def _points(
+    entries: Sequence[Entry], block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]
+) -> list[InjectionPoint]:
+    """Those of all entries, in their order; what the templates say of a block is less than what is said beside."""
+    found = [(entry, point) for entry in entries for point in points_of(entry, block, prefix, site, tags)]
+    said = {point.id for entry, point in found if not isinstance(entry, Block)}
+    return [point for entry, point in found if not (isinstance(entry, Block) and point.id in said)]
 
 
 def _blocks(model: nn.Module, pattern: str) -> Iterator[tuple[str, dict[str, int]]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from adapterkit.errors import PluginError
 from adapterkit.mapping.block_order import is_arranged, most_told
-from adapterkit.mapping.entries import Attention, Entry
+from adapterkit.mapping.entries import Attention, Block, Entry
 from adapterkit.mapping.expansion import points_of
 from adapterkit.mapping.layers import layer_layout
 from adapterkit.mapping.layouts import first_path, joined, module_at
@@ -50,11 +50,13 @@ class Recognised:
         points: The points, in no order.
         blocks: Paths of the blocks whose output is the residual stream.
         remarks: Path -> why there are no more points.
+        called: Whether it is known that layers are called, and their weights read by nobody.
     """
 
     points: list[InjectionPoint] = field(default_factory=list[InjectionPoint])
     blocks: list[str] = field(default_factory=list[str])
     remarks: dict[str, str] = field(default_factory=dict[str, str])
+    called: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,53 +80,79 @@ def recognise(
         prefix: What the model calls the bare model inside itself.
         beside: Ids of modules that are not looked into.
     """
-    found = Recognised()
-    tree = dict(named_base_modules(model, seen=set(beside)))
-    blocks = dict(_blocks(tree, found.remarks))
-    attentions = [*_first_matches(tree, _ATTENTIONS)]
-    forwards = [*_first_matches(tree, _FEED_FORWARDS)]
-    places = _Places([*blocks], [one.path for one in attentions], prefix, named=component == "model")
-    for one in attentions:
-        _add_attention(found, one, places, component, blocks, refusal)
-    for one in forwards:
-        _add_feed_forward(found, one, places, component)
-    for path, one in blocks.items():
-        _add_block(found, one, places.site(path), places.tags(path, component))
-    found.points = [*_apart(found.points)]
+    found, tree = Recognised(), dict(named_base_modules(model, seen=set(beside)))
+
+    def places(blocks: Sequence[str], attentions: Sequence[str]) -> _Places:
+        return _Places(_sites(blocks, attentions, prefix, named=component == "model"), component)
+
+    _fill(found, tree, places, refusal)
     return found
 
 
+@points_of.register
+def _(entry: Block, block: nn.Module, prefix: str, site: str, tags: dict[str, Tag]) -> list[InjectionPoint]:
+    found, tree = Recognised(called=True), dict(named_base_modules(block, prefix=prefix))
+    _fill(found, tree, lambda *_: _Places({prefix: site}, "", tags), lambda _: None)
+    return [point for point in found.points if point.role not in entry.without.split()]
+
+
+def _fill(
+    found: Recognised,
+    tree: Mapping[str, nn.Module],
+    places_of: Callable[[Sequence[str], Sequence[str]], _Places],
+    refusal: Refusal,
+) -> None:
+    """Finds what is in a tree of modules. `places_of` is told the paths of its blocks and of its attentions."""
+    blocks = dict(_blocks(tree, found.remarks))
+    attentions = [*_first_matches(tree, _ATTENTIONS)]
+    places = places_of([*blocks], [one.path for one in attentions])
+    for one in attentions:
+        _add_attention(found, one, places, blocks, refusal)
+    for one in _first_matches(tree, _FEED_FORWARDS):
+        _add_feed_forward(found, one, places)
+    for path, one in blocks.items():
+        _add_block(found, one, places.site(path), places.tags(path))
+    found.points = [*_apart(found.points)]
+
+
+def _sites(blocks: Sequence[str], attentions: Sequence[str], prefix: str, *, named: bool) -> dict[str, str]:
+    """Path of each block, and of what is numbered around an attention in none -> its site."""
+    paths = set(blocks)
+    paths |= {path for one in attentions if _block_around(one, blocks) is None and (path := _numbered(one))}
+    # A user's own model may grow a second list of blocks: its names stay.
+    return {path: path for path in paths} if named else block_sites(sorted(paths), prefix)
+
+
+def _block_around(path: str, blocks: Collection[str]) -> str | None:
+    while path:
+        if path in blocks:
+            return path
+        path = path.rpartition(".")[0]
+    return None
+
+
 class _Places:
-    """Which block a path lies in, and what that is called."""
+    """Which block a path lies in, and what that is called. `tags` are those of all, where they are known."""
 
-    def __init__(self, blocks: Sequence[str], attentions: Sequence[str], prefix: str, *, named: bool) -> None:
-        self._blocks = set(blocks)
-        lone = [_numbered(path) for path in attentions if self._block(path) is None]
-        self._blocks |= {path for path in lone if path}
-        # A user's own model may grow a second list of blocks: its names stay.
-        self._sites = {path: path for path in self._blocks} if named else block_sites(sorted(self._blocks), prefix)
-
-    def _block(self, path: str) -> str | None:
-        while path:
-            if path in self._blocks:
-                return path
-            path = path.rpartition(".")[0]
-        return None
+    def __init__(self, sites: Mapping[str, str], component: str, tags: dict[str, Tag] | None = None) -> None:
+        self._sites, self._component, self._tags = sites, component, tags
 
     def site(self, path: str) -> str:
         """That of the block around; the path itself where there is none."""
-        block = self._block(path)
+        block = _block_around(path, self._sites)
         return path if block is None else self._sites[block]
 
-    def tags(self, path: str, component: str) -> dict[str, Tag]:
-        block = self._block(path)
+    def tags(self, path: str) -> dict[str, Tag]:
+        if self._tags is not None:
+            return self._tags
+        block = _block_around(path, self._sites)
         if block is None:
-            return tags_of(path, component)
-        return {"component": component, **block_tags(block, self._sites[block])}
+            return tags_of(path, self._component)
+        return {"component": self._component, **block_tags(block, self._sites[block])}
 
     def inside(self, path: str) -> str:
         """The path from the block around."""
-        block = self._block(path)
+        block = _block_around(path, self._sites)
         return "" if block is None else path[len(block) + 1 :]
 
 
@@ -172,20 +200,15 @@ def _blocks(tree: Mapping[str, nn.Module], remarks: dict[str, str]) -> Iterator[
 
 
 def _add_attention(
-    found: Recognised,
-    one: _Found,
-    places: _Places,
-    component: str,
-    blocks: Mapping[str, _Found],
-    refusal: Refusal,
+    found: Recognised, one: _Found, places: _Places, blocks: Mapping[str, _Found], refusal: Refusal
 ) -> None:
     template: AttentionTemplate = one.template  # type: ignore[assignment]
-    site, tags = places.site(one.path), places.tags(one.path, component)
-    weights = _points(template.entries, one, site, tags, found.remarks)
+    site, tags = places.site(one.path), places.tags(one.path)
+    weights = _points(template.entries, one, site, tags, found)
     sort = "cross" if _is_cross(weights) else _sort(one, places, blocks)
     for name, further in template.streams.items():
         place = f"{site}.{name}" if site else name
-        weights += _points(further, one, place, {**tags, "stream": name}, found.remarks)
+        weights += _points(further, one, place, {**tags, "stream": name}, found)
     weights = _sorted(weights, sort)
     found.points += weights
     at = joined(one.path, template.at)
@@ -240,8 +263,8 @@ def _is_cross(weights: Sequence[InjectionPoint]) -> bool:
     return "q" in widths and "k" in widths and widths["q"] != widths["k"]
 
 
-def _add_feed_forward(found: Recognised, one: _Found, places: _Places, component: str) -> None:
-    site, tags = places.site(one.path), places.tags(one.path, component)
+def _add_feed_forward(found: Recognised, one: _Found, places: _Places) -> None:
+    site, tags = places.site(one.path), places.tags(one.path)
     name = one.path.rpartition(".")[2]
     around = one.path.split(".")[:-1]
     if name in _SHARED:
@@ -250,21 +273,21 @@ def _add_feed_forward(found: Recognised, one: _Found, places: _Places, component
         sort, site, tags = "moe", f"{site}.{name}", {**tags, "expert": int(name)}
     else:
         sort = "mlp"
-    found.points += _sorted(_points(one.template.entries, one, site, tags, found.remarks), sort)
+    found.points += _sorted(_points(one.template.entries, one, site, tags, found), sort)
 
 
 def _add_block(found: Recognised, one: _Found, site: str, tags: dict[str, Tag]) -> None:
     template: BlockTemplate = one.template  # type: ignore[assignment]
-    outputs = _points(template.entries, one, site, tags, found.remarks)
+    outputs = _points(template.entries, one, site, tags, found)
     for name, further in template.streams.items():
-        outputs += _points(further, one, f"{site}.{name}", {**tags, "stream": name}, found.remarks)
+        outputs += _points(further, one, f"{site}.{name}", {**tags, "stream": name}, found)
     found.points += outputs
     if template.whole and outputs and not any(output.channels_first for output in outputs):
         found.blocks.append(one.path)
 
 
 def _points(
-    entries: Sequence[Entry], one: _Found, site: str, tags: dict[str, Tag], remarks: dict[str, str]
+    entries: Sequence[Entry], one: _Found, site: str, tags: dict[str, Tag], found: Recognised
 ) -> list[InjectionPoint]:
     """The points of a template's entries; none of one that the module's shapes contradict."""
     made: list[InjectionPoint] = []
@@ -272,8 +295,8 @@ def _points(
         try:
             made += points_of(entry, one.module, one.path, site, tags)
         except _CONTRADICTIONS as error:
-            remarks[one.path] = _contradicted(one, error)
-    return [_as_accessed(point, one) for point in made]
+            found.remarks[one.path] = _contradicted(one, error)
+    return made if found.called else [_as_accessed(point, one) for point in made]
 
 
 def _contradicted(one: _Found, error: Exception) -> str:

@@ -38,7 +38,8 @@ class MadeUpPreTrainedModel(nn.Module):
         super().__init__()
         block = nn.Module()
         block.self_attn = nn.Module()
-        block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.head_dim = nn.Linear(4, 4), nn.Linear(4, 4), 2
+        block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj = (nn.Linear(4, 4) for _ in range(3))
+        block.self_attn.head_dim = 2
         self.layers = nn.ModuleList([block])
 
 print(*ak.points(MadeUpPreTrainedModel(), "attn.*").ids)
@@ -47,7 +48,8 @@ print(*ak.points(MadeUpPreTrainedModel(), "attn.*").ids)
 
 def test_another_class_is_one_edit() -> None:
     done = subprocess.run([sys.executable, "-c", ADDED], capture_output=True, text=True, check=False)
-    assert sorted(done.stdout.split()) == ["attn.k@language.0", "attn.kv@language.0", "attn.q@language.0"], done.stderr
+    expected = ["attn.k@language.0", "attn.kv@language.0", "attn.q@language.0", "attn.v@language.0"]
+    assert sorted(done.stdout.split()) == expected, done.stderr
 
 
 def test_no_class_is_named_twice() -> None:

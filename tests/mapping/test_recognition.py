@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit.mapping.family import Block, Group, Output, Weight, resolve
 from adapterkit.mapping.forward_order import called_children, precedes
 from adapterkit.mapping.model import map_model
 from adapterkit.mapping.sites import block_sites, block_tags
-from adapterkit.points import OutputPoint
+from adapterkit.points import OutputPoint, WeightPoint
 from adapterkit.testing.sublayers import Probe, check_order, check_stream, probe, sublayers
 
 WIDTH = 8
@@ -175,3 +176,17 @@ def test_shapes_that_contradict_a_template_are_a_point_less_and_said() -> None:
     assert "linear@model.0.qkv" in ids
     assert not any(one.startswith(("attn.q", "attn.kv")) for one in ids)
     assert "10 rows of 'qkv' are not 3 equal parts" in map_model(model).remarks()["model.0"]
+
+
+def test_a_table_leaves_blocks_to_the_templates() -> None:
+    """Sites and tags are the table's; so is what it says itself; and its family's layers are called."""
+    model = nn.ModuleDict({"stack": nn.ModuleList([PreNorm(), PreNorm()])})
+    said = Weight("mlp.down", "fc2"), Output("mlp", "fc2", residual="fc1")
+    group = Group("stack.{layer}", "left.{layer}", (Block("attn.kv attn"), *said), {"stack": "left"})
+    found = resolve(model, [group], "language")
+    roles = ["attn.o", "attn.q", "attn.k", "attn.v", "mlp.up", "mlp.down", "mlp"]
+    assert sorted(one.id for one in found) == sorted(f"{role}@language.left.{i}" for role in roles for i in (0, 1))
+    assert {one.tags["stack"] for one in found} == {"left"}
+    assert {one.layout.access for one in found if isinstance(one, WeightPoint)} == {"call"}
+    outputs = [one.layout for one in found if isinstance(one, OutputPoint)]
+    assert [(one.residual, one.norm_in) for one in outputs] == [("stack.0.fc1", None), ("stack.1.fc1", None)]

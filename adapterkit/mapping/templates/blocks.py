@@ -6,7 +6,10 @@ forward.
 
 from __future__ import annotations
 
-from adapterkit.mapping.entries import Output
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adapterkit.mapping.entries import Output, Weight
 from adapterkit.mapping.templates.template import BlockTemplate
 
 
@@ -30,73 +33,90 @@ def after(role: str, sublayer: str, norm: str) -> Output:
     return Output(role, norm, residual=sublayer, width=norm)
 
 
-_LLAMA_OUT = "self_attn.o_proj|self_attn.out_proj|self_attn.dense"
+def block(*entries: Output | Weight, also: str = "", **further: Any) -> BlockTemplate:
+    """A template of a block that has what its entries name, without what is optional, and what is named `also`."""
+    optional = further.get("optional", "").split()
+    named = [path for one in entries for path in _named(one) if path.partition(".")[0] not in optional]
+    named = dict.fromkeys([*named, *also.split()])
+    has = [path for path in named if not any(other.startswith(f"{path}.") for other in named)]
+    return BlockTemplate(" ".join(has), entries, **further)
+
+
+def _named(entry: Output | Weight) -> Iterator[str]:
+    """The layer; the sublayer and its norms, of alternatives the last."""
+    paths = (entry.path,) if isinstance(entry, Weight) else (entry.norm_in, entry.core, entry.residual, entry.norm_out)
+    return (path.rpartition("|")[2] for path in paths if path)
+
+
+def last(sublayer: str, names: str) -> str:
+    """Alternatives for the module within a sublayer whose output is the sublayer's."""
+    return "|".join(f"{sublayer}.{name}" for name in names.split("|")) if names else ""
+
+
+def pre(attention: str, forward: str, ends: str = "", end: str = "", **further: Any) -> BlockTemplate:
+    """A norm in front of each of two sublayers.
+
+    Args:
+        attention, forward: Name of the sublayer, and of its norm.
+        ends, end: What may be the last module within the attention, and within the feed-forward.
+        **further: See `BlockTemplate`.
+    """
+    (sublayer, norm), (other, norm2) = attention.split(), forward.split()
+    outputs = before("attn", sublayer, norm, last(sublayer, ends)), before("mlp", other, norm2, last(other, end))
+    return block(*outputs, **further)
+
+
+def post(attention: str, forward: str, ends: str = "", end: str = "", **further: Any) -> BlockTemplate:
+    """As `pre`, with the norm behind each residual connection."""
+    (sublayer, norm), (other, norm2) = attention.split(), forward.split()
+    outputs = behind("attn", sublayer, norm, last(sublayer, ends)), behind("mlp", other, norm2, last(other, end))
+    return block(*outputs, **further)
+
+
+def sandwich(attention: str, forward: str, **further: Any) -> BlockTemplate:
+    """As `pre`, with two norms of each sublayer, before and behind it."""
+    (sublayer, *norms), (other, *norms2) = attention.split(), forward.split()
+    return block(around("attn", *norms), around("mlp", *norms2), also=f"{sublayer} {other}", **further)
+
+
+def _bart(attention: str) -> Mapping[str, str]:
+    return {"optional": f"{attention} {attention}_layer_norm", "cross": attention}
+
 
 BLOCKS: tuple[BlockTemplate, ...] = (
-    BlockTemplate(
-        "input_layernorm self_attn post_attention_layernorm mlp",
-        (
-            before("attn", "self_attn", "input_layernorm", _LLAMA_OUT),
-            before("mlp", "mlp", "post_attention_layernorm", "mlp.down_proj|mlp.fc2"),
-        ),
+    pre(
+        "self_attn input_layernorm",
+        "mlp post_attention_layernorm",
+        "o_proj|out_proj|dense",
+        "down_proj|fc2",
         unless="lambdas",
     ),
-    BlockTemplate(
-        "input_layernorm self_attn post_attention_layernorm pre_feedforward_layernorm mlp post_feedforward_layernorm",
-        (
-            around("attn", "input_layernorm", "post_attention_layernorm"),
-            around("mlp", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        ),
+    sandwich(
+        "self_attn input_layernorm post_attention_layernorm", "mlp pre_feedforward_layernorm post_feedforward_layernorm"
     ),
-    BlockTemplate(
-        "self_attn post_attention_layernorm mlp post_feedforward_layernorm",
-        (
-            after("attn", "self_attn", "post_attention_layernorm"),
-            after("mlp", "mlp", "post_feedforward_layernorm"),
-        ),
-    ),
-    BlockTemplate(
-        "attention.output.LayerNorm intermediate.dense output.LayerNorm",
-        (
-            behind(
-                "attn", "attention", "attention.output.LayerNorm", "attention.output.dropout|attention.output.dense"
-            ),
-            behind("cross", "crossattention", "crossattention.output.LayerNorm", "crossattention.output.dropout"),
-            Output("mlp", "output.dropout|output.dense", residual="intermediate", norm_out="output.LayerNorm"),
-        ),
-        optional="crossattention attention intermediate output",
+    block(after("attn", "self_attn", "post_attention_layernorm"), after("mlp", "mlp", "post_feedforward_layernorm")),
+    block(
+        behind("attn", "attention", "attention.output.LayerNorm", last("attention.output", "dropout|dense")),
+        behind("cross", "crossattention", "crossattention.output.LayerNorm", "crossattention.output.dropout"),
+        Output("mlp", "output.dropout|output.dense", residual="intermediate", norm_out="output.LayerNorm"),
+        also="intermediate.dense",
+        optional="crossattention",
         cross="crossattention",
     ),
-    BlockTemplate(
-        "self_attn_layer_norm self_attn final_layer_norm fc1 fc2",
-        (
-            before("attn", "self_attn", "self_attn_layer_norm", "self_attn.out_proj"),
-            before("cross", "encoder_attn", "encoder_attn_layer_norm", "encoder_attn.out_proj"),
-            Output("mlp", "fc2", residual="final_layer_norm", norm_in="final_layer_norm"),
-        ),
-        optional="encoder_attn encoder_attn_layer_norm",
-        cross="encoder_attn",
+    block(
+        before("attn", "self_attn", "self_attn_layer_norm", "self_attn.out_proj"),
+        before("cross", "encoder_attn", "encoder_attn_layer_norm", "encoder_attn.out_proj"),
+        Output("mlp", "fc2", residual="final_layer_norm", norm_in="final_layer_norm"),
+        also="fc1",
+        **_bart("encoder_attn"),
     ),
-    BlockTemplate(
-        "self_attn_layer_norm self_attn final_layer_norm fc1 fc2",
-        (
-            behind("attn", "self_attn", "self_attn_layer_norm", "self_attn.out_proj"),
-            behind("cross", "encoder_attn", "encoder_attn_layer_norm", "encoder_attn.out_proj"),
-            Output("mlp", "fc2", residual="fc1", norm_out="final_layer_norm"),
-        ),
-        optional="encoder_attn encoder_attn_layer_norm",
-        cross="encoder_attn",
+    block(
+        behind("attn", "self_attn", "self_attn_layer_norm", "self_attn.out_proj"),
+        behind("cross", "encoder_attn", "encoder_attn_layer_norm", "encoder_attn.out_proj"),
+        Output("mlp", "fc2", residual="fc1", norm_out="final_layer_norm"),
+        **_bart("encoder_attn"),
     ),
-    BlockTemplate(
-        "layer_norm1 self_attn layer_norm2 mlp",
-        (
-            before("attn", "self_attn", "layer_norm1", "self_attn.out_proj|self_attn.o_proj"),
-            before("mlp", "mlp", "layer_norm2", "mlp.fc2|mlp.down_proj"),
-        ),
-    ),
-    BlockTemplate(
-        "layernorm_before attention layernorm_after mlp",
-        (before("attn", "attention", "layernorm_before"), before("mlp", "mlp", "layernorm_after")),
-    ),
+    pre("self_attn layer_norm1", "mlp layer_norm2", "out_proj|o_proj", "fc2|down_proj"),
+    pre("attention layernorm_before", "mlp layernorm_after"),
 )
 """All that match and whose order holds must be one, or say nothing of a block."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapterkit.mapping.entries import Output, Weight
-from adapterkit.mapping.templates.blocks import before
+from adapterkit.mapping.templates.blocks import before, behind, block, last
 from adapterkit.mapping.templates.template import BlockTemplate
 
 
@@ -16,45 +16,31 @@ def _channels(role: str, sublayer: str, residual: str) -> Output:
 _NARROW = Output("mlp", "output.dense", residual="intermediate", norm_out="output.LayerNorm")
 
 ENCODER_BLOCKS: tuple[BlockTemplate, ...] = (
-    BlockTemplate(  # NeoMME, whose attention sees the stream mixed with the embeddings, and is added to the stream
-        "input_layernorm self_attn post_attention_layernorm mlp",
-        (before("mlp", "mlp", "post_attention_layernorm"),),
-        names="lambdas",
-    ),
-    BlockTemplate(  # MobileBERT; what its attention is added to comes out of a bottleneck, and enters nothing else
-        "attention.output.dense intermediate.dense output.dense output.LayerNorm output.bottleneck",
-        (_NARROW,),
-        optional="attention intermediate output bottleneck ffn",
+    # NeoMME, whose attention sees the stream mixed with the embeddings, and is added to the stream.
+    block(before("mlp", "mlp", "post_attention_layernorm"), also="input_layernorm self_attn", names="lambdas"),
+    block(  # MobileBERT; what its attention is added to comes out of a bottleneck, and enters nothing else
+        _NARROW,
+        also="attention.output.dense intermediate.dense output.bottleneck",
+        optional="bottleneck ffn",
         whole=False,  # the stream between blocks is wider
     ),
-    BlockTemplate("intermediate.dense output.dense output.LayerNorm", (_NARROW,), optional="intermediate output"),
-    BlockTemplate(  # X-MOD, whose last norm stands behind the adapters of languages
-        "attention.output.LayerNorm intermediate.dense output.adapter_modules output.LayerNorm",
-        (
-            Output(
-                "attn",
-                "attention.output.dropout|attention.output.dense",
-                residual="attention",
-                norm_out="attention.output.LayerNorm",
-            ),
-            Output("mlp", "output.dense", residual="intermediate"),
-        ),
-        optional="crossattention attention intermediate output",
+    block(_NARROW, also="intermediate.dense"),
+    block(  # X-MOD, whose last norm stands behind the adapters of languages
+        behind("attn", "attention", "attention.output.LayerNorm", last("attention.output", "dropout|dense")),
+        Output("mlp", "output.dense", residual="intermediate"),
+        also="intermediate.dense output.adapter_modules output.LayerNorm",
+        optional="crossattention",
         cross="crossattention",
         when=lambda block: block.pre_norm is False,
         branches=True,
     ),
-    BlockTemplate(  # SqueezeBERT
-        "attention.query post_attention.conv1d post_attention.layernorm intermediate.conv1d output.conv1d "
-        "output.layernorm",
-        (
-            Weight("attn.o", "post_attention.conv1d"),
-            _channels("attn", "post_attention", "attention"),
-            Weight("mlp.up", "intermediate.conv1d"),
-            Weight("mlp.down", "output.conv1d"),
-            _channels("mlp", "output", "intermediate"),
-        ),
-        optional="attention post_attention intermediate output",
+    block(  # SqueezeBERT
+        Weight("attn.o", "post_attention.conv1d"),
+        _channels("attn", "post_attention", "attention"),
+        Weight("mlp.up", "intermediate.conv1d"),
+        Weight("mlp.down", "output.conv1d"),
+        _channels("mlp", "output", "intermediate"),
+        also="attention.query",
         whole=False,  # it gives a dictionary
     ),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from adapterkit.mapping.entries import Weight
+from collections.abc import Callable
+from typing import Any
+
+from adapterkit.mapping.entries import Fused, Weight
 from adapterkit.mapping.templates.template import Template
 
 
@@ -14,6 +17,11 @@ def gated(gate: str, up: str, down: str) -> Template:
 def plain(up: str, down: str) -> Template:
     """down(activation(up(x)))."""
     return Template(f"{up} {down}", (Weight("*.up", up), Weight("*.down", down)))
+
+
+def packed(first: str, down: str, order: str, when: Callable[[Any], bool] | None = None) -> Template:
+    """As `gated`, where `first` makes gate and up in this order."""
+    return Template(f"{first} {down}", (Fused(tuple(order.split()), first), Weight("*.down", down)), when=when)
 
 
 FEED_FORWARDS: tuple[Template, ...] = (

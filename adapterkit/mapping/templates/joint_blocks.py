@@ -7,6 +7,7 @@ feed-forward is called for each stream, or for both in one sequence, its output 
 from __future__ import annotations
 
 from adapterkit.mapping.entries import Output, Weight
+from adapterkit.mapping.templates.blocks import around
 from adapterkit.mapping.templates.template import BlockTemplate
 
 _PAIR = Output("attn", "attn1", residual="norm1", width="attn1.to_q")
@@ -18,42 +19,26 @@ def _film(role: str, place: int) -> Output:
     return Output(role, f"layer.{place}.dropout", residual=norm, norm_in=norm)
 
 
+_NORMED = "norm1.linear norm1.norm attn1 norm2.linear norm2.norm ff"
+
 JOINT_BLOCKS: tuple[BlockTemplate, ...] = (
-    BlockTemplate(  # CogVideoX
-        "norm1.linear norm1.norm attn1 norm2.linear norm2.norm ff",
-        (_PAIR,),
-        optional="norm1 norm2 norm3",
-        whole=False,
-    ),
+    BlockTemplate(_NORMED, (_PAIR,), optional="norm3", whole=False),  # CogVideoX
     BlockTemplate(  # EasyAnimate
-        "norm1.linear norm1.norm attn1 norm2.linear norm2.norm ff txt_ff",
+        f"{_NORMED} txt_ff",
         streams={"img": (_PAIR, Output("mlp", "ff", residual="norm2", width="attn1.to_q"))},
         without="norm3",
-        optional="norm1 norm2",
         whole=False,
     ),
-    BlockTemplate(  # CogView 3 plus and 4, GLM-Image
-        "norm1.linear norm1.norm|norm1.norm_x attn1 norm2 norm2_context ff",
-        (_PAIR,),
-        optional="norm1",
-        whole=False,
-    ),
+    # CogView 3 plus and 4, GLM-Image.
+    BlockTemplate("norm1.linear norm1.norm|norm1.norm_x attn1 norm2 norm2_context ff", (_PAIR,), whole=False),
     BlockTemplate(  # Lumina-Next, which projects the sum of both attentions
         "norm1 attn1 attn2 norm2 ffn_norm1 feed_forward ffn_norm2 norm1_context",
-        (
-            Output("attn", "norm2", residual="norm1", norm_in="norm1.norm"),
-            Output("mlp", "ffn_norm2", residual="ffn_norm1", norm_in="ffn_norm1"),
-        ),
+        (Output("attn", "norm2", residual="norm1", norm_in="norm1.norm"), around("mlp", "ffn_norm1", "ffn_norm2")),
         cross="attn2",
     ),
     BlockTemplate(  # the decoder of T5 that is modulated
         "layer.0.attention layer.0.FiLMLayer layer.1.attention layer.2.DenseReluDense layer.2.film",
-        (
-            _film("attn", 0),
-            _film("cross", 1),
-            _film("mlp", 2),
-        ),
-        optional="layer",
+        (_film("attn", 0), _film("cross", 1), _film("mlp", 2)),
         cross="1",
     ),
     BlockTemplate(  # Kandinsky 3, whose attention takes its image apart and puts it together
@@ -63,7 +48,6 @@ JOINT_BLOCKS: tuple[BlockTemplate, ...] = (
             Weight("mlp.down", "feed_forward.2"),
             Output("mlp", "feed_forward", residual="out_norm", width="feed_forward.0", convolved="feed_forward"),
         ),
-        optional="feed_forward",
         whole=False,
     ),
 )

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapterkit.mapping.entries import Fused, Weight, equal_parts, grouped_heads
+from adapterkit.mapping.entries import equal_parts, grouped_heads
 from adapterkit.mapping.layouts import is_class
-from adapterkit.mapping.templates.attentions import apart
+from adapterkit.mapping.templates.attentions import apart, attention
+from adapterkit.mapping.templates.rows import heads_of, side_by_side
 from adapterkit.mapping.templates.template import AttentionTemplate
 from adapterkit.points import Span
 
-_QKV = ("*.q", "*.k", "*.v")
 _CLOSED = "lays its keys out so that no others can join them"
-_COUNTS = ("num_attention_heads", "num_heads", "n_head")
-
-
-def _heads(attention: Any) -> int:
-    """How many heads of queries a module has; an error where it does not tell, as its forward would give."""
-    return next(int(count) for name in _COUNTS if isinstance(count := getattr(attention, name, None), int))
 
 
 def _head_by_head(attention: Any, rows: int) -> list[Span]:
     """Every head's queries, keys and values: [heads, 3, head_dim]."""
-    heads = _heads(attention)
+    heads = heads_of(attention)
     return grouped_heads(rows, heads, rows // heads // 3)
 
 
@@ -35,7 +29,7 @@ def _grouped(attention: Any, rows: int) -> list[Span]:
     keys = getattr(attention, "num_key_value_heads", 0) * getattr(attention, "head_dim", 0)
     if not keys:
         return equal_parts(3, rows)
-    return [Span(0, rows - 2 * keys), Span(rows - 2 * keys, keys), Span(rows - keys, keys)]
+    return side_by_side(rows - 2 * keys, keys, keys)
 
 
 def _big_code(attention: Any, rows: int) -> list[Span]:
@@ -43,7 +37,7 @@ def _big_code(attention: Any, rows: int) -> list[Span]:
     if not attention.multi_query:
         return _head_by_head(attention, rows)
     keys = attention.kv_dim
-    return [Span(0, rows - 2 * keys), Span(rows - 2 * keys, keys), Span(rows - keys, keys)]
+    return side_by_side(rows - 2 * keys, keys, keys)
 
 
 def _in_four(_: Any, rows: int) -> list[Span]:
@@ -64,43 +58,37 @@ def _big_code_heads(attention: Any) -> tuple[int, int]:
 
 def _equal_heads(attention: Any) -> tuple[int, int]:
     fused = attention.query_key_value if "query_key_value" in attention._modules else attention.self.in_proj
-    heads = _heads(attention if "query_key_value" in attention._modules else attention.self)
+    heads = heads_of(attention if "query_key_value" in attention._modules else attention.self)
     return heads, fused.out_features // heads // 3
 
 
-_KV_LATENT = (
-    Weight("*.kv_a", "kv_a_proj_with_mqa"),
-    Weight("*.kv_b", "kv_b_proj"),
-    Weight("*.o", "o_proj"),
-)
+_LATENT = "kv_a kv_a_proj_with_mqa, kv_b kv_b_proj, o o_proj"
 
 
-def _closed(names: str, out: str, has: str = "", at: str = "") -> AttentionTemplate:
-    """Layers of queries, keys and values, the latter laid out so that no others can join them: in windows, say."""
-    weights = tuple(Weight(f"*.{role}", name) for role, name in zip("qkv", names.split(), strict=True))
-    return AttentionTemplate(f"{names} {has}", (*weights, Weight("*.o", out)), at=at, refused=_CLOSED)
+def _closed(at: str, names: str, out: str, also: str = "") -> AttentionTemplate:
+    """Layers of queries, keys and values, the latter laid out so that no others can join them: in windows, say.
 
+    Args:
+        at: What is in front of all names.
+        names, out, also: See `attention`.
+    """
+    q, k, v = (f"{at}{name}" for name in names.split())
+    return apart(q, k, v, out, also=f"{at}{also}" if also else "", at=at.rstrip("."), refused=_CLOSED)
 
-_APART = "q_proj k_proj v_proj out_proj"
 
 WINDOWED: tuple[AttentionTemplate, ...] = (
-    _closed("self.query self.key self.value", "output.dense", "self.query_global", "self"),
-    _closed(
-        "longformer_self_attn.query longformer_self_attn.key longformer_self_attn.value",
-        "output",
-        "longformer_self_attn.query_global",
-        "longformer_self_attn",
-    ),
-    _closed(
-        "q_proj k_proj v_proj", "post", "relative_position_embedding.pos_proj"
-    ),  # Gemma 3n's sound: keys of each chunk
-    *(
-        _closed(f"{name}.q {name}.k {name}.v", f"{name}.o", at=name)
-        for name in ("LocalSelfAttention", "TransientGlobalSelfAttention")
-    ),
-    AttentionTemplate(  # Pegasus-X: global tokens to all, and all to those of their block
-        "q_proj k_proj v_proj out_proj",
-        tuple(Weight(f"*.{part}", name) for part, name in zip("qkvo", _APART.split(), strict=True)),
+    _closed("self.", "query key value", "output.dense", "query_global"),
+    _closed("longformer_self_attn.", "query key value", "output", "query_global"),
+    # Gemma 3n's sound: keys of each chunk.
+    _closed("", "q_proj k_proj v_proj", "post", "relative_position_embedding.pos_proj"),
+    _closed("LocalSelfAttention.", "q k v", "LocalSelfAttention.o"),
+    _closed("TransientGlobalSelfAttention.", "q k v", "TransientGlobalSelfAttention.o"),
+    apart(  # Pegasus-X: global tokens to all, and all to those of their block
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        also="out_proj",
         when=lambda one: is_class(one, "transformers", "PegasusXGlobalLocalAttention"),
         refused="takes two softmaxes, each over keys of its own",
     ),
@@ -108,71 +96,44 @@ WINDOWED: tuple[AttentionTemplate, ...] = (
 """To be asked before those of all keys, whose children they have too."""
 
 TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
-    AttentionTemplate(
-        "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj o_proj",
-        (Weight("*.q_a", "q_a_proj"), Weight("*.q_b", "q_b_proj"), *_KV_LATENT),
-        heads=_latent,
+    attention(f"q_a q_a_proj, q_b q_b_proj, {_LATENT}", also="o_proj", heads=_latent),
+    # Queries and their gate are one layer's.
+    attention(f"q_a q_a_proj, {_LATENT}", also="q_gate_proj o_proj", heads=_latent),
+    attention(f"q q_proj, {_LATENT}", also="o_proj", heads=_latent),
+    # DeepSeek V4: keys are values, and joined by compressed ones.
+    attention(
+        "q_a q_a_proj, q_b q_b_proj, o_b o_b_proj", also="kv_proj", heads=lambda attention: (1, attention.head_dim)
     ),
-    AttentionTemplate(
-        "q_a_proj q_gate_proj kv_a_proj_with_mqa kv_b_proj o_proj",
-        (Weight("*.q_a", "q_a_proj"), *_KV_LATENT),  # queries and their gate are one layer's
-        heads=_latent,
-    ),
-    AttentionTemplate(
-        "q_proj kv_a_proj_with_mqa kv_b_proj o_proj", (Weight("*.q", "q_proj"), *_KV_LATENT), heads=_latent
-    ),
-    AttentionTemplate(  # DeepSeek V4: keys are values, and joined by compressed ones
-        "q_a_proj q_b_proj kv_proj o_b_proj",
-        (Weight("*.q_a", "q_a_proj"), Weight("*.q_b", "q_b_proj"), Weight("*.o_b", "o_b_proj")),
-        heads=lambda attention: (1, attention.head_dim),
-    ),
-    AttentionTemplate(
-        "query_key_value dense",
-        (Fused(_QKV, "query_key_value", _head_by_head), Weight("*.o", "dense")),
-        heads=_equal_heads,
-    ),
-    AttentionTemplate("qkv_proj o_proj", (Fused(_QKV, "qkv_proj", _grouped), Weight("*.o", "o_proj"))),
-    AttentionTemplate("Wqkv out_proj", (Fused(_QKV, "Wqkv", _grouped), Weight("*.o", "out_proj"))),
-    AttentionTemplate(
-        "qkv_proj out_proj attn_dropout resid_dropout",
-        (Fused(_QKV, "qkv_proj", _in_four), Weight("*.o", "out_proj")),
-    ),
-    AttentionTemplate(
-        "c_attn c_proj resid_dropout",
-        (Fused(_QKV, "c_attn", _big_code), Weight("*.o", "c_proj")),
+    attention("q+k+v query_key_value, o dense", _head_by_head, "dense", heads=_equal_heads),
+    attention("q+k+v qkv_proj, o o_proj", _grouped, "o_proj"),
+    attention("q+k+v Wqkv, o Wo|out_proj", _grouped),
+    attention("q+k+v qkv_proj, o out_proj", _in_four, "out_proj attn_dropout resid_dropout"),
+    attention(
+        "q+k+v c_attn, o c_proj",
+        _big_code,
+        "c_proj resid_dropout",
         without="attn_dropout q_attn",
         heads=_big_code_heads,
     ),
-    AttentionTemplate("c_attn c_proj attn_dropout", (Fused(_QKV, "c_attn"), Weight("*.o", "c_proj")), refused=_CLOSED),
-    AttentionTemplate(  # JetMoE: each head of keys once for every expert of queries
-        "kv_proj",
-        (Fused(("*.k", "*.v"), "kv_proj"),),
+    attention("q+k+v c_attn, o c_proj", also="c_proj attn_dropout", refused=_CLOSED),
+    # JetMoE: each head of keys once for every expert of queries.
+    attention(
+        "k+v kv_proj",
         without="q_proj query to_q q",
         heads=lambda attention: (attention.num_key_value_heads * attention.top_k, attention.head_dim),
     ),
-    AttentionTemplate(
-        "self.in_proj output.dense",
-        (Fused(_QKV, "self.in_proj", _in_disentangled), Weight("*.o", "output.dense")),
-        at="self",
-        heads=_equal_heads,
-    ),
+    attention("q+k+v self.in_proj, o output.dense", _in_disentangled, "output.dense", at="self", heads=_equal_heads),
     apart("self.query_proj", "self.key_proj", "self.value_proj", "output.dense", at="self"),
     apart("self_attention.query", "self_attention.key", "self_attention.value", "output.dense", at="self_attention"),
-    _closed("project_q project_k project_v", "attention_out"),
-    _closed(
-        "query_proj key_proj value_proj", "out_proj", "relative_pos_embeddings"
-    ),  # ProphetNet: keys of each step ahead
+    _closed("", "project_q project_k project_v", "attention_out"),
+    # ProphetNet: keys of each step ahead.
+    _closed("", "query_proj key_proj value_proj", "out_proj", "relative_pos_embeddings"),
     apart("query_proj", "key_proj", "value_proj"),
     apart("q_head", "k_head", "v_head", "post_proj"),
-    AttentionTemplate(  # of the hashed one queries are keys
-        "self_attention.query_key self_attention.value output.dense",
-        (Weight("*.v", "self_attention.value"), Weight("*.o", "output.dense")),
-        at="self_attention",
+    # Of the hashed one queries are keys.
+    attention(
+        "v self_attention.value, o output.dense", also="self_attention.query_key output.dense", at="self_attention"
     ),
-    AttentionTemplate(
-        "receptance key value output",
-        (Weight("*.k", "key"), Weight("*.v", "value"), Weight("*.o", "output")),
-        linear=True,
-    ),
+    attention("k key, v value, o output", also="receptance output", linear=True),
 )
 """The first that matches is a module's."""

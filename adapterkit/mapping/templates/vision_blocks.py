@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from adapterkit.mapping.entries import Output
+from adapterkit.mapping.templates.blocks import before, block, pre, sandwich
 from adapterkit.mapping.templates.template import BlockTemplate
 
 
@@ -37,9 +38,17 @@ _ATTN, _MLP = _sublayer("attn", "attn", "norm1", 1), _sublayer("mlp", "mlp", "no
 _PLAIN, _SCALES = "norm1 attn norm2 mlp", "ls1 ls2"
 _SHORTCUTS = "shortcut_proj_attn shortcut_pool_attn shortcut_proj_mlp"
 _OTHERS = f"shortcut proj cpe1 pos_embed {_SHORTCUTS}"
+_DROPS = "drop_path1 drop_path2"
 
 _APART = "cat window_unpartition"
 """What tells that the sum is not of what enters the norm: the sublayer gives some tokens, or windows."""
+
+
+def _dropped(attention: str, forward: str, width: str, width2: str = "") -> tuple[Output, Output]:
+    """Sublayers that begin with modules of these names, and end in a stochastic depth."""
+    first = _unnormed("attn", "drop_path1", attention, width)
+    return first, _unnormed("mlp", "drop_path2", forward, width2 or width)
+
 
 VISION_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(_PLAIN, (_ATTN, _MLP), _OTHERS, optional=f"{_SCALES} norm3 local_mp", unless=_APART, order=_PLAIN),
@@ -48,37 +57,20 @@ VISION_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(
         f"{_PLAIN} proj", (_ATTN, _MLP), "pos_embed", optional=_SCALES, order=_PLAIN, when=_is_identity("proj")
     ),
-    BlockTemplate(
-        f"{_PLAIN} proj", (_MLP,), "pos_embed", optional=f"{_SCALES} proj", order=_PLAIN, when=_is_other("proj")
-    ),
+    BlockTemplate(f"{_PLAIN} proj", (_MLP,), "pos_embed", optional=_SCALES, order=_PLAIN, when=_is_other("proj")),
     BlockTemplate(f"{_PLAIN} shortcut", (_ATTN, _MLP), optional=_SCALES, when=_is_identity("shortcut")),
     BlockTemplate(f"{_PLAIN} shortcut", (_MLP,), optional=_SCALES, when=_is_other("shortcut")),
     BlockTemplate(f"{_PLAIN} shortcut_pool_attn|shortcut_proj_attn", (_MLP,), "shortcut_proj_mlp", optional=_SHORTCUTS),
     BlockTemplate(f"{_PLAIN} cpe1", (_ATTN, _MLP), optional="cpe2", whole=False),
     BlockTemplate(
         f"{_PLAIN} pos_embed",
-        (
-            Output("attn", "ls1|attn", residual="norm1", norm_in="norm1"),
-            Output("mlp", "ls2|mlp", residual="norm2", norm_in="norm2"),
-        ),
+        (before("attn", "attn", "norm1", "ls1"), before("mlp", "mlp", "norm2", "ls2")),
         optional=_SCALES,
         whole=False,
         when=lambda block: getattr(block, "downsample", False) is False,
     ),
-    BlockTemplate(
-        "norm1 factoratt_crpe norm2 mlp",
-        (
-            Output("attn", "factoratt_crpe", residual="norm1", norm_in="norm1"),
-            Output("mlp", "mlp", residual="norm2", norm_in="norm2"),
-        ),
-        optional="cpe",
-    ),
-    BlockTemplate(
-        "norm_xca xca norm mlp",
-        (Output("attn", "xca", residual="norm_xca", norm_in="norm_xca"),),
-        optional="convs pos_embd",
-        whole=False,
-    ),
+    pre("factoratt_crpe norm1", "mlp norm2", optional="cpe"),
+    block(before("attn", "xca", "norm_xca"), also="norm mlp", optional="convs pos_embd", whole=False),
     BlockTemplate(
         "norm1 token_mixer.qkv norm2 mlp",
         (_sublayer("attn", "token_mixer", "norm1", 1), _MLP),
@@ -86,7 +78,7 @@ VISION_BLOCKS: tuple[BlockTemplate, ...] = (
         whole=False,
     ),
     BlockTemplate(
-        "norm token_mixer.qkv mlp drop_path1 drop_path2",
+        f"norm token_mixer.qkv mlp {_DROPS}",
         (
             Output("attn", "drop_path1", residual="norm", norm_in="norm", convolved="mlp"),
             _unnormed("mlp", "drop_path2", "mlp", "norm"),
@@ -95,41 +87,21 @@ VISION_BLOCKS: tuple[BlockTemplate, ...] = (
         whole=False,
     ),
     BlockTemplate(
-        "token_mixer.q token_mixer.proj mlp.fc1.conv drop_path1 drop_path2",
-        (
-            _unnormed("attn", "drop_path1", "token_mixer", "mlp.fc1.conv"),
-            _unnormed("mlp", "drop_path2", "mlp", "mlp.fc1.conv"),
-        ),
+        f"token_mixer.q token_mixer.proj mlp.fc1.conv {_DROPS}",
+        _dropped("token_mixer", "mlp", "mlp.fc1.conv"),
         optional=_SCALES,
         whole=False,
     ),
     # Norms behind the sublayers; the stream is cut into windows before attention, so it is taken where it enters.
     BlockTemplate(
-        "attn norm1 mlp norm2 drop_path1 drop_path2",
-        (_unnormed("attn", "drop_path1", "", "norm1"), _unnormed("mlp", "drop_path2", "mlp", "norm2")),
+        f"attn norm1 mlp norm2 {_DROPS}",
+        _dropped("", "mlp", "norm1", "norm2"),
         optional="norm3",
         order="attn norm1 mlp norm2",
     ),
-    BlockTemplate(
-        "norm1 attn norm2 norm3 mlp norm4",
-        (
-            Output("attn", "norm2", residual="norm1", norm_in="norm1"),
-            Output("mlp", "norm4", residual="norm3", norm_in="norm3"),
-        ),
-        order="norm1 attn norm2 norm3 mlp norm4",
-    ),
-    BlockTemplate(
-        "attn mlp.ln1.linear drop_path1 drop_path2",
-        (
-            _unnormed("attn", "drop_path1", "attn", "mlp.ln1.linear"),
-            _unnormed("mlp", "drop_path2", "mlp", "mlp.ln1.linear"),
-        ),
-        without="local_conv",
-    ),
-    BlockTemplate(
-        "attn.norm attn.qkv local_conv mlp.norm drop_path1 drop_path2",
-        (_unnormed("attn", "drop_path1", "", "attn.norm"), _unnormed("mlp", "drop_path2", "mlp", "mlp.norm")),
-    ),
+    sandwich("attn norm1 norm2", "mlp norm3 norm4", order="norm1 attn norm2 norm3 mlp norm4"),
+    BlockTemplate(f"attn mlp.ln1.linear {_DROPS}", _dropped("attn", "mlp", "mlp.ln1.linear"), "local_conv"),
+    BlockTemplate(f"attn.norm attn.qkv local_conv mlp.norm {_DROPS}", _dropped("", "mlp", "attn.norm", "mlp.norm")),
     BlockTemplate(
         "main.0 main.1.pwise shortcut drop_path",
         (_unnormed("attn", "drop_path", "", "main.0", "main.1.conv_proj"),),
@@ -147,7 +119,7 @@ VISION_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(
         "norm attn.query.proj layer_scale drop_path",
         (Output("attn", "drop_path", residual="norm", norm_in="norm", convolved="attn.query.proj"),),
-        without="conv_cpe_dw",
+        "conv_cpe_dw",
         whole=False,
         when=lambda block: getattr(block, "has_skip", False) is True,
     ),
@@ -157,23 +129,16 @@ VISION_BLOCKS: tuple[BlockTemplate, ...] = (
             _unnormed("attn", "layer_scale_1", "attn", "linear.fc1", "linear"),
             _unnormed("mlp", "layer_scale_2", "linear", "linear.fc1", "linear"),
         ),
-        optional="local_representation attn linear",
+        optional="local_representation",
         whole=False,
     ),
-    BlockTemplate(
-        "norm_in attn_in norm_mlp_in mlp_in norm_out attn_out norm_mlp mlp",
-        (
-            Output("attn", "attn_out", residual="norm_out", norm_in="norm_out"),
-            Output("mlp", "mlp", residual="norm_mlp", norm_in="norm_mlp"),
-        ),
+    pre(
+        "attn_out norm_out",
+        "mlp norm_mlp",
+        also="norm_in attn_in norm_mlp_in mlp_in",
         optional="norm1_proj proj norm2_proj",
         whole=False,
-        streams={
-            "pixels": (
-                Output("attn", "attn_in", residual="norm_in", norm_in="norm_in"),
-                Output("mlp", "mlp_in", residual="norm_mlp_in", norm_in="norm_mlp_in"),
-            )
-        },
+        streams={"pixels": (before("attn", "attn_in", "norm_in"), before("mlp", "mlp_in", "norm_mlp_in"))},
     ),
     BlockTemplate(
         "mhca norm|norm2 mlp mlp_drop_path",
