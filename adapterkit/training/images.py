@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
-from adapterkit.training.data import examine, image_files
 from adapterkit.training.data_files import SPLITS, Notes, gather, is_hidden, listed, name_of
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.image_folder import examine, image_files
 from adapterkit.training.loading import (
     checkpoint_activations,
     label_names,

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from adapterkit.errors import DataError
-from adapterkit.training.data import captioned_images, image_files
 from adapterkit.training.data_files import Notes, content_key, listed, walk
+from adapterkit.training.image_folder import image_files
 
 
 def touch(*paths: Path, content: bytes = b"x") -> None:
@@ -92,44 +91,3 @@ def test_endings_in_any_case_and_what_is_no_image(tmp_path: Path):
     notes = Notes(tmp_path)
     assert [path.name for path in image_files(tmp_path, notes)] == ["a.GIF", "b.tif", "c.jfif", "d.Webp"]
     assert notes.sentences() == ["left out, not a kind of image that is read: 2 (e.heic, notes)"]
-
-
-def test_captions_that_are_empty_odd_or_alone_are_told(tmp_path: Path):
-    for name in ("a", "b", "c", "d"):
-        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-    touch(tmp_path / "a.txt", content="\ufeffa bear\r\nin snow".encode())
-    touch(tmp_path / "b.TXT", content="ein Bär".encode("utf-16"))
-    touch(tmp_path / "b.caption", tmp_path / "typo.txt")
-    touch(tmp_path / "c.txt", content=b" \n")
-    touch(tmp_path / "d.txt", content="Bär".encode("utf-32"))
-    notes = Notes(tmp_path)
-    assert [image.caption for image in captioned_images(tmp_path, None, notes)] == [
-        "a bear in snow",
-        "ein Bär",
-        "",
-        "Bär",
-    ]
-    assert notes.sentences() == [
-        "left out, a caption without an image: 1 (typo.txt)",
-        "left out, a second caption of the same image: 1 (b.caption)",
-        "empty caption: 1 (c.txt)",
-    ]
-
-
-def test_captions_of_other_names_are_told_where_some_are_lacking(tmp_path: Path):
-    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
-    touch(tmp_path / "A1.txt")
-    with pytest.raises(
-        DataError, match=r"(?s)1 of 1 images .* lack .*Captions without an image: 1 \(A1\.txt\)\. .*a\.png"
-    ):
-        captioned_images(tmp_path, None)
-
-
-@pytest.mark.parametrize("content", ["a bear".encode("utf-16-le"), b"\0\0", "Bär".encode("latin-1")])
-def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: bytes):
-    for name in ("a", "b"):
-        Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-        touch(tmp_path / f"{name}.txt", content=content)
-    with pytest.raises(DataError, match=r"2 files: .*save it as UTF-8") as caught:
-        captioned_images(tmp_path, None)
-    assert [path.name for path in caught.value.files] == ["a.txt", "b.txt"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, DataError, UnsupportedModelError
-from adapterkit.training.diffusion import task as diffusion
 from adapterkit.training.diffusion import texts as embeddings
-from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.objectives.noise import NoiseObjective
 from adapterkit.training.diffusion.recipes.unet import StableDiffusion
 from adapterkit.training.diffusion.task import DiffusionTask
 from adapterkit.training.loading import ModelNotFoundError
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
+from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Setting
 from tests.backends.vision_models import CONTEXT, pipeline, unet_xl
@@ -72,7 +72,7 @@ def _given(key: str, overrides: tuple[str, ...]) -> bool:
     return any(override.startswith(f"{key}=") for override in overrides)
 
 
-def prepared(run: Run) -> tuple[DiffusionTask, Images]:
+def prepared(run: Run) -> tuple[DiffusionTask, Pictures]:
     task: Any = run.make_task()
     model = task.load_model()
     return task, task.prepare(Setting(model, torch.device("cpu"), ak.points(model, adapter=run.adapter)))
@@ -133,18 +133,19 @@ def test_cached_embeddings_are_what_the_pipeline_encodes(base: Path, data: Path,
 
 
 def test_latents_are_the_vaes_scaled_and_mirrored_ones_too(base: Path, data: Path, tmp_path: Path):
-    task, images = prepared(make_run(base, data, tmp_path, flip=True))
-    assert images.means.shape == (3, 2, 4, 8, 8)
+    task, images = prepared(make_run(base, data, tmp_path, flip=True, buckets=False))
     with Image.open(data / "1.png") as file:
         left = (21 - 16) / 2
         cut = file.resize((16, 16), Image.Resampling.LANCZOS, box=(left, 0, left + 16, 16))
         pixels = torch.tensor(list(cut.tobytes())).view(16, 16, 3).permute(2, 0, 1)[None] / 127.5 - 1
-    for variant, picture in enumerate((pixels, pixels.flip(-1))):
+    shots = images.examples[1].shots
+    assert [shot.look.mirrored for shot in shots] == [False, True]
+    for shot, picture in zip(shots, (pixels, pixels.flip(-1)), strict=True):
         with torch.no_grad():
             posterior = task.pipe.vae.encode(picture).latent_dist
-        scale = task.pipe.vae.config.scaling_factor
-        assert torch.allclose(images.means[1, variant], posterior.mean[0] * scale, atol=1e-5)
-        assert torch.allclose(images.spreads[1, variant], posterior.std[0] * scale, atol=1e-5)
+        scale, entry = task.pipe.vae.config.scaling_factor, images.latents.get(shot)
+        assert torch.allclose(entry["mean"], posterior.mean[0] * scale, atol=1e-5)
+        assert torch.allclose(entry["spread"], posterior.std[0] * scale, atol=1e-5)
 
 
 def test_an_example_follows_from_its_draw(base: Path, data: Path, tmp_path: Path):
@@ -221,7 +222,7 @@ def test_sdxl_with_its_two_encoders_and_its_sizes(data: Path, tmp_path: Path):
     task, images = prepared(make_run(tmp_path / "model", data, tmp_path / "run"))
     batch = task.collate([images[Draw(i, i)] for i in range(2)])
     states, _, pooled, _ = made.encode_prompt(batch["caption"], device="cpu", do_classifier_free_guidance=False)
-    sizes = torch.tensor([[16, 16, 0, 0, 16, 16]] * 2)
+    sizes = torch.tensor([[16, 20, 0, 0, 14, 18], [16, 21, 0, 0, 14, 18]])
     times, objective = (batch["u"] * 1000).long(), NoiseObjective(task.pipe.scheduler)
     noisy = objective.schedule.add_noise(batch["latents"], batch["noise"], times)
     with torch.no_grad():
@@ -264,7 +265,7 @@ def test_without_prompts_the_first_four_different_captions_are_drawn(base: Path,
 def test_images_need_not_be_square(base: Path, data: Path, tmp_path: Path):
     run = make_run(base, data, tmp_path / "run", "steps=1", resolution=[16, 24])
     _, images = prepared(run)
-    assert images.means.shape[-2:] == (8, 12)
+    assert images[Draw(0, 0)]["latents"].shape[-2:] == (8, 12)
     train(run, silent=True)
     with Image.open(tmp_path / "run/samples/step_000001_p0_s42.png") as image:
         assert image.size == (24, 16)
@@ -272,26 +273,71 @@ def test_images_need_not_be_square(base: Path, data: Path, tmp_path: Path):
     shutil.copytree(base, wide)
     config = wide / "unet/config.json"
     config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": [8, 12]'))
-    assert prepared(make_run(wide, data, tmp_path / "run"))[1].means.shape[-2:] == (8, 12)
+    assert prepared(make_run(wide, data, tmp_path / "run", buckets=False))[1][Draw(0, 0)]["latents"].shape[-2:] == (
+        8,
+        12,
+    )
     config.write_text(config.read_text().replace('"sample_size": [8, 12]', '"sample_size": null'))
     with pytest.raises(ConfigError, match=r"options\.resolution: give one"):
         train(make_run(wide, data, tmp_path / "other"), silent=True)
 
 
-def test_few_images_are_in_memory_at_a_time(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(diffusion, "BATCH", 2)
-    whole = prepared(make_run(base, data, tmp_path / "run", flip=True))[1]
-    encoded: list[int] = []
-    encode = StableDiffusion.encode_pictures
+def test_pictures_keep_their_shapes_in_buckets(base: Path, data: Path, tmp_path: Path):
+    """Batches are of one size, the denoiser sees sizes of one area, and a resumed run is the same."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(data, folder)
+    Image.effect_noise((64, 16), 90).convert("RGB").save(folder / "0.png")
+    Image.effect_noise((16, 16), 90).convert("RGB").save(folder / "1.png")
+    _, images = prepared(make_run(base, folder, tmp_path / "run"))
+    shapes = [tuple(images[Draw(index, 0)]["latents"].shape[-2:]) for index in range(3)]
+    assert shapes == [(4, 16), (8, 8), (7, 9)]
+    train(make_run(base, folder, tmp_path / "whole", "steps=2"), silent=True)
+    train(make_run(base, folder, tmp_path / "parts", "steps=1"), silent=True)
+    train(make_run(base, folder, tmp_path / "parts", "steps=2"), resume=True, silent=True)
+    one, other = (load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
-    def watched(recipe: StableDiffusion, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        encoded.append(len(pictures))
-        return encode(recipe, pictures)
 
-    monkeypatch.setattr(StableDiffusion, "encode_pictures", watched)
-    _, images = prepared(make_run(base, data, tmp_path / "run", flip=True))
-    assert encoded == [2, 2, 1, 1]
-    assert torch.equal(images.means, whole.means)
+def test_a_cache_holds_what_is_computed_and_nothing_is_encoded_twice(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoded: list[str] = []
+    pictures, text = StableDiffusion.encode_pictures, StableDiffusion.encode_text
+
+    def watched_pictures(recipe: StableDiffusion, given: torch.Tensor) -> Any:
+        encoded.append("picture")
+        return pictures(recipe, given)
+
+    def watched_text(recipe: StableDiffusion, given: Any, device: torch.device) -> Any:
+        encoded.append("text")
+        return text(recipe, given, device)
+
+    monkeypatch.setattr(StableDiffusion, "encode_pictures", watched_pictures)
+    monkeypatch.setattr(StableDiffusion, "encode_text", watched_text)
+    found = []
+    for cache in (None, "cache", "cache"):
+        task, images = prepared(make_run(base, data, tmp_path, cache=cache and str(tmp_path / cache)))
+        item = images[Draw(1, 7)]
+        found.append((item["latents"], task.texts([item["caption"]])["states"], sorted(encoded)))
+        encoded.clear()
+    assert [count for *_, count in found] == [["picture"] * 3 + ["text"]] * 2 + [[]]
+    assert all(torch.equal(found[0][part], other[part]) for other in found[1:] for part in (0, 1))
+    next(task.pipe.text_encoder.parameters()).data += 1
+    changed, _ = prepared(make_run(base, data, tmp_path, cache=str(tmp_path / "cache")))
+    assert changed.texts.kept.model == task.texts.kept.model
+    assert task._identity(task.pipe.text_encoder) != task.texts.kept.model
+
+
+def test_a_prior_is_no_caption_of_what_is_learnt(base: Path, data: Path, tmp_path: Path):
+    (tmp_path / "both").mkdir()
+    for name in ("mine", "others"):
+        shutil.copytree(data, tmp_path / "both" / name)
+    concepts = [{"folder": "mine", "trigger": "sks"}, {"folder": "others", "prior": True, "weight": 0.5}]
+    task, images = prepared(make_run(base, tmp_path / "both", tmp_path / "run", prompts=[], concepts=concepts))
+    assert len(images) == 6
+    assert list(task.prompts()) == [f"sks, {caption}" for caption in CAPTIONS]
+    assert list(task.triggers()) == ["sks"]
+    assert sorted(json.loads(task.metadata()["ss_tag_frequency"])) == ["mine"]
 
 
 def test_embeddings_of_a_few_captions_are_kept(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -311,7 +357,7 @@ def test_captions_that_are_cut_are_told(base: Path, data: Path, tmp_path: Path):
     assert task.survey(None).notes == ["empty caption: 1 (2.txt)"]
     model, told = task.load_model(), []
     task.prepare(Setting(model, torch.device("cpu"), ak.points(model), told.append))
-    assert told == ["data: captions cut to the 16 tokens that the text encoder reads: 1 (1.png, 32 tokens)"]
+    assert told[:1] == ["data: captions cut to the 16 tokens that the text encoder reads: 1 (1.png, 32 tokens)"]
 
 
 def test_what_cannot_be_trained_is_named(base: Path, data: Path, tmp_path: Path):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes
-from adapterkit.training.image_files import open_image
+from adapterkit.training.image_files import cover, open_alpha, open_image
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 GREY = np.rint(RAMP * 255).astype("uint8")
@@ -143,3 +144,40 @@ def test_what_an_ending_hides_runs_no_program(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     with pytest.raises(DataError, match="of no format that is read"):
         open_image(tmp_path / "a.png")
+
+
+def test_transparency_becomes_white_and_exif_turns_the_image(tmp_path: Path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    Image.new("LA", (4, 4), (0, 255)).save(tmp_path / "grey.png")
+    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (0, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 8)).save(tmp_path / "turned.png", exif=exif)
+    assert open_image(tmp_path / "turned.png").size == (8, 4)
+
+
+def test_cover_cuts_out_the_centre_and_keeps_values(tmp_path: Path):
+    wide = Image.new("RGB", (12, 4), "white")
+    wide.paste((255, 0, 51), (4, 0, 8, 4))  # the middle third
+    pixels = cover(wide, 4, 4)
+    assert pixels.shape == (3, 4, 4)
+    expected = torch.tensor([1.0, 0.0, 0.2]).view(3, 1, 1).expand(3, 4, 4)
+    assert torch.equal(pixels, expected)
+    assert cover(wide.convert("L"), 2, 2).shape == (1, 2, 2)
+
+
+def test_opacity_is_read_upright_where_there_is_any(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("LA", (4, 8), (7, 40))
+    image.putpixel((0, 7), (7, 255))
+    image.save(tmp_path / "a.png", exif=exif)
+    alpha = open_alpha(tmp_path / "a.png")
+    assert alpha is not None
+    assert (alpha.mode, alpha.size, alpha.getpixel((0, 0)), alpha.getpixel((1, 0))) == ("L", (8, 4), 255, 40)
+    Image.new("RGB", (4, 8)).save(tmp_path / "b.png")
+    assert open_alpha(tmp_path / "b.png") is None
+    (tmp_path / "c.png").write_text("x")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        open_alpha(tmp_path / "c.png")

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import ViTForImageClassification
 
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of
-from adapterkit.training.data import DataError
 from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.preprocessing import pixels_of

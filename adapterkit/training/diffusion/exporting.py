@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +11,19 @@ from torch import Tensor
 
 from adapterkit.formats.foreign_names import known_base
 from adapterkit.handle.listing import points
-from adapterkit.training.data import captioned_images
 from adapterkit.training.data_files import name_of
-from adapterkit.training.diffusion.options import Options
-from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.diffusion.material import Material
 from adapterkit.training.export.libraries import diffusers_reader
 from adapterkit.training.export.scripts import scripts_metadata
-from adapterkit.training.sizes import Size
-from adapterkit.training.task import OtherReader, Task
+from adapterkit.training.task import OtherReader
 
 _PROBED = 4
 """Denoising steps of the picture that shows whether an exported file is what was trained."""
 _READ_BY_DIFFUSERS = frozenset({"kohya", "comfy", "diffusers"})
 
 
-class Exporting(Task):
+class Exporting(Material):
     """The part of the task that knows other tools."""
-
-    options: Options
-    pipe: Any
-    recipe: Recipe
-    size: Size
 
     def exports(self) -> Sequence[str]:
         """For the UIs, by kohya's names, or by ComfyUI's where newer models have no others; and for diffusers."""
@@ -42,8 +33,7 @@ class Exporting(Task):
     def metadata(self) -> Mapping[str, str]:
         """As kohya's scripts write it."""
         folder = Path(self.config.data)
-        images = captioned_images(folder, self.options.caption)
-        captions = [(name_of(image.path.parent, folder), image.caption) for image in images]
+        captions = [(name_of(picture.path.parent, folder), picture.caption) for picture in self.learnt()]
         return scripts_metadata(self.config, captions, self.size)
 
     def probe(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.sizes import Resolution
+from adapterkit.training.pictures.options import PictureOptions
 
 
 def _rising(value: tuple[float, float]) -> tuple[float, float]:
@@ -63,23 +63,6 @@ class ObjectiveOptions(Section):
     teacher: bool = False
     preserve_weight: float = Field(0.0, ge=0)
     preserve_caption: str = ""
-
-
-class PictureOptions(Section):
-    """What is made of the folder.
-
-    Attributes:
-        resolution: Side of the square that images are cut to, or `[height, width]`, in pixels; by default what the
-            denoiser was made for.
-        flip: Mirror half of the images.
-        caption: For images that have no text file.
-        caption_dropout: Share of the steps' captions that are emptied, so that guidance keeps working.
-    """
-
-    resolution: Resolution = None
-    flip: bool = False
-    caption: str | None = None
-    caption_dropout: float = Field(0.1, ge=0, le=1)
 
 
 class SampleOptions(Section):

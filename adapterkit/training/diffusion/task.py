@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,15 @@ import torch
 from torch import Tensor
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.data import Captioned, captioned_images, cover, examine, open_image
-from adapterkit.training.data_files import Notes, content_key, gather, listed, name_of
-from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.exporting import Exporting
-from adapterkit.training.diffusion.images import Images
 from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
-from adapterkit.training.diffusion.texts import Texts
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
+from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.sizes import size_of
 from adapterkit.training.task import Setting, sample_name
-
-BATCH = 8
-"""Images that the VAE encodes at a time."""
 
 
 class DiffusionTask(Exporting):
@@ -37,17 +30,6 @@ class DiffusionTask(Exporting):
     options: Options
     free_options = frozenset(SampleOptions.model_fields)
 
-    def survey(self, before: DataRecord | None) -> DataRecord:
-        """Finds the images and their captions, and decodes every image once."""
-        folder = Path(self.config.data)
-        notes = Notes(folder)
-        images = captioned_images(folder, self.options.caption, notes)
-        keys = gather([image.path for image in images], lambda path: examine(path, notes))
-        files = {name_of(image.path, folder): key for image, key in zip(images, keys, strict=True)}
-        sources = {image.source for image in images if image.source is not None}
-        files |= {name_of(path, folder): content_key(path) for path in sorted(sources)}
-        return DataRecord(files, notes=notes.sentences())
-
     def outline(self) -> Any:
         """The pipeline's modules, without those that training does not need."""
         return outline_pipeline(self.config.model)
@@ -58,19 +40,14 @@ class DiffusionTask(Exporting):
         self.pipe.set_progress_bar_config(disable=True)
         return self.pipe
 
-    def prepare(self, setting: Setting) -> Images:
+    def prepare(self, setting: Setting) -> Pictures:
         """Computes the latents; the captions' embeddings are kept where the adapter leaves them alone."""
         self._set_up(setting.device)
-        images = captioned_images(Path(self.config.data), self.options.caption)
-        self.captions = [image.caption for image in images]
+        self.captions = [picture.caption for picture in self.learnt()]
         self.recipe.check()
-        self._tell_what_is_cut(images, setting.tell)
-        means, spreads = self._latents([image.path for image in images])
-        live = bool(setting.components & self.recipe.text_parts().keys())
-        self.texts = Texts(self.recipe, setting.device, live)
+        self.texts = self.captions_told(setting)
         self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
-        sizes = torch.tensor([*self.size, 0, 0, *self.size]).expand(len(images), -1)
-        return Images(means, spreads, self.captions, sizes, self.options.caption_dropout)
+        return self.examples(self.surveyed[0], setting.tell)
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """Only the size of the images is needed."""
@@ -125,28 +102,3 @@ class DiffusionTask(Exporting):
         if size[0] % multiple or size[1] % multiple:
             raise ConfigError([f"options.resolution: must be a multiple of {multiple}, not {told}"], "run")
         self.size = size
-
-    def _tell_what_is_cut(self, images: Sequence[Captioned], tell: Callable[[str], object]) -> None:
-        """Text encoders read so many tokens of a caption, and no more."""
-        for tokenizer, limit in self.recipe.token_limits():
-            long = [
-                f"{image.path.name}, {count} tokens"
-                for image in images
-                if (count := len(tokenizer(image.caption, verbose=False)["input_ids"])) > limit
-            ]
-            if long:
-                tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
-                return
-
-    def _latents(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        """Means and deviations of all images, of which only a few are in memory at a time."""
-        parts = [self._encoded(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
-        means, spreads = (torch.cat(halves) for halves in zip(*parts, strict=True))
-        return means, spreads
-
-    def _encoded(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        pictures = torch.stack([cover(open_image(path), self.size[1], self.size[0]) for path in paths])
-        variants = [pictures, pictures.flip(-1)] if self.options.flip else [pictures]
-        encoded = [self.recipe.encode_pictures(variant) for variant in variants]
-        means, spreads = (torch.stack(parts, dim=1) for parts in zip(*encoded, strict=True))
-        return means, spreads

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 
 from adapterkit.training.diffusion.conditioning import Conditioning, joined
 from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.pictures.embeddings import Embeddings
+from adapterkit.training.pictures.store import MemoryStore, Store
 
 _KEPT = 1024  # captions whose embeddings are in memory: of a long text up to a megabyte each
 
@@ -20,17 +21,22 @@ class Texts:
         recipe: How captions are read.
         device: Where the encoders are.
         live: Whether they change, so that nothing is kept.
+        store: Keeps what they make of captions; by default memory.
+        model: Says which encoders they are, where others share the store.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, live: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, live: bool, store: Store | None = None, model: str = ""
+    ) -> None:
         self.recipe, self.device, self.live = recipe, device, live
-        self.kept = functools.lru_cache(_KEPT)(self.encoded)
+        self.kept = Embeddings(store or MemoryStore(_KEPT), model, self.encoded)
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Of several captions, as one batch."""
         if self.live:
             return self.recipe.encode_text(texts, self.device)
-        return joined([self.kept(text) for text in texts])
+        told = joined([self.kept(text) for text in texts])
+        return {name: tensor.to(self.device) for name, tensor in told.items()}
 
     @torch.no_grad()
     def encoded(self, text: str) -> Conditioning:

@@ -23,6 +23,11 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def touch(*paths: Path, content: bytes = b"x") -> None:
+    for path in paths:
+        path.write_bytes(content)
+
+
 def found(folder: Path, **how: object) -> tuple[list[Found], list[str]]:
     notes = Notes(folder)
     return Reading(**how).find(folder, notes), notes.sentences()  # type: ignore[arg-type]
@@ -66,11 +71,45 @@ def test_folders_that_are_absent_or_empty(tmp_path: Path):
         found(tmp_path)
 
 
-def test_a_caption_that_is_no_text(tmp_path: Path):
+def test_captions_that_are_empty_odd_or_alone_are_told(tmp_path: Path):
+    for name in ("a", "b", "c", "d"):
+        picture(tmp_path / f"{name}.png")
+    touch(tmp_path / "a.txt", content="\ufeffa bear\r\nin snow".encode())
+    touch(tmp_path / "b.TXT", content="ein Bär".encode("utf-16"))
+    touch(tmp_path / "b.caption", tmp_path / "typo.txt")
+    touch(tmp_path / "c.txt", content=b" \n")
+    touch(tmp_path / "d.txt", content="Bär".encode("utf-32"))
+    notes = Notes(tmp_path)
+    assert [image.caption for image in Reading().find(tmp_path, notes)] == [
+        "a bear in snow",
+        "ein Bär",
+        "",
+        "Bär",
+    ]
+    assert notes.sentences() == [
+        "left out, a caption without an image: 1 (typo.txt)",
+        "left out, a second caption of the same image: 1 (b.caption)",
+        "empty caption: 1 (c.txt)",
+    ]
+
+
+def test_captions_of_other_names_are_told_where_some_are_lacking(tmp_path: Path):
     picture(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"(?s)1 file: cannot be read as UTF-8 text .*; save it as UTF-8:.*a\.txt"):
+    touch(tmp_path / "A1.txt")
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 1 images .* lack .*Captions without an image: 1 \(A1\.txt\)\. .*a\.png"
+    ):
         found(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["a bear".encode("utf-16-le"), b"\0\0", "Bär".encode("latin-1")])
+def test_every_caption_of_an_unknown_encoding_is_named(tmp_path: Path, content: bytes):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+        touch(tmp_path / f"{name}.txt", content=content)
+    with pytest.raises(DataError, match=r"2 files: .*save it as UTF-8") as caught:
+        found(tmp_path)
+    assert [path.name for path in caught.value.files] == ["a.txt", "b.txt"]
 
 
 def test_a_table_of_hugging_face_in_lines_or_with_commas(tmp_path: Path):

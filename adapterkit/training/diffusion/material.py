@@ -1,0 +1,92 @@
+"""What the task learns from: pictures as latents, captions as embeddings, computed before the steps and kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterkit.training.data_files import listed
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.diffusion.options import Options
+from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.diffusion.texts import Texts
+from adapterkit.training.pictures.dataset import Pictures
+from adapterkit.training.pictures.identity import identity_of
+from adapterkit.training.pictures.latents import Latents
+from adapterkit.training.pictures.plan import Plan
+from adapterkit.training.pictures.store import FolderStore, MemoryStore
+from adapterkit.training.pictures.survey import Picture, survey
+from adapterkit.training.sizes import Size
+from adapterkit.training.task import Setting, Task
+
+
+class Material(Task):
+    """The part of the task that knows pictures and captions."""
+
+    options: Options
+    pipe: Any
+    recipe: Recipe
+    size: Size
+
+    @functools.cached_property
+    def surveyed(self) -> tuple[list[Picture], DataRecord]:
+        """The pictures, and what a run keeps of them."""
+        return survey(Path(self.config.data), self.options)
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Finds the pictures and their captions, and decodes every picture once."""
+        return self.surveyed[1]
+
+    def learnt(self) -> list[Picture]:
+        """The pictures that are not a prior."""
+        return [picture for picture in self.surveyed[0] if not picture.concept.prior]
+
+    def triggers(self) -> Sequence[str]:
+        """Those of the concepts."""
+        return list(dict.fromkeys(picture.concept.trigger for picture in self.learnt() if picture.concept.trigger))
+
+    def captions_told(self, setting: Setting) -> Texts:
+        """What the denoiser is told about captions, kept where the adapter leaves the encoders alone."""
+        self._tell_captions_that_are_cut(self.surveyed[0], setting.tell)
+        encoders = self.recipe.text_parts()
+        live = bool(setting.components & encoders.keys())
+        model = "" if live else self._identity(*encoders.values())
+        return Texts(self.recipe, setting.device, live, self._store(setting.tell), model)
+
+    def examples(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Pictures:
+        """Examples of these pictures, with all latents computed."""
+        plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple)
+        for sentence in plan.sentences():
+            tell(f"data: {sentence}")
+        examples = plan.examples()
+        latents = Latents(
+            self._store(tell) or MemoryStore(), self._identity(self.pipe.vae), self.recipe.encode_pictures
+        )
+        latents.prepare([shot for example in examples for shot in example.shots], tell)
+        return Pictures(examples, latents, self.options.unmasked_weight)
+
+    def _store(self, tell: Callable[[str], object]) -> FolderStore | None:
+        """What outlives the run; None where memory does."""
+        return None if self.options.cache is None else FolderStore(Path(self.options.cache), tell)
+
+    def _identity(self, *modules: torch.nn.Module) -> str:
+        """Which models compute something, and how; of no use in memory."""
+        if self.options.cache is None:
+            return ""
+        return f"{type(self.recipe).__qualname__} {identity_of(*modules)}"
+
+    def _tell_captions_that_are_cut(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> None:
+        """Text encoders read so many tokens of a caption, and no more."""
+        for tokenizer, limit in self.recipe.token_limits():
+            long = [
+                f"{picture.path.name}, {count} tokens"
+                for picture in pictures
+                if (count := len(tokenizer(picture.caption, verbose=False)["input_ids"])) > limit
+            ]
+            if long:
+                tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
+                return
