@@ -63,7 +63,7 @@ def test_a_style_is_trained_and_sampled(model: Path, data: Path, tmp_path: Path)
 
 def test_the_loss_is_that_of_what_the_pipeline_itself_predicts(model: Path, data: Path, tmp_path: Path):
     """The pipeline's own loop says what the denoiser predicts; the target is that of the paper, in float64."""
-    task, batch = prepared(make_run(model, data, tmp_path / "run", caption_dropout=0.0))
+    task, batch = prepared(make_run(model, data, tmp_path / "run", caption_dropout=0.0, resolution=[32, 64]))
     times = task.learning.objective.times(batch["u"], task.recipe.tokens(batch["latents"])).double()
     latents, noise = batch["latents"].double(), batch["noise"].double()
     kind = task.pipe.scheduler.config.get("prediction_type", "flow_prediction")
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_what_the_pipeline_itself_predicts(model: Path, data
         kept = torch.cumprod(1 - betas, 0)[times.long()].view(-1, 1, 1, 1)
         noisy, target, clock = kept.sqrt() * latents + (1 - kept).sqrt() * noise, noise, times
     found = [
-        own_prediction(task.pipe, batch["caption"][row], noisy[row : row + 1].float(), time, (32, 32))
+        own_prediction(task.pipe, batch["caption"][row], noisy[row : row + 1].float(), time, (32, 64))
         for row, time in enumerate(clock.tolist())
     ]
     expected = ((torch.cat(found).double() - target) ** 2).mean()

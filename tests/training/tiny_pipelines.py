@@ -54,7 +54,7 @@ def vae(**options: Any) -> diffusers.AutoencoderKL:
 def sd3(folder: Path) -> Any:
     tokenizer = vision_models._tokenizer(folder)
     return diffusers.StableDiffusion3Pipeline(
-        transformer=diffusion_models.sd3(),
+        transformer=diffusion_models.sd3(pos_embed_max_size=16),
         vae=vae(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=clip(CLIPTextModelWithProjection, 4),

@@ -59,7 +59,7 @@ class Material(Task):
 
     def examples(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Pictures:
         """Examples of these pictures, with all latents computed."""
-        plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple)
+        plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple, self.recipe.longest)
         for sentence in plan.sentences():
             tell(f"data: {sentence}")
         examples = plan.examples()

@@ -98,6 +98,11 @@ class Recipe(ABC):
         """Pixels of a picture's side to one of its latents'."""
         return self.pipe.vae_scale_factor
 
+    @property
+    def longest(self) -> int | None:
+        """Pixels of the longest side that the denoiser takes; None where there is no limit."""
+        return None
+
     def size(self) -> Size | None:
         """Height and width in pixels that the model was made for; None where it does not say."""
         told = self.model.config.get("sample_size", getattr(self.pipe, "default_sample_size", None))

@@ -26,12 +26,14 @@ class Buckets:
         step: All other sides are multiples of it, in pixels; 0 for that size alone.
         max_aspect: The longer side by the shorter, at most.
         upscale: Whether smaller pictures are enlarged. Otherwise their own sides are cut to multiples of the step.
+        longest: No other side is longer, in pixels; None for no such limit.
     """
 
     size: Size
     step: int
     max_aspect: float = 4.0
     upscale: bool = True
+    longest: int | None = None
 
     @functools.cached_property
     def sizes(self) -> list[Size]:
@@ -42,9 +44,9 @@ class Buckets:
         if not self.step:
             return set()
         area = math.prod(self.size)
-        longest = math.isqrt(int(area * self.max_aspect))
+        longest = min(math.isqrt(int(area * self.max_aspect)), self.longest or area)
         sides = range(self.step, longest + 1, self.step)
-        pairs = [(side, area // side // self.step * self.step) for side in sides]
+        pairs = [(side, min(area // side, longest) // self.step * self.step) for side in sides]
         fitting = [(a, b) for a, b in pairs if b and max(a, b) <= self.max_aspect * min(a, b)]
         return {*fitting, *((b, a) for a, b in fitting)}
 

@@ -133,12 +133,13 @@ class PictureOptions(Manner):
         masks = {None: None, ALPHA: None, BESIDE: BESIDE}.get(concept.masks, data / (concept.masks or ""))
         return Reading(concept.caption, self.caption_column, masks, self.named_repeats)
 
-    def buckets_of(self, size: Size, multiple: int) -> Buckets:
+    def buckets_of(self, size: Size, multiple: int, longest: int | None = None) -> Buckets:
         """The sizes that pictures are brought to.
 
         Args:
             size: Height and width that are asked for.
             multiple: The model's, for sides in pixels.
+            longest: Side in pixels that the model takes.
 
         Raises:
             ConfigError: `bucket_step` is no multiple of it.
@@ -147,7 +148,7 @@ class PictureOptions(Manner):
             raise ConfigError([f"options.bucket_step: must be a multiple of {multiple}, not {self.bucket_step}"], "run")
         many = self.buckets if self.buckets is not None else not isinstance(self.resolution, (list, tuple))
         step = (self.bucket_step or default_step(size, multiple)) if many else 0
-        return Buckets(size, step, self.max_aspect, self.upscale)
+        return Buckets(size, step, self.max_aspect, self.upscale, longest)
 
     def variety(self, concept: Concept) -> Variety:
         """How many looks a concept's pictures have."""

@@ -27,7 +27,14 @@ class Plan:
     options: PictureOptions
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture], options: PictureOptions, size: Size, multiple: int) -> Plan:
+    def of(
+        cls,
+        pictures: Sequence[Picture],
+        options: PictureOptions,
+        size: Size,
+        multiple: int,
+        longest: int | None = None,
+    ) -> Plan:
         """For a model.
 
         Args:
@@ -35,11 +42,12 @@ class Plan:
             options: How it is brought to sizes.
             size: Height and width that are asked for, or that the model was made for.
             multiple: Of sides in pixels, which the model needs.
+            longest: Side in pixels that the model takes.
 
         Raises:
             ConfigError: The options do not fit the model.
         """
-        buckets = options.buckets_of(size, multiple)
+        buckets = options.buckets_of(size, multiple, longest)
         return cls(pictures, [Frame(picture.size, buckets.of(picture.size)) for picture in pictures], options)
 
     def examples(self) -> list[Example]:

@@ -53,6 +53,13 @@ def test_without_upscaling_nothing_that_has_a_step_is_enlarged(height: int, widt
     assert max(size) <= 4 * min(size)
 
 
+def test_a_model_may_limit_the_longest_side():
+    buckets = Buckets((1024, 1024), 64, longest=1200)
+    assert max(max(size) for size in buckets.sizes) == 1152
+    assert buckets.of((100, 5000)) == (320, 1152)
+    assert Buckets((16, 16), 2, longest=16).of((16, 20)) == (12, 16)
+
+
 def test_the_step_follows_the_size_and_the_model():
     assert [default_step((side, side), 8) for side in (1024, 512, 256, 100)] == [64, 64, 32, 8]
     assert default_step((16, 16), 2) == 2

@@ -19,6 +19,11 @@ class StableDiffusion3(Recipe):
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer", "tokenizer_2", "tokenizer_3")
     patch: ClassVar[int] = 2
 
+    @property
+    def longest(self) -> int | None:
+        """As many positions as it has."""
+        return self.model.config.pos_embed_max_size * self.multiple
+
     def token_limits(self) -> list[tuple[Any, int]]:
         """CLIP's 77 only where there is no T5, which reads more."""
         if self.pipe.text_encoder_3 is not None:
