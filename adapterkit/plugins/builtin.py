@@ -333,6 +333,11 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
             "adapterkit.training.language.task:CausalLMTask",
             summary="a language model from texts, prompts with their completions, or conversations",
         ),
+        TaskSpec(
+            "preference",
+            "adapterkit.training.language.preference.task:PreferenceTask",
+            summary="a language model from pairs of answers, or answers that are good or bad (DPO and its kin)",
+        ),
     ]
 
 

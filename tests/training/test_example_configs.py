@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterkit.plugins import builtin
 from adapterkit.training.run import load_run
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -15,6 +16,6 @@ def test_the_configs_of_the_examples_are_valid(name: str):
     assert run.config.steps > 0
 
 
-def test_there_are_configs_for_all_three_modalities():
+def test_there_are_configs_for_all_tasks():
     tasks = {load_run(path).config.task for path in CONFIGS.glob("*.yaml")}
-    assert tasks == {"diffusion", "image-classification", "causal-lm"}
+    assert tasks == {spec.name for spec in builtin.adapterkit_register_tasks()}

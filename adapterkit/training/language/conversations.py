@@ -9,6 +9,7 @@ from typing import Any
 from adapterkit.training.language.rows import Row
 
 Message = Mapping[str, Any]
+Span = tuple[int, int]
 ASSISTANT = "assistant"
 _ROLES = {
     "system": "system",
@@ -29,6 +30,24 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
+class Rendered:
+    """A text, and which of it is to be learnt.
+
+    Attributes:
+        text: All of it.
+        learnt: Beginnings and ends of what is learnt, in characters.
+        framed: Whether it stands alone, so that the tokenizer's marks of beginning and end belong around it; a template
+            writes its own.
+        whole: Whether it is a document, which may be split.
+    """
+
+    text: str
+    learnt: Sequence[Span]
+    framed: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
 class Document:
     """A text by itself."""
 
@@ -42,6 +61,12 @@ class Exchange:
     prompt: str
     completion: str
     system: str = ""
+
+    def plain(self) -> Rendered:
+        """One behind the other, as they are."""
+        before = (f"{self.system}\n\n" if self.system else "") + self.prompt
+        text = before + self.completion
+        return Rendered(text, [(len(before), len(text))], framed=True)
 
     def conversation(self) -> Conversation:
         """The same as turns of a user and an assistant."""

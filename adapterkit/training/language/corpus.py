@@ -9,10 +9,10 @@ from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.data_files import Notes, content_key, name_of
-from adapterkit.training.language.conversations import Conversation, Document, Exchange
+from adapterkit.training.language.conversations import Conversation, Document, Exchange, Rendered
 from adapterkit.training.language.layouts import LANGUAGE, Columns, Layout, Read, read_as
 from adapterkit.training.language.rows import Row, read_rows, row_files
-from adapterkit.training.language.templates import PLAIN, TURNS, Rendered, Template
+from adapterkit.training.language.templates import PLAIN, TURNS, Template
 from adapterkit.training.language.tokens import Encoded
 
 Said = Document | Exchange | Conversation
@@ -112,9 +112,7 @@ def _rendered(said: Said, row: Row, template: Template | None) -> list[Rendered]
         return [Rendered(said.text, [(0, len(said.text))], framed=True, whole=True)]
     if template is None:
         assert isinstance(said, Exchange)
-        before = (f"{said.system}\n\n" if said.system else "") + said.prompt
-        text = before + said.completion
-        return [Rendered(text, [(len(before), len(text))], framed=True)]
+        return [said.plain()]
     try:
         return template.answers(said.conversation() if isinstance(said, Exchange) else said)
     except ValueError as error:
@@ -126,3 +124,9 @@ def stops(examples: Sequence[Encoded], ends: Sequence[int]) -> Iterator[str]:
     endless = sum(not set(one.tokens[one.learnt].tolist()) & set(ends) for one in examples)
     if ends and endless:
         yield f"answers without the token {ends[0]}, at which generation ends: {endless} examples"
+
+
+def files_of(source: Source, validation: Source | None) -> dict[str, str]:
+    """Name -> `content_key` of all that is trained on or measured with."""
+    measured = validation.files if validation is not None else {}
+    return {**source.files, **{f"validation/{name}": key for name, key in measured.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from adapterkit.errors import DataError
 from adapterkit.training.config import RunConfig
@@ -14,6 +15,8 @@ from adapterkit.training.language.packing import Lines, Packing, joined, packed
 from adapterkit.training.language.templates import Template
 from adapterkit.training.language.tokens import Encoded, Encoder, end_marks
 from adapterkit.training.order import derive_seed
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def make_examples(
     packing = packing or ("joined" if source.is_text else "rows")
     if packing == "joined":
         return _blocks(found, options, source, facts, notes)
-    training, measured = found if validation is not None else _split(found[0], options.validation_fraction, config.seed)
+    training, measured = (
+        found if validation is not None else split_rows(found[0], options.validation_fraction, config.seed)
+    )
     fitting = Fitting(options.block_size, options.too_long)
     examples, held_out = (fitting([one for row in rows for one in row]) for rows in (training, measured))
     if not examples:
@@ -110,8 +115,12 @@ def _encoded(source: Source, encoder: Encoder, template: Template | None, model:
     return [[next(encoded) for _ in row] for row in texts]
 
 
-def _split(rows: Sequence[list[Encoded]], share: float, seed: int) -> tuple[list[list[Encoded]], list[list[Encoded]]]:
-    """The rows to train on and those that are held out, at least one of either."""
+def split_rows(rows: Sequence[_Row], share: float, seed: int) -> tuple[list[_Row], list[_Row]]:
+    """The rows to train on and those that are held out, at least one of either; none where the share is 0.
+
+    Raises:
+        DataError: There is one row.
+    """
     if not share:
         return list(rows), []
     if len(rows) < 2:

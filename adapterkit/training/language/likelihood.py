@@ -28,3 +28,8 @@ def token_losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def learnt_in(batch: Mapping[str, Tensor]) -> Tensor:
     """How many tokens the loss of a batch is the mean of."""
     return (batch["labels"][:, 1:] != IGNORED).sum()
+
+
+def tokens_in(batch: Mapping[str, Tensor]) -> int:
+    """How many tokens the model reads, but for padding that a mask tells."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()

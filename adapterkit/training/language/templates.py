@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.language.conversations import Conversation
+from adapterkit.training.language.conversations import Conversation, Rendered, Span
 from adapterkit.training.text_files import read_text
 
 PLAIN, TURNS = "plain", "turns"
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A text, and which of it is to be learnt.
-
-    Attributes:
-        text: All of it.
-        learnt: Beginnings and ends of what is learnt, in characters.
-        framed: Whether it stands alone, so that the tokenizer's marks of beginning and end belong around it; a template
-            writes its own.
-        whole: Whether it is a document, which may be split.
-    """
-
-    text: str
-    learnt: Sequence[Span]
-    framed: bool = False
-    whole: bool = False
 
 
 class Template:
@@ -59,20 +38,25 @@ class Template:
         """
         return self._rendered(conversation, ask=ask)[0]
 
-    def answers(self, conversation: Conversation) -> list[Rendered]:
+    def answers(self, conversation: Conversation, after: int = 0) -> list[Rendered]:
         """The conversation with the assistant's answers to be learnt.
 
         They are where the template marks them, or else what each adds to the messages before it. A template
         may write an answer otherwise once it is no longer the last (without its reasoning, say). Then each answer is an
         example of its own, behind what stands before it when the model is asked.
 
+        Args:
+            conversation: Its messages.
+            after: Only what is said after so many of them is learnt.
+
         Raises:
             ValueError: The template does not take these messages, or does not write what it asks with.
         """
         if self.marked:
             text, spans = self._rendered(conversation)
-            return [Rendered(text, spans)]
-        examples = [self._last(conversation.until(place + 1)) for place in conversation.answers]
+            before = len(self.render(conversation.until(after))) if after else 0
+            return [Rendered(text, [span for span in spans if span[1] > before])]
+        examples = [self._last(conversation.until(place + 1)) for place in conversation.answers if place >= after]
         text = self.render(conversation)
         if all(text.startswith(example.text) for example in examples):
             return [Rendered(text, [span for example in examples for span in example.learnt])]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.language.templates import Rendered, Span
+from adapterkit.training.language.conversations import Rendered, Span
 
 _AT_ONCE = 256
 Learn = Literal["completions", "everything"]

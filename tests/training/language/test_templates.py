@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.language.conversations import Conversation, Exchange, asked
-from adapterkit.training.language.templates import Rendered, template_of
+from adapterkit.training.language.conversations import Conversation, Exchange, Rendered, asked
+from adapterkit.training.language.templates import template_of
 from adapterkit.training.language.tokens import Encoder
 from tests.training.language.tiny import BY_ROLE, FORGETFUL, MARKED, STRICT, WORDS, tokenizer
 
