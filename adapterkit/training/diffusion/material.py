@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from adapterkit.training.pictures.latents import Latents
 from adapterkit.training.pictures.plan import Plan
 from adapterkit.training.pictures.store import FolderStore, MemoryStore
 from adapterkit.training.pictures.survey import Picture, survey
-from adapterkit.training.sizes import Size
+from adapterkit.training.sizes import Size, size_of
 from adapterkit.training.task import Setting, Task
 
 
@@ -39,7 +40,10 @@ class Material(Task):
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the pictures and their captions, and decodes every picture once."""
-        return self.surveyed[1]
+        pictures, record = self.surveyed
+        size = size_of(self.options.resolution)
+        plan = {} if size is None else Plan.of(pictures, self.options, size, 1).facts()  # but for the model's multiple
+        return replace(record, facts={**record.facts, **plan})
 
     def learnt(self) -> list[Picture]:
         """The pictures that are not a prior."""
@@ -60,8 +64,8 @@ class Material(Task):
     def examples(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Pictures:
         """Examples of these pictures, with all latents computed."""
         plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple, self.recipe.longest)
-        for sentence in plan.sentences():
-            tell(f"data: {sentence}")
+        for name, value in plan.facts().items():
+            tell(f"data: {name}: {value}")
         examples = plan.examples()
         latents = Latents(
             self._store(tell) or MemoryStore(), self._identity(self.pipe.vae), self.recipe.encode_pictures

@@ -58,37 +58,42 @@ class Plan:
         looks = self.options.variety(picture.concept).looks(frame, picture.key)
         return Example(picture, [Shot(picture, look) for look in looks])
 
-    def sentences(self) -> list[str]:
-        """Counts of pictures by size, and what is cut, enlarged or shown more often than once."""
-        told = [*self._counts(), self._sizes(), self._cut(), self._enlarged()]
-        return [sentence for sentence in told if sentence]
+    def facts(self) -> dict[str, str]:
+        """Pictures by concept and by size, and what is cut or enlarged; nothing of what there is none of."""
+        told = {
+            **self._counts(),
+            "sizes": self._sizes(),
+            "cut to their sizes": self._cut(),
+            "enlarged": self._enlarged(),
+        }
+        return {name: value for name, value in told.items() if value}
 
-    def _counts(self) -> list[str]:
+    def _counts(self) -> dict[str, str]:
         if len(self.options.folders()) == 1 and not any(picture.repeats > 1 for picture in self.pictures):
-            return []
+            return {}
         shown = {concept: Counter[str]() for concept in self.options.folders()}
         for picture in self.pictures:
             shown[picture.concept].update(pictures=1, examples=picture.repeats)
-        return [
-            f"{c.folder}{' (prior)' * c.prior}: {count['pictures']} pictures, {count['examples']} examples"
+        return {
+            f"{c.folder}{' (prior)' * c.prior}": f"{count['pictures']} pictures, {count['examples']} examples"
             for c, count in shown.items()
-        ]
+        }
 
     def _sizes(self) -> str:
         counts = Counter(frame.size for frame in self.frames)
         if len(counts) < 2:
             return ""
         told = [f"{width} x {height} ({count})" for (height, width), count in counts.most_common()]
-        return f"sizes: {', '.join(told[:_SHOWN])}{f' and {len(told) - _SHOWN} more' * (len(told) > _SHOWN)}"
+        return f"{', '.join(told[:_SHOWN])}{f' and {len(told) - _SHOWN} more' * (len(told) > _SHOWN)}"
 
     def _cut(self) -> str:
         cut = {p.path.name: f.cut for p, f in zip(self.pictures, self.frames, strict=True) if f.cut > _CUT}
         if not cut:
             return ""
         names = [f"{name} {share:.0%}" for name, share in sorted(cut.items(), key=lambda item: -item[1])]
-        return f"cut to their sizes, by {sum(cut.values()) / len(cut):.0%} on average: {listed(names)}"
+        return f"by {sum(cut.values()) / len(cut):.0%} on average, {listed(names)}"
 
     def _enlarged(self) -> str:
         scales = {p.path.name: f.scale for p, f in zip(self.pictures, self.frames, strict=True) if f.scale > 1}
         names = [f"{name} {scale:.2g} times" for name, scale in sorted(scales.items(), key=lambda item: -item[1])]
-        return f"enlarged: {listed(names)}" if names else ""
+        return listed(names) if names else ""

@@ -64,7 +64,7 @@ def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataReco
     pictures = [picture for concept in options.folders() for picture in pictures_of(concept, data, options, notes)]
     if all(picture.concept.prior for picture in pictures):
         raise DataError(f"data {data} holds nothing to learn: all of options.concepts are priors")
-    return pictures, DataRecord(_files(pictures, data), notes=notes.sentences())
+    return pictures, DataRecord(_files(pictures, data), notes=notes.sentences(), facts=_facts(pictures))
 
 
 def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: Notes) -> list[Picture]:
@@ -90,6 +90,18 @@ def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
     source = found.path if opacity else found.mask
     mask = None if source is None else Mask.at(source, opacity=opacity, picture=size)
     return Picture(found, concept, size, content_key(found.path), mask)
+
+
+def _facts(pictures: Sequence[Picture]) -> dict[str, str]:
+    heights, widths = zip(*(picture.size for picture in pictures), strict=True)
+    longest = max(pictures, key=lambda picture: len(picture.caption.split()))
+    told = {
+        "pictures": f"{len(pictures)}, from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)}",
+        "without a caption of their own": str(sum(picture.found.source is None for picture in pictures)),
+        "with a mask": str(sum(picture.mask is not None for picture in pictures)),
+        "longest caption": f"{len(longest.caption.split())} words, of {longest.path.name}",
+    }
+    return {name: value for name, value in told.items() if value != "0"}
 
 
 def _files(pictures: Sequence[Picture], data: Path) -> dict[str, str]:

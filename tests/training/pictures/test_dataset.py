@@ -117,24 +117,22 @@ def test_sizes_are_told_per_picture(data: Path):
 
 
 def test_what_is_cut_enlarged_or_repeated_is_told(data: Path, tmp_path: Path):
-    assert planned(data, buckets=False).sentences() == [
-        "cut to their sizes, by 54% on average: 2 (wide.png 75%, tall.png 33%)"
-    ]
-    told = planned(data).sentences()
-    assert told[0] == "sizes: 16 x 16 (2), 12 x 20 (1), 32 x 8 (1)"
-    assert told[1].startswith("cut to their sizes, by ")
+    assert planned(data, buckets=False).facts() == {
+        "cut to their sizes": "by 54% on average, 2 (wide.png 75%, tall.png 33%)"
+    }
+    told = planned(data).facts()
+    assert told["sizes"] == "16 x 16 (2), 12 x 20 (1), 32 x 8 (1)"
+    assert told["cut to their sizes"] == "by 10% on average, 1 (tall.png 10%)"
     concepts = [{"folder": "."}, {"folder": ".", "prior": True, "repeats": 3}]
-    assert planned(data, concepts=concepts).sentences()[:2] == [
-        ".: 4 pictures, 4 examples",
-        ". (prior): 4 pictures, 12 examples",
-    ]
+    told = planned(data, concepts=concepts).facts()
+    assert (told["."], told[". (prior)"]) == ("4 pictures, 4 examples", "4 pictures, 12 examples")
     noisy(tmp_path / "small/2_a/a.png", (8, 4))
-    assert planned(tmp_path / "small").sentences() == [
-        ".: 1 pictures, 2 examples",
-        "cut to their sizes, by 9% on average: 1 (a.png 9%)",
-        "enlarged: 1 (a.png 2.8 times)",
-    ]
-    assert planned(tmp_path / "small", upscale=False).sentences() == [".: 1 pictures, 2 examples"]
+    assert planned(tmp_path / "small").facts() == {
+        ".": "1 pictures, 2 examples",
+        "cut to their sizes": "by 9% on average, 1 (a.png 9%)",
+        "enlarged": "1 (a.png 2.8 times)",
+    }
+    assert planned(tmp_path / "small", upscale=False).facts() == {".": "1 pictures, 2 examples"}
 
 
 def test_masks_have_the_latents_size_and_what_they_leave_out_a_weight(data: Path):

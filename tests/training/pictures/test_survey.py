@@ -39,6 +39,20 @@ def test_sizes_captions_repeats_and_what_a_run_keeps(tmp_path: Path):
     assert notes == ["shown 3 times each, as the folder's name says: 1 (3_dog)"]
 
 
+def test_what_there_is_is_told(tmp_path: Path):
+    picture(tmp_path / "a.png", (12, 8))
+    picture(tmp_path / "b.png", (10, 20))
+    picture(tmp_path / "b.mask.png", (10, 20), "L", 255)
+    (tmp_path / "b.txt").write_text("b and some more")
+    _, record = survey(tmp_path, PictureOptions.model_validate({"trigger": "sks", "caption": "x", "masks": "files"}))
+    assert record.facts == {
+        "pictures": "2, from 10 x 8 to 12 x 20",
+        "without a caption of their own": "1",
+        "with a mask": "1",
+        "longest caption": "5 words, of b.png",
+    }
+
+
 def test_concepts_with_keys_of_their_own_in_the_data_and_outside(tmp_path: Path):
     data = tmp_path / "data"
     picture(data / "10_cat/a.png")
