@@ -340,6 +340,35 @@ def test_a_prior_is_no_caption_of_what_is_learnt(base: Path, data: Path, tmp_pat
     assert sorted(json.loads(task.metadata()["ss_tag_frequency"])) == ["mine"]
 
 
+def test_the_base_makes_the_pictures_of_a_prior_that_are_lacking(base: Path, data: Path, tmp_path: Path):
+    shutil.copytree(data, tmp_path / "all/mine")
+    prior = {"folder": "some/blue", "prior": True, "generate": 3, "caption": "two blue square"}
+    values: dict[str, Any] = {"concepts": [{"folder": "mine"}, prior], "guidance_scale": 3.0}
+    task, images = prepared(make_run(base, tmp_path / "all", tmp_path / "run", **values))
+    folder = tmp_path / "all/some/blue"
+    assert sorted(path.name for path in folder.iterdir()) == [f"base_00000{seed}.png" for seed in range(3)]
+    items = [images[Draw(index, 0)] for index in range(len(images))]
+    assert [item["prior"] for item in items] == [False] * 3 + [True] * 3
+    assert {e.picture.caption for e in images.examples[3:]} == {"two blue square"}
+    drawn = task.pipe("two blue square", height=16, width=16, num_inference_steps=2, guidance_scale=3.0,
+                      generator=torch.Generator().manual_seed(1)).images[0]  # fmt: skip
+    with Image.open(folder / "base_000001.png") as made:
+        assert made.tobytes() == drawn.tobytes()
+    (folder / "base_000001.png").unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    prepared(make_run(base, tmp_path / "all", tmp_path / "run", **values))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with Image.open(folder / "base_000001.png") as made:
+        assert made.tobytes() == drawn.tobytes()
+    (folder / "base_000001.png").unlink()
+    for steps in (1, 2):  # what the base adds is no change of the data
+        run = make_run(base, tmp_path / "all", tmp_path / "run", f"steps={steps}", **values)
+        train(run, resume=True, silent=True)
+    assert json.loads((tmp_path / "run/data.json").read_text())["files"].keys() == {
+        f"mine/{n}.{e}" for n in range(3) for e in ("png", "txt")
+    }
+
+
 def test_embeddings_of_a_few_captions_are_kept(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train(make_run(base, data, tmp_path / "all", "mixed_precision=bf16"), silent=True)
     monkeypatch.setattr(embeddings, "_KEPT", 1)

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 
-from adapterkit.training.data_files import listed
+from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.options import Options
+from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.texts import Texts
+from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
 from adapterkit.training.pictures.latents import Latents
 from adapterkit.training.pictures.plan import Plan
 from adapterkit.training.pictures.store import FolderStore, MemoryStore
-from adapterkit.training.pictures.survey import Picture, survey
+from adapterkit.training.pictures.survey import Picture, pictures_of, survey
 from adapterkit.training.sizes import Size, size_of
 from adapterkit.training.task import Setting, Task
 
@@ -60,6 +62,22 @@ class Material(Task):
         live = bool(setting.components & encoders.keys())
         model = "" if live else self._identity(*encoders.values())
         return Texts(self.recipe, setting.device, live, self._store(setting.tell), model)
+
+    def with_priors(self, tell: Callable[[str], object]) -> list[Picture]:
+        """All pictures, after the base has made those that concepts ask for; without the adapter."""
+        data, pictures = Path(self.config.data), self.surveyed[0]
+        for concept in (concept for concept in self.options.folders() if concept.generate):
+            there = [picture for picture in pictures if picture.concept == concept]
+            with inference(self.pipe):
+                made = fill(concept, data / concept.folder, len(there), self._drawn, tell)
+            if made:
+                others = [picture for picture in pictures if picture.concept != concept]
+                pictures = [*others, *pictures_of(concept, data, self.options, Notes(data))]
+        return pictures
+
+    def _drawn(self, caption: str, seed: int) -> Any:
+        generator, options = torch.Generator().manual_seed(seed), self.options
+        return self.recipe.draw(caption, self.size, options.sample_steps, options.guidance_scale, generator)
 
     def examples(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Pictures:
         """Examples of these pictures, with all latents computed."""

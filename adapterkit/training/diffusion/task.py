@@ -47,7 +47,7 @@ class DiffusionTask(Exporting):
         self.recipe.check()
         self.texts = self.captions_told(setting)
         self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
-        return self.examples(self.surveyed[0], setting.tell)
+        return self.examples(self.with_priors(setting.tell), setting.tell)
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """Only the size of the images is needed."""
