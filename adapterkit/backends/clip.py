@@ -27,7 +27,7 @@ class ClipTextBackend(Backend):
     whole_blocks = True
     writes = ("save_pretrained",)
     ignored: ClassVar[Mapping[str, str]] = {
-        "*layer_norm*": "a norm's gain is no projection; adapters act on the projections beside it",
+        "*layer_norm*": "a norm's gain is no projection; adapters act on the projections beside it"
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

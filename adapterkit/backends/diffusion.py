@@ -41,15 +41,10 @@ RESNET = (
 _TRANSFORMER = (Weight("proj.in", "proj_in"), Weight("proj.out", "proj_out"))
 
 # A block of a transformer; the k-diffusion upscaler has the same attentions without the feed-forward.
+_NAMES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
 ATTENTIONS = (
-    Weight("attn.q", "attn1.to_q"),
-    Weight("attn.k", "attn1.to_k"),
-    Weight("attn.v", "attn1.to_v"),
-    Weight("attn.o", "attn1.to_out.0"),
-    Weight("cross.q", "attn2.to_q"),
-    Weight("cross.k", "attn2.to_k"),
-    Weight("cross.v", "attn2.to_v"),
-    Weight("cross.o", "attn2.to_out.0"),
+    *(Weight(f"attn.{part}", f"attn1.{name}") for part, name in _NAMES.items()),
+    *(Weight(f"cross.{part}", f"attn2.{name}") for part, name in _NAMES.items()),
     Attention("attn.kv", "attn1", heads),
     Attention("cross.kv", "attn2", heads),
 )
@@ -57,12 +52,7 @@ ATTENTIONS = (
 _OUTPUTS = (before("attn", "attn1", "norm1"), before("cross", "attn2", "norm2"), before("mlp", "ff", "norm3"))
 
 # An attention that stands where a transformer would; with image and text tokens in one softmax, the text's by `add_*`.
-PROJECTIONS = (
-    Weight("attn.q", "to_q"),
-    Weight("attn.k", "to_k"),
-    Weight("attn.v", "to_v"),
-    Weight("attn.o", "to_out.0"),
-)
+PROJECTIONS = tuple(Weight(f"attn.{part}", name) for part, name in _NAMES.items())
 _BARE_ATTENTION = (*PROJECTIONS, Weight("cross.k", "add_k_proj"), Weight("cross.v", "add_v_proj"))
 
 

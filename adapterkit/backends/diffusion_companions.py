@@ -14,15 +14,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from adapterkit.backends.diffusion import (
-    CONDITIONS,
-    PROJECTIONS,
-    RESNET,
-    DiffusersBackend,
-    UNetBackend,
-    heads,
-    stage,
-)
+from adapterkit.backends.diffusion import CONDITIONS, PROJECTIONS, RESNET, DiffusersBackend, UNetBackend, heads, stage
 from adapterkit.backends.diffusion_transformers import FLUX, SD3, FluxBackend, SD3Backend
 from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Group, Weight

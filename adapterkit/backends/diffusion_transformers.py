@@ -148,9 +148,7 @@ class PixArtBackend(_TransformerBackend):
     """PixArt-alpha and PixArt-Sigma: PixArtTransformer2DModel."""
 
     table = _PIXART
-    ignored: ClassVar[Mapping[str, str]] = {
-        "*.fuser.*": "GLIGEN's gated layers run only where boxes are given",
-    }
+    ignored: ClassVar[Mapping[str, str]] = {"*.fuser.*": "GLIGEN's gated layers run only where boxes are given"}
 
 
 class SanaBackend(_TransformerBackend):

@@ -97,15 +97,7 @@ class QwenVisionBackend(Backend):
     groups: ClassVar[tuple[Group, ...]] = (
         Group("patch_embed", "", (Weight("embed.patch", "proj"),)),
         Group("", "", (Weight("embed.pos", "pos_embed"),)),
-        Group(
-            "blocks.{layer}",
-            "{layer}",
-            (
-                Block(),
-                before("attn", "attn", "norm1"),
-                before("mlp", "mlp", "norm2"),
-            ),
-        ),
+        Group("blocks.{layer}", "{layer}", (Block(), before("attn", "attn", "norm1"), before("mlp", "mlp", "norm2"))),
         Group("merger", "projector", _MERGER, _PROJECTOR),
         Group("deepstack_merger_list.{level}", "projector.{level}", _MERGER, _PROJECTOR),
     )

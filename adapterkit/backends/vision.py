@@ -77,13 +77,7 @@ def _timm_blocks(block: nn.Module) -> tuple[Group, ...]:
         )
     # x + norm(sublayer(x)): adapters know norms before the sublayer, and after the sum, but none in between.
     outputs = () if is_class(block, "timm", "ResPostBlock") else TIMM_OUTPUTS
-    return (
-        Group(
-            "blocks.{layer}",
-            "{layer}",
-            (*_TIMM_ATTENTION, *outputs, *_TIMM_PARALLEL_SCALING),
-        ),
-    )
+    return (Group("blocks.{layer}", "{layer}", (*_TIMM_ATTENTION, *outputs, *_TIMM_PARALLEL_SCALING)),)
 
 
 # No module runs all blocks, or not whenever they run: prompts stand behind the tokens from there to the last norm.
@@ -107,7 +101,7 @@ class TimmViTBackend(Backend):
     component = "vision"
     whole_blocks = True
     ignored: ClassVar[Mapping[str, str]] = {
-        "patch_embed.backbone.*": "a hybrid's convolutions standardise their weight at each call, so nothing merges",
+        "patch_embed.backbone.*": "a hybrid's convolutions standardise their weight at each call, so nothing merges"
     }
 
     def points(self, model: nn.Module, component: str) -> list[InjectionPoint]:

@@ -16,14 +16,7 @@ from adapterkit.backends.called_attention import CalledAttentionSeam
 from adapterkit.backends.vision import TIMM_HEAD, TIMM_OUTPUTS
 from adapterkit.mapping.family import Attention, Block, Group, Output, Weight, resolve
 from adapterkit.mapping.templates.blocks import before
-from adapterkit.points import (
-    AttentionPoint,
-    InjectionPoint,
-    OutputPoint,
-    TokensLayout,
-    TokensPoint,
-    WeightPoint,
-)
+from adapterkit.points import AttentionPoint, InjectionPoint, OutputPoint, TokensLayout, TokensPoint, WeightPoint
 
 
 def _heads(attention: Any) -> tuple[int, int]:
@@ -101,11 +94,7 @@ _REDUCTION = Group("layers.{stage}.downsample", "{stage}", (Weight("down.proj", 
 class TimmSwinBackend(_TimmBackend):
     """timm's SwinTransformer. A prefix stands in front of every window."""
 
-    table = (
-        *_ENDS,
-        _REDUCTION,
-        Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (Block(), *TIMM_OUTPUTS)),
-    )
+    table = (*_ENDS, _REDUCTION, Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (Block(), *TIMM_OUTPUTS)))
 
 
 class TimmSwinV2Backend(_TimmBackend):
@@ -120,7 +109,7 @@ class TimmSwinV2Backend(_TimmBackend):
         Group("layers.{stage}.blocks.{layer}", "{stage}.{layer}", (Block("attn.kv"), *_POST_NORM_OUTPUTS)),
     )
     ignored: ClassVar[Mapping[str, str]] = {
-        "*.attn.cpb_mlp.*": "computes position biases from coordinates, the same for every image",
+        "*.attn.cpb_mlp.*": "computes position biases from coordinates, the same for every image"
     }
 
 

@@ -34,11 +34,7 @@ _INHERITED = ("layer", "stage", "stream", "block")
 
 
 def norm_points(
-    points: Sequence[InjectionPoint],
-    component: str,
-    module: nn.Module,
-    at: str = "",
-    beside: Collection[int] = (),
+    points: Sequence[InjectionPoint], component: str, module: nn.Module, at: str = "", beside: Collection[int] = ()
 ) -> list[InjectionPoint]:
     """The role `norm` at every normalisation with a gain, in model order.
 

@@ -51,10 +51,7 @@ def _crossed(name: str, *further: str) -> dict[str, str]:
 
 TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
     # Hybrids whose first sublayer is no attention.
-    block(
-        before("attn", "linear_attn", "input_layernorm"),
-        before("mlp", "mlp", "post_attention_layernorm"),
-    ),
+    block(before("attn", "linear_attn", "input_layernorm"), before("mlp", "mlp", "post_attention_layernorm")),
     block(before("ssm", "mamba", "input_layernorm"), before("mlp", "feed_forward", "pre_ff_layernorm")),
     block(before("ssm", "mamba", "input_layernorm"), before("mlp", "shared_mlp", "post_attention_layernorm")),
     block(before("ssm", "mixer", "norm"), also="mixer.in_proj mixer.out_proj"),
@@ -77,14 +74,8 @@ TEXT_BLOCKS: tuple[BlockTemplate, ...] = (
         "down_proj",
         also="feed_forward.down_proj",
     ),
-    block(
-        _attention("self_attn", "input_layernorm"),
-        also="post_attention_layernorm feed_forward.router",
-    ),
-    block(
-        _attention("self_attn", "input_layernorm"),
-        also="post_attention_layernorm block_sparse_moe shared_mlp",
-    ),
+    block(_attention("self_attn", "input_layernorm"), also="post_attention_layernorm feed_forward.router"),
+    block(_attention("self_attn", "input_layernorm"), also="post_attention_layernorm block_sparse_moe shared_mlp"),
     block(
         before("attn", "multi_head_attention", "layernorm1", "multi_head_attention.dense"),
         before("mlp", "ffn", "layernorm2"),
