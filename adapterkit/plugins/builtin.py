@@ -338,6 +338,11 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
             "adapterkit.training.language.preference.task:PreferenceTask",
             summary="a language model from pairs of answers, or answers that are good or bad (DPO and its kin)",
         ),
+        TaskSpec(
+            "text-classification",
+            "adapterkit.training.language.classification:TextClassificationTask",
+            summary="classes of texts, from rows of a text and a label",
+        ),
     ]
 
 

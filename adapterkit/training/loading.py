@@ -53,6 +53,38 @@ def outline_causal_lm(name: str) -> nn.Module:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **NO_CODE), **NO_CODE)
 
 
+def load_text_classifier(name: str, dtype: str, classes: int | None) -> tuple[nn.Module, list[str]]:
+    """A classifier of sequences.
+
+    Args:
+        name: A folder or hub id of transformers.
+        dtype: Of its weights.
+        classes: Give it a head of that many; None keeps its own.
+
+    Returns:
+        It, and the paths of the modules of which the checkpoint has no weights that fit: they are random.
+    """
+    with reading(name, "llm", "transformers"):
+        from transformers import AutoModelForSequenceClassification
+
+        fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=dtype_of(dtype), output_loading_info=True, **NO_CODE, **fresh
+        )
+    keys = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    return model, sorted({key.rpartition(".")[0] for key in keys})
+
+
+def outline_text_classifier(name: str, classes: int | None) -> nn.Module:
+    """What `load_text_classifier` would load, on the meta device."""
+    with reading(name, "llm", "transformers"), torch.device("meta"):
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
+        fresh = {"num_labels": classes} if classes else {}
+        config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
+        return AutoModelForSequenceClassification.from_config(config, **NO_CODE)
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a language model."""
     with reading(name, "llm", "transformers"):

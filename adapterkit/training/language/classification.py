@@ -1,0 +1,194 @@
+"""The task `text-classification`: classes of texts, or of pairs of texts, with transformers' classifiers."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapterkit.errors import ConfigError
+from adapterkit.training.classifiers import heads_of, in_order_of
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.language.corpus import Source, files_of, read_source
+from adapterkit.training.language.generation import pad_of
+from adapterkit.training.language.labelled import (
+    LABELLED,
+    Encoding,
+    Texts,
+    class_names,
+    collated,
+    encode,
+    scores,
+    split_classes,
+)
+from adapterkit.training.language.options import Reading
+from adapterkit.training.loading import (
+    checkpoint_activations,
+    label_names,
+    load_text_classifier,
+    load_tokenizer,
+    outline_text_classifier,
+)
+from adapterkit.training.parts import to_device
+from adapterkit.training.task import Setting, Task
+
+
+class Options(Reading):
+    """The keys under `options`.
+
+    The columns of a file are `text` or `sentence`, and `label`; with `text_pair` two texts are classified together.
+
+    Attributes:
+        train_head: Give the model a fresh head for these classes, and train it and whatever else of the classifier the
+            checkpoint lacks; they are saved beside the adapter. Otherwise the model must have these classes.
+        label_smoothing: The share of the target that is spread over all classes.
+    """
+
+    train_head: bool = True
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class TextClassificationTask(Task):
+    """Cross entropy on transformers' classifiers of sequences."""
+
+    Options = Options
+    options: Options
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Reads and tokenizes everything."""
+        record = DataRecord(files_of(self.source, self.validation), class_names(self.source.read.found))
+        record = self._numbered(record, before)
+        self.classes = list(record.classes)
+        counts = Counter(one.label for one in self.source.read.found)
+        facts = {
+            "rows": f"{len(self.source.read.found)}, {'; '.join(self.source.read.layouts)}",
+            "classes": ", ".join(f"{name} {counts[name]}" for name in self.classes),
+            "longest": f"{max(map(len, self.split[0]))} tokens",
+            "examples": f"{len(self.split[0])}, and {len(self.split[1])} to measure with",
+        }
+        cut = [f"cut after {self.options.block_size} tokens: {self.cut} texts"] if self.cut else []
+        return replace(record, notes=[*record.notes, *self.source.notes, *cut], facts=facts)
+
+    def outline(self) -> nn.Module:
+        """The classifier's shape."""
+        return outline_text_classifier(self.config.model, self._fresh)
+
+    def load_model(self) -> nn.Module:
+        """The classifier, with a fresh head if that is asked for."""
+        self.model, lacking = load_text_classifier(self.config.model, self.config.dtype, self._fresh)
+        self.heads: dict[str, nn.Module] = {}
+        if self._fresh:
+            heads = heads_of(self.model, self._fresh)
+            for head in heads.values():
+                head.reset_parameters()  # type: ignore[operator]
+            others = {path.replace(".", "-"): self.model.get_submodule(path) for path in lacking}
+            self.heads = {**heads, **{name: one for name, one in others.items() if one not in heads.values()}}
+        config: Any = self.model.config
+        if config.get_text_config().pad_token_id is None:  # decoders look for the last token that is none
+            config.get_text_config().pad_token_id = pad_of(self.tokenizer)
+        return self.model.eval()
+
+    def prepare(self, setting: Setting) -> Texts:
+        """The texts to train on."""
+        self.device = setting.device
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and self.options.block_size > limit:
+            raise ConfigError(
+                [f"options.block_size: the model reads at most {limit} tokens, not {self.options.block_size}"], "run"
+            )
+        return Texts(self.split[0])
+
+    def collate(self, items: Sequence[Encoding]) -> dict[str, Any]:
+        """See `collated`."""
+        return collated(items, pad_of(self.tokenizer))
+
+    def amount(self, batch: Mapping[str, Any]) -> tuple[int, str]:
+        """Its texts."""
+        return len(batch["labels"]), "examples"
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Cross entropy in float32."""
+        logits = self._logits(batch).float()
+        return F.cross_entropy(logits, batch["labels"], label_smoothing=self.options.label_smoothing)
+
+    def checkpoint_activations(self) -> None:
+        """As transformers does it."""
+        checkpoint_activations(self.model)
+
+    def extra_modules(self) -> Mapping[str, nn.Module]:
+        """The fresh head, and what else of the classifier the checkpoint lacks."""
+        return self.heads
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Loss, accuracy and the mean F1 of the classes, on the texts that were held out."""
+        held_out, size = self.split[1], self.config.batch_size
+        if not held_out:
+            return {}
+        batches = (self.collate(held_out[start : start + size]) for start in range(0, len(held_out), size))
+        logits = torch.cat([self._logits(to_device(batch, self.device)).double().cpu() for batch in batches])
+        labels = torch.tensor([one.label for one in held_out])
+        return {"loss": F.cross_entropy(logits, labels).item(), **scores(logits.argmax(-1), labels, len(self.classes))}
+
+    def finish(self, samples: Path) -> Mapping[str, Any]:
+        """What the numbers of the classes mean, and on how many texts was measured."""
+        return {"classes": self.classes, "held out texts": len(self.split[1])}
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """What is trained on, read."""
+        return read_source(Path(self.config.data), self.options.columns, LABELLED)
+
+    @functools.cached_property
+    def validation(self) -> Source | None:
+        """What is measured with, where it is a file of its own."""
+        told = self.options.validation
+        return read_source(Path(told), self.options.columns, LABELLED) if told else None
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.config.model)
+
+    @functools.cached_property
+    def split(self) -> tuple[list[Encoding], list[Encoding]]:
+        """The texts to train on, and those that are held out."""
+        sources = [one for one in (self.source, self.validation) if one is not None]
+        found = [encode(one.read.found, self.classes, self.tokenizer, self.options.block_size) for one in sources]
+        self.cut = sum(cut for _, cut in found)
+        if self.validation is not None:
+            return found[0][0], found[1][0]
+        return split_classes(found[0][0], self.classes, self.options.validation_fraction, self.config.seed)
+
+    @property
+    def _fresh(self) -> int | None:
+        return len(self.classes) if self.options.train_head else None
+
+    def _logits(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.model(**batch["inputs"]).logits
+
+    def _numbered(self, record: DataRecord, before: DataRecord | None) -> DataRecord:
+        """With the classes in the order of the model's own outputs, where its head stays.
+
+        Raises:
+            ConfigError: The model has other classes.
+        """
+        if self.options.train_head or before is not None:
+            return record.following(before)
+        told = label_names(self.config.model)
+        if ordered := in_order_of(told, record.classes):
+            return replace(record, classes=ordered)
+        raise ConfigError(
+            [
+                f"options.train_head: the model's classes are {', '.join(told) or 'without names'}, and the data's "
+                f"{', '.join(record.classes)}; set it to true to train a head for them"
+            ],
+            "run",
+        )
