@@ -350,6 +350,9 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
 _RECIPES = (
     ("stable_diffusion", "unet:StableDiffusion", "StableDiffusionPipeline", "Stable Diffusion 1.x and 2.x"),
     ("stable_diffusion_xl", "unet:StableDiffusionXL", "StableDiffusionXLPipeline", "Stable Diffusion XL"),
+    ("refiner", "refiner:Refiner", "StableDiffusionXLImg2ImgPipeline", "the refiner of Stable Diffusion XL"),
+    ("inpainting", "inpainting:Inpainting", "StableDiffusionInpaintPipeline", "inpainting with 1.x and 2.x"),
+    ("inpainting_xl", "inpainting:InpaintingXL", "StableDiffusionXLInpaintPipeline", "inpainting with XL"),
     ("stable_diffusion_3", "sd3:StableDiffusion3", "StableDiffusion3Pipeline", "Stable Diffusion 3 and 3.5"),
     ("flux", "flux:Flux", "FluxPipeline", "Flux.1"),
     ("flux2", "flux2:Flux2", "Flux2Pipeline Flux2KleinPipeline", "Flux.2"),

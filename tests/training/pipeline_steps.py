@@ -30,6 +30,9 @@ class Fixed:
     def scale_model_input(self, latents: Tensor, time: Tensor) -> Tensor:
         return latents
 
+    def add_noise(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return latents  # they are noisy already
+
     def step(self, prediction: Tensor, time: Tensor, latents: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         self.told.append(prediction)
         return latents, latents
@@ -65,7 +68,11 @@ PACKED = {
 
 
 def own_prediction(pipe: Any, prompt: str, noisy: Tensor, time: float, size: tuple[int, int], **options: Any) -> Tensor:
-    """What the pipeline predicts for latents [1, c, h, w] at a time, 0 to 1000, of a picture of that size."""
+    """What the pipeline predicts for latents [1, c, h, w] at a time, 0 to 1000, of a picture of that size.
+
+    Args:
+        **options: For the pipeline's call; None leaves one out that it would be given here.
+    """
     pack, unpack = PACKED.get(type(pipe).__name__, (lambda x: x, lambda x, like: x.reshape(like.shape)))
     own = copy.copy(pipe)
     scheduler = Fixed(pipe.scheduler.config, time)
@@ -74,6 +81,7 @@ def own_prediction(pipe: Any, prompt: str, noisy: Tensor, time: float, size: tup
     given = {"height": size[0], "width": size[1], "guidance_scale": unguided, "output_type": "latent", **options}
     if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
         given["use_resolution_binning"] = False
+    given = {"prompt": prompt, "latents": pack(noisy), "num_inference_steps": 1, **given}
     with torch.no_grad():
-        own(prompt=prompt, num_inference_steps=1, latents=pack(noisy), **given)
+        own(**{key: value for key, value in given.items() if value is not None})
     return unpack(scheduler.told[0], noisy)

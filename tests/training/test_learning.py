@@ -10,7 +10,7 @@ from torch import Tensor
 
 import adapterkit as ak
 from adapterkit.training.diffusion.learning import Learning
-from adapterkit.training.diffusion.options import ObjectiveOptions
+from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.recipes.unet import StableDiffusion
 from adapterkit.training.diffusion.texts import Texts
 from tests.backends.vision_models import pipeline
@@ -25,7 +25,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def learning(pipe: Any, **options: Any) -> Learning:
-    told = ObjectiveOptions(**options)
+    told = Options(**options)
     recipe = StableDiffusion(pipe, told)
     return Learning(recipe, told, torch.float32, Texts(recipe, CPU, live=False))
 

@@ -15,14 +15,14 @@ import adapterkit
 from adapterkit.errors import ModelNotFoundError
 from adapterkit.training import loading
 from adapterkit.training.diffusion.loading import load_pipeline
-from adapterkit.training.diffusion.options import ObjectiveOptions
+from adapterkit.training.diffusion.options import Options
 from adapterkit.training.skeleton import skeleton
 
 LOADS: dict[str, Callable[[str], Any]] = {
     "language model": lambda name: loading.load_causal_lm(name, "float32"),
     "classifier": lambda name: loading.load_image_classifier(name, "float32", 2),
     "skeleton": skeleton,
-    "pipeline": lambda name: load_pipeline(name, "float32", ObjectiveOptions()),
+    "pipeline": lambda name: load_pipeline(name, "float32", Options()),
 }
 
 

@@ -9,7 +9,7 @@ from adapterkit.errors import ModelNotFoundError, PluginError, UnsupportedModelE
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.plugins.matching import class_keys
 from adapterkit.specs import RecipeSpec
-from adapterkit.training.diffusion.options import ObjectiveOptions
+from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.loading import NO_CODE, dtype_of, reading
 from adapterkit.training.skeleton import Skeleton, skeleton
@@ -27,7 +27,7 @@ def outline_pipeline(name: str) -> Skeleton:
     return Skeleton({part: model for part, model in shape.components.items() if part not in recipe.unused})
 
 
-def load_pipeline(name: str, dtype: str, options: ObjectiveOptions) -> tuple[Any, Recipe]:
+def load_pipeline(name: str, dtype: str, options: Options) -> tuple[Any, Recipe]:
     """A pipeline without the parts that training does not need, and how it is trained.
 
     Raises:

@@ -5,6 +5,7 @@ Everything is done by the pipeline's own parts: its encoders, its autoencoder, i
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,10 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapterkit.errors import ConfigError
 from adapterkit.training.diffusion.conditioning import Conditioning
 from adapterkit.training.diffusion.objectives.choice import objective_of, scheduled_shift
 from adapterkit.training.diffusion.objectives.objective import Objective
-from adapterkit.training.diffusion.options import ObjectiveOptions
+from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.vae import kl_latents
 from adapterkit.training.sizes import Size, size_of
 
@@ -25,13 +27,14 @@ class Recipe(ABC):
 
     Args:
         pipe: The pipeline.
-        options: What the denoiser learns.
+        options: Of the run.
 
     Attributes:
         denoiser: The component that takes noise away.
         encoders: The components that read captions; some may be absent.
         tokenizers: The components that cut captions into tokens.
         unused: Components that are neither loaded nor needed.
+        paints_holes: Whether examples need a `hole` and its `surroundings`.
         patch: Side of what the denoiser makes one token of, in the latents' pixels.
     """
 
@@ -39,9 +42,10 @@ class Recipe(ABC):
     encoders: ClassVar[Sequence[str]] = ("text_encoder",)
     tokenizers: ClassVar[Sequence[str]] = ("tokenizer",)
     unused: ClassVar[Sequence[str]] = ("safety_checker", "feature_extractor", "image_encoder")
+    paints_holes: ClassVar[bool] = False
     patch: ClassVar[int] = 1
 
-    def __init__(self, pipe: Any, options: ObjectiveOptions) -> None:
+    def __init__(self, pipe: Any, options: Options) -> None:
         self.pipe, self.options = pipe, options
 
     @classmethod
@@ -139,14 +143,49 @@ class Recipe(ABC):
             Like `noisy`, in the objective's terms.
         """
 
-    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
-        """One picture of Pillow's, made by the pipeline."""
-        made = self.pipe(
-            prompt=prompt,  # Flux.2 takes pictures first
-            height=size[0],
-            width=size[1],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-        )
+    def draw(
+        self,
+        prompt: str,
+        size: Size,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        negative: str | None = None,
+    ) -> Any:
+        """One picture of Pillow's, made by the pipeline.
+
+        Args:
+            prompt: What it shows.
+            size: Height and width in pixels.
+            steps: Denoising steps.
+            guidance: How strongly the prompt is followed.
+            generator: Of the noise.
+            negative: What it should not show.
+
+        Raises:
+            ConfigError: The pipeline takes no negative prompt.
+        """
+        given = {"num_inference_steps": steps, "generator": generator, **self.guidance_arguments(guidance)}
+        made = self.pipe(**self.prompt_arguments(prompt, negative), **self.size_arguments(size), **given)
+        return self.picture(made)
+
+    def prompt_arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:
+        """What the pipeline is told of a picture's content."""
+        if negative is None:
+            return {"prompt": prompt}
+        if "negative_prompt" not in inspect.signature(type(self.pipe).__call__).parameters:
+            told = f"{type(self.pipe).__name__} takes no negative prompt; leave out {negative!r}"
+            raise ConfigError([told], "prompts")
+        return {"prompt": prompt, "negative_prompt": negative}
+
+    def size_arguments(self, size: Size) -> dict[str, Any]:
+        """What the pipeline is told of its size, and of what it begins from."""
+        return {"height": size[0], "width": size[1]}
+
+    def guidance_arguments(self, guidance: float) -> dict[str, Any]:
+        """How the pipeline is told its guidance."""
+        return {"guidance_scale": guidance}
+
+    def picture(self, made: Any) -> Any:
+        """The picture in what the pipeline returns."""
         return made.images[0]

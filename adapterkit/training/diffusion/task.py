@@ -14,6 +14,7 @@ from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
+from adapterkit.training.diffusion.pipeline_options import StartOptions
 from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.pictures.dataset import Pictures
@@ -28,7 +29,7 @@ class DiffusionTask(Exporting):
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     sampling = ("resolution", "sample_steps", "guidance_scale")
     options: Options
-    free_options = frozenset(SampleOptions.model_fields)
+    free_options = frozenset({*SampleOptions.model_fields, *StartOptions.model_fields})
 
     def outline(self) -> Any:
         """The pipeline's modules, without those that training does not need."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from adapterkit.training.diffusion.conditioning import Conditioning
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.vae import normed_latents
-from adapterkit.training.sizes import Size
 
 
 class QwenImage(Recipe):
@@ -45,9 +44,11 @@ class QwenImage(Recipe):
         ).sample
         return self.pipe._unpack_latents(found, height * self.factor, width * self.factor, self.factor)[:, :, 0]
 
-    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
-        """Guided by two evaluations, unless the model was distilled from guidance."""
-        given = {"height": size[0], "width": size[1], "num_inference_steps": steps, "generator": generator}
-        if self.model.config.guidance_embeds:
-            return self.pipe(prompt=prompt, **given, guidance_scale=guidance).images[0]
-        return self.pipe(prompt=prompt, negative_prompt=" ", **given, true_cfg_scale=guidance).images[0]
+    def prompt_arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:
+        """With something to steer away from, without which there is no guidance."""
+        distilled = self.model.config.guidance_embeds
+        return super().prompt_arguments(prompt, negative if negative is not None or distilled else " ")
+
+    def guidance_arguments(self, guidance: float) -> dict[str, Any]:
+        """By two evaluations, unless the model was distilled from guidance."""
+        return {"guidance_scale" if self.model.config.guidance_embeds else "true_cfg_scale": guidance}

@@ -40,7 +40,6 @@ class Sana(Recipe):
         found = self.model(noisy, text["states"], clock, encoder_attention_mask=text["mask"]).sample
         return found[:, : noisy.shape[1]]
 
-    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
-        """Of the very size, which the pipeline would otherwise bring to one that it knows."""
-        given = {"height": size[0], "width": size[1], "num_inference_steps": steps, "guidance_scale": guidance}
-        return self.pipe(prompt=prompt, **given, generator=generator, use_resolution_binning=False).images[0]
+    def size_arguments(self, size: Size) -> dict[str, Any]:
+        """That very size, which the pipeline would otherwise bring to one that it knows."""
+        return {**super().size_arguments(size), "use_resolution_binning": False}

@@ -63,7 +63,9 @@ class Wan(Recipe):
             clock = clock[:, None].expand(-1, self.tokens(noisy))
         return self.model(noisy[:, :, None], clock, text["states"]).sample[:, :, 0]
 
-    def draw(self, prompt: str, size: Size, steps: int, guidance: float, generator: torch.Generator) -> Any:
-        """The one frame of a video."""
-        given = {"height": size[0], "width": size[1], "num_inference_steps": steps, "guidance_scale": guidance}
-        return self.pipe(prompt=prompt, **given, num_frames=1, generator=generator, output_type="pil").frames[0][0]
+    def size_arguments(self, size: Size) -> dict[str, Any]:
+        """One frame."""
+        return {**super().size_arguments(size), "num_frames": 1, "output_type": "pil"}
+
+    def picture(self, made: Any) -> Any:
+        return made.frames[0][0]
