@@ -1,4 +1,4 @@
-"""What is special about UNets: no caption, captions in chunks, the refiner, inpainting; against the pipelines' loops."""
+"""What is special about UNets: no caption, long captions, the refiner, inpainting; against the pipelines' loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from adapterkit.training.diffusion.recipes.inpainting import Inpainting, Inpaint
 from adapterkit.training.diffusion.recipes.refiner import Refiner
 from adapterkit.training.diffusion.recipes.unet import StableDiffusion, StableDiffusionXL
 from adapterkit.training.loop import train
+from adapterkit.training.order import Draw
 from adapterkit.training.run import Run
+from adapterkit.training.task import Setting
 from tests.backends import vision_models
 from tests.training import tiny_pipelines
 from tests.training.pipeline_steps import own_prediction
@@ -84,7 +86,7 @@ def test_long_captions_are_encoded_chunk_by_chunk(kind: str, request: pytest.Fix
     expected = torch.cat([torch.cat([rows[0][0], rows[1][0]], 1), torch.cat([rows[2][0], rows[3][0]], 1)])
     assert torch.allclose(text["states"], expected, atol=1e-6)
     assert text["states"].shape[1] == 32
-    assert [limit for _, limit in recipe.token_limits()][0] == 30
+    assert recipe.token_limits()[0][1] == 30
     if kind == "large":
         assert torch.allclose(text["pooled"], torch.cat([rows[0][2], rows[2][2]]), atol=1e-6)
     drawn = [
@@ -184,3 +186,37 @@ def test_inpainting_predicts_as_its_pipeline_does(kind: str, request: pytest.Fix
             pipe, prompt, NOISY[row : row + 1], float(TIMES[row]), (16, 16), mask_image=mask, strength=1.0, **around
         )
         assert torch.allclose(found[row], own[0], atol=1e-5)
+
+
+def test_inpainting_learns_holes_from_masks(words: Path, small: Any, tmp_path: Path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a", "b"):
+        Image.effect_noise((32, 32), 90).convert("RGB").save(data / f"{name}.png")
+        (data / f"{name}.txt").write_text("one red")
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 32, 16))
+    mask.save(data / "a.mask.png")
+    parts = {name: part for name, part in small.components.items() if name not in ("unet", "safety_checker")}
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        **parts, unet=vision_models.unet(in_channels=9), safety_checker=None, requires_safety_checker=False
+    )
+    pipe.save_pretrained(tmp_path / "model")
+    options = {"sample_image": str(data / "a.png"), "masks": "files", "caption_dropout": 0.0}
+    run = aimed(make_run(tmp_path / "model", data, tmp_path / "run", **options), "attention@component=unet")
+    train(run, silent=True)
+    task: Any = run.make_task()
+    model = task.load_model()
+    task.survey(None)
+    examples = task.prepare(Setting(model, CPU, ak.points(model, adapter=run.adapter)))
+    items = [examples[Draw(index, 5)] for index in range(2)]
+    assert [float(item["hole"].mean()) for item in items] == [0.5, 1.0]
+    assert items[0]["hole"][0, 0].all()
+    grey = model.vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist
+    spread = (items[1]["surroundings"] / model.vae.config.scaling_factor - grey.mean[0]) / grey.std[0]
+    assert 0.8 < spread.std() < 1.2
+    batch = task.collate(items)
+    with torch.no_grad():
+        whole = task.loss(batch)
+        assert torch.equal(whole, task.loss({key: value for key, value in batch.items() if key != "mask"}))

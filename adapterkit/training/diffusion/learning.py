@@ -55,7 +55,7 @@ class Learning:
         delta = self.options.huber_delta if self.options.loss == "huber" else None
         error = squared(self._predicted(noisy, times, batch["caption"], batch), target, delta)
         weights = self.objective.weights(times)
-        loss = (weights * batch["weight"].float() * per_example(error, batch.get("mask"))).mean()
+        loss = (weights * batch["weight"].float() * per_example(error, self._mask(batch))).mean()
         if self.options.preserve_weight:
             kept = squared(*self._kept(noisy, times, batch), delta)
             loss = loss + self.options.preserve_weight * (weights * per_example(kept)).mean()
@@ -66,7 +66,11 @@ class Learning:
         latents, noise = batch["latents"], batch["noise"]
         times = self.objective.times(batch["u"], self.recipe.tokens(latents))
         predicted = self._predicted(self.objective.noisy(latents, noise, times), times, batch["caption"], batch)
-        return per_example(squared(predicted, self.objective.target(latents, noise, times)), batch.get("mask"))
+        return per_example(squared(predicted, self.objective.target(latents, noise, times)), self._mask(batch))
+
+    def _mask(self, batch: Batch) -> Tensor | None:
+        """What counts; for a model that paints holes masks say where those are, and all counts."""
+        return None if self.recipe.paints_holes else batch.get("mask")
 
     def _predicted(self, noisy: Tensor, times: Tensor, captions: Sequence[str], batch: Batch) -> Tensor:
         return self.recipe.predict(noisy.to(self.dtype), times, self.texts(captions), batch).float()

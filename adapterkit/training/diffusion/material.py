@@ -60,7 +60,7 @@ class Material(Task):
         self._tell_captions_that_are_cut(self.surveyed[0], setting.tell)
         encoders = self.recipe.text_parts()
         live = bool(setting.components & encoders.keys())
-        model = "" if live else self._identity(*encoders.values())
+        model = "" if live else f"{self._identity(*encoders.values())} {self.options.caption_chunks}"
         return Texts(self.recipe, setting.device, live, self._store(setting.tell), model)
 
     def with_priors(self, tell: Callable[[str], object]) -> list[Picture]:
@@ -85,9 +85,8 @@ class Material(Task):
         for name, value in plan.facts().items():
             tell(f"data: {name}: {value}")
         examples = plan.examples()
-        latents = Latents(
-            self._store(tell) or MemoryStore(), self._identity(self.pipe.vae), self.recipe.encode_pictures
-        )
+        store, model = self._store(tell) or MemoryStore(), self._identity(self.pipe.vae)
+        latents = Latents(store, model, self.recipe.encode_pictures, self.recipe.paints_holes)
         latents.prepare([shot for example in examples for shot in example.shots], tell)
         return Pictures(examples, latents, self.options.unmasked_weight)
 

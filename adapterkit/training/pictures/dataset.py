@@ -46,7 +46,8 @@ class Pictures:
         Returns:
             `latents` and `noise` [channels, ..., height, width]; `u`, uniform in [0, 1); `caption`; `sizes` [6], see
             `Frame.conditioning`; `weight` of the loss; `prior`, whether it shows what is not to be lost; `mask`
-            [1, height, width], weights of the parts, where any picture has a mask.
+            [1, height, width], weights of the parts, where any picture has a mask; and, where holes are painted anew,
+            `hole` and `surroundings`, latents of the rest.
         """
         generator = draw.generator()
         example = self.examples[draw.index]
@@ -62,6 +63,10 @@ class Pictures:
             "weight": torch.tensor(concept.weight),
             "prior": concept.prior,
         }
+        if "hole" in entry:
+            around, spread = entry["around_mean"], entry["around_spread"]
+            surroundings = around + spread * torch.randn(around.shape, generator=generator)
+            item |= {"hole": entry["hole"], "surroundings": surroundings}
         if not self.masked:
             return item
         mask = entry.get("mask", torch.ones(1, *mean.shape[-2:]))

@@ -32,6 +32,10 @@ class Shot:
         mask = self.picture.mask
         return key_of(_VERSION, model, self.picture.key, self.look, mask and (mask.key, mask.opacity))
 
+    def mask(self) -> Tensor | None:
+        """Its mask as it is looked at, [1, height, width], where the picture has one."""
+        return None if self.picture.mask is None else self.look.of_mask(self.picture.mask.read())
+
 
 class Latents:
     """What a model makes of shots.
@@ -42,10 +46,11 @@ class Latents:
         store: Keeps them.
         model: Says which model encodes, see `identity_of`.
         encode: Encodes.
+        holes: Whether what a mask marks is to be painted anew, so that its surroundings are encoded too.
     """
 
-    def __init__(self, store: Store, model: str, encode: Encode) -> None:
-        self.store, self.model, self.encode = store, model, encode
+    def __init__(self, store: Store, model: str, encode: Encode, holes: bool = False) -> None:
+        self.store, self.model, self.encode, self.holes = store, f"{model} holes" if holes else model, encode, holes
 
     def prepare(self, shots: Sequence[Shot], tell: Callable[[str], object]) -> None:
         """Sees to it that all are there; what is there already, and whole, is used.
@@ -62,6 +67,9 @@ class Latents:
     def get(self, shot: Shot) -> Tensors:
         """`mean`, `spread`, and `mask` [1, height, width] where the picture has one.
 
+        With holes also `hole` [1, height, width], 0 or 1, and `around_mean`, `around_spread` of the picture that is
+        grey there; without a mask all of it is one hole.
+
         Raises:
             DataError: `prepare` has not seen it, or the entry has been damaged or deleted since.
         """
@@ -75,10 +83,16 @@ class Latents:
 
     @torch.no_grad()
     def _made(self, shot: Shot) -> Tensors:
-        pixels = shot.look.of(open_image(shot.picture.path))
+        pixels, mask = shot.look.of(open_image(shot.picture.path)), shot.mask()
         mean, spread = self.encode(pixels[None])
         found = {"mean": mean[0], "spread": spread[0]}
-        if shot.picture.mask is None:
+        if self.holes:
+            found |= self._around(pixels, torch.ones_like(pixels[:1]) if mask is None else mask, mean.shape[-2:])
+        if mask is None:
             return found
-        mask = shot.look.of_mask(shot.picture.mask.read())
         return {**found, "mask": F.interpolate(mask[None], size=mean.shape[-2:], mode="area")[0]}
+
+    def _around(self, pixels: Tensor, mask: Tensor, size: torch.Size) -> Tensors:
+        hole = (mask > 0.5).float()
+        mean, spread = self.encode((pixels * (1 - hole) + 0.5 * hole)[None])
+        return {"hole": F.interpolate(hole[None], size=size)[0], "around_mean": mean[0], "around_spread": spread[0]}
