@@ -40,6 +40,8 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
     },
     "ReformerModelWithLMHead": {"is_decoder": True},
     "EsmForMaskedLM": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "Wav2Vec2BertForCTC": {"vocab_size": 32},
+    "Wav2Vec2ConformerForCTC": {"vocab_size": 32},
     "AyaVisionForConditionalGeneration": {
         "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16}
     },

@@ -81,6 +81,7 @@ WINDOWED: tuple[AttentionTemplate, ...] = (
     _closed("longformer_self_attn.", "query key value", "output", "query_global"),
     # Gemma 3n's sound: keys of each chunk.
     _closed("", "q_proj k_proj v_proj", "post", "relative_position_embedding.pos_proj"),
+    _closed("", "q_proj.linear k_proj.linear v_proj.linear", "post.linear", "relative_k_proj"),  # Gemma 4's
     _closed("LocalSelfAttention.", "q k v", "LocalSelfAttention.o"),
     _closed("TransientGlobalSelfAttention.", "q k v", "TransientGlobalSelfAttention.o"),
     apart(  # Pegasus-X: global tokens to all, and all to those of their block
@@ -129,6 +130,7 @@ TEXT_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     # ProphetNet: keys of each step ahead.
     _closed("", "query_proj key_proj value_proj", "out_proj", "relative_pos_embeddings"),
     apart("query_proj", "key_proj", "value_proj"),
+    apart("linear_q", "linear_k", "linear_v", "linear_out"),
     apart("q_head", "k_head", "v_head", "post_proj"),
     # Of the hashed one queries are keys.
     attention(

@@ -178,19 +178,19 @@ def _idle(bench: Bench, points: Sequence[ParameterPoint], config: ak.AdapterConf
         for point in points:
             if point.id not in silent:
                 continue
-            if point.path not in bench.ran and (point.id not in used or _twin(bench, point)):
-                shared = f", and its weight is that of {_twin(bench, point)}" if point.id in used else ""
-                yield point.id, f"no call runs this module{shared}"
-            elif point.id in used:
+            twin = _twin(bench, point) if point.id in used else ""
+            if point.id in used and not twin:
                 yield point.id, _PASSED_BY
-            else:
-                yield point.id, "what it makes arrives in no output of these calls"
+                continue
+            ran = point.path in bench.ran
+            told = "what it makes arrives in no output of these calls" if ran else "no call runs this module"
+            yield point.id, f"{told}, and its weight is that of {twin}" if twin else told
 
 
 def _twin(bench: Bench, point: ParameterPoint) -> str:
     """Path of a module that runs and has the very weight of the point's; "" where there is none."""
     own = _parameter(bench.model, point, point.layout.parameter)
-    modules = ((path, module) for path, module in bench.model.named_modules() if path in bench.ran)
+    modules = ((path, module) for path, module in bench.model.named_modules() if path in bench.ran - {point.path})
     return next(
         (path for path, one in modules if any(held is own for held in one._parameters.values() if held is not None)), ""
     )

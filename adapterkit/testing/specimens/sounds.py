@@ -11,6 +11,12 @@ from adapterkit.testing.specimens.images import ROWS, Inputs, noise, size_in
 
 _SAMPLES: Final = 7680
 _FRAMES: Final = 64
+_LONG: Final = 200
+"""Frames, for models that take them in hundreds."""
+_HOP: Final = 320
+"""Samples of a codec's frame."""
+_MADE: Final = (128, 160, 320, 560)
+"""Bands that feature extractors make, where the config does not tell: 128, two or four frames of 80, seven."""
 _BANDS: Final = (
     "num_mel_bins",
     "feature_size",
@@ -33,7 +39,7 @@ def sound_inputs(config: object, names: Collection[str]) -> Iterator[Inputs]:
         names: What the function takes.
     """
     name = next(one for one in ("input_features", "input_values") if one in names)
-    for inputs, time in _shapes(config, name):
+    for inputs, time in _shapes(config, name, names):
         lengths = torch.full((ROWS,), time)
         yield {**inputs, "chunk_sample_lengths": 160 * lengths}
         for mask in _MASKS:
@@ -42,7 +48,7 @@ def sound_inputs(config: object, names: Collection[str]) -> Iterator[Inputs]:
                 yield {**inputs, mask: torch.zeros(ROWS, time, dtype=torch.bool)}  # true where it is padding
 
 
-def _shapes(config: object, name: str) -> Iterator[tuple[Inputs, int]]:
+def _shapes(config: object, name: str, names: Collection[str]) -> Iterator[tuple[Inputs, int]]:
     """Sounds, and how long they are."""
     bands = size_in(config, _BANDS, 80)
     if name == "input_values":
@@ -52,7 +58,13 @@ def _shapes(config: object, name: str) -> Iterator[tuple[Inputs, int]]:
         yield {name: noise(ROWS, 1, _SAMPLES)}, _SAMPLES
         return
     whole = 2 * size_in(config, ("max_source_positions",), _FRAMES // 2)
-    yield {name: noise(ROWS, bands, whole)}, whole
-    yield {name: noise(ROWS, _FRAMES, bands)}, _FRAMES
+    for count in dict.fromkeys((bands, *_MADE)):
+        if "input_values" in names:  # a codec that takes both, as long as each other
+            both = {"input_values": noise(ROWS, 1, _SAMPLES), name: noise(ROWS, _SAMPLES // _HOP, count)}
+            yield both, _SAMPLES
+        yield {name: noise(ROWS, count, whole)}, whole
+        for frames in (_FRAMES, _LONG):
+            yield {name: noise(ROWS, frames, count)}, frames
+            yield {name: noise(ROWS, count, frames)}, frames
     yield {name: noise(ROWS, 1, _FRAMES, bands)}, _FRAMES
     yield {name: noise(ROWS, _SAMPLES)}, _SAMPLES
