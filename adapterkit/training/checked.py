@@ -16,6 +16,7 @@ from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.config import RunConfig
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
+from adapterkit.training.samples.sample import Sample
 from adapterkit.training.task import Dataset, OtherReader, Setting, Task, groups_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -118,14 +119,11 @@ class CheckedTask(Task):
             return found
         raise self._wrong("evaluate", found, "a dict of name -> number (of a tensor: .item())")
 
-    def prompts(self) -> Sequence[str]:
-        return self._sequence("prompts", self.inner.prompts, str)
+    def samples(self) -> Sequence[Sample]:
+        return self._sequence("samples", self.inner.samples, Sample)
 
-    def seeds(self) -> Sequence[int]:
-        return self._sequence("seeds", self.inner.seeds, int)
-
-    def generate(self, prompt: str, seed: int, path: Path) -> None:
-        self._ask("generate", self.inner.generate, prompt, seed, path)
+    def generate(self, sample: Sample, path: Path) -> None:
+        self._ask("generate", self.inner.generate, sample, path)
         if not path.is_file():
             raise self._broken(f"generate has written no file at {path}, the path that it was given")
 
@@ -161,11 +159,6 @@ class CheckedTask(Task):
         if found is None or isinstance(found, OtherReader):
             return found
         raise self._wrong("other_reader", found, "an OtherReader, or None")
-
-    def preview(self, step: int, folder: Path) -> list[Path]:
-        if type(self.inner).preview is Task.preview:
-            return super().preview(step, folder)
-        return list(self._sequence("preview", lambda: self.inner.preview(step, folder), Path))
 
     def _ask(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -96,6 +96,8 @@ class RunConfig(Section):
         checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
         keep_checkpoints: How many checkpoints are kept; older ones are deleted.
         sample_every: Steps between samples and evaluations; None makes them before and after the training.
+        samples: Whether samples are made at all; figures are measured all the same.
+        strengths: The adapter's weights that a last row of samples shows side by side; `[]` makes none.
         export: Formats that the adapter is written in at the end, beside its own, each read back and compared: such as
             `[kohya, diffusers]`; None leaves it to the task, `[]` writes none.
         card: What those files and the model card tell people.
@@ -131,6 +133,8 @@ class RunConfig(Section):
     checkpoint_every: int | None = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     sample_every: int | None = Field(None, gt=0)
+    samples: bool = True
+    strengths: list[float] = [0, 0.5, 0.75, 1, 1.25]
     export: list[str] | None = None
     card: CardKeys = CardKeys()
     log_every: int = Field(10, gt=0)
@@ -143,6 +147,8 @@ FREE_ON_RESUME = frozenset(
     {
         "card",
         "export",
+        "samples",
+        "strengths",
         "output",
         "steps",
         "epochs",

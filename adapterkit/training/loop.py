@@ -40,6 +40,7 @@ from adapterkit.training.result import Result
 from adapterkit.training.resuming import consequences, read_run, with_steps
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
+from adapterkit.training.samples.previews import Previews, told
 from adapterkit.training.snapshots import Snapshot, writing
 from adapterkit.training.task import Setting, groups_of
 
@@ -180,6 +181,7 @@ class Trainer:
         self.snapshot, self.done = snapshot, snapshot.step if snapshot else 0
         self.main = accelerator.is_main_process
         self.task = CheckedTask(run)
+        self.previews = Previews(self.task, folder.samples)
         self.overwrite, self.silent = overwrite, silent or not self.main
         self.saved: int | None = self.done if snapshot else None
         self.adapter: Path | None = None
@@ -420,16 +422,16 @@ class Trainer:
             try:
                 with self._shown():
                     figures = self.task.evaluate()
-                    written = self.task.preview(step, self.folder.samples)
+                    written = self.previews.draw(step, self.learner.adapters if step else None)
             except KeyboardInterrupt:
                 if self.interrupt.signal is None or not self.done:
                     raise
             if figures:
                 self.folder.record({"step": step, **figures})
-                told = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-                self.progress.message(f"step {step}: {told}")
-            if written:
-                self.progress.message(f"step {step}: {len(written)} samples in {self.folder.samples}")
+                measured = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                self.progress.message(f"step {step}: {measured}")
+            for line in told(step, self.previews.samples, written):
+                self.progress.message(line)
         self.accelerator.wait_for_everyone()
         return figures
 
@@ -460,6 +462,7 @@ class Trainer:
             figures |= {f"base {key}": value for key, value in self.folder.base_figures().items()}
             with self._shown():
                 figures |= {**last, **self.task.finish(self.folder.samples)}
+                figures |= self.previews.finish(self.done, self.learner.adapters)
             with self.interrupt.during(SAMPLES), writing(self.folder.path):
                 self._close(figures)
             self.folder.write_summary({"step": self.done, "early": early, "figures": figures})
@@ -471,7 +474,7 @@ class Trainer:
     def _close(self, figures: dict[str, Any]) -> None:
         """Files for other tools, checked, and the model card; which there are is told with the figures."""
         adapters, tell = self.learner.adapters, self.progress.message
-        made = close(self.config, self.task, self.model, adapters, self.folder, figures, tell)
+        made = close(self.task, self.model, adapters, self.previews, self.folder, figures, tell)
         figures |= {f"for {one.format}": str(one.path) for one in made if not one.problem}
 
 

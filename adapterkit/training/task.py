@@ -2,8 +2,9 @@
 
 Everything that a task imports of adapterkit is here.
 
-The loop calls, in this order: `survey`, `outline`, `load_model`, `prepare`, `preview` (the base model), then for every
-step `loss` on what `collate` made of the dataset's items, now and then `preview`, and at the end `finish`.
+The loop calls, in this order: `survey`, `outline`, `load_model`, `prepare`, `evaluate` and `generate` (the base model),
+then for every step `loss` on what `collate` made of the dataset's items, now and then `evaluate` and `generate`, and at
+the end `finish`, `exports` and `probe`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from adapterkit.training.config import RunConfig, Section, Seed
 from adapterkit.training.data_files import Notes, content_key
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.order import Draw, derive_seed
+from adapterkit.training.samples.prompts import Prompts, samples_of
+from adapterkit.training.samples.sample import Sample
 
 __all__ = [
     "DataError",
@@ -33,14 +36,16 @@ __all__ = [
     "Draw",
     "Notes",
     "OtherReader",
+    "Prompts",
     "RunConfig",
+    "Sample",
     "Section",
     "Seed",
     "Setting",
     "Task",
     "content_key",
     "derive_seed",
-    "sample_name",
+    "samples_of",
 ]
 
 
@@ -184,15 +189,11 @@ class Task(ABC):
         """Figures on held-out data, in evaluation mode and without gradients."""
         return {}
 
-    def prompts(self) -> Sequence[str]:
+    def samples(self) -> Sequence[Sample]:
         """What samples are made from while training."""
         return ()
 
-    def seeds(self) -> Sequence[int]:
-        """The seeds of those samples."""
-        return (42,)
-
-    def generate(self, prompt: str, seed: int, path: Path) -> None:
+    def generate(self, sample: Sample, path: Path) -> None:
         """Makes one sample in evaluation mode and writes it to `path`."""
         raise StateError(f"the task {self.config.task!r} does not generate anything")
 
@@ -223,18 +224,3 @@ class Task(ABC):
     def other_reader(self, format: str) -> OtherReader | None:
         """The library that reads files of that format into the model; None where there is none."""
         return None
-
-    def preview(self, step: int, folder: Path) -> list[Path]:
-        """Samples of every prompt and seed, named by step: `step_000250_p0_s42.png`."""
-        written = []
-        for number, prompt in enumerate(self.prompts()):
-            for seed in self.seeds():
-                path = folder / sample_name(step, number, seed, self.suffixes[0])
-                self.generate(prompt, seed, path)
-                written.append(path)
-        return written
-
-
-def sample_name(step: int, prompt: int, seed: int, suffix: str) -> str:
-    """The file of one sample: the step, the prompt's number and the seed."""
-    return f"step_{step:06d}_p{prompt}_s{seed}{suffix}"

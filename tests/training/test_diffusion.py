@@ -81,7 +81,12 @@ def prepared(run: Run) -> tuple[DiffusionTask, Pictures]:
 def test_a_run_makes_samples_before_and_after_and_a_grid(base: Path, data: Path, tmp_path: Path):
     result = train(make_run(base, data, tmp_path / "run", "sample_every=2"), silent=True)
     names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
-    assert names == ["grid.png", *(f"step_{step:06d}_p0_s42.png" for step in (0, 2, 4))]
+    assert names == [
+        "grid.png",
+        *(f"step_{step:06d}_p0_s42.png" for step in (0, 2, 4)),
+        "strengths.png",
+        *(f"weight_{weight}_p0_s42.png" for weight in ("0.5", "0.75", "1.25")),
+    ]
     assert result.figures["grid"] == str(tmp_path / "run/samples/grid.png")
 
 
@@ -255,11 +260,11 @@ def pipeline_xl(folder: Path) -> Any:
 
 def test_without_prompts_the_first_four_different_captions_are_drawn(base: Path, data: Path, tmp_path: Path):
     task, _ = prepared(make_run(base, data, tmp_path, prompts=[]))
-    assert sorted(task.prompts()) == sorted(CAPTIONS)
+    assert sorted(one.prompt for one in task.samples()) == sorted(CAPTIONS)
     task.captions = ["b", "a", "b", "c", "d", "e"]
-    assert task.prompts() == ["b", "a", "c", "d"]
+    assert [one.prompt for one in task.samples()] == ["b", "a", "c", "d"]
     given, _ = prepared(make_run(base, data, tmp_path, prompts=["one", "one"]))
-    assert list(given.prompts()) == ["one", "one"]
+    assert [one.prompt for one in given.samples()] == ["one", "one"]
 
 
 def test_images_need_not_be_square(base: Path, data: Path, tmp_path: Path):

@@ -57,6 +57,9 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
         "metrics.jsonl",
         "summary.json",
         *(f"samples/step_{step}_p{prompt}_s42.txt" for step in steps for prompt in (0, 1)),
+        *(f"samples/weight_{weight}_p{prompt}_s42.txt" for weight in ("0.5", "0.75", "1.25") for prompt in (0, 1)),
+        "samples/grid.md",
+        "samples/strengths.md",
         *(
             f"checkpoints/step-{step:06d}/{name}"
             for step in (6, 8)

@@ -32,10 +32,10 @@ METHODS: dict[str, tuple[Any, str]] = {
     "collate": (raising, "the dataset or collate raised KeyError: 'boom'"),
     "loss": (lambda self, batch: 1.0, "loss returned 1.0; expected a scalar tensor"),
     "evaluate": (lambda self: {"loss": torch.zeros(())}, "expected a dict of name -> number (of a tensor: .item())"),
-    "prompts": (lambda self: "a cat", "prompts returned 'a cat'; expected a list of str"),
-    "seeds": (lambda self: 42, "seeds returned 42; expected a list of int"),
-    "generate": (lambda self, prompt, seed, path: None, "generate has written no file at"),
-    "preview": (lambda self, step, folder: ["a.txt"], "preview returned ['a.txt']; expected a list of Path"),
+    "samples": (lambda self: ["a cat"], "samples returned ['a cat']; expected a list of Sample"),
+    "generate": (lambda self, sample, path: None, "generate has written no file at"),
+    "exports": (lambda self: "kohya", "exports returned 'kohya'; expected a list of str"),
+    "metadata": (lambda self: {"steps": 3}, "metadata returned {'steps': 3}; expected a dict of name -> text"),
     "finish": (lambda self, samples: None, "finish returned None; expected a dict of figures"),
     "extra_modules": (lambda self: [self.model.head], "expected a dict of file name -> torch module"),
 }
@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[Any, str]] = {
 def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, answer: Any) -> str:
     monkeypatch.setattr(ToyTask, method, answer)
     with pytest.raises(errors.PluginError) as caught:
-        train(toy_run(folder, steps=2), silent=True)
+        train(toy_run(folder, steps=2, export=["native"]), silent=True)
     assert caught.value.plugin == "toy_tasks"
     assert "task 'toy-task'" in str(caught.value)
     return str(caught.value)

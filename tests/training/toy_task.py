@@ -21,7 +21,7 @@ from adapterkit.testing import toys
 from adapterkit.training.config import Section
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run
-from adapterkit.training.task import Setting, Task
+from adapterkit.training.task import Sample, Setting, Task
 
 EXAMPLES = 7
 
@@ -72,12 +72,12 @@ class ToyTask(Task):
         tokens = Sequences().tokens
         return {"entropy": F.cross_entropy(self.model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()}
 
-    def prompts(self) -> list[str]:
-        return ["one", "two"]
+    def samples(self) -> list[Sample]:
+        return [Sample("one"), Sample("two", number=1)]
 
-    def generate(self, prompt: str, seed: int, path: Path) -> None:
+    def generate(self, sample: Sample, path: Path) -> None:
         torch.rand(5)  # a sample may use the global generator
-        path.write_text(f"{prompt} {seed} {self.model.training}", encoding="utf-8")
+        path.write_text(f"{sample.prompt} {sample.seed} {self.model.training}", encoding="utf-8")
 
 
 @ak.hookimpl

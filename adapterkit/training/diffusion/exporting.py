@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from adapterkit.formats.foreign_names import known_base
 from adapterkit.handle.listing import points
 from adapterkit.training.data_files import name_of
-from adapterkit.training.diffusion.material import Material
+from adapterkit.training.diffusion.drawing import Drawing
 from adapterkit.training.export.libraries import diffusers_reader
 from adapterkit.training.export.scripts import scripts_metadata
+from adapterkit.training.samples.sample import Sample
 from adapterkit.training.task import OtherReader
 
 _PROBED = 4
@@ -22,7 +24,7 @@ _PROBED = 4
 _READ_BY_DIFFUSERS = frozenset({"kohya", "comfy", "diffusers"})
 
 
-class Exporting(Material):
+class Exporting(Drawing):
     """The part of the task that knows other tools."""
 
     def exports(self) -> Sequence[str]:
@@ -38,10 +40,8 @@ class Exporting(Material):
 
     def probe(self) -> Tensor:
         """One picture [height, width, 3], 0 to 255, in few steps."""
-        prompt, options = next(iter(self.prompts()), ""), self.options
-        generator = torch.Generator().manual_seed(self.seeds()[0])
-        steps = min(_PROBED, options.sample_steps)
-        picture = self.recipe.draw(prompt, self.size, steps, options.guidance_scale, generator)
+        sample = dataclasses.replace(next(iter(self.samples()), Sample("")), steps=None)
+        picture = self.picture(sample, min(_PROBED, self.options.sample_steps))
         return torch.from_numpy(np.array(picture.convert("RGB"))).float()
 
     def other_reader(self, format: str) -> OtherReader | None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.diffusion.pipeline_options import StartOptions, TextOptions
 from adapterkit.training.pictures.options import PictureOptions
+from adapterkit.training.samples.prompts import Prompts
 
 
 def _rising(value: tuple[float, float]) -> tuple[float, float]:
@@ -70,13 +71,15 @@ class SampleOptions(Section):
     """How samples are drawn.
 
     Attributes:
-        prompts: What samples are made from; by default the first four captions.
+        prompts: What samples are made from, a list, or a file that holds one (.txt, .jsonl, .yaml), each a text or with
+            settings of its own (`{prompt, seed, negative, size, steps, guidance, weight}`); by default the first four
+            captions.
         sample_seeds: The seeds of those samples: one image for each prompt and seed.
         sample_steps: Denoising steps of a sample.
         guidance_scale: Guidance of a sample.
     """
 
-    prompts: list[str] = Field([])
+    prompts: Prompts = Field([])
     sample_seeds: list[Seed] = Field([42], min_length=1)
     sample_steps: int = Field(25, gt=0)
     guidance_scale: float = Field(7.5, ge=0)

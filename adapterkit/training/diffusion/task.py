@@ -15,11 +15,10 @@ from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import StartOptions
-from adapterkit.training.grid import write_grid
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.sizes import size_of
-from adapterkit.training.task import Setting, sample_name
+from adapterkit.training.task import Setting
 
 
 class DiffusionTask(Exporting):
@@ -27,7 +26,6 @@ class DiffusionTask(Exporting):
 
     Options = Options
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    sampling = ("resolution", "sample_steps", "guidance_scale")
     options: Options
     free_options = frozenset({*SampleOptions.model_fields, *StartOptions.model_fields})
 
@@ -65,30 +63,6 @@ class DiffusionTask(Exporting):
         for encoder in self.recipe.text_parts().values():
             checkpoint_activations(encoder)
 
-    def prompts(self) -> Sequence[str]:
-        """Those of the options, or the first four different captions."""
-        return self.options.prompts or list(dict.fromkeys(self.captions))[:4]
-
-    def seeds(self) -> Sequence[int]:
-        """Those of the options."""
-        return self.options.sample_seeds
-
-    def generate(self, prompt: str, seed: int, path: Path) -> None:
-        """One image, from noise that depends on the seed alone."""
-        generator = torch.Generator().manual_seed(seed)
-        options = self.options
-        image = self.recipe.draw(prompt, self.size, options.sample_steps, options.guidance_scale, generator)
-        image.save(path)
-
-    def finish(self, samples: Path) -> Mapping[str, Any]:
-        """`grid.png`: the base beside the adapter."""
-        rows = []
-        for number, prompt in enumerate(self.prompts()):
-            for seed in self.seeds():
-                files = [samples / sample_name(s, number, seed, self.suffixes[0]) for s in (0, self.config.steps)]
-                rows.append((f"{prompt} (seed {seed})", files))
-        columns = ("base", f"adapter, step {self.config.steps}")
-        return {"grid": str(write_grid(samples / "grid.png", columns, rows))}
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 

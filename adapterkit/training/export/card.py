@@ -16,14 +16,11 @@ from adapterkit.training import yaml_values
 from adapterkit.training.config import RunConfig
 from adapterkit.training.export.files import Exported, title_of
 from adapterkit.training.export.record import public_name
-from adapterkit.training.export.thumbnail import is_picture
-
-Samples = Sequence[tuple[str, Sequence[Path]]]
-"""What each was made from -> its files: of the base, and with the adapter."""
+from adapterkit.training.samples.sheets import Rows, is_picture
 
 
 def card(
-    config: RunConfig, trigger: str, samples: Samples, exported: Sequence[Exported], figures: Mapping[str, Any]
+    config: RunConfig, trigger: str, samples: Rows, exported: Sequence[Exported], figures: Mapping[str, Any]
 ) -> str:
     """The text of the card.
 
@@ -47,7 +44,7 @@ def card(
     return "\n".join(sections)
 
 
-def _header(config: RunConfig, trigger: str, samples: Samples, folder: Path) -> str:
+def _header(config: RunConfig, trigger: str, samples: Rows, folder: Path) -> str:
     told = config.card
     pictures = [
         {"text": label, "output": {"url": files[-1].relative_to(folder).as_posix()}}
@@ -65,7 +62,7 @@ def _header(config: RunConfig, trigger: str, samples: Samples, folder: Path) -> 
     return f"---\n{yaml_values.dump({key: value for key, value in values.items() if value})}---\n"
 
 
-def _samples(samples: Samples, folder: Path) -> Iterator[str]:
+def _samples(samples: Rows, folder: Path) -> Iterator[str]:
     if not samples:
         return
     yield "## Samples\n"

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapterkit.training.samples.sheets import is_picture
+
 _SIDE = 256
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file's ending is a picture's."""
-    return (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
 
 
 def thumbnail(samples: Sequence[Path]) -> str:

@@ -16,7 +16,7 @@ from adapterkit.training.language.generation import Sampling, Writer, pad_of
 from adapterkit.training.language.options import Reading
 from adapterkit.training.language.templates import Template, template_of
 from adapterkit.training.loading import checkpoint_activations, load_causal_lm, load_tokenizer, outline_causal_lm
-from adapterkit.training.task import OtherReader, Task
+from adapterkit.training.task import OtherReader, Sample, Task, samples_of
 
 _PROBED = 8
 
@@ -70,21 +70,17 @@ class LanguageTask(Task):
         """PEFT reads its own."""
         return peft_reader(self.model) if format == "peft" else None
 
-    def prompts(self) -> Sequence[str]:
+    def samples(self) -> Sequence[Sample]:
         """Those of the options."""
-        return self.options.prompts
+        return samples_of(self.options.prompts, self.options.sample_seeds)
 
-    def seeds(self) -> Sequence[int]:
-        """Those of the options."""
-        return self.options.sample_seeds
-
-    def generate(self, prompt: str, seed: int, path: Path) -> None:
+    def generate(self, sample: Sample, path: Path) -> None:
         """The prompt and how the model goes on."""
-        writer, options = self.writer(), self.options
+        writer, options, prompt = self.writer(), self.options, sample.prompt
         chat = options.sample_as == "chat"
         asked = {"role": "user", "content": prompt}
         start = writer.start_of_answer([asked]) if chat else writer.start_of_text(prompt)
-        tokens = writer.write(start, seed=seed, tokens=options.sample_tokens, temperature=options.temperature)
+        tokens = writer.write(start, seed=sample.seed, tokens=options.sample_tokens, temperature=options.temperature)
         text = f"{prompt}\n\n{writer.text(tokens[start.shape[1] :])}" if chat else writer.text(tokens)
         path.write_text(f"{text}\n", encoding="utf-8")
 

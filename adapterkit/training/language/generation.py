@@ -13,6 +13,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.language.conversations import Conversation
 from adapterkit.training.language.templates import Template
+from adapterkit.training.samples.prompts import Prompts
 
 SampleAs = Literal["text", "chat"]
 
@@ -21,14 +22,14 @@ class Sampling(Section):
     """How samples are made.
 
     Attributes:
-        prompts: What samples begin with.
+        prompts: What samples begin with, a list, or a file that holds one (.txt, .jsonl, .yaml).
         sample_as: `text` goes on from a prompt as it is; `chat` asks it as a user, by the chat template.
         sample_seeds: The seeds of the samples.
         sample_tokens: Most tokens of a sample.
         temperature: Of the samples; 0 takes the likeliest token.
     """
 
-    prompts: list[str] = Field([])
+    prompts: Prompts = Field([])
     sample_as: SampleAs = "text"
     sample_seeds: list[Seed] = Field([42], min_length=1)
     sample_tokens: int = Field(64, gt=0)

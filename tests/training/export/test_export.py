@@ -23,7 +23,7 @@ from adapterkit.training.export.checks import Checks
 from adapterkit.training.export.record import Record, public_name, record_in
 from adapterkit.training.loop import train
 from tests.training import toy_task
-from tests.training.export.small import CAPTION, small_run, write_base
+from tests.training.small_pipeline import CAPTION, small_run, write_base
 
 KOHYA, DIFFUSERS = "export/kohya/run.safetensors", "export/diffusers/pytorch_lora_weights.safetensors"
 

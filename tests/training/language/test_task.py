@@ -21,7 +21,7 @@ from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.loop import train
 from adapterkit.training.run import Run, load_run
-from adapterkit.training.task import Setting
+from adapterkit.training.task import Sample, Setting
 from tests.training.language import tiny
 
 WORDS = ["<end>", "<unk>", "the", "cat", "dog", "sat", "ran", "far"]
@@ -111,7 +111,7 @@ def test_a_sample_depends_on_its_seed_alone(model: Path, data: Path, tmp_path: P
     state = torch.get_rng_state()
     texts = []
     for number, seed in enumerate((1, 1, 2)):
-        task.generate("the", seed, tmp_path / f"{number}.txt")
+        task.generate(Sample("the", seed), tmp_path / f"{number}.txt")
         texts.append((tmp_path / f"{number}.txt").read_text())
     assert texts[0] == texts[1] != texts[2]
     assert torch.equal(torch.get_rng_state(), state)
@@ -121,7 +121,7 @@ def test_a_prompt_without_a_token_begins_after_the_end_mark(model: Path, data: P
     task: Any = make_run(model, data, tmp_path / "run").make_task()
     task.prepare_generation(task.load_model(), torch.device("cpu"))
     for number, prompt in enumerate(("", "<end>")):
-        task.generate(prompt, 3, tmp_path / f"{number}.txt")
+        task.generate(Sample(prompt, 3), tmp_path / f"{number}.txt")
     assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()
 
 
@@ -132,6 +132,7 @@ def test_the_command_samples_from_a_run(model: Path, data: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     expected = tmp_path / "run/samples/step_000005_p0_s42.txt"
     assert (tmp_path / "out.txt").read_text() == expected.read_text()
+    assert result.stdout == f"{tmp_path}/out.txt\n{expected.read_text()}"
 
 
 def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adapterkit.training.grid import write_grid
+from adapterkit.training.samples.grid import write_grid
 
 
 def image(path: Path, colour: str) -> Path:

@@ -1,0 +1,56 @@
+"""Samples of a denoiser: which there are, and how one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterkit.errors import ConfigError
+from adapterkit.training.diffusion.material import Material
+from adapterkit.training.samples.prompts import Prompt, samples_of
+from adapterkit.training.samples.sample import Sample
+
+_CAPTIONS = 4
+
+
+class Drawing(Material):
+    """The part of the task that draws."""
+
+    sampling = ("resolution", "sample_steps", "guidance_scale")
+    captions: Sequence[str]
+
+    def samples(self) -> Sequence[Sample]:
+        """Those of the options, or of the first four different captions."""
+        captions = list(dict.fromkeys(self.captions))[:_CAPTIONS]
+        prompts = self.options.prompts or [Prompt.model_validate({"prompt": text}) for text in captions]
+        return samples_of(prompts, self.options.sample_seeds)
+
+    def generate(self, sample: Sample, path: Path) -> None:
+        """One picture, from noise that depends on the seed alone."""
+        self.picture(sample, self.options.sample_steps).save(path)
+
+    def picture(self, sample: Sample, steps: int) -> Any:
+        """One picture of Pillow's.
+
+        Args:
+            sample: What is to be drawn.
+            steps: Denoising steps where it says none.
+
+        Raises:
+            ConfigError: Its size does not fit the model.
+        """
+        size, multiple = sample.size or self.size, self.recipe.multiple
+        if size[0] % multiple or size[1] % multiple:
+            told = f"size {list(size)} of the prompt {sample.prompt!r}: sides must be a multiple of {multiple}"
+            raise ConfigError([told], "options.prompts")
+        return self.recipe.draw(
+            sample.prompt,
+            size,
+            sample.steps or steps,
+            self.options.guidance_scale if sample.guidance is None else sample.guidance,
+            torch.Generator().manual_seed(sample.seed),
+            sample.negative,
+        )

@@ -1,0 +1,110 @@
+"""Where an adapter lies that is to be sampled: a run folder, one of its checkpoints (`RUN@STEP`), or a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterkit.checkpoint import Checkpoint
+from adapterkit.errors import ConfigError, StateError
+from adapterkit.formats.registry import find_format
+from adapterkit.formats.source import Source
+from adapterkit.points import Points
+from adapterkit.training.export.record import Record, record_in
+from adapterkit.training.run import Run, load_run
+from adapterkit.training.snapshots import ADAPTER, Snapshots
+
+_AT = re.compile(r"(.+)@(\d+)")
+_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Place:
+    """An adapter's file.
+
+    Attributes:
+        file: It.
+        label: What it is called here: the run and its step, or the file.
+        run: The run folder, where it is one's.
+        note: A sentence for the user.
+    """
+
+    file: Path
+    label: str
+    run: Path | None = None
+    note: str = ""
+
+
+def place_of(text: str) -> Place:
+    """What `RUN`, `RUN@STEP` or `FILE` means; a run without a last step is sampled at its newest checkpoint.
+
+    Raises:
+        StateError: The run has no adapter yet, or no checkpoint of that step.
+    """
+    path, match = Path(text), _AT.fullmatch(text)
+    if match is not None and not path.exists():
+        return _checkpoint(Path(match[1]), int(match[2]))
+    if not path.is_dir() or not (path / _CONFIG).is_file():
+        return Place(path, path.name if path.is_dir() else path.stem)
+    if (path / ADAPTER).is_file():
+        return Place(path / ADAPTER, path.name, path)
+    steps = _steps(path)
+    if not steps:
+        raise StateError(f"{path} holds no finished run (no {ADAPTER}), and no checkpoint. Train it, or name a file")
+    found = _checkpoint(path, steps[-1])
+    return Place(found.file, found.label, path, f"{path} is not finished: its newest checkpoint is of step {steps[-1]}")
+
+
+def _steps(run: Path) -> list[int]:
+    return Snapshots(run / "checkpoints", 1).steps()
+
+
+def _checkpoint(run: Path, step: int) -> Place:
+    file = Snapshots(run / "checkpoints", 1).path(step) / ADAPTER
+    if not (run / _CONFIG).is_file() or not file.is_file():
+        steps = _steps(run)
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it has none"
+        raise StateError(f"{run} has no checkpoint of step {step}; {there}. keep_checkpoints says how many are kept")
+    return Place(file, f"{run.name}@{step}", run)
+
+
+def run_of(place: Place, overrides: Sequence[str], model: str | None, task: str | None) -> Run:
+    """The run to generate with: a run folder's, or what a file says of its own, or what is told.
+
+    Raises:
+        ConfigError: Nothing tells the base; or the run's own keys are wrong.
+    """
+    given = {key: value for key, value in (("model", model), ("task", task)) if value is not None}
+    if place.run is not None:
+        return load_run(place.run / _CONFIG, overrides, **given)
+    checkpoint = _read(place.file)
+    record = record_in(checkpoint.metadata)
+    known = {} if record is None else {"model": record.model, "task": record.task}
+    if "model" not in {**known, **given}:
+        raise ConfigError([f"{place.file} does not say which base it is for; add --model MODEL"], "sample")
+    same = record is not None and given.get("task", record.task) == record.task
+    recorded = _options(record) if same and record is not None else []
+    return load_run(None, [*recorded, *overrides], **{**_filler(checkpoint), **known, **given})
+
+
+def _options(record: Record) -> list[str]:
+    """What the file's samples depend on, as overrides, which others follow."""
+    return [f"options.{key}={json.dumps(value)}" for key, value in record.options.items()]
+
+
+def _read(file: Path) -> Checkpoint:
+    """The first adapter of a file, of which the ids need fit no model."""
+    source = Source.of(file)
+    reader = find_format(source)
+    found, _ = reader.read(source, Points([]), reader.reading(strict=False))
+    return next(iter(found.values()))
+
+
+def _filler(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The keys that a run must have and generating does not need."""
+    part = checkpoint.parts[0]
+    return {"task": "diffusion", "data": "none", "output": "none", "adapter": {"type": part.type, **part.config}}
