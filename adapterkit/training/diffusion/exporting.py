@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from adapterkit.formats.foreign_names import known_base
 from adapterkit.handle.listing import points
-from adapterkit.training.data_files import name_of
 from adapterkit.training.diffusion.drawing import Drawing
 from adapterkit.training.export.libraries import diffusers_reader
-from adapterkit.training.export.scripts import scripts_metadata
+from adapterkit.training.export.scripts import Shown, scripts_metadata
 from adapterkit.training.samples.sample import Sample
 from adapterkit.training.task import OtherReader
 
@@ -34,9 +32,8 @@ class Exporting(Drawing):
 
     def metadata(self) -> Mapping[str, str]:
         """As kohya's scripts write it."""
-        folder = Path(self.config.data)
-        captions = [(name_of(picture.path.parent, folder), picture.caption) for picture in self.learnt()]
-        return scripts_metadata(self.config, captions, self.size)
+        shown = [Shown(one.path.parent.resolve().name, one.caption, one.repeats) for one in self.learnt()]
+        return scripts_metadata(self.config, shown, self.size)
 
     def probe(self) -> Tensor:
         """One picture [height, width, 3], 0 to 255, in few steps."""

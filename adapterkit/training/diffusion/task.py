@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +60,6 @@ class DiffusionTask(Exporting):
         self.recipe.model.enable_gradient_checkpointing()
         for encoder in self.recipe.text_parts().values():
             checkpoint_activations(encoder)
-
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,34 @@ from adapterkit.training.config import RunConfig
 from adapterkit.training.sizes import Size
 
 
-def scripts_metadata(config: RunConfig, captions: Sequence[tuple[str, str]], size: Size) -> Mapping[str, str]:
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the scripts count it: the name of its folder, its caption, and how often it is shown."""
+
+    folder: str
+    caption: str
+    repeats: int = 1
+
+
+def scripts_metadata(config: RunConfig, pictures: Sequence[Shown], size: Size) -> Mapping[str, str]:
     """The training by those names.
 
     Args:
         config: The run.
-        captions: Of every image the name of its folder, and its caption.
+        pictures: What is learnt from.
         size: Height and width of the pictures.
     """
-    counts = collections.Counter(folder for folder, _ in captions)
+    counts = collections.Counter(one.folder for one in pictures)
+    repeats = {one.folder: one.repeats for one in pictures}
     tags: dict[str, collections.Counter[str]] = {folder: collections.Counter() for folder in counts}
-    for folder, caption in captions:
-        tags[folder].update(tag for part in caption.split(",") if (tag := part.strip()))
+    for one in pictures:
+        tags[one.folder].update(tag for part in one.caption.split(",") if (tag := part.strip()))
     rate = {} if config.learning_rate is None else {"ss_learning_rate": str(config.learning_rate)}
     return {
         **rate,
         "ss_sd_model_name": Path(config.model).name,
-        "ss_num_train_images": str(len(captions)),
-        "ss_dataset_dirs": json.dumps({name: {"n_repeats": 1, "img_count": n} for name, n in counts.items()}),
+        "ss_num_train_images": str(len(pictures)),
+        "ss_dataset_dirs": json.dumps({name: {"n_repeats": repeats[name], "img_count": n} for name, n in counts.items()}),
         "ss_tag_frequency": json.dumps(tags),
         "ss_resolution": f"({size[1]}, {size[0]})",
         "ss_steps": str(config.steps),
