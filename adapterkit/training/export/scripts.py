@@ -35,12 +35,13 @@ def scripts_metadata(config: RunConfig, pictures: Sequence[Shown], size: Size) -
     tags: dict[str, collections.Counter[str]] = {folder: collections.Counter() for folder in counts}
     for one in pictures:
         tags[one.folder].update(tag for part in one.caption.split(",") if (tag := part.strip()))
+    folders = {name: {"n_repeats": repeats[name], "img_count": count} for name, count in counts.items()}
     rate = {} if config.learning_rate is None else {"ss_learning_rate": str(config.learning_rate)}
     return {
         **rate,
         "ss_sd_model_name": Path(config.model).name,
         "ss_num_train_images": str(len(pictures)),
-        "ss_dataset_dirs": json.dumps({name: {"n_repeats": repeats[name], "img_count": n} for name, n in counts.items()}),
+        "ss_dataset_dirs": json.dumps(folders),
         "ss_tag_frequency": json.dumps(tags),
         "ss_resolution": f"({size[1]}, {size[0]})",
         "ss_steps": str(config.steps),
