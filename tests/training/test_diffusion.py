@@ -340,7 +340,7 @@ def test_a_prior_is_no_caption_of_what_is_learnt(base: Path, data: Path, tmp_pat
     concepts = [{"folder": "mine", "trigger": "sks"}, {"folder": "others", "prior": True, "weight": 0.5}]
     task, images = prepared(make_run(base, tmp_path / "both", tmp_path / "run", prompts=[], concepts=concepts))
     assert len(images) == 6
-    assert list([one.prompt for one in task.samples()]) == [f"sks, {caption}" for caption in CAPTIONS]
+    assert [one.prompt for one in task.samples()] == [f"sks, {caption}" for caption in CAPTIONS]
     assert list(task.triggers()) == ["sks"]
     assert sorted(json.loads(task.metadata()["ss_tag_frequency"])) == ["mine"]
 
