@@ -94,9 +94,10 @@ def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
 
 def _facts(pictures: Sequence[Picture]) -> dict[str, str]:
     heights, widths = zip(*(picture.size for picture in pictures), strict=True)
+    sizes = dict.fromkeys((f"{min(widths)} x {min(heights)}", f"{max(widths)} x {max(heights)}"))
     longest = max(pictures, key=lambda picture: len(picture.caption.split()))
     told = {
-        "pictures": f"{len(pictures)}, from {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)}",
+        "pictures": f"{len(pictures)}, of {' to '.join(sizes)} pixels",
         "without a caption of their own": str(sum(picture.found.source is None for picture in pictures)),
         "with a mask": str(sum(picture.mask is not None for picture in pictures)),
         "longest caption": f"{len(longest.caption.split())} words, of {longest.path.name}",

@@ -46,7 +46,7 @@ def test_what_there_is_is_told(tmp_path: Path):
     (tmp_path / "b.txt").write_text("b and some more")
     _, record = survey(tmp_path, PictureOptions.model_validate({"trigger": "sks", "caption": "x", "masks": "files"}))
     assert record.facts == {
-        "pictures": "2, from 10 x 8 to 12 x 20",
+        "pictures": "2, of 10 x 8 to 12 x 20 pixels",
         "without a caption of their own": "1",
         "with a mask": "1",
         "longest caption": "5 words, of b.png",
