@@ -325,7 +325,7 @@ def test_a_cache_holds_what_is_computed_and_nothing_is_encoded_twice(
         item = images[Draw(1, 7)]
         found.append((item["latents"], task.texts([item["caption"]])["states"], sorted(encoded)))
         encoded.clear()
-    assert [count for *_, count in found] == [["picture"] * 3 + ["text"]] * 2 + [[]]
+    assert [count for *_, count in found] == [["picture"] * 3 + ["text"] * 4] * 2 + [[]]
     assert all(torch.equal(found[0][part], other[part]) for other in found[1:] for part in (0, 1))
     next(task.pipe.text_encoder.parameters()).data += 1
     changed, _ = prepared(make_run(base, data, tmp_path, cache=str(tmp_path / "cache")))

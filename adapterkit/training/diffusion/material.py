@@ -57,11 +57,16 @@ class Material(Task):
 
     def captions_told(self, setting: Setting) -> Texts:
         """What the denoiser is told about captions, kept where the adapter leaves the encoders alone."""
-        self._tell_captions_that_are_cut(self.surveyed[0], setting.tell)
+        pictures = self.surveyed[0]
+        self._tell_captions_that_are_cut(pictures, setting.tell)
         encoders = self.recipe.text_parts()
         live = bool(setting.components & encoders.keys())
-        model = "" if live else f"{self._identity(*encoders.values())} {self.options.caption_chunks}"
-        return Texts(self.recipe, setting.device, live, self._store(setting.tell), model)
+        fixed = not live and all(concept.wording.fixed for concept in self.options.folders())  # the others never end
+        model = f"{self._identity(*encoders.values())} {self.options.caption_chunks}" if fixed else ""
+        texts = Texts(self.recipe, setting.device, live, self._store() if fixed else None, model)
+        if fixed:
+            texts.prepare(["", *dict.fromkeys(picture.caption for picture in pictures)], setting.tell)
+        return texts
 
     def with_priors(self, tell: Callable[[str], object]) -> list[Picture]:
         """All pictures, after the base has made those that concepts ask for; without the adapter."""
@@ -85,20 +90,20 @@ class Material(Task):
         for name, value in plan.facts().items():
             tell(f"data: {name}: {value}")
         examples = plan.examples()
-        store, model = self._store(tell) or MemoryStore(), self._identity(self.pipe.vae)
-        latents = Latents(store, model, self.recipe.encode_pictures, self.recipe.paints_holes)
-        latents.prepare([shot for example in examples for shot in example.shots], tell)
+        latents = Latents(self._store() or MemoryStore(), self._identity(self.pipe.vae), self.recipe.paints_holes)
+        latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)
         return Pictures(examples, latents, self.options.unmasked_weight)
 
-    def _store(self, tell: Callable[[str], object]) -> FolderStore | None:
+    def _store(self) -> FolderStore | None:
         """What outlives the run; None where memory does."""
-        return None if self.options.cache is None else FolderStore(Path(self.options.cache), tell)
+        return None if self.options.cache is None else FolderStore(Path(self.options.cache))
 
     def _identity(self, *modules: torch.nn.Module) -> str:
         """Which models compute something, and how; of no use in memory."""
         if self.options.cache is None:
             return ""
-        return f"{type(self.recipe).__qualname__} {identity_of(*modules)}"
+        config = {key: value for key, value in self.pipe.config.items() if not key.startswith("_")}
+        return f"{type(self.recipe).__qualname__} {sorted(config.items(), key=str)} {identity_of(*modules)}"
 
     def _tell_captions_that_are_cut(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> None:
         """Text encoders read so many tokens of a caption, and no more."""

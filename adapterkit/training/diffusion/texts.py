@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -37,6 +37,17 @@ class Texts:
             return self.recipe.encode_text(texts, self.device)
         told = joined([self.kept(text) for text in texts])
         return {name: tensor.to(self.device) for name, tensor in told.items()}
+
+    def prepare(self, texts: Sequence[str], tell: Callable[[str], object]) -> bool:
+        """Encodes these captions now, where all can be kept.
+
+        Returns:
+            Whether they were.
+        """
+        if self.live or (isinstance(self.kept.store, MemoryStore) and len(texts) > _KEPT):
+            return False
+        self.kept.prepare(texts, tell)
+        return True
 
     @torch.no_grad()
     def encoded(self, text: str) -> Conditioning:

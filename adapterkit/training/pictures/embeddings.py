@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from adapterkit.training.pictures.store import Store, Tensors, key_of
+from adapterkit.training.pictures.store import Store, Tensors, key_of, make
 
 _VERSION = 1  # of what an entry holds
 
@@ -23,14 +23,20 @@ class Embeddings:
 
     def __call__(self, caption: str) -> Tensors:
         """The caption's tensors, on the CPU."""
-        key = key_of(_VERSION, self.model, caption)
+        key = self._key(caption)
         found = self.store.get(key)
         if found is None:
-            found = {name: tensor.detach().cpu() for name, tensor in self.encode(caption).items()}
+            found = self._made(caption)
             self.store.put(key, found)
         return found
 
-    def prepare(self, captions: Iterable[str]) -> None:
+    def prepare(self, captions: Sequence[str], tell: Callable[[str], object]) -> None:
         """Sees to it that all are there."""
-        for caption in captions:
-            self(caption)
+        keys = [self._key(caption) for caption in captions]
+        make(self.store, "captions", keys, lambda number: self._made(captions[number]), tell)
+
+    def _key(self, caption: str) -> str:
+        return key_of(_VERSION, self.model, caption)
+
+    def _made(self, caption: str) -> Tensors:
+        return {name: tensor.detach().cpu() for name, tensor in self.encode(caption).items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from adapterkit.errors import DataError
 from adapterkit.training.image_files import open_image
 from adapterkit.training.pictures.looks import Look
-from adapterkit.training.pictures.store import Store, Tensors, key_of
+from adapterkit.training.pictures.store import Store, Tensors, key_of, make
 from adapterkit.training.pictures.survey import Picture
 
 _VERSION = 1  # of what an entry holds
@@ -40,29 +40,25 @@ class Shot:
 class Latents:
     """What a model makes of shots.
 
-    Each is encoded alone, so that it follows from its key, whatever others there are.
-
     Args:
         store: Keeps them.
         model: Says which model encodes, see `identity_of`.
-        encode: Encodes.
         holes: Whether what a mask marks is to be painted anew, so that its surroundings are encoded too.
     """
 
-    def __init__(self, store: Store, model: str, encode: Encode, holes: bool = False) -> None:
-        self.store, self.model, self.encode, self.holes = store, f"{model} holes" if holes else model, encode, holes
+    def __init__(self, store: Store, model: str, holes: bool = False) -> None:
+        self.store, self.model, self.holes = store, f"{model} holes" if holes else model, holes
 
-    def prepare(self, shots: Sequence[Shot], tell: Callable[[str], object]) -> None:
+    def prepare(self, shots: Sequence[Shot], encode: Encode, tell: Callable[[str], object]) -> None:
         """Sees to it that all are there; what is there already, and whole, is used.
+
+        Each is encoded alone, so that it follows from its key, whatever others there are.
 
         Raises:
             DataError: A picture cannot be read any more, or nothing can be kept.
         """
-        lacking = {key: shot for shot in shots if self.store.get(key := shot.key(self.model)) is None}
-        if len(lacking) < len(shots):
-            tell(f"cache: {len(shots) - len(lacking)} of {len(shots)} latents are there already")
-        for key, shot in lacking.items():
-            self.store.put(key, self._made(shot))
+        keys = [shot.key(self.model) for shot in shots]
+        make(self.store, "latents", keys, lambda number: self._made(shots[number], encode), tell)
 
     def get(self, shot: Shot) -> Tensors:
         """`mean`, `spread`, and `mask` [1, height, width] where the picture has one.
@@ -82,17 +78,18 @@ class Latents:
         return found
 
     @torch.no_grad()
-    def _made(self, shot: Shot) -> Tensors:
+    def _made(self, shot: Shot, encode: Encode) -> Tensors:
         pixels, mask = shot.look.of(open_image(shot.picture.path)), shot.mask()
-        mean, spread = self.encode(pixels[None])
+        mean, spread = encode(pixels[None])
         found = {"mean": mean[0], "spread": spread[0]}
         if self.holes:
-            found |= self._around(pixels, torch.ones_like(pixels[:1]) if mask is None else mask, mean.shape[-2:])
+            found |= _around(encode, pixels, torch.ones_like(pixels[:1]) if mask is None else mask, mean.shape[-2:])
         if mask is None:
             return found
         return {**found, "mask": F.interpolate(mask[None], size=mean.shape[-2:], mode="area")[0]}
 
-    def _around(self, pixels: Tensor, mask: Tensor, size: torch.Size) -> Tensors:
-        hole = (mask > 0.5).float()
-        mean, spread = self.encode((pixels * (1 - hole) + 0.5 * hole)[None])
-        return {"hole": F.interpolate(hole[None], size=size)[0], "around_mean": mean[0], "around_spread": spread[0]}
+
+def _around(encode: Encode, pixels: Tensor, mask: Tensor, size: torch.Size) -> Tensors:
+    hole = (mask > 0.5).float()
+    mean, spread = encode((pixels * (1 - hole) + 0.5 * hole)[None])
+    return {"hole": F.interpolate(hole[None], size=size)[0], "around_mean": mean[0], "around_spread": spread[0]}

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ Tensors = Mapping[str, Tensor]
 _ENDING = ".entry"
 _DIGEST = 16
 _KEY = 16
+_PATIENCE = 10  # seconds between two lines
 
 
 def key_of(*parts: object) -> str:
@@ -28,7 +30,13 @@ def key_of(*parts: object) -> str:
 
 
 class Store(Protocol):
-    """Tensors by `key_of` what they follow from."""
+    """Tensors by `key_of` what they follow from.
+
+    Attributes:
+        damaged: What was found and could not be used.
+    """
+
+    damaged: list[Path]
 
     def get(self, key: str) -> Tensors | None:
         """What was put there; None where there is nothing, or nothing that is whole."""
@@ -48,6 +56,7 @@ class MemoryStore:
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most
+        self.damaged: list[Path] = []
         self._entries: dict[str, Tensors] = {}
 
     def get(self, key: str) -> Tensors | None:
@@ -64,9 +73,6 @@ class MemoryStore:
             del self._entries[next(iter(self._entries))]
 
 
-def _to_nobody(line: str) -> None: ...
-
-
 class FolderStore:
     """A file for each entry, written whole or not at all, with a sum that tells damage.
 
@@ -74,11 +80,11 @@ class FolderStore:
 
     Args:
         folder: Is made when something is kept.
-        tell: Is told what was damaged.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], object] = _to_nobody) -> None:
-        self.folder, self.tell = folder, tell
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: list[Path] = []
 
     def get(self, key: str) -> Tensors | None:
         """See `Store`."""
@@ -92,7 +98,7 @@ class FolderStore:
         if len(data) > _DIGEST and _digest(data[_DIGEST:]) == data[:_DIGEST]:
             with contextlib.suppress(SafetensorError):
                 return load(data[_DIGEST:])
-        self.tell(f"cache: {path} is damaged, and is made anew")
+        self.damaged.append(path)
         return None
 
     def put(self, key: str, tensors: Tensors) -> None:
@@ -116,6 +122,33 @@ class FolderStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_ENDING}"
+
+
+def make(
+    store: Store, what: str, keys: Sequence[str], made: Callable[[int], Tensors], tell: Callable[[str], object]
+) -> None:
+    """Puts into a store what it lacks, and says what takes long, what was there and what was damaged.
+
+    Args:
+        store: Where it is kept.
+        what: In the plural.
+        keys: Of all that is needed.
+        made: The tensors of a key, by its number.
+        tell: Is told.
+    """
+    numbers = {key: number for number, key in enumerate(keys)}
+    lacking = {key: number for key, number in numbers.items() if store.get(key) is None}
+    if len(lacking) < len(numbers):
+        tell(f"cache: {len(numbers) - len(lacking)} of {len(numbers)} {what} are there already")
+    for path in store.damaged:
+        tell(f"cache: {path} is damaged, and is made anew")
+    store.damaged.clear()
+    told = monotonic()
+    for count, (key, number) in enumerate(lacking.items(), 1):
+        store.put(key, made(number))
+        if monotonic() - told > _PATIENCE:
+            told = monotonic()
+            tell(f"{what}: {count} of {len(lacking)} are made")
 
 
 def _digest(data: bytes) -> bytes:

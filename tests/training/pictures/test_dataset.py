@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,9 @@ def made(
     plan: Plan, store: Store | None = None, encoder: Encoder | None = None, told: list[str] | None = None
 ) -> Pictures:
     examples = plan.examples()
-    latents = Latents(store or MemoryStore(), "model", encoder or Encoder())
-    latents.prepare(
-        [shot for example in examples for shot in example.shots], [].append if told is None else told.append
-    )
+    latents = Latents(store or MemoryStore(), "model")
+    shots = [shot for example in examples for shot in example.shots]
+    latents.prepare(shots, encoder or Encoder(), [].append if told is None else told.append)
     return Pictures(examples, latents, plan.options.unmasked_weight)
 
 
@@ -200,3 +200,10 @@ def test_a_picture_that_changes_or_is_shown_otherwise_is_encoded_again(data: Pat
     encoder = Encoder()
     made(planned(data), store, encoder)
     assert encoder.calls == 1
+
+
+def test_examples_can_be_sent_to_other_processes(data: Path, tmp_path: Path):
+    for store in (MemoryStore(), FolderStore(tmp_path / "cache")):
+        images = made(planned(data), store)
+        sent = pickle.loads(pickle.dumps(images))
+        assert torch.equal(sent[Draw(1, 3)]["latents"], images[Draw(1, 3)]["latents"])

@@ -9,8 +9,9 @@ from torch import nn
 
 from adapterkit.errors import DataError
 from adapterkit.training.pictures import identity
+from adapterkit.training.pictures import store as store_module
 from adapterkit.training.pictures.identity import identity_of
-from adapterkit.training.pictures.store import FolderStore, MemoryStore, key_of
+from adapterkit.training.pictures.store import FolderStore, MemoryStore, key_of, make
 
 ENTRY = {"mean": torch.randn(4, 3, 2), "mask": torch.arange(6, dtype=torch.uint8), "half": torch.ones(2).bfloat16()}
 
@@ -28,12 +29,11 @@ def same(one: object, other: object) -> bool:
 
 
 def test_what_is_kept_in_a_folder_comes_back_bit_for_bit(tmp_path: Path):
-    told: list[str] = []
-    FolderStore(tmp_path / "cache", told.append).put(key_of("a", 1), ENTRY)
-    again = FolderStore(tmp_path / "cache", told.append)
+    FolderStore(tmp_path / "cache").put(key_of("a", 1), ENTRY)
+    again = FolderStore(tmp_path / "cache")
     assert same(again.get(key_of("a", 1)), ENTRY)
     assert again.get(key_of("a", 2)) is None
-    assert told == []
+    assert again.damaged == []
     memory = MemoryStore()
     memory.put("a", ENTRY)
     assert memory.get("a") is ENTRY
@@ -51,21 +51,39 @@ def test_memory_may_keep_what_was_used_last():
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
 def test_a_damaged_entry_is_told_and_can_be_made_anew(tmp_path: Path, damage: str):
-    told: list[str] = []
-    store = FolderStore(tmp_path, told.append)
-    store.put("ab", ENTRY)
-    [path] = entries(tmp_path)
+    store = FolderStore(tmp_path)
+    for key in ("ab", "cd"):
+        store.put(key, ENTRY)
+    path = entries(tmp_path)[0]
     data = path.read_bytes()
     flipped = data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
     path.write_bytes({"flip": flipped, "cut": data[:-1], "empty": b"", "other": b"x" * 400}[damage])
     assert store.get("ab") is None
-    assert told == [f"cache: {path} is damaged, and is made anew"]
-    store.put("ab", ENTRY)
+    assert store.damaged == [path]
+    store.damaged.clear()
+    told: list[str] = []
+    made: list[int] = []
+
+    def make_one(number: int) -> dict[str, torch.Tensor]:
+        made.append(number)
+        return ENTRY
+
+    make(store, "latents", ["cd", "ab", "ab"], make_one, told.append)
+    assert len(made) == 1
+    assert told == ["cache: 1 of 2 latents are there already", f"cache: {path} is damaged, and is made anew"]
     assert same(store.get("ab"), ENTRY)
 
 
+def test_what_takes_long_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(store_module, "monotonic", lambda: next(clock))
+    told: list[str] = []
+    make(MemoryStore(), "latents", list("abcde"), lambda number: ENTRY, told.append)
+    assert told == ["latents: 2 of 5 are made", "latents: 4 of 5 are made"]
+
+
 def test_a_write_that_fails_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = FolderStore(tmp_path, print)
+    store = FolderStore(tmp_path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -76,7 +94,7 @@ def test_a_write_that_fails_leaves_nothing_and_says_so(tmp_path: Path, monkeypat
     assert entries(tmp_path) == []
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written"):
-        FolderStore(tmp_path / "file", print).put("ab", ENTRY)
+        FolderStore(tmp_path / "file").put("ab", ENTRY)
 
 
 def model(seed: int = 0) -> Any:
