@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from adapterkit.errors import ConfigError
 from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.texts import Texts
+from adapterkit.training.diffusion.validation import held_out, still
 from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
@@ -43,9 +45,37 @@ class Material(Task):
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the pictures and their captions, and decodes every picture once."""
         pictures, record = self.surveyed
+        if self.measured:
+            record = replace(record, facts={**record.facts, "pictures that measure": str(len(self.measured))})
         size = size_of(self.options.resolution)
         plan = {} if size is None else Plan.of(pictures, self.options, size, 1).facts()  # but for the model's multiple
         return replace(record, facts={**record.facts, **plan})
+
+    @functools.cached_property
+    def measured(self) -> list[Picture]:
+        """The pictures of `validation_data`."""
+        folder = self.options.validation_data
+        alone = self.options.model_copy(update={"concepts": []})
+        return [] if folder is None else [still(picture) for picture in survey(Path(folder), alone)[0]]
+
+    def parted(
+        self, pictures: Sequence[Picture], tell: Callable[[str], object]
+    ) -> tuple[Sequence[Picture], list[Picture]]:
+        """Those that are trained on, and those that are measured.
+
+        Raises:
+            ConfigError: There are too few.
+        """
+        if self.measured:
+            known = {picture.key for picture in pictures}
+            if both := [picture.path.name for picture in self.measured if picture.key in known]:
+                tell(f"data: pictures of options.validation_data that are trained on, too: {listed(both)}")
+        if not self.options.validation_fraction:
+            return pictures, self.measured
+        chosen = held_out(pictures, self.options.validation_fraction, self.config.seed)
+        if not chosen:
+            raise ConfigError(["options.validation_fraction: there is one picture only; leave it out"], "run")
+        return [picture for picture in pictures if picture not in chosen], [still(picture) for picture in chosen]
 
     def learnt(self) -> list[Picture]:
         """The pictures that are not a prior."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.diffusion.pipeline_options import StartOptions, TextOptions
+from adapterkit.training.diffusion.pipeline_options import StartOptions, TextOptions, ValidationOptions
 from adapterkit.training.pictures.options import PictureOptions
 from adapterkit.training.samples.prompts import Prompts
 
@@ -85,5 +85,5 @@ class SampleOptions(Section):
     guidance_scale: float = Field(7.5, ge=0)
 
 
-class Options(ObjectiveOptions, PictureOptions, TextOptions, SampleOptions, StartOptions):
+class Options(ObjectiveOptions, PictureOptions, TextOptions, ValidationOptions, SampleOptions, StartOptions):
     """The keys under `options`."""

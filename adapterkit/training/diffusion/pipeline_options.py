@@ -1,8 +1,8 @@
-"""Keys for what some pipelines can do, or need."""
+"""Keys for what some pipelines can do, or need, and for what is measured."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapterkit.training.config import Section
 
@@ -30,3 +30,23 @@ class StartOptions(Section):
     sample_image: str | None = Field(None, min_length=1)
     sample_mask: str | None = Field(None, min_length=1)
     sample_strength: float = Field(0.3, gt=0, le=1)
+
+
+class ValidationOptions(Section):
+    """What is measured beside samples, on fixed noise and at fixed times.
+
+    Attributes:
+        validation_fraction: Share of the pictures that is not trained on.
+        validation_data: Or a folder of captioned pictures for that alone.
+        validation_times: At how many times each picture is measured.
+    """
+
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    validation_data: str | None = Field(None, min_length=1)
+    validation_times: int = Field(4, gt=0)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> ValidationOptions:
+        if self.validation_fraction and self.validation_data:
+            raise ValueError("give validation_fraction or validation_data, not both")
+        return self

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapterkit.errors import ConfigError
+from adapterkit.training.data_files import listed
 from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import StartOptions
+from adapterkit.training.diffusion.validation import FIGURE, Validation
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.pictures.dataset import Pictures
+from adapterkit.training.pictures.survey import Picture
 from adapterkit.training.sizes import size_of
 from adapterkit.training.task import Setting
 
@@ -44,7 +48,9 @@ class DiffusionTask(Exporting):
         self.recipe.check()
         self.texts = self.captions_told(setting)
         self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
-        return self.examples(self.with_priors(setting.tell), setting.tell)
+        pictures, measured = self.parted(self.with_priors(setting.tell), setting.tell)
+        self.validation = self._validation(measured, setting.tell) if measured else None
+        return self.examples(pictures, setting.tell)
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """Only the size of the images is needed."""
@@ -55,6 +61,10 @@ class DiffusionTask(Exporting):
         """See `Learning.loss`."""
         return self.learning.loss(batch)
 
+    def evaluate(self) -> Mapping[str, float]:
+        """The loss on what is not trained on, where there is something."""
+        return {} if self.validation is None else {FIGURE: self.validation.loss(self.learning, self.device)}
+
     def checkpoint_activations(self) -> None:
         """On the denoiser and, for adapters that act there, the text encoders."""
         self.recipe.model.enable_gradient_checkpointing()
@@ -62,6 +72,12 @@ class DiffusionTask(Exporting):
             checkpoint_activations(encoder)
 
     # -- set-up -----------------------------------------------------------------------------------------------------
+
+    def _validation(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Validation:
+        names = listed([picture.path.name for picture in pictures])
+        tell(f"data: measure the loss and are not trained on: {names}")
+        data = self.examples(pictures, lambda line: None)
+        return Validation(data, self.options.validation_times, self.config.batch_size, self.collate)
 
     def _set_up(self, device: torch.device) -> None:
         self.device, self.dtype = device, dtype_of(self.config.dtype)
