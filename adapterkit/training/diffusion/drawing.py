@@ -19,7 +19,7 @@ _CAPTIONS = 4
 class Drawing(Material):
     """The part of the task that draws."""
 
-    sampling = ("resolution", "sample_steps", "guidance_scale")
+    sampling = ("resolution", "sample_steps", "guidance_scale", "caption_chunks")
     captions: Sequence[str]
 
     def samples(self) -> Sequence[Sample]:

@@ -76,13 +76,13 @@ class SampleOptions(Section):
             captions.
         sample_seeds: The seeds of those samples: one image for each prompt and seed.
         sample_steps: Denoising steps of a sample.
-        guidance_scale: Guidance of a sample.
+        guidance_scale: Guidance of a sample; by default the pipeline's own.
     """
 
     prompts: Prompts = Field([])
     sample_seeds: list[Seed] = Field([42], min_length=1)
     sample_steps: int = Field(25, gt=0)
-    guidance_scale: float = Field(7.5, ge=0)
+    guidance_scale: float | None = Field(None, ge=0)
 
 
 class Options(ObjectiveOptions, PictureOptions, TextOptions, ValidationOptions, SampleOptions, StartOptions):

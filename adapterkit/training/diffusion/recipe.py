@@ -148,7 +148,7 @@ class Recipe(ABC):
         prompt: str,
         size: Size,
         steps: int,
-        guidance: float,
+        guidance: float | None,
         generator: torch.Generator,
         negative: str | None = None,
     ) -> Any:
@@ -158,15 +158,16 @@ class Recipe(ABC):
             prompt: What it shows.
             size: Height and width in pixels.
             steps: Denoising steps.
-            guidance: How strongly the prompt is followed.
+            guidance: How strongly the prompt is followed; None for the pipeline's own default.
             generator: Of the noise.
             negative: What it should not show.
 
         Raises:
             ConfigError: The pipeline takes no negative prompt.
         """
-        given = {"num_inference_steps": steps, "generator": generator, **self.guidance_arguments(guidance)}
-        made = self.pipe(**self.prompt_arguments(prompt, negative), **self.size_arguments(size), **given)
+        guided = {} if guidance is None else self.guidance_arguments(guidance)
+        given = {"num_inference_steps": steps, "generator": generator, **self.size_arguments(size), **guided}
+        made = self.pipe(**self.prompt_arguments(prompt, negative), **given)
         return self.picture(made)
 
     def prompt_arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:

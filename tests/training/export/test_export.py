@@ -72,7 +72,8 @@ def test_the_uis_are_told_what_they_show(trained: Path):
 
 
 def test_the_adapters_own_file_says_how_to_sample_it(trained: Path):
-    expected = Record("diffusion", "base", "red style", {"resolution": 16, "sample_steps": 2, "guidance_scale": 7.5})
+    options = {"resolution": 16, "sample_steps": 2, "guidance_scale": None, "caption_chunks": 1}
+    expected = Record("diffusion", "base", "red style", options)
     for file in ("adapter.safetensors", KOHYA):
         found = read(trained / "run" / file, strict=False).checkpoint
         assert record_in(found.metadata) == expected
