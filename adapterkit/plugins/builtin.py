@@ -429,6 +429,8 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("train", "adapterkit.cli.train:command", help="Train an adapter as a run file says."),
         CommandSpec("finish", "adapterkit.cli.finish:command", help="End an interrupted run with what it has."),
         CommandSpec("sample", "adapterkit.cli.sample:command", help="Generate with a trained adapter."),
+        CommandSpec("generate", "adapterkit.cli.generate:command", help="Write text with an adapter, as it is drawn."),
+        CommandSpec("chat", "adapterkit.cli.chat:command", help="Talk to a language model with an adapter."),
         CommandSpec("inspect", "adapterkit.cli.inspect:command", help="Describe an adapter file."),
         CommandSpec("convert", "adapterkit.cli.convert:command", help="Write an adapter in another tool's format."),
         CommandSpec("resize", "adapterkit.cli.resize:command", help="Give an adapter other ranks, or recommend one."),

@@ -36,7 +36,7 @@ class LanguageTask(Task):
     """A causal language model of transformers; subclasses say what it learns."""
 
     options: Options
-    sampling = ("sample_as", "sample_tokens", "temperature")
+    sampling = ("chat_template", "sample_as", "sample_tokens", "temperature")
     free_options = frozenset({"prompts", "sample_as", "sample_seeds", "sample_tokens", "temperature"})
 
     def outline(self) -> nn.Module:

@@ -13,6 +13,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.config import Section, Seed
 from adapterkit.training.language.conversations import Conversation
 from adapterkit.training.language.templates import Template
+from adapterkit.training.language.tokens import end_marks
 from adapterkit.training.samples.prompts import Prompts
 
 SampleAs = Literal["text", "chat"]
@@ -96,10 +97,22 @@ class Writer:
                 max_new_tokens=tokens,
                 do_sample=drawn,
                 pad_token_id=pad_of(self.tokenizer),
+                eos_token_id=self._ends(),
                 streamer=streamer,
                 **({"temperature": temperature} if drawn else {}),
             )
         return found[0]
+
+    def room(self, start: Tensor) -> int | None:
+        """How many tokens the model can read behind a start; None where it sets no limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else limit - start.shape[1]
+
+    def _ends(self) -> list[int] | None:
+        """The tokens at which generation stops: the model's own, and the tokenizer's mark of an end."""
+        told = self.model.generation_config.eos_token_id
+        own = [] if told is None else [told] if isinstance(told, int) else list(told)
+        return sorted({*own, *end_marks(self.tokenizer)}) or None
 
     def text(self, tokens: Tensor) -> str:
         """What tokens [tokens] say, without special ones."""

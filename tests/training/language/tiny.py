@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -48,6 +49,7 @@ def tokenizer(template: str | None = None, **special: str) -> Any:
     """Words, single marks and spaces."""
     words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Split(Regex(r"<\w+>|\w+|\s|[^\w\s]"), "isolated")
+    words.decoder = Fuse()
     made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unk>", **special)
     made.chat_template = template
     return made
