@@ -46,11 +46,7 @@ class Drawing(Material):
         if size[0] % multiple or size[1] % multiple:
             told = f"size {list(size)} of the prompt {sample.prompt!r}: sides must be a multiple of {multiple}"
             raise ConfigError([told], "options.prompts")
-        return self.recipe.draw(
-            sample.prompt,
-            size,
-            sample.steps or steps,
-            self.options.guidance_scale if sample.guidance is None else sample.guidance,
-            torch.Generator().manual_seed(sample.seed),
-            sample.negative,
-        )
+        generator = torch.Generator().manual_seed(sample.seed)
+        guidance = self.options.guidance_scale if sample.guidance is None else sample.guidance
+        with self.waiting.here():
+            return self.recipe.draw(sample.prompt, size, sample.steps or steps, guidance, generator, sample.negative)

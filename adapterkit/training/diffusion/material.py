@@ -18,6 +18,7 @@ from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.texts import Texts
 from adapterkit.training.diffusion.validation import held_out, still
+from adapterkit.training.diffusion.waiting import Waiting
 from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
@@ -36,6 +37,8 @@ class Material(Task):
     pipe: Any
     recipe: Recipe
     size: Size
+    texts: Texts
+    waiting: Waiting
 
     @functools.cached_property
     def surveyed(self) -> tuple[list[Picture], DataRecord]:
@@ -123,6 +126,11 @@ class Material(Task):
         latents = Latents(self._store() or MemoryStore(), self._identity(self.pipe.vae), self.recipe.paints_holes)
         latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)
         return Pictures(examples, latents, self.options.unmasked_weight)
+
+    def leave(self, device: torch.device) -> None:
+        """Sends away what steps do without: the autoencoder, and the encoders where all captions are kept."""
+        encoders = list(self.recipe.text_parts().values()) if self.texts.all_kept else []
+        self.waiting = self.texts.waiting = Waiting([self.pipe.vae, *encoders], device)
 
     def _store(self) -> FolderStore | None:
         """What outlives the run; None where memory does."""

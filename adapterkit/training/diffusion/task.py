@@ -16,6 +16,7 @@ from adapterkit.training.diffusion.loading import load_pipeline, outline_pipelin
 from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import StartOptions
 from adapterkit.training.diffusion.validation import FIGURE, Validation
+from adapterkit.training.diffusion.waiting import Waiting
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.survey import Picture
@@ -29,7 +30,7 @@ class DiffusionTask(Exporting):
     Options = Options
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     options: Options
-    free_options = frozenset({*SampleOptions.model_fields, *StartOptions.model_fields})
+    free_options = frozenset({*SampleOptions.model_fields, *StartOptions.model_fields, "cache"})
 
     def outline(self) -> Any:
         """The pipeline's modules, without those that training does not need."""
@@ -50,7 +51,9 @@ class DiffusionTask(Exporting):
         self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
         pictures, measured = self.parted(self.with_priors(setting.tell), setting.tell)
         self.validation = self._validation(measured, setting.tell) if measured else None
-        return self.examples(pictures, setting.tell)
+        data = self.examples(pictures, setting.tell)
+        self.leave(setting.device)
+        return data
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """Only the size of the images is needed."""
@@ -80,7 +83,7 @@ class DiffusionTask(Exporting):
         return Validation(data, self.options.validation_times, self.config.batch_size, self.collate)
 
     def _set_up(self, device: torch.device) -> None:
-        self.device, self.dtype = device, dtype_of(self.config.dtype)
+        self.device, self.dtype, self.waiting = device, dtype_of(self.config.dtype), Waiting([], device)
         told, multiple = self.options.resolution, self.recipe.multiple
         size = size_of(told) or self.recipe.size()
         if size is None:
