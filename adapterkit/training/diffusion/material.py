@@ -98,7 +98,9 @@ class Material(Task):
         model = f"{self._identity(*encoders.values())} {self.options.caption_chunks}" if fixed else ""
         texts = Texts(self.recipe, setting.device, live, self._store() if fixed else None, model)
         if fixed:
-            texts.prepare(["", *dict.fromkeys(picture.caption for picture in pictures)], setting.tell)
+            shown = [picture.caption for picture in (*pictures, *self.measured)]
+            to_be_made = [c.wording.whole(c.caption) for c in self.options.folders() if c.generate and c.caption]
+            texts.prepare(list(dict.fromkeys(["", *shown, *to_be_made])), setting.tell)
         return texts
 
     def with_priors(self, tell: Callable[[str], object]) -> list[Picture]:
