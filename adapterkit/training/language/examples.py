@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from adapterkit.errors import DataError
 from adapterkit.training.config import RunConfig
-from adapterkit.training.language.corpus import Source, rendered, stops
+from adapterkit.training.language.corpus import Source, files_of, rendered, stops
 from adapterkit.training.language.lengths import Fitting
 from adapterkit.training.language.options import Reading
 from adapterkit.training.language.packing import Lines, Packing, joined, packed
@@ -27,12 +27,16 @@ class Examples:
         training: The rows of batches.
         held_out: Examples to measure with.
         packing: How they are in rows.
+        files: See `DataRecord`.
+        is_text: Whether all of it is documents.
         facts, notes: See `DataRecord`.
     """
 
     training: Lines
     held_out: Sequence[Encoded]
     packing: Packing
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    is_text: bool = False
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: Sequence[str] = ()
 
@@ -63,9 +67,13 @@ def make_examples(
     """
     found = [_encoded(one, encoder, template, config.model) for one in (source, validation) if one is not None]
     facts, notes = _facts(source, found[0]), _notes(source, found[0], template, encoder)
+    files = files_of(source, validation)
     packing = packing or ("joined" if source.is_text else "rows")
     if packing == "joined":
-        return _blocks(found, options, source, facts, notes)
+        training, held_out = _blocks(found, options, source)
+        facts["blocks"] = f"{len(training)} of {options.block_size} tokens, and {len(held_out)} to measure with"
+        rows = [[number] for number in range(len(training))]
+        return Examples(Lines(training, rows), held_out, packing, files, source.is_text, facts, notes)
     training, measured = (
         found if validation is not None else split_rows(found[0], options.validation_fraction, config.seed)
     )
@@ -82,7 +90,7 @@ def make_examples(
         facts["rows of batches"] = f"{len(rows)} of at most {options.block_size} tokens"
     facts["examples"] = f"{len(examples)}, and {len(held_out)} to measure with"
     notes += fitting.notes(sum(map(len, found[0])))
-    return Examples(Lines(examples, rows), held_out, packing, facts, notes)
+    return Examples(Lines(examples, rows), held_out, packing, files, source.is_text, facts, notes)
 
 
 def _facts(source: Source, rows: Sequence[list[Encoded]]) -> dict[str, str]:
@@ -135,8 +143,8 @@ def split_rows(rows: Sequence[_Row], share: float, seed: int) -> tuple[list[_Row
 
 
 def _blocks(
-    found: Sequence[list[list[Encoded]]], options: Reading, source: Source, facts: dict[str, str], notes: list[str]
-) -> Examples:
+    found: Sequence[list[list[Encoded]]], options: Reading, source: Source
+) -> tuple[list[Encoded], list[Encoded]]:
     """Everything joined and cut into blocks, the last of which are held out."""
     parts = [joined([one for row in rows for one in row], options.block_size) for rows in found]
     blocks, share = parts[0], options.validation_fraction
@@ -147,6 +155,4 @@ def _blocks(
             "needed, one to train and one to measure. Lower options.block_size"
         )
     training, held_out = (blocks[: len(blocks) - count], blocks[len(blocks) - count :])
-    held_out = held_out if len(parts) == 1 else parts[1]
-    facts["blocks"] = f"{len(training)} of {options.block_size} tokens, and {len(held_out)} to measure with"
-    return Examples(Lines(training, [[number] for number in range(len(training))]), held_out, "joined", facts, notes)
+    return training, held_out if len(parts) == 1 else parts[1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language import base
 from adapterkit.training.language.apart import check_apart
-from adapterkit.training.language.corpus import Source, files_of, read_source
+from adapterkit.training.language.corpus import read_source
 from adapterkit.training.language.examples import Examples, make_examples
 from adapterkit.training.language.likelihood import learnt_in, token_losses, tokens_in
 from adapterkit.training.language.packing import Line, Lines, Packing, collated, line_of
@@ -50,9 +50,9 @@ class CausalLMTask(base.LanguageTask):
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything, so that what is wrong with a file is found before the model is loaded."""
         notes = list(self.examples.notes)
-        if self.options.prompts and self.options.sample_as == "text" and not self.source.is_text:
+        if self.options.prompts and self.options.sample_as == "text" and not self.examples.is_text:
             notes.append("options.prompts are gone on from as they are; options.sample_as=chat asks them as a user")
-        return DataRecord(files_of(self.source, self.validation), notes=notes, facts=self.examples.facts)
+        return DataRecord(self.examples.files, notes=notes, facts=self.examples.facts)
 
     def prepare(self, setting: Setting) -> Lines:
         """The rows to train on."""
@@ -86,24 +86,10 @@ class CausalLMTask(base.LanguageTask):
         return {"loss": total / count, "perplexity": math.exp(total / count)} if count else {}
 
     @functools.cached_property
-    def source(self) -> Source:
-        """What is trained on, read."""
-        return read_source(Path(self.config.data), self.options.columns)
-
-    @functools.cached_property
-    def validation(self) -> Source | None:
-        """What is measured with, where it is a file of its own."""
-        return read_source(Path(self.options.validation), self.options.columns) if self.options.validation else None
-
-    @functools.cached_property
     def examples(self) -> Examples:
-        """The data as tokens."""
-        return make_examples(
-            self.source,
-            self.validation,
-            self.template,
-            Encoder(self.tokenizer, self.options.learn),
-            self.options,
-            self.options.packing,
-            self.config,
-        )
+        """The data as tokens; its text is not kept."""
+        options = self.options
+        source = read_source(Path(self.config.data), options.columns)
+        measured = read_source(Path(options.validation), options.columns) if options.validation else None
+        encoder = Encoder(self.tokenizer, options.learn)
+        return make_examples(source, measured, self.template, encoder, options, options.packing, self.config)

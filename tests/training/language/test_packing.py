@@ -81,6 +81,28 @@ def test_loss_and_gradient_are_those_of_documents_by_themselves(tmp_path: Path, 
     assert all(gradient.abs().max() > 0 for gradient in expected)
 
 
+def test_logits_are_computed_of_places_where_something_is_learnt(tmp_path: Path):
+    model: Any = load_causal_lm(str(llama(tmp_path)), "float32")[0].eval()
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    batch = collated([line_of([example(9, 1, learnt=7)]), line_of([example(8, 2, learnt=6)])], 0, apart=False)
+    losses = token_losses(model, batch)
+    assert seen == [3]
+    logs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    for row, place in ((0, 7), (0, 8), (1, 6), (1, 7)):
+        expected = -logs[row, place - 1, batch["input_ids"][row, place]]
+        assert losses[row, place - 6].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses[0, 0] == losses[1, 2] == 0
+
+    class Whole:
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
+            return model(input_ids=input_ids, attention_mask=attention_mask)
+
+        __call__ = forward
+
+    assert torch.allclose(token_losses(Whole(), batch), losses, atol=1e-6)
+
+
 def test_a_model_that_lets_documents_see_each_other_is_found_out(tmp_path: Path):
     check_apart(load_causal_lm(str(llama(tmp_path)), "bfloat16")[0].eval(), torch.device("cpu"))
     numbers: dict[str, Any] = {"vocab_size": len(WORDS), "hidden_size": 16, "n_layer": 1, "n_head": 2}

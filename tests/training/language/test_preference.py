@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import adapterkit as ak
@@ -153,6 +154,16 @@ def test_the_better_answer_becomes_likelier(tmp_path: Path, objective: str):
     with inference(loaded):
         chances = loaded(torch.tensor([[2, tiny.WORDS.index("why"), 3]])).logits[0, -1].softmax(-1)
     assert chances[tiny.WORDS.index("yes")] > chances[tiny.WORDS.index("no")]
+
+
+def test_a_reference_in_between_leaves_checkpointed_activations_as_they_are(tmp_path: Path, model: Path):
+    data = tiny.rows_to(tmp_path / "pairs.jsonl", *PAIRS)
+    found = []
+    for saving in ("false", "true"):
+        given = ["steps=3", f"gradient_checkpointing={saving}", "export=[]"]
+        train(tiny.run_of(model, data, tmp_path / saving, *given, task="preference"), silent=True)
+        found.append(load_file(tmp_path / saving / "adapter.safetensors"))
+    assert all(torch.allclose(found[0][key], found[1][key], atol=1e-6) for key in found[0])
 
 
 CHAT = [{"role": "user", "content": "why"}]

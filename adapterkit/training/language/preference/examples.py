@@ -11,7 +11,7 @@ import torch
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import RunConfig
-from adapterkit.training.language.corpus import Source
+from adapterkit.training.language.corpus import Source, files_of
 from adapterkit.training.language.examples import split_rows
 from adapterkit.training.language.lengths import Fitting
 from adapterkit.training.language.options import Reading
@@ -94,11 +94,12 @@ class Preferences:
     Attributes:
         training: A data set.
         held_out: Like it; empty where nothing is held out.
-        facts, notes: See `DataRecord`.
+        files, facts, notes: See `DataRecord`.
     """
 
     training: Pairs | Judgements
     held_out: Pairs | Judgements
+    files: Mapping[str, str]
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: Sequence[str] = ()
 
@@ -150,7 +151,7 @@ def make_preferences(
     }
     notes = [*source.notes, *fitting.notes(len(lengths)), *(f"{why}: {count}" for why, count in counts.items())]
     kind: Any = Pairs if paired else Judgements
-    return Preferences(kind(kept), kind(held_out), facts, notes)
+    return Preferences(kind(kept), kind(held_out), files_of(source, validation), facts, notes)
 
 
 def _rows(source: Source, template: Template | None, encoder: Encoder, *, paired: bool) -> list[list[Item]]:

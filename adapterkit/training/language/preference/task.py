@@ -14,7 +14,7 @@ from torch import Tensor
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language import base
-from adapterkit.training.language.corpus import Source, files_of, read_source
+from adapterkit.training.language.corpus import read_source
 from adapterkit.training.language.likelihood import token_losses, tokens_in
 from adapterkit.training.language.packing import IGNORED
 from adapterkit.training.language.preference.examples import Judgements, Pairs, Preferences, make_preferences
@@ -57,7 +57,7 @@ class PreferenceTask(base.LanguageTask):
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
         found = self.preferences
-        return DataRecord(files_of(self.source, self.validation), notes=found.notes, facts=found.facts)
+        return DataRecord(found.files, notes=found.notes, facts=found.facts)
 
     def prepare(self, setting: Setting) -> Pairs | Judgements:
         """The pairs, or answers, to train on."""
@@ -110,27 +110,15 @@ class PreferenceTask(base.LanguageTask):
             return likelihood(self.model, batch)
 
     @functools.cached_property
-    def source(self) -> Source:
-        """What is trained on, read."""
-        return read_source(Path(self.config.data), self.options.columns, PREFERENCES)
-
-    @functools.cached_property
-    def validation(self) -> Source | None:
-        """What is measured with, where it is a file of its own."""
-        told = self.options.validation
-        return read_source(Path(told), self.options.columns, PREFERENCES) if told else None
-
-    @functools.cached_property
     def preferences(self) -> Preferences:
-        """The data as tokens."""
+        """The data as tokens; its text is not kept."""
+        options = self.options
+        places = [self.config.data, *([options.validation] if options.validation else [])]
+        sources = [read_source(Path(place), options.columns, PREFERENCES) for place in places]
+        source, measured = sources if len(sources) > 1 else (sources[0], None)
+        paired = options.objective != "kto"
         return make_preferences(
-            self.source,
-            self.validation,
-            self.template,
-            Encoder(self.tokenizer),
-            self.options,
-            self.config,
-            paired=self.options.objective != "kto",
+            source, measured, self.template, Encoder(self.tokenizer), options, self.config, paired=paired
         )
 
 
