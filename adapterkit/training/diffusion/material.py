@@ -124,6 +124,8 @@ class Material(Task):
         plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple, self.recipe.longest)
         for name, value in plan.facts().items():
             tell(f"data: {name}: {value}")
+        if small := plan.small_sizes(self.config.batch_size):
+            tell(f"data: sizes with fewer examples than a batch, which then shows some more than once: {small}")
         examples = plan.examples()
         latents = Latents(self._store() or MemoryStore(), self._identity(self.pipe.vae), self.recipe.paints_holes)
         latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)

@@ -58,6 +58,14 @@ class Plan:
         looks = self.options.variety(picture.concept).looks(frame, picture.key)
         return Example(picture, [Shot(picture, look) for look in looks])
 
+    def small_sizes(self, batch: int) -> str:
+        """Sizes with fewer examples than a batch; empty where there are none, and where all are of one size."""
+        counts: Counter[Size] = Counter()
+        for picture, frame in zip(self.pictures, self.frames, strict=True):
+            counts[frame.size] += picture.repeats
+        small = [f"{width} x {height}" for (height, width), count in counts.items() if count < batch]
+        return listed(small) if small and len(counts) > 1 else ""
+
     def facts(self) -> dict[str, str]:
         """Pictures by concept and by size, and what is cut or enlarged; nothing of what there is none of."""
         told = {

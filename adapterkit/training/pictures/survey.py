@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,9 @@ def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataReco
     """
     notes = Notes(data)
     pictures = [picture for concept in options.folders() for picture in pictures_of(concept, data, options, notes)]
+    shown = Counter(picture.path.resolve() for picture in pictures)
+    for path in dict.fromkeys(picture.path for picture in pictures if shown[picture.path.resolve()] > 1):
+        notes.add("in folders of several concepts, and shown for each", path)
     if all(picture.concept.prior for picture in pictures):
         raise DataError(f"data {data} holds nothing to learn: all of options.concepts are priors")
     return pictures, DataRecord(_files(pictures, data), notes=notes.sentences(), facts=_facts(pictures))

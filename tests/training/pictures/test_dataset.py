@@ -135,6 +135,15 @@ def test_what_is_cut_enlarged_or_repeated_is_told(data: Path, tmp_path: Path):
     assert planned(tmp_path / "small", upscale=False).facts() == {".": "1 pictures, 2 examples"}
 
 
+def test_sizes_that_fill_no_batch_are_told(data: Path):
+    assert planned(data).small_sizes(1) == ""
+    assert planned(data).small_sizes(2) == "2 (12 x 20, 32 x 8)"
+    assert planned(data, buckets=False).small_sizes(9) == ""
+    concepts = [{"folder": ".", "repeats": 2}]
+    assert planned(data, concepts=concepts).small_sizes(4) == "2 (12 x 20, 32 x 8)"
+    assert planned(data, concepts=concepts).small_sizes(5) == "3 (16 x 16, 12 x 20, 32 x 8)"
+
+
 def test_masks_have_the_latents_size_and_what_they_leave_out_a_weight(data: Path):
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 7, 16))

@@ -70,6 +70,14 @@ def test_concepts_with_keys_of_their_own_in_the_data_and_outside(tmp_path: Path)
     assert sorted(record.files) == ["../dogs/a.png", "10_cat/a.png"]
 
 
+def test_pictures_of_several_concepts_are_told(tmp_path: Path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "faces/b.png")
+    concepts = [{"folder": "."}, {"folder": "faces", "repeats": 2}]
+    _, record = survey(tmp_path, PictureOptions.model_validate({"caption": "x", "concepts": concepts}))
+    assert record.notes == ["in folders of several concepts, and shown for each: 1 (faces/b.png)"]
+
+
 def test_a_folder_that_the_base_fills_may_be_empty_and_is_not_kept(tmp_path: Path):
     picture(tmp_path / "cat/a.png")
     prior = {"folder": "some", "prior": True, "generate": 4, "caption": "a cat"}
