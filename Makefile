@@ -18,7 +18,7 @@ SOURCES := pyproject.toml constraints.txt $(PLUGINS)
 # Named after the contents of SOURCES: a checkout that only touches their times installs nothing.
 STAMP := $(VENV)/.installed-$(shell cat $(SOURCES) | cksum | cut -d' ' -f1)
 
-REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,optimizers,dev]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS)) \
+REQUIREMENTS := -c constraints.txt -e '.[llm,vision,diffusion,train,optimizers,trackers,dev]' $(patsubst %/pyproject.toml,-e ./%,$(PLUGINS)) \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= logical

@@ -22,6 +22,7 @@ import pluggy
 from adapterkit.specs import (
     AdapterSpec,
     BackendSpec,
+    CallbackSpec,
     CodecSpec,
     CommandSpec,
     FormatSpec,
@@ -90,6 +91,11 @@ def adapterkit_register_optimizers() -> Iterable[OptimizerSpec]:  # pyright: ign
 @hookspec
 def adapterkit_register_schedules() -> Iterable[ScheduleSpec]:  # pyright: ignore[reportReturnType]
     """Ways of the learning rate, such as `ScheduleSpec("cosine", "my_package:Cosine", summary="…")`."""
+
+
+@hookspec
+def adapterkit_register_callbacks() -> Iterable[CallbackSpec]:  # pyright: ignore[reportReturnType]
+    """Who is told of steps, figures and samples, such as `CallbackSpec("notify", "my_package:Notify", summary="…")`."""
 
 
 @hookspec

@@ -262,6 +262,20 @@ class ScheduleSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True)
+class CallbackSpec(Spec):
+    """Something that is told what happens in a training. `target` is a `Callback`; `extra` brings its library."""
+
+    kind: ClassVar[str] = "callback"
+
+    extra: str = ""
+    summary: str = ""
+
+    @property
+    def extra_name(self) -> str:
+        return self.extra
+
+
+@dataclass(frozen=True, slots=True)
 class CommandSpec(Spec):
     """A subcommand of `adapterkit`. `target` is a click command; `help` is its line in `adapterkit --help`."""
 

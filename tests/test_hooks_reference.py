@@ -19,7 +19,7 @@ from adapterkit.plugins import builtin
 from adapterkit.testing.backends import BackendConformance
 from adapterkit.testing.case import Case
 from adapterkit.testing.formats import FormatConformance
-from adapterkit.training import optimizer, order, run, schedule, task
+from adapterkit.training import events, optimizer, order, run, schedule, task
 from adapterkit.training.diffusion import recipe
 from adapterkit.training.diffusion.objectives import objective
 
@@ -35,7 +35,8 @@ plugins selectors errors kernels toys ToyAttention Adapters observing Checkpoint
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
 sample loop mine load save with ContextError lycoris kohya comfy peft lora_down alpha
 adapter_config prompt_embeddings r rank_pattern alpha_pattern peft_type
-target_modules feedforward_modules __len__ __getitem__ ConfigError eval lr params block positions Fuse input
+target_modules feedforward_modules __len__ __getitem__ ConfigError events record figures exit_code grad_norm seconds
+eval lr params block positions Fuse input
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 
@@ -60,6 +61,7 @@ EXPECTED = {
         "RecipeSpec",
         "OptimizerSpec",
         "ScheduleSpec",
+        "CallbackSpec",
         "CommandSpec",
     },
     "module": members(adapter.AdapterModule) | members(adapter.AdditiveModule),
@@ -106,6 +108,10 @@ EXPECTED = {
     "task": members(task.Task) | {*task.__all__} | {"config", "options", "load_run", "train"},
     "method": {"OptimizerConfig", "ScheduleConfig"}
     | (members(optimizer.OptimizerConfig) | members(schedule.ScheduleConfig)) - {"model_config"},
+    "callback": {"Callback", "Training"}
+    | members(events.Callback)
+    | members(events.Training)
+    | {f.name for f in dataclasses.fields(events.Training)},
     "record": members(task.DataRecord),
     "setting": {f.name for f in dataclasses.fields(task.Setting)} | members(task.Setting) | members(task.Draw),
     "recipe": members(recipe.Recipe) | members(objective.Objective) | {"Recipe", "Objective"},

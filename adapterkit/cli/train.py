@@ -102,6 +102,8 @@ def summary(result: Result) -> None:
     """Prints what a run came to."""
     rows: dict[str, Any] = {"steps": result.step, "loss (last steps)": f"{result.loss:.4f}"}
     rows |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.figures.items()}
+    if result.speed:
+        rows |= {"speed": result.speed, "peak memory": f"{result.peak_memory / 2**30:.2f} GiB"}
     rows |= {"samples": result.folder / "samples", "metrics": result.folder / "metrics.jsonl"}
     if result.adapter is not None:
         rows["adapter"] = f"{result.adapter} ({result.adapter.stat().st_size / 1024:.0f} KiB)"

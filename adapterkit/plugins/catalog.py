@@ -11,6 +11,7 @@ from adapterkit.errors import PluginConflictError, UnknownNameError
 from adapterkit.specs import (
     AdapterSpec,
     BackendSpec,
+    CallbackSpec,
     CodecSpec,
     CommandSpec,
     FormatSpec,
@@ -35,6 +36,7 @@ SPEC_CLASSES: tuple[type[Spec], ...] = (
     RecipeSpec,
     OptimizerSpec,
     ScheduleSpec,
+    CallbackSpec,
     CommandSpec,
 )
 
@@ -95,6 +97,10 @@ class Catalog:
         """Every schedule by name."""
         return self._named(ScheduleSpec)
 
+    def callbacks(self) -> Mapping[str, CallbackSpec]:
+        """Every callback of a training by name."""
+        return self._named(CallbackSpec)
+
     def commands(self) -> Mapping[str, CommandSpec]:
         """Every subcommand by name."""
         return self._named(CommandSpec)
@@ -127,6 +133,10 @@ class Catalog:
         """The schedule of this name, or of this `plugin:name`."""
         return self._find(ScheduleSpec, name)
 
+    def callback(self, name: str) -> CallbackSpec:
+        """The callback of this name, or of this `plugin:name`."""
+        return self._find(CallbackSpec, name)
+
     def command(self, name: str) -> CommandSpec:
         """The subcommand of this name, or of this `plugin:name`."""
         return self._find(CommandSpec, name)
@@ -136,7 +146,7 @@ class Catalog:
 
         Args:
             kind: "adapter", "backend", "layer", "format", "codec", "naming", "task", "recipe", "optimizer",
-                "schedule" or "command".
+                "schedule", "callback" or "command".
             name: Its name.
         """
         classes = {cls.kind: cls for cls in self._specs}

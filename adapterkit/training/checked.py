@@ -38,6 +38,7 @@ class CheckedTask(Task):
         self.plugin = owner(get_plugin_manager().task(run.config.task))
         self.inner: Task = self._ask("__init__", run.make_task)
         self.suffixes, self.sampling = self.inner.suffixes, self.inner.sampling
+        self.larger_is_better = self.inner.larger_is_better
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         found = self._ask("survey", self.inner.survey, before)

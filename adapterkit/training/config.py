@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from adapterkit.errors import CheckpointError, ConfigError, shown
 from adapterkit.formats.files import open_plain
@@ -65,6 +65,42 @@ class CardKeys(Section):
     thumbnail: bool = True
 
 
+class Best(Section):
+    """Which evaluation is the best.
+
+    Attributes:
+        figure: What the task measures, such as `accuracy`.
+        mode: Whether less or more of it is better; by default as the task knows.
+    """
+
+    figure: str
+    mode: Literal["min", "max"] | None = None
+
+
+class Compile(Section):
+    """For `torch.compile`.
+
+    Attributes:
+        backend: What compiles.
+        mode: What is traded for what; by default as the backend has it.
+        dynamic: Whether shapes change from batch to batch; by default torch finds out.
+        fullgraph: Whether what cannot be compiled is an error.
+    """
+
+    backend: str = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = None
+    fullgraph: bool = False
+
+
+def _named(value: object) -> object:
+    return {"figure": value} if isinstance(value, str) else value
+
+
+def _switched(value: object) -> object:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class RunConfig(Section):
     """The keys of a run file. Paths are relative to the working directory.
 
@@ -92,6 +128,7 @@ class RunConfig(Section):
         mixed_precision: What the forward pass computes in; the adapter stays in float32.
         dtype: What the base model's weights are kept in.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+        torch_compile: Compile the parts that the adapter acts in: true, or settings of its own.
         seed: Fixes the data's order, the adapter's initial values, dropout and noise.
         checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
         keep_checkpoints: How many checkpoints are kept; older ones are deleted.
@@ -101,6 +138,11 @@ class RunConfig(Section):
         export: Formats that the adapter is written in at the end, beside its own, each read back and compared: such as
             `[kohya, diffusers]`; None leaves it to the task, `[]` writes none.
         card: What those files and the model card tell people.
+        evaluate_every: Steps between evaluations; None makes them with the samples.
+        best: The figure by which the best evaluation is known, whose adapter the run ends with; None for the last step.
+        early_stop: Evaluations without a better one after which the run ends.
+        trackers: TensorBoard (`tensorboard`), `wandb`, `trackio`, ...: names, or `type` and settings of their own.
+        callbacks: Further ones of plug-ins: names, or `type` and their own keys.
         log_every: Steps between lines of progress where there is no terminal.
         num_workers: Processes that read data; 0 reads in the training process.
         versions: Written into the resolved file, for the record; ignored when read.
@@ -129,6 +171,7 @@ class RunConfig(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
+    torch_compile: Annotated[Compile | None, BeforeValidator(_switched)] = None
     seed: Seed = 0
     checkpoint_every: int | None = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
@@ -137,6 +180,11 @@ class RunConfig(Section):
     strengths: list[float] = [0, 0.5, 0.75, 1, 1.25]
     export: list[str] | None = None
     card: CardKeys = CardKeys()
+    evaluate_every: int | None = Field(None, gt=0)
+    best: Annotated[Best | None, BeforeValidator(_named)] = None
+    early_stop: int | None = Field(None, gt=0)
+    trackers: list[str | dict[str, Any]] = []
+    callbacks: list[str | dict[str, Any]] = []
     log_every: int = Field(10, gt=0)
     num_workers: int = Field(0, ge=0)
     versions: dict[str, str] = Field({}, repr=False)
@@ -155,6 +203,11 @@ FREE_ON_RESUME = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "sample_every",
+        "evaluate_every",
+        "best",
+        "early_stop",
+        "trackers",
+        "callbacks",
         "log_every",
         "num_workers",
         "versions",

@@ -75,6 +75,7 @@ class ImageClassificationTask(Task):
 
     Options = Options
     options: Options
+    larger_is_better = frozenset({"accuracy"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the images of each class, and decodes every one once."""

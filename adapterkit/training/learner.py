@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.points import Points
 from adapterkit.training.averages import Averages
+from adapterkit.training.parts import inference, parts_of
 from adapterkit.training.rates import Rates
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot, Snapshots
-from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, save_modules
+from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, load_modules, save_modules
 
 
 class Learner:
@@ -52,6 +53,7 @@ class Learner:
     ) -> None:
         self.run, self.name, self.extra, self._metadata = run, run.config.adapter_name, extra, metadata
         self._model, self._accelerator = model, accelerator
+        self._components = {point.component for point in chosen}
         self._rates = Rates(run, model, chosen, extra)
         self.in_use: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
@@ -108,6 +110,16 @@ class Learner:
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(snapshot.values["scaler"])
         self.in_use = self._averages.in_use
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compiles the parts that the adapter acts in, which stay the modules that they are."""
+        chosen = self.run.config.torch_compile
+        if chosen is None:
+            return
+        for name, part in parts_of(self._model).items():
+            if isinstance(self._model, nn.Module) or name in self._components:
+                part.compile(**chosen.model_dump())
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         chosen, rates = self.run.optimizer, self.trained.rates
@@ -117,11 +129,29 @@ class Learner:
             raise ConfigError([f"optimizer: {told}. They come from `rates`, or from the adapter's type"], "run")
         return chosen.build(self.trained.groups())
 
+    def train_mode(self) -> None:
+        """Train mode for the parts that the adapter acts in; the others only ever infer."""
+        for name, part in parts_of(self._model).items():
+            part.train(isinstance(self._model, nn.Module) or name in self._components)
+
     def set_rates(self, factor: float) -> float:
         """Gives the optimizer its rates, multiplied by what the schedule says; the run's own is returned."""
         for group, rate in zip(self.optimizer.param_groups, self.trained.rates, strict=True):
             group["lr"] = rate * factor
         return self.run.learning_rate * factor
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Evaluation mode, without gradients, with the values in use; nothing is compiled for it."""
+        eager = torch.compiler.set_stance("force_eager") if self.run.config.torch_compile else contextlib.nullcontext()
+        with self.in_use(), inference(self._model), eager:
+            yield
+
+    def adopt(self, folder: Path) -> None:
+        """Takes the values that `save` wrote, for good: no step follows."""
+        self.in_use = contextlib.nullcontext
+        self.adapters.load_into(self.name, folder / ADAPTER)
+        load_modules(self.extra, folder)
 
     def step(self, step: int, steps: int) -> None:
         """Optimizer step number `step`, from 1, of `steps`, with the gradients that there are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.run import Run
+from adapterkit.training.run_folder import RunFolder
+from adapterkit.training.trackers import tracker_names
 
 
 def make_accelerator(run: Run) -> Accelerator:
@@ -19,7 +22,11 @@ def make_accelerator(run: Run) -> Accelerator:
         ConfigError: It cannot compute in the precision that the run asks for.
     """
     try:
-        accelerator = Accelerator(mixed_precision=run.config.mixed_precision)
+        accelerator = Accelerator(
+            mixed_precision=run.config.mixed_precision,
+            log_with=tracker_names(run) or None,  # pyright: ignore[reportArgumentType] - it is a list of names
+            project_dir=str(RunFolder(run).trackers),
+        )
     except ValueError as error:
         raise ConfigError([f"mixed_precision: {error}"], "run") from error
     if run.config.mixed_precision == "fp16" and accelerator.scaler is None:
@@ -39,3 +46,15 @@ def any_process(accelerator: Accelerator, stop: bool) -> bool:
         return stop
     flag = torch.tensor(float(stop), device=accelerator.device)
     return bool(mean_over_processes(accelerator, flag) > 0)
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """Bytes that were in use at most: of the GPU, or of the process where there is none; 0 where no one knows."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

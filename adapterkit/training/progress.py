@@ -27,7 +27,7 @@ class Progress(ABC):
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=RECENT)
-        self._seen = 0
+        self._seen, self._unit = 0, ""
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -60,14 +60,9 @@ class Progress(ABC):
             unit: Of what.
         """
         self._losses.append(loss)
-        self._seen += seen
+        self._seen, self._unit = self._seen + seen, unit
         mean = sum(self._losses) / len(self._losses)
-        pace = self._seen / max(time.monotonic() - self._began, 1e-9)
-        self.show(
-            step,
-            f"loss {mean:.4f}  lr {rate:.2e}  {self.speed(step):.2f} steps/s  {pace:.3g} {unit}/s  "
-            f"ETA {self.remaining(step)}",
-        )
+        self.show(step, f"loss {mean:.4f}  lr {rate:.2e}  {self.pace(step)}  ETA {self.remaining(step)}")
 
     @abstractmethod
     def show(self, step: int, status: str) -> None:
@@ -76,6 +71,13 @@ class Progress(ABC):
     @abstractmethod
     def message(self, text: str) -> None:
         """One line for people."""
+
+    def pace(self, step: int) -> str:
+        """Steps, and what they have seen, per second; empty where none was made."""
+        if step <= self.start or not self.total:
+            return ""
+        seen = self._seen / max(time.monotonic() - self._began, 1e-9)
+        return f"{self.speed(step):.2f} steps/s  {seen:.3g} {self._unit}/s"
 
     def speed(self, step: int) -> float:
         """Steps per second since the start, samples included."""

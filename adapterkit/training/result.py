@@ -19,6 +19,8 @@ class Result:
         loss: Mean loss of the last steps (up to 20); NaN where there was none.
         figures: What the task measured.
         exit_code: 129, 130 or 143 where a signal ended the run, else 0.
+        speed: Steps, and examples or tokens, per second, samples included.
+        peak_memory: Bytes in use at most: of the GPU, or of the process where there is none.
         finished_before: Whether nothing was left to do.
         saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
     """
@@ -30,4 +32,6 @@ class Result:
     figures: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     saved: int | None = None
+    speed: str = ""
+    peak_memory: int = 0
     finished_before: bool = False

@@ -23,6 +23,7 @@ from adapterkit.training.config import RunConfig, Section, check_section, instal
 from adapterkit.training.hints import hint, paths_of
 
 if TYPE_CHECKING:
+    from adapterkit.training.events import Callback
     from adapterkit.training.optimizer import OptimizerConfig
     from adapterkit.training.schedule import ScheduleConfig
     from adapterkit.training.task import Task
@@ -41,6 +42,7 @@ class Run:
         options: That class's own keys.
         optimizer: What changes the parameters.
         schedule: How the learning rate goes on after the warm-up.
+        callbacks: Who is told what happens: classes, their options, and the plug-ins that they are from.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Run:
     options: BaseModel
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    callbacks: tuple[tuple[type[Callback], BaseModel, str], ...] = ()
 
     @property
     def learning_rate(self) -> float:
@@ -119,13 +122,36 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
         _check_name(config.adapter_name, problems)
         _check_formats(config.export or (), problems)
         _check_rates(config, problems)
+        if config.early_stop is not None and config.best is None:
+            problems.append("early_stop: say with `best` by which figure, such as best=accuracy")
         if config.epochs is not None and "steps" in values:
             problems.append(f"epochs: is {config.epochs:g}, and steps is {config.steps}; give one of them")
         if config.ema is not None and optimizer is not None and optimizer.averages:
             problems.append("ema: the optimizer averages by itself; set ema to null")
+    callbacks = _check_callbacks(config.callbacks, problems) if config is not None else ()
     if config is None or adapter is None or task is None or options is None or optimizer is None or schedule is None:
         return None
-    return Run(config, adapter, task, options, optimizer, schedule)
+    return Run(config, adapter, task, options, optimizer, schedule, callbacks)
+
+
+def _check_callbacks(
+    given: Sequence[str | Mapping[str, Any]], problems: list[str]
+) -> tuple[tuple[type[Callback], BaseModel, str], ...]:
+    from adapterkit.training.events import Callback  # which imports torch
+
+    found: list[tuple[type[Callback], BaseModel, str]] = []
+    for number, one in enumerate(given):
+        section = {"type": one} if isinstance(one, str) else one
+        try:
+            spec = get_plugin_manager().callback(str(section.get("type")))
+            cls = class_of(spec, Callback)
+        except AdapterKitError as error:
+            problems.append(f"callbacks.{number}: {error}")
+            continue
+        values = {key: value for key, value in section.items() if key != "type"}
+        options = check_section(cls.Options, values, problems, f"callbacks.{number}.")
+        found += [(cls, options, owner(spec))] if options is not None else []
+    return tuple(found)
 
 
 def _known(values: Mapping[str, Any], task: type[Task] | None) -> list[str]:

@@ -36,6 +36,9 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
         self.summary = self.path / "summary.json"
+        self.best = self.path / "best"
+        self.trackers = self.path / "trackers"
+        self.picture = self.path / "metrics.png"
         self.snapshots = Snapshots(self.path / "checkpoints", run.config.keep_checkpoints)
         self._held: int | None = None
 
@@ -122,8 +125,11 @@ class RunFolder:
 
     def recent_losses(self, most: int) -> list[float]:
         """The losses of the last steps, as far as the metrics have them."""
-        records = read_metrics(self.metrics) if self.metrics.exists() else []
-        return [record["loss"] for record in records if isinstance(record.get("loss"), float)][-most:]
+        return [record["loss"] for record in self.records() if "lr" in record and "loss" in record][-most:]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics, in order."""
+        return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def start_metrics(self, step: int) -> None:
         """Forgets the records after `step`: a resumed run makes them again."""
@@ -167,9 +173,9 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
-        for folder in (self.samples, self.snapshots.folder, self.path / "export"):
+        for folder in (self.samples, self.snapshots.folder, self.best, self.trackers, self.path / "export"):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.data, self.metrics, self.adapter, self.summary, self.path / "README.md"):
+        for file in (self.data, self.metrics, self.adapter, self.summary, self.picture, self.path / "README.md"):
             file.unlink(missing_ok=True)
 
     def _check_same_run(self) -> None:

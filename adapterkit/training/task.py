@@ -10,7 +10,7 @@ the end `finish`, `exports` and `probe`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +115,14 @@ class Task(ABC):
     Attributes:
         Options: The task's own keys, under `options` in the run file.
         free_options: Names of options that change no step, so that they may differ when a run is resumed.
+        larger_is_better: Names of figures of which more is better.
         suffixes: The endings of the files that `generate` can write; samples have the first.
         sampling: The options that samples depend on, which the adapter's file keeps.
     """
 
     Options: ClassVar[type[BaseModel]]
     free_options: ClassVar[frozenset[str]] = frozenset()
+    larger_is_better: Set[str] = frozenset()
     suffixes: Sequence[str] = (".txt",)
     sampling: Sequence[str] = ()
 

@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_in_its_folder(whole: Path):
         "data.json",
         "metrics.jsonl",
         "summary.json",
+        "metrics.png",
         *(f"samples/step_{step}_p{prompt}_s42.txt" for step in steps for prompt in (0, 1)),
         *(f"samples/weight_{weight}_p{prompt}_s42.txt" for weight in ("0.5", "0.75", "1.25") for prompt in (0, 1)),
         "samples/grid.md",

@@ -200,3 +200,17 @@ def test_an_average_of_an_average_is_refused(tmp_path: Path) -> None:
     usable("schedule_free")
     with pytest.raises(ConfigError, match="ema: the optimizer averages by itself"):
         toy_run(tmp_path, optimizer="schedule_free", ema=0.9)
+
+
+@pytest.mark.slow
+def test_the_parts_that_the_adapter_acts_in_are_compiled(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"steps": 2, "sample_every": 1}
+    train(toy_run(tmp_path / "eager", **values), silent=True)
+    compiled: Any = {"backend": "aot_eager"}
+    train(toy_run(tmp_path / "compiled", **values, torch_compile=compiled), silent=True)
+    pairs = zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True)
+    assert all(one["loss"] == pytest.approx(other["loss"], rel=1e-4) for one, other in pairs)
+    with pytest.raises(Exception, match="never"):
+        train(toy_run(tmp_path / "other", **values, torch_compile={"backend": "never"}), silent=True)
+    assert toy_run(tmp_path, torch_compile=True).resolved()["torch_compile"]["backend"] == "inductor"
+    assert toy_run(tmp_path, torch_compile=False).config.torch_compile is None

@@ -1,0 +1,86 @@
+"""The best of the evaluations: its adapter is kept beside the checkpoints, and is what the run ends with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from adapterkit.errors import ConfigError, did_you_mean
+from adapterkit.training.config import Best
+from adapterkit.training.run_folder import write_text
+
+_RECORD = "best.json"
+
+
+class Keeper:
+    """Keeps the best so far.
+
+    Args:
+        best: Which figure, and which way.
+        folder: Where it is kept.
+        larger: Figures of the task of which more is better.
+    """
+
+    def __init__(self, best: Best, folder: Path, larger: Set[str]) -> None:
+        self._figure, self.folder = best.figure, folder
+        self._sign = 1.0 if (best.mode or ("max" if best.figure in larger else "min")) == "max" else -1.0
+        self._record: dict[str, Any] | None = None
+        self._since = 0
+
+    def recall(self, step: int) -> None:
+        """Reads what an earlier session has kept, up to a step."""
+        try:
+            record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if isinstance(record, dict) and record.get("figure") == self._figure and record.get("step", step + 1) <= step:
+            self._record, self._since = record, record.get("since", 0)
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        """Refuses a figure that the task does not measure.
+
+        Raises:
+            ConfigError: It measures others, or none.
+        """
+        if self._figure not in figures:
+            near = did_you_mean(self._figure, figures) or " It measures none: hold data out for that."
+            raise ConfigError([f"best: the task measures no {self._figure!r}.{near}"], "run")
+
+    def take(self, step: int, figures: Mapping[str, float], save: Callable[[Path], object]) -> bool:
+        """Whether the figures at a step are the best so far; they then are kept.
+
+        Args:
+            step: Which.
+            figures: Measured there.
+            save: Writes the adapter into a folder.
+        """
+        value = figures[self._figure]
+        better = self._record is None or self._sign * value > self._sign * self._record["value"]
+        self._since = 0 if better else self._since + 1
+        if better:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save(self.folder)
+            self._record = {"step": step, "figure": self._figure, "value": value}
+        write_text(self.folder / _RECORD, json.dumps({**(self._record or {}), "since": self._since}))
+        return better
+
+    @property
+    def since(self) -> int:
+        """Evaluations since the best one."""
+        return self._since
+
+    @property
+    def step(self) -> int | None:
+        """Of the best one; None where there is none."""
+        return self._record["step"] if self._record else None
+
+    def __str__(self) -> str:
+        record = self._record or {}
+        return f"step {record.get('step')}: {self._figure} {record.get('value', float('nan')):.4g}"
+
+    def forget(self) -> None:
+        """Removes what is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)

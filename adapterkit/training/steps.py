@@ -1,0 +1,133 @@
+"""Optimizer steps: batches in their order, gradients, their norm, and what the step was like."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+
+from adapterkit.errors import TrainingError
+from adapterkit.training.checked import CheckedTask
+from adapterkit.training.learner import Learner
+from adapterkit.training.order import Order, derive_seed, ordered
+from adapterkit.training.parts import inference, to_device
+from adapterkit.training.processes import mean_over_processes
+from adapterkit.training.rates import factor
+from adapterkit.training.run import Run
+from adapterkit.training.task import Dataset, groups_of
+
+
+class Steps:
+    """Makes the steps of a run.
+
+    Args:
+        run: With its number of steps.
+        task: What turns batches into losses.
+        learner: What learns.
+        accelerator: What computes.
+        data: The examples.
+        done: Steps that are made already.
+    """
+
+    def __init__(
+        self, run: Run, task: CheckedTask, learner: Learner, accelerator: Accelerator, data: Dataset, done: int
+    ) -> None:
+        self._run, self._task, self._learner, self._accelerator, self._data = run, task, learner, accelerator, data
+        self._first = done
+        self._batches: Iterator[Any] | None = None
+
+    def batches(self) -> Iterator[Any]:
+        """All that are left, in their order."""
+        config, micro = self._run.config, self._run.config.gradient_accumulation
+        order = Order(
+            size=len(self._data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first=self._first * micro,
+            last=config.steps * micro,
+            rank=self._accelerator.process_index,
+            world=self._accelerator.num_processes,
+            groups=groups_of(self._data),
+        )
+        return self._task.batches(iter(ordered(self._data, order, self._task.collate, config.num_workers)))
+
+    def observe(self, model: Any) -> None:
+        """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""
+        adapter, adapters, name = self._run.adapter, self._learner.adapters, self._learner.name
+        if not adapter.observations:
+            return
+        backward = adapter.observes_gradients
+        with inference(model), torch.set_grad_enabled(backward), adapters.observing(name):
+            if backward and self._run.config.gradient_checkpointing:
+                self._learner.train_mode()  # in evaluation models keep their activations
+            for batch in itertools.islice(self.batches(), adapter.observations):
+                loss = self._task.loss(to_device(batch, self._accelerator.device))
+                if backward:
+                    self._accelerator.backward(loss)
+        if self._accelerator.num_processes > 1:  # each has seen data of its own, and all must start alike
+            for tensor in adapters.state_dict(name).values():
+                tensor.copy_(broadcast(tensor))
+
+    def make(self, done: int) -> tuple[dict[str, Any], str]:
+        """Makes one step.
+
+        Args:
+            done: How many are made already.
+
+        Returns:
+            The record for the metrics, and under which name it has how much was seen.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if self._batches is None:
+            self._batches = self.batches()
+        began = time.monotonic()
+        set_seed(derive_seed(self._run.config.seed, "step", done, self._accelerator.process_index) % 2**32)
+        rate = self._learner.set_rates(factor(self._run, done))
+        loss, seen, unit = self._backward(self._batches, done)
+        norm = self._clip()
+        self._learner.step(done + 1, self._run.config.steps)
+        seconds = round(time.monotonic() - began, 4)
+        return {"step": done + 1, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds, unit: seen}, unit
+
+    def close(self) -> None:
+        """Ends the processes that read data, which ignore signals."""
+        self._batches = None
+
+    def _backward(self, batches: Iterator[Any], done: int) -> tuple[float, int, str]:
+        """Gradients of a step; its loss, and how much of what it has seen."""
+        accelerator, micro = self._accelerator, self._run.config.gradient_accumulation
+        total, seen, unit = torch.zeros((), device=accelerator.device), 0, ""
+        for _ in range(micro):
+            batch = next(batches)
+            amount, unit = self._task.amount(batch)
+            seen += amount * accelerator.num_processes
+            with accelerator.autocast():
+                loss = self._task.loss(to_device(batch, accelerator.device)) + self._learner.adapters.penalty()
+            accelerator.backward(loss / micro)
+            total += loss.detach().float() / micro
+        mean = float(mean_over_processes(accelerator, total))
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss of step {done + 1} is {mean}. Lower learning_rate (now {self._run.learning_rate:g})"
+                f"{', or set mixed_precision=no' if self._run.config.mixed_precision != 'no' else ''}"
+            )
+        return mean, seen, unit
+
+    def _clip(self) -> float | None:
+        """Averages the gradients over the processes, and bounds their norm, which is returned where it is finite."""
+        parameters = [p for p in self._learner.trained.parameters() if p.grad is not None]
+        if self._accelerator.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = mean_over_processes(self._accelerator, parameter.grad)
+        limit = self._run.config.max_grad_norm
+        total: Any = self._accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = float(total)
+        return norm if math.isfinite(norm) else None  # fp16's loss scaler skips such a step and lowers its scale

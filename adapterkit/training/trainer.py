@@ -1,0 +1,376 @@
+"""One run in one process, from looking at the data to the last sample."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from adapterkit.errors import ConfigError
+from adapterkit.handle.listing import points
+from adapterkit.points import Points
+from adapterkit.training.best import Keeper
+from adapterkit.training.checked import CheckedTask
+from adapterkit.training.data_record import DataRecord, resumed
+from adapterkit.training.events import Callbacks, Training, made
+from adapterkit.training.export.closing import close
+from adapterkit.training.export.record import metadata_of
+from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interrupt
+from adapterkit.training.learner import Learner
+from adapterkit.training.order import derive_seed
+from adapterkit.training.parts import describe
+from adapterkit.training.plan import foreseen
+from adapterkit.training.plots import Plots
+from adapterkit.training.processes import any_process, peak_memory
+from adapterkit.training.progress import RECENT, make_progress
+from adapterkit.training.result import Result
+from adapterkit.training.resuming import consequences, with_steps
+from adapterkit.training.run import Run
+from adapterkit.training.run_folder import RunFolder
+from adapterkit.training.samples.previews import Previews, told
+from adapterkit.training.snapshots import Snapshot, writing
+from adapterkit.training.steps import Steps
+from adapterkit.training.task import Setting
+from adapterkit.training.trackers import Trackers
+
+
+class Trainer:
+    """Is used once.
+
+    Args:
+        run: The run.
+        folder: Its folder.
+        accelerator: What computes.
+        interrupt: What signals do.
+        snapshot: The checkpoint to go on from.
+        overwrite: Replace what the folder holds.
+        silent: Print nothing.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        interrupt: Interrupt,
+        snapshot: Snapshot | None,
+        *,
+        overwrite: bool = False,
+        silent: bool = False,
+    ) -> None:
+        self.run, self.config, self.folder, self.accelerator = run, run.config, folder, accelerator
+        self.interrupt, self.snapshot, self.overwrite = interrupt, snapshot, overwrite
+        self.done, self.saved = (snapshot.step, snapshot.step) if snapshot else (0, None)
+        self.main = accelerator.is_main_process
+        self.task = CheckedTask(run)
+        self.previews = Previews(self.task, folder.samples)
+        self.progress = make_progress(self.config.log_every, silent=silent or not self.main)
+        self.best = Keeper(self.config.best, folder.best, self.task.larger_is_better) if self.config.best else None
+        self.adapter: Path | None = None
+        self.figures: dict[str, Any] = {}
+
+    def train(self, notes: Sequence[str], *, accept_changed_data: bool, only_finish: bool) -> Result:
+        """Everything.
+
+        Args:
+            notes: Lines for the user.
+            accept_changed_data: Go on although the data is no longer what the run began with.
+            only_finish: Make no step.
+        """
+        if self.config.epochs is None and not only_finish:
+            self._check_steps()
+        record = self._survey(accept_changed_data)
+        if (outline := self.task.outline()) is not None:
+            foreseen(self.run, outline)  # what does not fit is told before weights are read
+        self.model = self._load_model()
+        chosen = points(self.model, adapter=self.run.adapter)
+        with self.progress:
+            for note in (*notes, describe(self.model, chosen), *(f"data: {note}" for note in record.notes)):
+                self.progress.message(note)
+            extra = self.task.extra_modules()
+            self.learner = Learner(self.run, self.model, chosen, extra, self.accelerator, self._metadata)
+            self._prepare(chosen)
+            with self._folder(record, keep=only_finish), self._told():
+                self._start()
+                if not only_finish:
+                    self._steps()
+                if only_finish or self.done == self.config.steps:
+                    self._finish(early=only_finish)
+            return self.result()
+
+    def result(self) -> Result:
+        """What the run has come to so far."""
+        losses = self.folder.recent_losses(20)
+        return Result(
+            folder=self.folder.path,
+            adapter=self.adapter,
+            step=self.done,
+            loss=sum(losses) / len(losses) if losses else math.nan,
+            figures=self.figures,
+            exit_code=self.interrupt.exit_code,
+            saved=self.saved,
+            speed=self.progress.pace(self.done),
+            peak_memory=peak_memory(self.accelerator),
+        )
+
+    # -- before the first step --------------------------------------------------------------------------------------
+
+    def _check_steps(self) -> None:
+        if self.done > self.config.steps:
+            raise ConfigError([f"steps is {self.config.steps}, but {self.done} are done already"], "run")
+
+    def _survey(self, accept_changed_data: bool) -> DataRecord:
+        """What the data is; that of a resumed run is what it was."""
+        if self.snapshot is None:
+            return self.task.survey(None)
+        before = self.folder.data_before()
+        return resumed(before, self.task.survey(before), accept=accept_changed_data)
+
+    def _load_model(self) -> Any:
+        set_seed(derive_seed(self.config.seed, "model") % 2**32)
+        model = self.task.load_model()
+        model.to(self.accelerator.device)
+        if self.config.gradient_checkpointing:
+            self.task.checkpoint_activations()
+        return model
+
+    def _prepare(self, chosen: Points) -> None:
+        """The data, and how many steps follow from it."""
+        tell = self.progress.message
+        self.data = self.task.prepare(Setting(self.model, self.accelerator.device, chosen, tell))
+        if len(self.data) == 0:
+            raise ConfigError([f"data: {self.config.data} holds no example to train on"], "run")
+        tell(f"{len(self.data)} examples from {self.config.data}")
+        before = self.folder.run_before() if self.snapshot else None
+        self._take(self._planned(self.run))
+        self._check_steps()
+        for note in consequences(self._planned(before), self.run, self.done) if before else ():
+            tell(note)
+
+    def _planned(self, run: Run) -> Run:
+        """The run with its number of steps, where it says epochs."""
+        if run.config.epochs is None:
+            return run
+        each = run.config.batch_size * run.config.gradient_accumulation * self.accelerator.num_processes
+        return with_steps(run, math.ceil(run.config.epochs * len(self.data) / each))
+
+    def _take(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.task.take(run.config)
+
+    @contextlib.contextmanager
+    def _folder(self, record: DataRecord, *, keep: bool) -> Iterator[None]:
+        """The run folder, which is withdrawn where a new run ends before its first step.
+
+        Args:
+            record: What the data is.
+            keep: Leave what is in it as it is.
+        """
+        self.accelerator.wait_for_everyone()  # all have seen the folder as it was
+        if not self.main:
+            yield
+            return
+        fresh = self.overwrite or not self.folder.config.exists()
+        if keep:
+            self.folder.hold()
+        else:
+            self.folder.open(record, overwrite=self.overwrite)
+            self.folder.start_metrics(self.done)
+        try:
+            yield
+        except BaseException:
+            if fresh and not self.done:
+                self.folder.withdraw()
+            raise
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Callbacks are told of the beginning and of the end, whatever comes between."""
+        history = self.folder.records() if self.main else []
+        training = Training(self.run, self.folder.path, self.model, self.done, history, self.progress.message)
+        own = [Plots(), *([Trackers(self.accelerator)] if self.config.trackers else [])]
+        found = [*((callback, "adapterkit") for callback in own), *made(self.run)] if self.main else []
+        self.callbacks = Callbacks(found, training)
+        self.callbacks.tell("begin")
+        try:
+            yield
+        finally:
+            self.callbacks.tell("end", self.result())
+
+    def _start(self) -> None:
+        """Puts the adapter on, new or as it was."""
+        self.steps = Steps(self.run, self.task, self.learner, self.accelerator, self.data, self.done)
+        if self.snapshot is not None:
+            self.progress.message(f"resumed from {self.snapshot.folder}")
+            self.learner.resume(self.snapshot)
+            if self.best is not None:
+                self.best.recall(self.done)
+        else:
+            figures = self._evaluate()
+            if self.best is not None and self.main:
+                self.best.check(figures)
+            self._sample()
+            self.learner.begin(lambda: self.steps.observe(self.model), self.progress.message)
+        self.learner.train_mode()
+        self.progress.begin(self.config.steps, self.done, self.folder.recent_losses(RECENT))
+
+    # -- the steps --------------------------------------------------------------------------------------------------
+
+    def _steps(self) -> None:
+        self.interrupt.stage = SAVING  # what follows the steps, until the adapter is written
+        try:
+            with self.interrupt.during(STEPS):
+                while self.done < self.config.steps and self._go_on():
+                    pass
+        finally:
+            self.steps.close()
+
+    def _go_on(self) -> bool:
+        """One step, and what is to be done after it; whether the next one is to be made."""
+        self._step()
+        if self._stopped():
+            return False
+        last = self.done == self.config.steps
+        if _every(self.config.checkpoint_every, self.done) and not last:
+            self._save()
+        samples = _every(self.config.sample_every, self.done) and not last
+        evaluate = samples if self.config.evaluate_every is None else _every(self.config.evaluate_every, self.done)
+        if evaluate and not last:
+            self._judge(self._evaluate())
+        if samples:
+            self._sample()
+        if any_process(self.accelerator, bool(self.callbacks.training.stopped)):
+            self.progress.message(f"step {self.done}: ending here; {self.callbacks.training.stopped}")
+            self._take(with_steps(self.run, self.done))
+        return not self._stopped()
+
+    def _stopped(self) -> bool:
+        """Whether a signal has come, in any process; a checkpoint is then saved."""
+        stop = any_process(self.accelerator, self.interrupt.signal is not None)
+        if stop:
+            self._save()
+        return stop
+
+    def _step(self) -> None:
+        record, unit = self.steps.make(self.done)
+        self.done = self.callbacks.training.step = record["step"]
+        if self.main:
+            self.folder.record(record)
+        self.callbacks.tell("step", record)
+        self.progress.step(self.done, record["loss"], record["lr"], record[unit], unit)
+
+    def _judge(self, figures: Mapping[str, float]) -> None:
+        """Keeps the adapter where it is the best so far; asks for the end where that was long ago."""
+        if self.best is None or not self.main or not figures:
+            return
+        with self.interrupt.during(SAVING), writing(self.folder.best):
+            better = self.best.take(self.done, figures, self.learner.save)
+        limit = self.config.early_stop
+        if not better and limit is not None and self.best.since >= limit:
+            self.callbacks.training.stop(f"the best of {self.best.since + 1} evaluations is {self.best}")
+
+    # -- what is written --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.saved == self.done:
+            return
+        if self.main:
+            with self.interrupt.during(SAVING):
+                self.callbacks.tell("save", self.learner.snapshot(self.folder.snapshots, self.done))
+        self.saved = self.done
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate(self, *, record: bool = True) -> Mapping[str, float]:
+        """Figures at a step; training goes on as if it had not happened."""
+        figures: Mapping[str, float] = {}
+        if self.main and self.interrupt.signal is None:
+            with self._shown():
+                figures = self.task.evaluate()
+            if figures and record:
+                self.folder.record({"step": self.done, **figures})
+                self.callbacks.tell("evaluate", figures)
+                measured = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                self.progress.message(f"step {self.done}: {measured}")
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def _sample(self) -> None:
+        """Samples at a step; training goes on as if it had not happened."""
+        files: list[Path] = []
+        if self.main and self.interrupt.signal is None:
+            with self._shown():
+                files = self.previews.draw(self.done, self.learner.adapters if self.done else None)
+            if files:
+                self.callbacks.tell("sample", files)
+            for line in told(self.done, self.previews.samples, files):
+                self.progress.message(line)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """The model as samples and figures are made with it. A signal after the first step ends the block alone."""
+        stage = SAMPLES if self.done else BEFORE
+        try:
+            with self.interrupt.during(stage), self.learner.shown(), writing(self.folder.samples):
+                yield
+        except KeyboardInterrupt:
+            if self.interrupt.signal is None or not self.done:
+                raise
+
+    def _finish(self, *, early: bool) -> None:
+        """The adapter's file first, then figures, samples, and files for others."""
+        if early:
+            self._take(with_steps(self.run, self.done))
+        with self.interrupt.during(SAVING):
+            if self.config.checkpoint_every and not early:
+                self._save()
+            self._write()
+        figures = self._evaluate()
+        if self.best is not None and self.main and figures:
+            figures = self._end_with_best(figures)
+        self._sample()
+        if not self.main or self.interrupt.signal is not None:
+            return
+        with self._shown():
+            base = {f"base {key}": value for key, value in self.folder.base_figures().items()}
+            self.figures = {**base, **figures, **self.task.finish(self.folder.samples)}
+            self.figures |= self.previews.finish(self.done, self.learner.adapters)
+            self._close()
+            early = early or bool(self.callbacks.training.stopped)
+            self.folder.write_summary({"step": self.done, "early": early, "figures": self.figures})
+
+    def _end_with_best(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """Figures of what the run ends with, which is written anew where that is an earlier step."""
+        assert self.best is not None
+        self._judge(figures)
+        if self.best.step in (None, self.done):
+            return figures
+        with self.interrupt.during(SAVING):
+            self.learner.adopt(self.folder.best)
+            self._write()
+        self.progress.message(f"ending with the best, {self.best}")
+        return self._evaluate(record=False)
+
+    def _write(self) -> None:
+        if self.main:
+            with writing(self.folder.adapter):
+                self.adapter = self.learner.save(self.folder.path)
+
+    def _metadata(self) -> Mapping[str, str]:
+        return metadata_of(self.config, self.task)
+
+    def _close(self) -> None:
+        """Files for other tools, checked, and the model card; which there are is told with the figures."""
+        adapters, tell = self.learner.adapters, self.progress.message
+        made = close(self.task, self.model, adapters, self.previews, self.folder, self.figures, tell)
+        self.figures |= {f"for {one.format}": str(one.path) for one in made if not one.problem}
+
+
+def _every(steps: int | None, step: int) -> bool:
+    """Whether something that is done every so many steps is done at this one."""
+    return steps is not None and step % steps == 0
