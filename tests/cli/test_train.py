@@ -56,6 +56,7 @@ def test_the_command_to_go_on_with_is_quoted_for_a_shell(run_file: Path):
 def test_a_missing_library_is_named_with_what_installs_it(run_file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "adapterkit.training.loop", raising=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setitem(sys.modules, "accelerate.state", None)
     result = call(run_file)
     assert result.exit_code == 1
     assert "error: training needs 'accelerate', which is not installed. Run: pip install 'adapter" in result.stderr
