@@ -67,8 +67,9 @@ def loop() -> ModuleType:
     try:
         return importlib.import_module("adapterkit.training.loop")
     except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
         raise MissingDependencyError(
-            f"training needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[train]'"
+            f"training needs {missing!r}, which is not installed. Run: pip install 'adapterkit[train]'"
         ) from error
 
 

@@ -8,11 +8,12 @@ from PIL import Image
 from adapterkit.errors import ConfigError
 from adapterkit.training.loop import train
 from adapterkit.training.plots import figures_in, plot, running_mean
+from adapterkit.training.samples.sample import Sample
 from tests.training.test_loop import losses
 from tests.training.toy_task import ToyTask, toy_run
 
 
-def drawn(self: ToyTask, prompt: str, seed: int, path: Path) -> None:
+def drawn(self: ToyTask, sample: Sample, path: Path) -> None:
     Image.new("RGB", (8, 6), (200, 30, 30)).save(path)
 
 
