@@ -98,11 +98,13 @@ class OtherReader:
         name: Its name and version.
         reading: From a file to a context in which the model computes what that library reads there.
         lacking: What would have to be installed.
+        own: Whether the format is its own; otherwise it need not know it.
     """
 
     name: str
     reading: Callable[[Path], AbstractContextManager[object]]
     lacking: str = ""
+    own: bool = True
 
 
 class Task(ABC):

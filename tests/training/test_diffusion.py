@@ -64,6 +64,7 @@ def make_run(base: Path, data: Path, output: Path, *overrides: str, targets: str
         "learning_rate": 1e-2,
         "checkpoint_every": 2,
         "export": [],
+        "strengths": [],
     }
     return load_run(None, overrides, **{key: value for key, value in values.items() if not _given(key, overrides)})
 
@@ -81,12 +82,7 @@ def prepared(run: Run) -> tuple[DiffusionTask, Pictures]:
 def test_a_run_makes_samples_before_and_after_and_a_grid(base: Path, data: Path, tmp_path: Path):
     result = train(make_run(base, data, tmp_path / "run", "sample_every=2"), silent=True)
     names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
-    assert names == [
-        "grid.png",
-        *(f"step_{step:06d}_p0_s42.png" for step in (0, 2, 4)),
-        "strengths.png",
-        *(f"weight_{weight}_p0_s42.png" for weight in ("0.5", "0.75", "1.25")),
-    ]
+    assert names == ["grid.png", *(f"step_{step:06d}_p0_s42.png" for step in (0, 2, 4))]
     assert result.figures["grid"] == str(tmp_path / "run/samples/grid.png")
 
 

@@ -54,11 +54,21 @@ def make_run(model: Path, data: Path, output: Path, **options: Any) -> Run:
 def test_a_style_is_trained_and_sampled(model: Path, data: Path, tmp_path: Path):
     result = train(make_run(model, data, tmp_path / "run"), silent=True)
     assert 0 < result.loss < 20
+    print(
+        "CHECK",
+        *[l for l in (tmp_path / "run/README.md").read_text().splitlines() if l.startswith("| `export")],
+        result.figures,
+        sep="\n   ",
+    )
     weights = load_file(tmp_path / "run/adapter.safetensors")
     assert {key.partition("@")[2].partition(".")[0] for key in weights} >= {"transformer"}
     moved = {key for key, value in weights.items() if key.endswith("/B") and "@transformer" in key and value.any()}
     assert moved
     assert {path.name for path in (tmp_path / "run/samples").iterdir()} >= {"step_000002_p0_s42.png", "grid.png"}
+    card = (tmp_path / "run/README.md").read_text()
+    assert card.count("adapterkit 0.1.0 agrees") == 2  # a file for the UIs, and one for diffusers
+    assert "DIFFERS" not in card
+    assert "CANNOT READ IT" not in card
 
 
 def test_the_loss_is_that_of_what_the_pipeline_itself_predicts(model: Path, data: Path, tmp_path: Path):

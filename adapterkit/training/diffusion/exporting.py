@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapterkit.formats.foreign_names import known_base
-from adapterkit.handle.listing import points
+from adapterkit.handle.view import seen
+from adapterkit.mapping.model import map_model
 from adapterkit.training.diffusion.drawing import Drawing
 from adapterkit.training.export.libraries import diffusers_reader
 from adapterkit.training.export.scripts import Shown, scripts_metadata
@@ -27,7 +28,7 @@ class Exporting(Drawing):
 
     def exports(self) -> Sequence[str]:
         """For the UIs, by kohya's names, or by ComfyUI's where newer models have no others; and for diffusers."""
-        base = known_base(points(self.pipe))
+        base = known_base(seen(map_model(self.pipe)))
         return ("comfy" if base is not None and base.folded else "kohya", "diffusers")
 
     def metadata(self) -> Mapping[str, str]:
@@ -42,5 +43,5 @@ class Exporting(Drawing):
         return torch.from_numpy(np.array(picture.convert("RGB"))).float()
 
     def other_reader(self, format: str) -> OtherReader | None:
-        """The pipeline's own loader."""
-        return diffusers_reader(self.pipe) if format in _READ_BY_DIFFUSERS else None
+        """The pipeline's own loader; of files for the UIs it reads those of some models."""
+        return diffusers_reader(self.pipe, own=format == "diffusers") if format in _READ_BY_DIFFUSERS else None

@@ -30,21 +30,26 @@ class Check:
             task has nothing to compare.
         problem: Why there is nothing to compare.
         lacking: What would have to be installed for it to be asked.
+        unknown: Whether it does not know the format, which is another's, for such a model.
     """
 
     reader: str
     error: float | None = None
     problem: str = ""
     lacking: str = ""
+    unknown: bool = False
 
     @property
     def agrees(self) -> bool:
         """Whether it computes what was trained, but for rounding."""
-        return not self.problem and (self.error is None or self.error <= TOLERANCE)
+        return self.unknown or (not self.problem and (self.error is None or self.error <= TOLERANCE))
 
     def __str__(self) -> str:
         if self.lacking:
             return f"{self.reader} was not asked: pip install {self.lacking}"
+        if self.unknown:
+            why = f" ({self.problem})" if self.problem else ""
+            return f"{self.reader} does not read this format for such a model{why}"
         if self.problem:
             return f"{self.reader} CANNOT READ IT: {self.problem}"
         if self.error is None:
@@ -73,9 +78,9 @@ class Checks:
 
     def of(self, format: str, path: Path) -> Sequence[Check]:
         """What every reader makes of a file."""
-        checks = [self._by_us(path)]
-        theirs = self._by_others(format, path)
-        return checks if theirs is None else [*checks, theirs]
+        ours = self._by_us(path)
+        theirs = self._by_others(format, path, whole=ours.agrees)
+        return [ours] if theirs is None else [ours, theirs]
 
     def _by_us(self, path: Path) -> Check:
         try:
@@ -86,7 +91,8 @@ class Checks:
         except AdapterKitError as error:
             return Check(self._own, problem=str(error))
 
-    def _by_others(self, format: str, path: Path) -> Check | None:
+    def _by_others(self, format: str, path: Path, *, whole: bool) -> Check | None:
+        """What the other library makes of a file; of a whole one in a format of others it need make nothing."""
         reader = self._task.other_reader(format)
         if reader is None:
             return None
@@ -94,9 +100,13 @@ class Checks:
             return Check(reader.name, lacking=reader.lacking)
         try:
             with reader.reading(path):
-                return Check(reader.name, self._apart(self._task.probe()))
+                found = self._task.probe()
         except Exception as error:  # noqa: BLE001 - what another library raises is what was to be found
-            return Check(reader.name, problem=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return Check(reader.name, problem=told, unknown=whole and not reader.own)
+        if whole and not reader.own and found is not None and self._base is not None and torch.equal(found, self._base):
+            return Check(reader.name, unknown=True)
+        return Check(reader.name, self._apart(found))
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[Adapters]:

@@ -17,22 +17,27 @@ from adapterkit.training.parts import parts_of
 from adapterkit.training.task import OtherReader
 
 
-def diffusers_reader(pipe: Any) -> OtherReader | None:
-    """The loader of a pipeline of diffusers; None for one that has none."""
+def diffusers_reader(pipe: Any, *, own: bool) -> OtherReader | None:
+    """The loader of a pipeline of diffusers; None for one that has none.
+
+    Args:
+        pipe: The pipeline.
+        own: Whether the format is its own; otherwise it may not know it for such a model.
+    """
     if not hasattr(pipe, "load_lora_weights"):
         return None
-    return _reader("diffusers", lambda path: _read_by_diffusers(pipe, path))
+    return _reader("diffusers", lambda path: _read_by_diffusers(pipe, path), own=own)
 
 
 def peft_reader(model: nn.Module) -> OtherReader:
     """PEFT, on a model of transformers."""
-    return _reader("peft", lambda path: _read_by_peft(model, path))
+    return _reader("peft", lambda path: _read_by_peft(model, path), own=True)
 
 
-def _reader(library: str, reading: Any) -> OtherReader:
+def _reader(library: str, reading: Any, *, own: bool) -> OtherReader:
     lacking = "" if importlib.util.find_spec("peft") else "peft"
     version = "" if lacking and library == lacking else f" {importlib.metadata.version(library)}"
-    return OtherReader(f"{library}{version}", reading, lacking)
+    return OtherReader(f"{library}{version}", reading, lacking, own)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -148,6 +149,20 @@ def test_what_a_format_cannot_say_is_told_and_the_rest_is_written(
     assert "for kohya" not in result.figures
     assert (tmp_path / "run/export/native/run.safetensors").is_file()
     assert not (tmp_path / "run/export/kohya").exists()
+
+
+def test_a_library_need_not_know_the_formats_of_others(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it refuses, or looks past without a word, is told, and is no fault of the file; of its own format it is."""
+    card = tmp_path / "run/README.md"
+
+    def refuse(self: Any, *given: Any, **options: Any) -> None:
+        raise KeyError("blocks_0")
+
+    for other, told in ((refuse, " (KeyError: 'blocks_0')"), (lambda self, *given, **options: None, "")):
+        monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", other)
+        train(small_run(trained, tmp_path / "run"), silent=True, overwrite=True)
+        assert f"diffusers 0.42.1 does not read this format for such a model{told} |" in card.read_text()
+    assert "diffusers 0.42.1 DIFFERS (100.0% of the effect apart)" in card.read_text()
 
 
 def test_a_library_that_is_absent_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
