@@ -54,12 +54,6 @@ def make_run(model: Path, data: Path, output: Path, **options: Any) -> Run:
 def test_a_style_is_trained_and_sampled(model: Path, data: Path, tmp_path: Path):
     result = train(make_run(model, data, tmp_path / "run"), silent=True)
     assert 0 < result.loss < 20
-    print(
-        "CHECK",
-        *[l for l in (tmp_path / "run/README.md").read_text().splitlines() if l.startswith("| `export")],
-        result.figures,
-        sep="\n   ",
-    )
     weights = load_file(tmp_path / "run/adapter.safetensors")
     assert {key.partition("@")[2].partition(".")[0] for key in weights} >= {"transformer"}
     moved = {key for key, value in weights.items() if key.endswith("/B") and "@transformer" in key and value.any()}
