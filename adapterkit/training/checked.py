@@ -55,6 +55,9 @@ class CheckedTask(Task):
             return model
         raise self._wrong("load_model", model, "a torch module, or a pipeline with `components`")
 
+    def place(self, model: Any, device: torch.device) -> None:
+        self._ask("place", self.inner.place, model, device)
+
     def prepare(self, setting: Setting) -> Dataset:
         data = self._ask("prepare", self.inner.prepare, setting)
         if not hasattr(type(data), "__len__") or not hasattr(type(data), "__getitem__"):

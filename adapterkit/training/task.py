@@ -157,6 +157,10 @@ class Task(ABC):
     def load_model(self) -> Any:
         """The base: a module, or a pipeline with `components`. On the CPU, in the run's `dtype`."""
 
+    def place(self, model: Any, device: torch.device) -> None:
+        """Brings what `load_model` returned to the device; all of it, unless a task knows better."""
+        model.to(device)
+
     @abstractmethod
     def prepare(self, setting: Setting) -> Dataset:
         """Reads the data, and computes once what the adapter cannot change.

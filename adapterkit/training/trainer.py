@@ -134,7 +134,7 @@ class Trainer:
     def _load_model(self) -> Any:
         set_seed(derive_seed(self.config.seed, "model") % 2**32)
         model = self.task.load_model()
-        model.to(self.accelerator.device)
+        self.task.place(model, self.accelerator.device)
         if self.config.gradient_checkpointing:
             self.task.checkpoint_activations()
         return model

@@ -341,16 +341,6 @@ def test_a_prior_is_no_caption_of_what_is_learnt(base: Path, data: Path, tmp_pat
     assert sorted(json.loads(task.metadata()["ss_tag_frequency"])) == ["mine"]
 
 
-def test_what_steps_do_without_leaves_the_device(base: Path, data: Path, tmp_path: Path):
-    """Encoders stay where captions never end, and where they train."""
-    for options, stay in (({}, False), ({"shuffle_tags": True}, True), ({"targets": "attention"}, True)):
-        given: dict[str, Any] = options
-        task, _ = prepared(make_run(base, data, tmp_path, **given))
-        parts = [task.pipe.vae] if stay else [task.pipe.vae, task.pipe.text_encoder]
-        assert list(map(id, task.waiting.modules)) == list(map(id, parts))
-        assert task.texts.waiting is task.waiting
-
-
 def test_the_base_makes_the_pictures_of_a_prior_that_are_lacking(base: Path, data: Path, tmp_path: Path):
     shutil.copytree(data, tmp_path / "all/mine")
     prior = {"folder": "some/blue", "prior": True, "generate": 3, "caption": "two blue square"}

@@ -46,7 +46,7 @@ class Drawing(Material):
         if size[0] % multiple or size[1] % multiple:
             told = f"size {list(size)} of the prompt {sample.prompt!r}: sides must be a multiple of {multiple}"
             raise ConfigError([told], "options.prompts")
-        generator = torch.Generator().manual_seed(sample.seed)
         guidance = self.options.guidance_scale if sample.guidance is None else sample.guidance
-        with self.waiting.here():
-            return self.recipe.draw(sample.prompt, size, sample.steps or steps, guidance, generator, sample.negative)
+        noise = torch.Generator().manual_seed(sample.seed)
+        with self.residence.needing():
+            return self.recipe.draw(sample.prompt, size, sample.steps or steps, guidance, noise, sample.negative)

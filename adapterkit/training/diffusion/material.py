@@ -16,9 +16,9 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.diffusion.residence import Residence
 from adapterkit.training.diffusion.texts import Texts
 from adapterkit.training.diffusion.validation import held_out, still
-from adapterkit.training.diffusion.waiting import Waiting
 from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
@@ -36,9 +36,9 @@ class Material(Task):
     options: Options
     pipe: Any
     recipe: Recipe
+    residence: Residence
     size: Size
     texts: Texts
-    waiting: Waiting
 
     @functools.cached_property
     def surveyed(self) -> tuple[list[Picture], DataRecord]:
@@ -96,11 +96,14 @@ class Material(Task):
         live = bool(setting.components & encoders.keys())
         fixed = not live and all(concept.wording.fixed for concept in self.options.folders())  # the others never end
         model = f"{self._identity(*encoders.values())} {self.options.caption_chunks}" if fixed else ""
-        texts = Texts(self.recipe, setting.device, live, self._store() if fixed else None, model)
-        if fixed:
-            shown = [picture.caption for picture in (*pictures, *self.measured)]
-            to_be_made = [c.wording.whole(c.caption) for c in self.options.folders() if c.generate and c.caption]
-            texts.prepare(list(dict.fromkeys(["", *shown, *to_be_made])), setting.tell)
+        reading = functools.partial(self.residence.needing, encoders)
+        texts = Texts(self.recipe, setting.device, live, self._store() if fixed else None, model, reading)
+        shown = [picture.caption for picture in (*pictures, *self.measured)]
+        to_be_made = [c.wording.whole(c.caption) for c in self.options.folders() if c.generate and c.caption]
+        with reading():
+            kept = fixed and texts.prepare(list(dict.fromkeys(["", *shown, *to_be_made])), setting.tell)
+        if not kept:
+            self.residence.stay(encoders)
         return texts
 
     def with_priors(self, tell: Callable[[str], object]) -> list[Picture]:
@@ -108,7 +111,7 @@ class Material(Task):
         data, pictures = Path(self.config.data), self.surveyed[0]
         for concept in (concept for concept in self.options.folders() if concept.generate):
             there = [picture for picture in pictures if picture.concept == concept]
-            with inference(self.pipe):
+            with inference(self.pipe), self.residence.needing():
                 made = fill(concept, data / concept.folder, len(there), self._drawn, tell)
             if made:
                 others = [picture for picture in pictures if picture.concept != concept]
@@ -128,13 +131,9 @@ class Material(Task):
             tell(f"data: sizes with fewer examples than a batch, which then shows some more than once: {small}")
         examples = plan.examples()
         latents = Latents(self._store() or MemoryStore(), self._identity(self.pipe.vae), self.recipe.paints_holes)
-        latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)
+        with self.residence.needing(("vae",)):
+            latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)
         return Pictures(examples, latents, self.options.unmasked_weight)
-
-    def leave(self, device: torch.device) -> None:
-        """Sends away what steps do without: the autoencoder, and the encoders where all captions are kept."""
-        encoders = list(self.recipe.text_parts().values()) if self.texts.all_kept else []
-        self.waiting = self.texts.waiting = Waiting([self.pipe.vae, *encoders], device)
 
     def _store(self) -> FolderStore | None:
         """What outlives the run; None where memory does."""

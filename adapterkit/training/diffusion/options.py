@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from adapterkit.training.config import Section, Seed
-from adapterkit.training.diffusion.pipeline_options import StartOptions, TextOptions, ValidationOptions
+from adapterkit.training.diffusion.pipeline_options import PlaceOptions, StartOptions, TextOptions, ValidationOptions
 from adapterkit.training.pictures.options import PictureOptions
 from adapterkit.training.samples.prompts import Prompts
 
@@ -85,5 +85,7 @@ class SampleOptions(Section):
     guidance_scale: float | None = Field(None, ge=0)
 
 
-class Options(ObjectiveOptions, PictureOptions, TextOptions, ValidationOptions, SampleOptions, StartOptions):
+class Options(
+    ObjectiveOptions, PictureOptions, TextOptions, ValidationOptions, SampleOptions, StartOptions, PlaceOptions
+):
     """The keys under `options`."""

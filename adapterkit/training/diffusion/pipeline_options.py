@@ -50,3 +50,14 @@ class ValidationOptions(Section):
         if self.validation_fraction and self.validation_data:
             raise ValueError("give validation_fraction or validation_data, not both")
         return self
+
+
+class PlaceOptions(Section):
+    """What is where.
+
+    Attributes:
+        offload: Whether the autoencoder, text encoders that are not trained and what else a step does not need wait on
+            the CPU; it changes no number.
+    """
+
+    offload: bool = True

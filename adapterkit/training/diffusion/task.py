@@ -14,10 +14,11 @@ from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.learning import Batch, Learning
 from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
-from adapterkit.training.diffusion.pipeline_options import StartOptions
+from adapterkit.training.diffusion.pipeline_options import PlaceOptions, StartOptions
+from adapterkit.training.diffusion.residence import Residence
 from adapterkit.training.diffusion.validation import FIGURE, Validation
-from adapterkit.training.diffusion.waiting import Waiting
 from adapterkit.training.loading import checkpoint_activations, dtype_of
+from adapterkit.training.parts import parts_of
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.survey import Picture
 from adapterkit.training.sizes import size_of
@@ -30,7 +31,9 @@ class DiffusionTask(Exporting):
     Options = Options
     suffixes = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     options: Options
-    free_options = frozenset({*SampleOptions.model_fields, *StartOptions.model_fields, "cache"})
+    free_options = frozenset(
+        {*SampleOptions.model_fields, *StartOptions.model_fields, *PlaceOptions.model_fields, "cache"}
+    )
 
     def outline(self) -> Any:
         """The pipeline's modules, without those that training does not need."""
@@ -40,7 +43,14 @@ class DiffusionTask(Exporting):
         """The pipeline, in evaluation mode."""
         self.pipe, self.recipe = load_pipeline(self.config.model, self.config.dtype, self.options)
         self.pipe.set_progress_bar_config(disable=True)
+        self.residence = Residence(self.pipe, torch.device("cpu"), ())  # until it is placed
         return self.pipe
+
+    def place(self, model: Any, device: torch.device) -> None:
+        """What a step needs is on the device; the rest comes when it is needed."""
+        needed = {name for name, part in parts_of(model).items() if part is self.recipe.model}
+        guests = parts_of(model).keys() - needed if self.options.offload else ()
+        self.residence = Residence(model, device, guests)
 
     def prepare(self, setting: Setting) -> Pictures:
         """Computes the latents; the captions' embeddings are kept where the adapter leaves them alone."""
@@ -51,13 +61,12 @@ class DiffusionTask(Exporting):
         self.learning = Learning(self.recipe, self.options, self.dtype, self.texts)
         pictures, measured = self.parted(self.with_priors(setting.tell), setting.tell)
         self.validation = self._validation(measured, setting.tell) if measured else None
-        data = self.examples(pictures, setting.tell)
-        self.leave(setting.device)
-        return data
+        return self.examples(pictures, setting.tell)
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """Only the size of the images is needed."""
         self._set_up(device)
+        self.residence.stay(parts_of(model).keys())
         self.captions = []
 
     def loss(self, batch: Batch) -> Tensor:
@@ -83,7 +92,7 @@ class DiffusionTask(Exporting):
         return Validation(data, self.options.validation_times, self.config.batch_size, self.collate)
 
     def _set_up(self, device: torch.device) -> None:
-        self.device, self.dtype, self.waiting = device, dtype_of(self.config.dtype), Waiting([], device)
+        self.device, self.dtype = device, dtype_of(self.config.dtype)
         told, multiple = self.options.resolution, self.recipe.multiple
         size = size_of(told) or self.recipe.size()
         if size is None:

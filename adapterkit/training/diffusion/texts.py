@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from adapterkit.training.diffusion.conditioning import Conditioning, joined
 from adapterkit.training.diffusion.recipe import Recipe
-from adapterkit.training.diffusion.waiting import Waiting
 from adapterkit.training.pictures.embeddings import Embeddings
 from adapterkit.training.pictures.store import MemoryStore, Store
 
@@ -24,18 +24,19 @@ class Texts:
         live: Whether they change, so that nothing is kept.
         store: Keeps what they make of captions; by default memory.
         model: Says which encoders they are, where others share the store.
-
-    Attributes:
-        all_kept: Whether all captions of the run have been encoded.
-        waiting: The encoders, where they are not on the device.
+        reading: Gives a block in which the encoders are on the device.
     """
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, live: bool, store: Store | None = None, model: str = ""
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        live: bool,
+        store: Store | None = None,
+        model: str = "",
+        reading: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.recipe, self.device, self.live = recipe, device, live
-        self.all_kept = False
-        self.waiting = Waiting([], device)
+        self.recipe, self.device, self.live, self.reading = recipe, device, live, reading
         self.kept = Embeddings(store or MemoryStore(_KEPT), model, self.encoded)
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
@@ -45,14 +46,15 @@ class Texts:
         told = joined([self.kept(text) for text in texts])
         return {name: tensor.to(self.device) for name, tensor in told.items()}
 
-    def prepare(self, texts: Sequence[str], tell: Callable[[str], object]) -> None:
-        """Encodes these captions now, where all can be kept; `all_kept` says whether."""
-        self.all_kept = not isinstance(self.kept.store, MemoryStore) or len(texts) <= _KEPT
-        if self.all_kept:
-            self.kept.prepare(texts, tell)
+    def prepare(self, texts: Sequence[str], tell: Callable[[str], object]) -> bool:
+        """Encodes these captions now, where all can be kept; whether they were."""
+        if isinstance(self.kept.store, MemoryStore) and len(texts) > _KEPT:
+            return False
+        self.kept.prepare(texts, tell)
+        return True
 
     @torch.no_grad()
     def encoded(self, text: str) -> Conditioning:
         """Of one caption, in the encoders' own dtype."""
-        with self.waiting.here(), torch.autocast(self.device.type, enabled=False):
+        with self.reading(), torch.autocast(self.device.type, enabled=False):
             return self.recipe.encode_text([text], self.device)

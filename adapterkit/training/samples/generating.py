@@ -72,7 +72,7 @@ class Generator:
         self.task = CheckedTask(run)
         self._model = self.task.load_model()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model.to(device)
+        self.task.place(self._model, device)
         self.task.prepare_generation(self._model, device)
         self._adapters = Adapters(self._model)
         for number, place in enumerate(places):
