@@ -4,7 +4,7 @@
 
 Trains through the public command line, then compares base and adapter on the same prompts and seeds: distance to the
 style set, digits that a classifier still reads, and that the base under the adapter is bitwise what it was. Last, it
-writes the file that the UIs read, and lets diffusers' own loader read it.
+lets diffusers' own loader read the file that the run has made for the UIs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from examples.digits.style_distance import read_folder, style_distance
 HERE = Path(__file__).parent
 BASE, STYLE, CONFIG = HERE / "base", HERE / "style", HERE.parent / "configs" / "digits-style.yaml"
 PROMPT = "a handwritten {word} in neonchalk style"
-TRIGGER = "neonchalk style"
 PER_DIGIT, STEPS, GUIDANCE = 6, 20, 4.0
 BAR_STYLE, BAR_READ = 1 / 3, 0.75
 
@@ -120,8 +119,8 @@ def main() -> int:
     other.load(file, name="again")
     other.activate("again")
     reproduced = same(generate(fresh), after)
-    exported = other.save("again", args.output / "for-uis.safetensors", format="kohya", trigger=TRIGGER)
     other.detach()
+    (exported,) = (args.output / "export/kohya").iterdir()
     apart = levels_apart(read_by_diffusers(exported), after)
 
     reference = read_folder(STYLE)
@@ -145,7 +144,8 @@ def main() -> int:
     )
     print(f"adapter: {file}, {file.stat().st_size / 1024:.0f} KiB, {loaded.parameters:,} parameters")
     print(f"for ComfyUI, A1111 and kohya's scripts: {exported}")
-    print(f"before and after: {args.output / 'samples' / 'grid.png'}")
+    print(f"a model card with samples, and what diffusers makes of the files: {args.output / 'README.md'}")
+    print(f"before and after: {args.output / 'samples' / 'grid.png'}, by weight: strengths.png there")
     return 0 if all(checks.values()) else 1
 
 
