@@ -19,6 +19,7 @@ from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.events import Callbacks, Training, made
 from adapterkit.training.export.closing import close
+from adapterkit.training.export.files import check_formats
 from adapterkit.training.export.record import metadata_of
 from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interrupt
 from adapterkit.training.learner import Learner
@@ -216,6 +217,8 @@ class Trainer:
                 self.best.check(figures)
             self._sample()
             self.learner.begin(lambda: self.steps.observe(self.model), self.progress.message)
+        if self.main:
+            check_formats(self.config, self.task, self.learner.adapters, self.progress.message)
         self.learner.train_mode()
         self.progress.begin(self.config.steps, self.done, self.folder.recent_losses(RECENT))
 
@@ -368,7 +371,7 @@ class Trainer:
         """Files for other tools, checked, and the model card; which there are is told with the figures."""
         adapters, tell = self.learner.adapters, self.progress.message
         made = close(self.task, self.model, adapters, self.previews, self.folder, self.figures, tell)
-        self.figures |= {f"for {one.format}": str(one.path) for one in made if not one.problem}
+        self.figures |= {f"for {one.format}": str(one if one.failed else one.path) for one in made if not one.problem}
 
 
 def _every(steps: int | None, step: int) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import adapterkit
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import AdapterKitError
+from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.formats.registry import find_format, named_format, only
 from adapterkit.formats.source import Source
+from adapterkit.handle.adapters import Adapters
 from adapterkit.handle.view import seen
 from adapterkit.mapping.model import map_model
 from adapterkit.points import Points
@@ -77,6 +80,33 @@ def export(config: RunConfig, task: Task, model: Any, adapter: Path, samples: Se
     writer = _Writer(config, task, trained, points, adapter.parent / "export", samples)
     checks = Checks(task, model, trained, f"adapterkit {adapterkit.__version__}")
     return [writer.write(format, checks) for format in formats]
+
+
+def check_formats(config: RunConfig, task: Task, adapters: Adapters, tell: Callable[[str], object]) -> None:
+    """Writes the adapter as it is before its first step, so that what cannot be exported is known before, not after.
+
+    Args:
+        config: The run.
+        task: Its task.
+        adapters: With the adapter.
+        tell: Takes a line for the user, of a format that the run has not named.
+
+    Raises:
+        ConfigError: A format that the run names cannot hold the adapter.
+    """
+    problems: list[str] = []
+    for format in task.exports() if config.export is None else config.export:
+        with tempfile.TemporaryDirectory(dir=config.output, prefix=".export-") as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes for readers of a file that nobody reads
+            path = named_format(format).place(Path(folder), "adapter")
+            try:
+                adapters.save(config.adapter_name, path, format=format)
+            except AdapterKitError as error:
+                problems.append(f"export: {format} cannot hold this adapter: {error}".replace(f"{folder}/", ""))
+    if problems and config.export is not None:
+        raise ConfigError(problems, "run")
+    for problem in problems:
+        tell(problem)
 
 
 def title_of(config: RunConfig) -> str:

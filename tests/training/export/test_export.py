@@ -140,15 +140,20 @@ def test_formats_can_be_chosen_and_switched_off(trained: Path, tmp_path: Path):
         small_run(trained, tmp_path / "typo", "export=[koyha]")
 
 
-def test_what_a_format_cannot_say_is_told_and_the_rest_is_written(
+def test_what_a_format_cannot_say_is_told_before_the_first_step(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     adapter = "adapter={type: prefix, length: 2, targets: attn.kv@component=unet}"
-    result = train(small_run(trained, tmp_path / "run", adapter, "export=[kohya, native]"))
-    assert "export kohya: NOT WRITTEN: " in capsys.readouterr().err
-    assert "for kohya" not in result.figures
-    assert (tmp_path / "run/export/native/run.safetensors").is_file()
-    assert not (tmp_path / "run/export/kohya").exists()
+    with pytest.raises(ConfigError, match=r"export: kohya cannot hold this adapter: adapter\.safetensors: "):
+        train(small_run(trained, tmp_path / "run", adapter, "export=[kohya, native]"), silent=True)
+    assert not (tmp_path / "run").exists()
+    result = train(small_run(trained, tmp_path / "run", adapter))
+    told = capsys.readouterr().err
+    assert told.index("export: diffusers cannot hold this adapter: ") < told.index("step 4/4")
+    assert "export diffusers: NOT WRITTEN: " in told
+    assert "for diffusers" not in result.figures
+    assert not (tmp_path / "run/export/diffusers").exists()
+    assert not list((tmp_path / "run").glob(".export-*"))
 
 
 def test_a_library_need_not_know_the_formats_of_others(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
