@@ -49,6 +49,12 @@ class CheckedTask(Task):
     def outline(self) -> Any:
         return self._ask("outline", self.inner.outline)
 
+    def foresee(self, outline: Any) -> Mapping[str, str]:
+        found = self._ask("foresee", self.inner.foresee, outline)
+        if isinstance(found, Mapping) and all(isinstance(value, str) for value in found.values()):
+            return found
+        raise self._wrong("foresee", found, "a dict of name -> text")
+
     def load_model(self) -> Any:
         model = self._ask("load_model", self.inner.load_model)
         if isinstance(model, nn.Module) or isinstance(getattr(model, "components", None), Mapping):

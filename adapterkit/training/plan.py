@@ -21,18 +21,20 @@ class Plan:
 
     Attributes:
         record: What the task found in the data.
+        becomes: What that becomes for the model.
         points: Where the adapter would act, with what it costs there.
         needs: Of memory and disk.
     """
 
     record: DataRecord
+    becomes: Mapping[str, str]
     points: Points
     needs: Needs
 
     @property
     def facts(self) -> Mapping[str, str]:
         """What is told, by name."""
-        return {**self.record.facts, "it takes": str(self.needs)}
+        return {**self.record.facts, **self.becomes, "it takes": str(self.needs)}
 
 
 def plan_of(run: Run) -> Plan:
@@ -48,7 +50,8 @@ def plan_of(run: Run) -> Plan:
     outline = task.outline()
     model = task.load_model() if outline is None else outline
     chosen, needs = foreseen(run, model)
-    return Plan(record, chosen, needs)
+    becomes = {} if outline is None else task.foresee(outline)
+    return Plan(record, becomes, chosen, needs)
 
 
 def foreseen(run: Run, model: Any) -> tuple[Points, Needs]:

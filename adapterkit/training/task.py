@@ -153,6 +153,10 @@ class Task(ABC):
         """
         return None
 
+    def foresee(self, outline: Any) -> Mapping[str, str]:
+        """What the data becomes for the model of that outline, for `--dry-run`; added to the facts of `survey`."""
+        return {}
+
     @abstractmethod
     def load_model(self) -> Any:
         """The base: a module, or a pipeline with `components`. On the CPU, in the run's `dtype`."""

@@ -37,11 +37,31 @@ def load_pipeline(name: str, dtype: str, options: Options) -> tuple[Any, Recipe]
     with reading(name, "diffusion", "diffusers", "transformers"):
         diffusers: Any = importlib.import_module("diffusers")
         recipe, index = _recipe_and_index(name)
-        absent: dict[str, Any] = {part: None for part in recipe.unused if isinstance(index.get(part), list)}
-        if "requires_safety_checker" in index:
-            absent["requires_safety_checker"] = False
-        pipe = diffusers.DiffusionPipeline.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **absent)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            name, dtype=dtype_of(dtype), **NO_CODE, **_absent(recipe, index)
+        )
     return pipe, recipe(pipe, options)
+
+
+def outlined_recipe(name: str, outline: Skeleton, options: Options) -> Recipe:
+    """How a pipeline would be trained, from its outline: of its parts only tokenizers and the scheduler are read.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError: As `load_pipeline`.
+    """
+    with reading(name, "diffusion", "diffusers", "transformers"):
+        diffusers: Any = importlib.import_module("diffusers")
+        recipe, index = _recipe_and_index(name)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            name, **NO_CODE, **_absent(recipe, index), **outline.components
+        )
+    return recipe(pipe, options)
+
+
+def _absent(recipe: type[Recipe], index: dict[str, Any]) -> dict[str, Any]:
+    """What a pipeline is loaded without."""
+    absent: dict[str, Any] = {part: None for part in recipe.unused if isinstance(index.get(part), list)}
+    return {**absent, "requires_safety_checker": False} if "requires_safety_checker" in index else absent
 
 
 def _recipe_and_index(name: str) -> tuple[Any, dict[str, Any]]:

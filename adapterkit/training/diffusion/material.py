@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from adapterkit.errors import ConfigError
 from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.diffusion.foreseeing import foreseen, too_long
+from adapterkit.training.diffusion.loading import outlined_recipe
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
@@ -26,7 +28,7 @@ from adapterkit.training.pictures.latents import Latents
 from adapterkit.training.pictures.plan import Plan
 from adapterkit.training.pictures.store import FolderStore, MemoryStore
 from adapterkit.training.pictures.survey import Picture, pictures_of, survey
-from adapterkit.training.sizes import Size, size_of
+from adapterkit.training.sizes import Size
 from adapterkit.training.task import Setting, Task
 
 
@@ -47,12 +49,14 @@ class Material(Task):
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the pictures and their captions, and decodes every picture once."""
-        pictures, record = self.surveyed
+        record = self.surveyed[1]
         if self.measured:
             record = replace(record, facts={**record.facts, "pictures that measure": str(len(self.measured))})
-        size = size_of(self.options.resolution)
-        plan = {} if size is None else Plan.of(pictures, self.options, size, 1).facts()  # but for the model's multiple
-        return replace(record, facts={**record.facts, **plan})
+        return record
+
+    def foresee(self, outline: Any) -> Mapping[str, str]:
+        """Sizes, cuts and tokens."""
+        return foreseen(self.surveyed[0], outlined_recipe(self.config.model, outline, self.options))
 
     @functools.cached_property
     def measured(self) -> list[Picture]:
@@ -91,7 +95,9 @@ class Material(Task):
     def captions_told(self, setting: Setting) -> Texts:
         """What the denoiser is told about captions, kept where the adapter leaves the encoders alone."""
         pictures = self.surveyed[0]
-        self._tell_captions_that_are_cut(pictures, setting.tell)
+        limit, long = too_long(pictures, self.recipe)
+        if long:
+            setting.tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
         encoders = self.recipe.text_parts()
         live = bool(setting.components & encoders.keys())
         fixed = not live and all(concept.wording.fixed for concept in self.options.folders())  # the others never end
@@ -145,15 +151,3 @@ class Material(Task):
             return ""
         config = {key: value for key, value in self.pipe.config.items() if not key.startswith("_")}
         return f"{type(self.recipe).__qualname__} {sorted(config.items(), key=str)} {identity_of(*modules)}"
-
-    def _tell_captions_that_are_cut(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> None:
-        """Text encoders read so many tokens of a caption, and no more."""
-        for tokenizer, limit in self.recipe.token_limits():
-            long = [
-                f"{picture.path.name}, {count} tokens"
-                for picture in pictures
-                if (count := len(tokenizer(picture.caption, verbose=False)["input_ids"])) > limit
-            ]
-            if long:
-                tell(f"data: captions cut to the {limit} tokens that the text encoder reads: {listed(long)}")
-                return

@@ -1,0 +1,52 @@
+"""What pictures and captions become for a model of which there is an outline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adapterkit.training.data_files import listed
+from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.pictures.plan import Plan
+from adapterkit.training.pictures.survey import Picture
+from adapterkit.training.sizes import size_of
+
+
+def foreseen(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, str]:
+    """Sizes, what is cut or enlarged, and tokens, by name.
+
+    Args:
+        pictures: What is learnt from.
+        recipe: Of a pipeline that may be an outline.
+
+    Raises:
+        ConfigError: The options do not fit the model.
+    """
+    told = {}
+    size = size_of(recipe.options.resolution) or recipe.size()
+    if size is not None:
+        told["size"] = f"{size[1]} x {size[0]}"
+        told |= Plan.of(pictures, recipe.options, size, recipe.multiple, recipe.longest).facts()
+    return {**told, **_tokens(pictures, recipe)}
+
+
+def too_long(pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, list[str]]:
+    """How many tokens are read, and which captions have more; of the tokenizer that reads least."""
+    for tokenizer, limit in recipe.token_limits():
+        counts = {picture.path.name: count_tokens(tokenizer, picture.caption) for picture in pictures}
+        if long := [f"{name}, {count} tokens" for name, count in counts.items() if count > limit]:
+            return limit, long
+    return 0, []
+
+
+def count_tokens(tokenizer: Any, caption: str) -> int:
+    """Special tokens too."""
+    return len(tokenizer(caption, verbose=False)["input_ids"])
+
+
+def _tokens(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, str]:
+    limit, long = too_long(pictures, recipe)
+    if long:
+        return {"captions cut": f"to {limit} tokens, {listed(long)}"}
+    most = [f"{max(count_tokens(t, one.caption) for one in pictures)} of {limit}" for t, limit in recipe.token_limits()]
+    return {"tokens of the longest caption": ", ".join(dict.fromkeys(most))} if most else {}
