@@ -69,6 +69,8 @@ def _cut_pictures(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
     if isinstance(image, int | list | tuple) and image:
         staged = not isinstance(side, int) or side < _LEAST_PATCH
         small = _STAGED if not isinstance(side, int) or side < _LEAST_PATCH else _PATCHES * side
+        if isinstance(values.get("down_ops"), list | tuple):  # LeViT's stages halve the patches: more than one is left
+            small *= 2
         if staged and isinstance(values.get("window_size"), int):
             part.window_size = _WINDOW
         part.image_size = type(image)([small, small]) if isinstance(image, list | tuple) else small
