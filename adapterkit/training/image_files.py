@@ -15,9 +15,11 @@ from torch import Tensor
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes
+from adapterkit.training.sizes import Size
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.Image import Transpose
 
 ENDINGS = frozenset(
     {
@@ -61,6 +63,15 @@ def open_alpha(path: Path) -> Image.Image | None:
     return _noting(path, None, lambda told: _alpha(path, told))
 
 
+def image_size(path: Path, notes: Notes) -> Size:
+    """Height and width of an image, upright; all of it is decoded, of JPEG every eighth pixel, which is faster.
+
+    Raises:
+        DataError: The file is no image that Pillow reads.
+    """
+    return _noting(path, notes, lambda told: _size(path, told))
+
+
 def _noting(path: Path, notes: Notes | None, read: Callable[[Notes], _Read]) -> _Read:
     """What `read` returns; what it warns of is noted, and what it raises says which file."""
     from PIL import UnidentifiedImageError
@@ -102,9 +113,29 @@ def _alpha(path: Path, notes: Notes) -> Image.Image | None:
         return None if deep or not image.has_transparency_data else image.convert("RGBA").getchannel("A")
 
 
+def _size(path: Path, notes: Notes) -> Size:
+    with _file(path, notes) as file:
+        if file.format == "JPEG":
+            width, height = file.size
+            file.draft(file.mode, (1, 1))
+            file.load()
+            turn = _turn(file, path, notes)
+            return (width, height) if turn in _transposing() else (height, width)
+    image = _read(path, "RGB", notes)
+    return image.height, image.width
+
+
 @contextlib.contextmanager
 def _opened(path: Path, notes: Notes) -> Iterator[Image.Image]:
     """The first frame, upright, in the mode that its file has."""
+    with _file(path, notes) as file:
+        file.load()
+        turn = _turn(file, path, notes)
+        yield file if turn is None else file.transpose(turn)
+
+
+@contextlib.contextmanager
+def _file(path: Path, notes: Notes) -> Iterator[Image.Image]:
     from PIL import Image
 
     Image.init()
@@ -113,12 +144,18 @@ def _opened(path: Path, notes: Notes) -> Iterator[Image.Image]:
     with path.open("rb") as stream, Image.open(stream, formats=formats) as file:
         if file.format != "MPO" and getattr(file, "is_animated", False):
             notes.add("several frames, of which the first is used", path)
-        file.load()
-        yield _upright(file, path, notes)
+        yield file
 
 
-def _upright(image: Image.Image, path: Path, notes: Notes) -> Image.Image:
-    """Turned as its metadata says; as it is stored where those are damaged."""
+def _transposing() -> frozenset[Transpose]:
+    """The turns that exchange height and width."""
+    from PIL.Image import Transpose
+
+    return frozenset({Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90})
+
+
+def _turn(image: Image.Image, path: Path, notes: Notes) -> Transpose | None:
+    """What makes it upright, as its metadata say; None where it is, or they are damaged."""
     from PIL.Image import Transpose
 
     turns = (
@@ -126,11 +163,10 @@ def _upright(image: Image.Image, path: Path, notes: Notes) -> Image.Image:
         Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
     )  # fmt: skip
     try:
-        orientation = dict(enumerate(turns, 2)).get(image.getexif().get(_ORIENTATION, 1))
+        return dict(enumerate(turns, 2)).get(image.getexif().get(_ORIENTATION, 1))
     except _DAMAGE:  # the pixels are not concerned
         notes.add("damaged EXIF data, taken as it is stored", path)
-        orientation = None
-    return image if orientation is None else image.transpose(orientation)
+        return None
 
 
 def _eight_bits(image: Image.Image, path: Path, notes: Notes) -> Image.Image:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes, content_key, walk
-from adapterkit.training.image_files import ENDINGS, open_image
+from adapterkit.training.image_files import ENDINGS, image_size
 
 
 def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
@@ -35,5 +35,5 @@ def examine(path: Path, notes: Notes) -> str:
     Raises:
         DataError: It cannot be read.
     """
-    open_image(path, notes=notes)
+    image_size(path, notes)
     return content_key(path)

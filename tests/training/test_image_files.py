@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes
-from adapterkit.training.image_files import cover, open_alpha, open_image
+from adapterkit.training.image_files import cover, image_size, open_alpha, open_image
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 GREY = np.rint(RAMP * 255).astype("uint8")
@@ -181,3 +181,25 @@ def test_opacity_is_read_upright_where_there_is_any(tmp_path: Path):
     (tmp_path / "c.png").write_text("x")
     with pytest.raises(DataError, match="cannot be read as an image"):
         open_alpha(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path: Path, ending: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    Image.effect_noise((103, 50), 90).save(path, exif=exif)
+    image, notes = open_image(path), Notes(tmp_path)
+    assert image_size(path, notes) == (image.height, image.width)
+    assert notes.sentences() == []
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_the_size_of_a_damaged_image_is_none(tmp_path: Path, ending: str):
+    path = tmp_path / f"a.{ending}"
+    Image.effect_noise((200, 100), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    for read in (image_size, lambda path, notes: open_image(path, notes=notes)):
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            read(path, Notes(tmp_path))

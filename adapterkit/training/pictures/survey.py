@@ -10,7 +10,7 @@ from pathlib import Path
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes, content_key, gather, name_of
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.image_files import open_image
+from adapterkit.training.image_files import image_size
 from adapterkit.training.pictures.folder import Found
 from adapterkit.training.pictures.masks import Mask
 from adapterkit.training.pictures.options import ALPHA, Concept, PictureOptions
@@ -89,8 +89,7 @@ def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: No
 
 
 def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
-    image = open_image(found.path, notes=notes)
-    size, opacity = (image.height, image.width), concept.masks == ALPHA
+    size, opacity = image_size(found.path, notes), concept.masks == ALPHA
     source = found.path if opacity else found.mask
     mask = None if source is None else Mask.at(source, opacity=opacity, picture=size)
     return Picture(found, concept, size, content_key(found.path), mask)
