@@ -137,6 +137,7 @@ class RunConfig(Section):
         strengths: The adapter's weights that a last row of samples shows side by side; `[]` makes none.
         export: Formats that the adapter is written in at the end, beside its own, each read back and compared: such as
             `[kohya, diffusers]`; None leaves it to the task, `[]` writes none.
+        export_dtype: What numbers are written as in those files, so that they are half as large; as trained by default.
         card: What those files and the model card tell people.
         evaluate_every: Steps between evaluations; None makes them with the samples.
         best: The figure by which the best evaluation is known, whose adapter the run ends with; None for the last step.
@@ -179,6 +180,7 @@ class RunConfig(Section):
     samples: bool = True
     strengths: list[float] = [0, 0.5, 0.75, 1, 1.25]
     export: list[str] | None = None
+    export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     card: CardKeys = CardKeys()
     evaluate_every: int | None = Field(None, gt=0)
     best: Annotated[Best | None, BeforeValidator(_named)] = None
@@ -195,6 +197,7 @@ FREE_ON_RESUME = frozenset(
     {
         "card",
         "export",
+        "export_dtype",
         "samples",
         "strengths",
         "output",

@@ -72,6 +72,9 @@ def _samples(samples: Rows, folder: Path) -> Iterator[str]:
             pictures = " | ".join(f"![]({file.relative_to(folder).as_posix()})" for file in files)
             yield f"| {_cell(label)} | {pictures} |"
         yield ""
+        for name in ("grid.png", "strengths.png"):
+            if (sheet := samples[0][1][0].with_name(name)).is_file():
+                yield f"![{name}]({sheet.relative_to(folder).as_posix()})\n"
         return
     for label, files in samples:
         text = files[-1].read_text(encoding="utf-8", errors="replace").strip()

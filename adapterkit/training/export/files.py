@@ -24,6 +24,7 @@ from adapterkit.training.config import RunConfig
 from adapterkit.training.export.checks import Check, Checks
 from adapterkit.training.export.record import trigger_of
 from adapterkit.training.export.thumbnail import thumbnail
+from adapterkit.training.loading import dtype_of
 from adapterkit.training.task import Task
 
 _UNFIT = re.compile(r"[^\w.-]+")
@@ -128,6 +129,7 @@ class _Writer:
             "title": title_of(config),
             "trigger": trigger_of(config, task),
             "thumbnail": thumbnail(samples) if config.card.thumbnail else "",
+            "dtype": None if config.export_dtype is None else dtype_of(config.export_dtype),
         }
 
     def write(self, format: str, checks: Checks) -> Exported:

@@ -93,6 +93,7 @@ def test_the_card_shows_samples_and_what_readers_made_of_the_files(trained: Path
     assert head["widget"][0]["output"] == {"url": "samples/step_000004_p0_s42.png"}
     assert "Circles." in text
     assert "![](samples/step_000000_p0_s42.png) | ![](samples/step_000004_p0_s42.png)" in text
+    assert "![strengths.png](samples/strengths.png)" in text
     assert f"| `{KOHYA}` | kohya | adapterkit" in text
     assert "diffusers 0.42.1 agrees (0.0% of the effect apart)" in text
     assert str(trained) not in text
@@ -129,7 +130,10 @@ def test_a_file_that_is_not_what_was_trained_is_found_out(trained: Path, tmp_pat
 
 
 def test_formats_can_be_chosen_and_switched_off(trained: Path, tmp_path: Path):
-    result = train(small_run(trained, tmp_path / "one", "export=[comfy]", "card.title='My red: style'"), silent=True)
+    told = ("export=[comfy]", "export_dtype=float16", "card.title='My red: style'")
+    result = train(small_run(trained, tmp_path / "one", *told), silent=True)
+    half = load_file(tmp_path / "one/export/comfy/My_red_style.safetensors")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
     assert result.figures["for comfy"] == str(tmp_path / "one/export/comfy/My_red_style.safetensors")
     assert metadata(tmp_path / "one/export/comfy/My_red_style.safetensors")["modelspec.title"] == "My red: style"
     assert [path.name for path in (tmp_path / "one/export").iterdir()] == ["comfy"]
