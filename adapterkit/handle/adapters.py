@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Adapters(Switching, Learning, Exchange):
     def add(
         self,
         name: str,
-        config: AdapterConfig,
+        config: AdapterConfig | Sequence[AdapterConfig],
         *,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
@@ -62,7 +62,7 @@ class Adapters(Switching, Learning, Exchange):
 
         Args:
             name: 1 to 64 letters, digits, `_` or `-`.
-            config: What to add.
+            config: What to add; of several types, a config each, at points of their own.
             settings: Point id -> what is other there than in the config, such as `{"rank": 4}`; {} for nothing. They
                 are the points, and the config's `targets` are not read: for data. `AdapterConfig.settings` is the same.
             seed: Of the initial values. No global random number is consumed.
@@ -85,22 +85,20 @@ class Adapters(Switching, Learning, Exchange):
             if activate:
                 self._require_outside("add()")
             building.check_name(name, state.adapters)
-            if not isinstance(config, AdapterConfig):
-                raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {shown(config)}"], "add()")
+            configs = _configs(config, settings)
             if problems := building.option_problems(seed, dtype, activate=activate, train=train):
                 raise ConfigError(problems, "add()")
-            if settings is not None:
-                config = dataclasses.replace(config, settings=settings)
-            built = building.build_new(config, self._mapped, seed, dtype)
-            self._check_parts([built])
+            built = [building.build_new(one, self._mapped, seed, dtype) for one in configs]
+            _check_apart(built)
+            self._check_parts(built)
             if train:
                 self._require_trainable()
-            state.insert(name, [built], self._mapped)
+            state.insert(name, built, self._mapped)
             if activate:
                 self.activate(name)
             if train:
                 self.train(name)
-        if reason := saving.unsavable(config):
+        if reason := next(filter(None, map(saving.unsavable, configs)), None):
             warnings.warn(f"{name!r} cannot be saved: {reason}", UnregisteredTypeWarning, stacklevel=2)
         return self._report(name)
 
@@ -204,3 +202,28 @@ class Adapters(Switching, Learning, Exchange):
 
     def __repr__(self) -> str:
         return f"Adapters({self._mapped.label}: {', '.join(self) or 'none'})"
+
+
+def _configs(
+    given: AdapterConfig | Sequence[AdapterConfig], settings: Mapping[str, Mapping[str, Any]] | None
+) -> list[AdapterConfig]:
+    """One config, with settings where there are any, or several."""
+    found: list[Any] = [given] if not isinstance(given, (list, tuple)) else list(given)
+    if not found or not all(isinstance(one, AdapterConfig) for one in found):
+        raise ConfigError([f"expected an AdapterConfig such as LoRA(rank=8), not {shown(given)}"], "add()")
+    if settings is None:
+        return found
+    if len(found) > 1:
+        raise ConfigError(["settings are of one config; give each of several its own"], "add()")
+    return [dataclasses.replace(found[0], settings=settings)]
+
+
+def _check_apart(built: Sequence[building.Built]) -> None:
+    """Refuses a point that two types of one adapter would act at."""
+    owners: dict[str, str] = {}
+    for part in built:
+        for point in part.points:
+            if point.id in owners:
+                told = f"{owners[point.id]} and {type(part.config).__name__} both are for {point.id}"
+                raise ConfigError([f"{told}; types of one adapter have points of their own: narrow targets"], "add()")
+            owners[point.id] = type(part.config).__name__

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdapterConfig
 from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.config import RunConfig
@@ -111,6 +112,12 @@ class CheckedTask(Task):
 
     def checkpoint_activations(self) -> None:
         self._ask("checkpoint_activations", self.inner.checkpoint_activations)
+
+    def also(self) -> Sequence[AdapterConfig]:
+        return self._sequence("also", self.inner.also, AdapterConfig)
+
+    def class_names(self) -> Sequence[str]:
+        return self._sequence("class_names", self.inner.class_names, str)
 
     def extra_modules(self) -> Mapping[str, nn.Module]:
         found = self._ask("extra_modules", self.inner.extra_modules)

@@ -21,7 +21,7 @@ def is_transformers(model: nn.Module) -> bool:
 
 
 def heads_of(model: nn.Module, classes: int) -> dict[str, nn.Module]:
-    """The layers that tell the classes apart, by the names of their files: `head`, or their paths with dashes.
+    """The layers that tell the classes apart, by their paths.
 
     Raises:
         ConfigError: The model's backend knows of none.
@@ -39,8 +39,7 @@ def heads_of(model: nn.Module, classes: int) -> dict[str, nn.Module]:
             ],
             "run",
         )
-    files = ["head"] if len(fitting) == 1 else [path.replace(".", "-") for path in fitting]
-    return dict(zip(files, fitting.values(), strict=True))
+    return fitting
 
 
 def made_for(model: Any) -> Size | None:

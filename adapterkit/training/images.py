@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdapterConfig
+from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.config import Section
@@ -41,8 +43,8 @@ class Options(Section):
             model was made for. A model with positions for another size interpolates them.
         flip: Mirror half of the training images.
         validation_fraction: Share of the images, of each class alike, that is held out to measure the accuracy.
-        train_head: Replace the model's head (or heads) by a fresh one for these classes, train it too, and save it
-            beside the adapter as `head.safetensors`. Otherwise the model must have as many classes as there are
+        train_head: Replace the model's head (or heads) by a fresh one for these classes, which trains as a part of the
+            adapter (`trainable`, in its file), on a model that is made for as many classes. Otherwise the model must have as many classes as there are
             subfolders.
         model_args: For `timm.create_model`, such as `{img_size: 32}` or `{pretrained: false}`.
     """
@@ -94,7 +96,9 @@ class ImageClassificationTask(Task):
     def outline(self) -> nn.Module:
         """The classifier's shape."""
         fresh = len(self.classes) if self.options.train_head else None
-        return outline_image_classifier(self.config.model, fresh, **self.options.model_args)
+        outline = outline_image_classifier(self.config.model, fresh, **self.options.model_args)
+        self.heads = heads_of(outline, fresh) if fresh else {}
+        return outline
 
     def load_model(self) -> nn.Module:
         """The classifier, with a fresh head if that is asked for, ready for the size of the images."""
@@ -128,9 +132,13 @@ class ImageClassificationTask(Task):
         """As timm or transformers do it."""
         checkpoint_activations(self.model)
 
-    def extra_modules(self) -> Mapping[str, nn.Module]:
+    def also(self) -> Sequence[AdapterConfig]:
         """The fresh heads, if there are any."""
-        return self.heads
+        return [Trainable(targets=" ".join(f"path:{path}" for path in self.heads))] if self.heads else []
+
+    def class_names(self) -> Sequence[str]:
+        """The names of the folders."""
+        return self.classes
 
     def evaluate(self) -> Mapping[str, float]:
         """Accuracy on the images that were held out."""

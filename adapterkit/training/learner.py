@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from adapterkit.adapter import AdapterConfig
 from adapterkit.errors import AdapterKitError, ConfigError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.points import Points
@@ -30,7 +31,7 @@ class Learner:
     Args:
         run: The run.
         model: The base, on its device.
-        chosen: Where the adapter will act.
+        chosen: The configs of the adapter, each with its points.
         extra: What else trains, by file name.
         accelerator: What it trains on.
         metadata: What the adapter's file says of the run.
@@ -46,14 +47,14 @@ class Learner:
         self,
         run: Run,
         model: Any,
-        chosen: Points,
+        chosen: Sequence[tuple[AdapterConfig, Points]],
         extra: Mapping[str, nn.Module],
         accelerator: Accelerator,
         metadata: Callable[[], Mapping[str, str]],
     ) -> None:
         self.run, self.name, self.extra, self._metadata = run, run.config.adapter_name, extra, metadata
-        self._model, self._accelerator = model, accelerator
-        self._components = {point.component for point in chosen}
+        self._model, self._accelerator, self._chosen = model, accelerator, chosen
+        self._components = {point.component for _, points in chosen for point in points}
         self._rates = Rates(run, model, chosen, extra)
         self.in_use: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
@@ -68,7 +69,7 @@ class Learner:
             ConfigError: The file that it is to begin from does not fit.
         """
         self.adapters = Adapters(self._model)
-        self.adapters.add(self.name, self.run.adapter, seed=self.run.config.seed)
+        self.adapters.add(self.name, [config for config, _ in self._chosen], seed=self.run.config.seed)
         if self.run.config.init_from is None:
             observe()
         else:

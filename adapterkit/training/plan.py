@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterkit.adapter import AdapterConfig
 from adapterkit.handle.listing import points
 from adapterkit.points import Points
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.needs import Needs, check_room, needs_of
 from adapterkit.training.run import Run
+from adapterkit.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,34 @@ def plan_of(run: Run) -> Plan:
     record = task.survey(None)
     outline = task.outline()
     model = task.load_model() if outline is None else outline
-    chosen, needs = foreseen(run, model)
+    chosen, needs = foreseen(run, model, task)
     becomes = {} if outline is None else task.foresee(outline)
     return Plan(record, becomes, chosen, needs)
 
 
-def foreseen(run: Run, model: Any) -> tuple[Points, Needs]:
+def parts_of_adapter(run: Run, model: Any, task: Task) -> list[tuple[AdapterConfig, Points]]:
+    """The run's adapter, and what the task trains beside it as parts of it, each with its points.
+
+    Raises:
+        AdapterKitError: One does not fit the model.
+    """
+    return [(config, points(model, adapter=config)) for config in (run.adapter, *task.also())]
+
+
+def all_points(parts: Sequence[tuple[AdapterConfig, Points]]) -> Points:
+    """The points of all parts, with what each costs there."""
+    costs = {key: cost for _, own in parts for key, cost in own.costs.items()}
+    return Points([point for _, own in parts for point in own], costs)
+
+
+def foreseen(run: Run, model: Any, task: Task) -> tuple[Points, Needs]:
     """Where a run's adapter acts in a model or its outline, and what it takes.
 
     Raises:
         StateError: The disk has too little room.
         AdapterKitError: The adapter does not fit the model.
     """
-    chosen = points(model, adapter=run.adapter)
+    chosen = all_points(parts_of_adapter(run, model, task))
     needs = needs_of(run.config, model, chosen)
     check_room(Path(run.config.output), needs)
     return chosen, needs

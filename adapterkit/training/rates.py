@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from adapterkit.adapter import AdapterModule
+from adapterkit.adapter import AdapterConfig, AdapterModule
 from adapterkit.errors import ConfigError
 from adapterkit.handle.building import Built
 from adapterkit.handle.listing import points
@@ -34,19 +34,22 @@ class Rates:
     Args:
         run: The run.
         model: The base.
-        chosen: The points of the adapter.
+        chosen: The configs of the adapter, each with its points.
         extra: What else trains, by file name.
 
     Raises:
         ConfigError: A selector selects nothing that trains.
     """
 
-    def __init__(self, run: Run, model: Any, chosen: Points, extra: Mapping[str, nn.Module]) -> None:
-        self._run, self._chosen, self._extra = run, {point.id: point for point in chosen}, extra
+    def __init__(
+        self, run: Run, model: Any, chosen: Sequence[tuple[AdapterConfig, Points]], extra: Mapping[str, nn.Module]
+    ) -> None:
+        self._run, self._chosen, self._extra = run, chosen, extra
+        self._points = {point.id: point for _, points in chosen for point in points}
         self._table: Table[Rate] = Table({rate.select: rate for rate in run.config.rates})
         self._owners = _owners(model, extra) if run.config.rates else {}
-        if idle := self._table.idle([*chosen, *self._owners.values()]):
-            roles = ", ".join(sorted({point.role for point in (*chosen, *self._owners.values())}))
+        if idle := self._table.idle([*self._points.values(), *self._owners.values()]):
+            roles = ", ".join(sorted({point.role for point in (*self._points.values(), *self._owners.values())}))
             raise ConfigError(
                 [f"rates: {text!r} selects nothing that trains; what does: {roles}" for text in idle], "run"
             )
@@ -58,9 +61,11 @@ class Rates:
             modules: The adapter's, by point.
         """
         found = []
-        for name, parameter, wanted in trained_parameters(Built(self._run.adapter, [*self._chosen.values()], modules)):
-            rate, decay = self._at(self._chosen[name.rpartition("/")[0]])
-            found.append(Trainable(name, parameter, rate * wanted, decay))
+        for config, own in self._chosen:
+            part = Built(config, own, {point.id: modules[point.id] for point in own})
+            for name, parameter, wanted in trained_parameters(part):
+                rate, decay = self._at(self._points[name.rpartition("/")[0]])
+                found.append(Trainable(name, parameter, rate * wanted, decay))
         for key, module in self._extra.items():
             for name, parameter in own_parameters(module):
                 rate, decay = self._at(self._owners.get(id(parameter)))

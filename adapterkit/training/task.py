@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdapterConfig
 from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig, Section, Seed
@@ -192,6 +193,17 @@ class Task(ABC):
             ConfigError: It cannot.
         """
         raise ConfigError(["gradient_checkpointing: this task's model cannot; set it to false"], "run")
+
+    def also(self) -> Sequence[AdapterConfig]:
+        """What else trains as parts of the adapter, at points of their own, such as a fresh head: `Trainable("head")`.
+
+        It is asked for when the model is loaded, or its outline is there.
+        """
+        return ()
+
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes by number, where there are any: the adapter's file keeps them."""
+        return ()
 
     def extra_modules(self) -> Mapping[str, nn.Module]:
         """Modules of the base that are trained and saved beside the adapter, by file name."""

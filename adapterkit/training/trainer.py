@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from adapterkit.errors import ConfigError
-from adapterkit.handle.listing import points
 from adapterkit.points import Points
 from adapterkit.training.best import Keeper
 from adapterkit.training.checked import CheckedTask
@@ -25,7 +24,7 @@ from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interr
 from adapterkit.training.learner import Learner
 from adapterkit.training.order import derive_seed
 from adapterkit.training.parts import describe
-from adapterkit.training.plan import foreseen
+from adapterkit.training.plan import all_points, foreseen, parts_of_adapter
 from adapterkit.training.plots import Plots
 from adapterkit.training.processes import any_process, peak_memory
 from adapterkit.training.progress import RECENT, make_progress
@@ -87,14 +86,15 @@ class Trainer:
             self._check_steps()
         record = self._survey(accept_changed_data)
         if (outline := self.task.outline()) is not None:
-            foreseen(self.run, outline)  # what does not fit is told before weights are read
+            foreseen(self.run, outline, self.task)  # what does not fit is told before weights are read
         self.model = self._load_model()
-        chosen = points(self.model, adapter=self.run.adapter)
+        parts = parts_of_adapter(self.run, self.model, self.task)
+        chosen = all_points(parts)
         with self.progress:
             for note in (*notes, describe(self.model, chosen), *(f"data: {note}" for note in record.notes)):
                 self.progress.message(note)
             extra = self.task.extra_modules()
-            self.learner = Learner(self.run, self.model, chosen, extra, self.accelerator, self._metadata)
+            self.learner = Learner(self.run, self.model, parts, extra, self.accelerator, self._metadata)
             self._prepare(chosen)
             with self._folder(record, keep=only_finish), self._told():
                 self._start()

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import ViTForImageClassification
 
+import adapterkit as ak
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classifiers import heads_of
+from adapterkit.training.export.record import record_in
 from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
+from adapterkit.training.order import derive_seed
 from adapterkit.training.preprocessing import pixels_of
 from adapterkit.training.run import Run, load_run
 from tests.backends.vision_models import vit_config
@@ -68,17 +71,58 @@ def test_a_timm_model_with_a_fresh_head_learns_colours_and_resumes_bitwise(data:
     assert result.figures["held out images"] == 6
     train(make_run(data, tmp_path / "parts", model, "steps=20", **options), silent=True)
     train(make_run(data, tmp_path / "parts", model, **options), resume=True, silent=True)
-    for name in ("adapter", "head"):
-        one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert one["weight"].shape == (3, 16)
+    one, other = (load_file(tmp_path / run / "adapter.safetensors") for run in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [tuple(one[key].shape) for key in one if key.endswith("/weight")] == [(3, 16)]
+
+
+def test_the_head_and_the_names_of_the_classes_are_in_the_adapters_file(data: Path, tmp_path: Path):
+    """On a model that is made for as many classes, the file alone does what the run measured."""
+    options: dict[str, Any] = {"train_head": True, "model_args": TIMM}
+    result = train(make_run(data, tmp_path / "run", "timm:vit_tiny_patch16_224", "ema=0.9", **options), silent=True)
+    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["adapter.safetensors"]
+    torch.manual_seed(derive_seed(0, "model") % 2**32)  # as the run does: nothing here is pretrained
+    model: Any = load_image_classifier("timm:vit_tiny_patch16_224", "float32", 3, **TIMM).eval()
+    adapters = ak.Adapters(model)
+    report = adapters.load(tmp_path / "run/adapter.safetensors", "colours")
+    assert report.type == "lora + trainable"
+    adapters.activate("colours")
+    record = record_in(report.metadata)
+    assert record is not None
+    assert record.classes == (*COLOURS,)
+    pixels = pixels_of(model, "", None)
+    right = [
+        record.classes[int(model(pixels.read(file)[None]).argmax())] == name
+        for name in COLOURS
+        for file in (data / name).iterdir()
+    ]
+    assert sum(right) / len(right) >= result.figures["accuracy"] - 0.1
+
+
+def test_the_head_may_learn_at_a_rate_of_its_own_and_counts(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options: dict[str, Any] = {"train_head": True, "model_args": TIMM}
+    model = "timm:vit_tiny_patch16_224"
+    rates = "rates=[{select: head, learning_rate: 1e-30}]"
+    train(make_run(data, tmp_path / "still", model, rates, "weight_decay=0", "steps=2", **options))
+    told = capsys.readouterr().err
+    train(make_run(data, tmp_path / "start", model, "steps=1", "learning_rate=1e-30", **options), silent=True)
+    still, start = (load_file(tmp_path / run / "adapter.safetensors") for run in ("still", "start"))
+    [head] = [key for key in still if key.endswith("/weight")]
+    assert torch.equal(still[head], start[head])
+    assert f"training {sum(tensor.numel() for tensor in still.values()):,} of" in told
+    with pytest.raises(ConfigError, match="narrow targets"):
+        train(make_run(data, tmp_path / "twice", model, "adapter.targets=head attn.q", **options), silent=True)
 
 
 @pytest.mark.parametrize("train_head", [False, True])
 def test_a_transformers_model(data: Path, tmp_path: Path, vit: Path, train_head: bool):
     result = train(make_run(data, tmp_path / "run", str(vit), train_head=train_head), silent=True)
     assert result.figures["accuracy"] > result.figures["base accuracy"]
-    assert (tmp_path / "run/head.safetensors").exists() == train_head
+    saved = load_file(tmp_path / "run/adapter.safetensors")
+    assert any(key.endswith("/weight") for key in saved) == train_head
 
 
 def test_gradient_checkpointing(data: Path, tmp_path: Path, vit: Path):
@@ -127,7 +171,7 @@ def test_pixels_are_normalised_as_the_model_says(tmp_path: Path, channels: int, 
 
 def test_heads_are_the_last_layers(vit: Path):
     model = ViTForImageClassification.from_pretrained(vit)
-    assert heads_of(model, 3) == {"head": model.classifier}
+    assert heads_of(model, 3) == {"classifier": model.classifier}
 
 
 def test_data_that_cannot_be_used(data: Path, tmp_path: Path, vit: Path):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import adapterkit as ak
+from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import StateError, TargetNotFoundError
 from adapterkit.training.images import ImageClassificationTask
 from adapterkit.training.loop import train
@@ -56,11 +57,11 @@ def test_a_plan_is_what_the_run_will_do(run: Run, unread: None, monkeypatch: pyt
     assert plan.record.facts == {"images": "6", "classes": "cat 3, dog 3"}
     model = timm.create_model("test_vit", num_classes=2)
     adapters = ak.Adapters(model)
-    adapters.add("a", run.adapter)
+    adapters.add("a", [run.adapter, Trainable("head")])  # the fresh head is a part of the adapter
     added = sum(p.numel() for p in adapters.parameters("a"))
     base = sum(p.numel() for p in timm.create_model("test_vit", num_classes=2).parameters())
     assert plan.needs == Needs(weights=4 * base, training=16 * added, disk=4 * added * (3 * 3 + 1))
-    assert [point.id for point in plan.points] == [point.id for point in ak.points(model, adapter=run.adapter)]
+    assert [point.id for point in plan.points] == [*adapters.modules("a")]
     assert "6" in plan.facts["images"]
     assert f"disk {told(plan.needs.disk)}" in plan.facts["it takes"]
 

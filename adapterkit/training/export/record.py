@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ class Record:
         model: The base; see `public_name`.
         trigger: The words that call what was learnt.
         options: Those of the task that samples depend on.
+        classes: The names of the classes by number, where there are any.
     """
 
     task: str
     model: str
     trigger: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 def metadata_of(config: RunConfig, task: Task) -> dict[str, str]:
@@ -42,6 +44,8 @@ def metadata_of(config: RunConfig, task: Task) -> dict[str, str]:
         "trigger": trigger_of(config, task),
         "options": {name: options[name] for name in task.sampling},
     }
+    if classes := list(task.class_names()):
+        record["classes"] = classes
     return {KEY: json.dumps(record, sort_keys=True)}
 
 
@@ -64,4 +68,7 @@ def record_in(metadata: Mapping[str, str]) -> Record | None:
     shape = {"task": str, "model": str, "trigger": str, "options": dict}
     if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in shape.items()):
         return None
-    return Record(**{name: found[name] for name in shape})
+    classes = found.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return None
+    return Record(**{name: found[name] for name in shape}, classes=tuple(classes))
