@@ -35,8 +35,8 @@ plugins selectors errors kernels toys ToyAttention Adapters observing Checkpoint
 conv embedding norm call read any hidden prompt layer language vision unet hookimpl Selector
 sample loop mine load save with ContextError lycoris kohya comfy peft lora_down alpha
 adapter_config prompt_embeddings r rank_pattern alpha_pattern peft_type
-target_modules feedforward_modules __len__ __getitem__ ConfigError Trainable events record figures exit_code grad_norm seconds
-eval lr params block positions Fuse input
+target_modules feedforward_modules __len__ __getitem__ ConfigError Trainable events record
+figures exit_code grad_norm seconds eval lr params block positions Fuse input
 """
 """Words of the page that are no names of the contract: other libraries, values, places."""
 

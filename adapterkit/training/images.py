@@ -44,7 +44,7 @@ class Options(Section):
         flip: Mirror half of the training images.
         validation_fraction: Share of the images, of each class alike, that is held out to measure the accuracy.
         train_head: Replace the model's head (or heads) by a fresh one for these classes, which trains as a part of the
-            adapter (`trainable`, in its file), on a model that is made for as many classes. Otherwise the model must have as many classes as there are
+            adapter, of type `trainable`, in its file. Otherwise the model must have as many classes as there are
             subfolders.
         model_args: For `timm.create_model`, such as `{img_size: 32}` or `{pretrained: false}`.
     """
