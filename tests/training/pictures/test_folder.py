@@ -131,17 +131,21 @@ def test_a_table_of_hugging_face_in_lines_or_with_commas(tmp_path: Path):
     write(tmp_path / "commas/metadata.csv", '\ufefffile_name,caption,style\na.png,"one, two",\nb.png,,ink\n')
     assert captions(tmp_path / "commas") == {"a.png": "one, two", "b.png": ""}
     assert captions(tmp_path / "commas", column="style") == {"a.png": "", "b.png": "ink"}
+    (tmp_path / "commas/metadata.csv").unlink()
+    write(tmp_path / "commas/metadata.tsv", "file_name\ttext\na.png\ta, b\n")
+    write(tmp_path / "commas/metadata.json", '[{"file_name": "b.png", "text": "c"}]')
+    assert captions(tmp_path / "commas") == {"a.png": "a, b", "b.png": "c"}
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("metadata.csv", "file,text\na.png,x\n", "has no column 'file_name', which names the pictures, but file, text"),
-        ("metadata.csv", "file_name,text\na.png,x, y\n", "a row has too many cells; put"),
-        ("metadata.csv", 'file_name,text\na.png,"x', "is no table of comma-separated values"),
-        ("metadata.csv", "file_name,text\n,x\n", "has a row without a file_name"),
-        ("metadata.jsonl", '{"file_name": "a.png"', "line 1 is no JSON"),
-        ("metadata.jsonl", '\n["a.png"]', "line 2 must be an object such as"),
+        ("metadata.csv", "file_name,text\na.png,x, y\n", "row 1 has 3 fields, and there are 2 columns"),
+        ("metadata.csv", 'file_name,text\na.png,"x', "is no table (unexpected end of data)"),
+        ("metadata.csv", "file_name,text\n,x\n", "row 1 has no file_name"),
+        ("metadata.jsonl", '{"file_name": "a.png"', "row 1 is no JSON"),
+        ("metadata.jsonl", '\n["a.png"]', "row 2 must be an object with columns"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "\\ud800"}', "half a character"),
     ],
 )
