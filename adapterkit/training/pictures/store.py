@@ -13,7 +13,7 @@ from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, distributed
 
 from adapterkit.errors import DataError
 
@@ -129,6 +129,8 @@ def make(
 ) -> None:
     """Puts into a store what it lacks, and says what takes long, what was there and what was damaged.
 
+    Processes that share a folder begin at different places, and make nothing that another has made by then.
+
     Args:
         store: Where it is kept.
         what: In the plural.
@@ -137,18 +139,26 @@ def make(
         tell: Is told.
     """
     numbers = {key: number for number, key in enumerate(keys)}
-    lacking = {key: number for key, number in numbers.items() if store.get(key) is None}
+    lacking = [key for key in numbers if store.get(key) is None]
     if len(lacking) < len(numbers):
         tell(f"cache: {len(numbers) - len(lacking)} of {len(numbers)} {what} are there already")
     for path in store.damaged:
         tell(f"cache: {path} is damaged, and is made anew")
     store.damaged.clear()
     told = monotonic()
-    for count, (key, number) in enumerate(lacking.items(), 1):
-        store.put(key, made(number))
+    for count, key in enumerate(_own_first(lacking), 1):
+        if store.get(key) is None:
+            store.put(key, made(numbers[key]))
         if monotonic() - told > _PATIENCE:
             told = monotonic()
-            tell(f"{what}: {count} of {len(lacking)} are made")
+            tell(f"{what}: {count} of {len(lacking)} are ready")
+
+
+def _own_first(keys: Sequence[str]) -> list[str]:
+    """All, beginning with this process's share."""
+    together = distributed.is_available() and distributed.is_initialized()
+    first = len(keys) * distributed.get_rank() // distributed.get_world_size() if together else 0
+    return [*keys[first:], *keys[:first]]
 
 
 def _digest(data: bytes) -> bytes:

@@ -79,7 +79,7 @@ def test_what_takes_long_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store_module, "monotonic", lambda: next(clock))
     told: list[str] = []
     make(MemoryStore(), "latents", list("abcde"), lambda number: ENTRY, told.append)
-    assert told == ["latents: 2 of 5 are made", "latents: 4 of 5 are made"]
+    assert told == ["latents: 2 of 5 are ready", "latents: 4 of 5 are ready"]
 
 
 def test_a_write_that_fails_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,6 +95,23 @@ def test_a_write_that_fails_leaves_nothing_and_says_so(tmp_path: Path, monkeypat
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written"):
         FolderStore(tmp_path / "file").put("ab", ENTRY)
+
+
+@pytest.mark.parametrize(("rank", "order"), [(0, "abcde"), (1, "bcdea"), (2, "deabc")])
+def test_processes_make_their_own_share_first_and_nothing_twice(monkeypatch: pytest.MonkeyPatch, rank: int, order: str):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    store, made = MemoryStore(), []
+
+    def make_one(number: int) -> dict[str, torch.Tensor]:
+        made.append("abcde"[number])
+        if len(made) == 2:  # another process is as fast
+            store.put(order[2], ENTRY)
+        return ENTRY
+
+    make(store, "latents", list("abcde"), make_one, print)
+    assert "".join(made) == order[:2] + order[3:]
 
 
 def model(seed: int = 0) -> Any:
