@@ -62,12 +62,17 @@ def make_run(model: Path, data: Path, output: Path, *overrides: str, **options: 
         "batch_size": 4,
         "learning_rate": 2e-2,
         "checkpoint_every": 30,
+        "export": [],
+        "strengths": [],
     }
     return load_run(None, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
 
 
 def test_perplexity_falls_samples_are_written_and_resume_is_bitwise(model: Path, data: Path, tmp_path: Path):
-    result = train(make_run(model, data, tmp_path / "whole"), silent=True)
+    result = train(make_run(model, data, tmp_path / "whole", "export=null"), silent=True)
+    assert " agrees (0.0% of the effect apart) |" in (tmp_path / "whole/README.md").read_text()
+    assert "| peft | adapterkit" in (tmp_path / "whole/README.md").read_text()
+    assert (tmp_path / "whole/export/peft/adapter_config.json").is_file()
     assert result.figures["perplexity"] < 2 < 5 < result.figures["base perplexity"]
     for step in (0, 60):
         assert (tmp_path / f"whole/samples/step_{step:06d}_p0_s42.txt").read_text().startswith("the cat ")
