@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_the_card_shows_samples_and_what_readers_made_of_the_files(trained: Path
 
 
 @pytest.fixture(scope="module")
-def checks(trained: Path) -> Iterator[tuple[Any, Checks]]:
+def checks(trained: Path) -> tuple[Any, Checks]:
     """The base, and what checks files on it."""
     task = CheckedTask(small_run(trained, trained / "none"))
     model = task.load_model()
@@ -112,7 +111,7 @@ def checks(trained: Path) -> Iterator[tuple[Any, Checks]]:
     checkpoint = adapters.checkpoint("own")
     adapters.detach()
     with torch.no_grad():
-        yield model, Checks(task, model, checkpoint, "adapterkit")
+        return model, Checks(task, model, checkpoint, "adapterkit")
 
 
 def test_a_file_that_is_not_what_was_trained_is_found_out(trained: Path, tmp_path: Path, checks: tuple[Any, Checks]):
