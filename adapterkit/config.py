@@ -230,6 +230,30 @@ class AdapterConfig:
             steps: Of the whole training; None where nobody knows.
         """
 
+    @property
+    def words(self) -> Sequence[str]:
+        """Tokens of its own, which no tokenizer has until `teach` puts them there; empty for most types."""
+        return ()
+
+    def written(self, text: str) -> str:
+        """A text as its own words want it written, such as one word for all that its vectors stand for."""
+        return text
+
+    def teach(self, modules: Mapping[str, AdapterModule], tokenizer: Any) -> Mapping[str, int]:
+        """Puts the words into a tokenizer, and tells the modules which tokens they are. A second time changes nothing.
+
+        Args:
+            modules: Point id -> module, of the one component that reads what this tokenizer writes.
+            tokenizer: One of transformers'.
+
+        Returns:
+            Word -> id.
+
+        Raises:
+            ConfigError: A word is a token already that means something else.
+        """
+        return {}
+
     def example_context(self, points: Sequence[InjectionPoint], rows: int) -> Mapping[str, Tensor]:
         """The side inputs that the type reads as `base.context`, by name: a random one of each, on the default device.
 

@@ -33,6 +33,7 @@ class UnionModule(AdapterModule):
         super().__init__()
         self.members, self.gates = nn.ModuleDict(members), nn.ModuleDict(gates)
         self.from_base = any(_initialises(member) for member in members.values())
+        self.outermost = any(member.outermost for member in members.values())
         self.scalable = all(member.scalable for member in members.values())
         self.positional = any(member.positional for member in members.values())
         self.reads_input = any(member.reads_input for member in members.values())
@@ -197,6 +198,29 @@ class Union(AdapterConfig):
     def neutral(self) -> bool:  # type: ignore[override]
         """Whether all parts are."""
         return all(part.neutral for part in self.parts)
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Those of the parts."""
+        return [word for part in self.parts for word in part.words]
+
+    def written(self, text: str) -> str:
+        for part in self.parts:
+            text = part.written(text)
+        return text
+
+    def teach(self, modules: Mapping[str, AdapterModule], tokenizer: Any) -> Mapping[str, int]:
+        ids: dict[str, int] = {}
+        for number, part in enumerate(self.parts):
+            key = str(number)
+            own: dict[str, Any] = {
+                point: module.members[key]
+                for point, module in modules.items()
+                if isinstance(module, UnionModule) and key in module.members
+            }
+            if own:
+                ids |= part.teach(own, tokenizer)
+        return ids
 
     @property
     def observations(self) -> int:  # type: ignore[override]

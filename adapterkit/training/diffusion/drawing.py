@@ -48,5 +48,6 @@ class Drawing(Material):
             raise ConfigError([told], "options.prompts")
         guidance = self.options.guidance_scale if sample.guidance is None else sample.guidance
         noise = torch.Generator().manual_seed(sample.seed)
+        prompt, negative = self.words(sample.prompt), sample.negative and self.words(sample.negative)
         with self.residence.needing():
-            return self.recipe.draw(sample.prompt, size, sample.steps or steps, guidance, noise, sample.negative)
+            return self.recipe.draw(prompt, size, sample.steps or steps, guidance, noise, negative)

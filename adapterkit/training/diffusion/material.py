@@ -21,6 +21,7 @@ from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.residence import Residence
 from adapterkit.training.diffusion.texts import Texts
 from adapterkit.training.diffusion.validation import held_out, still
+from adapterkit.training.diffusion.words import Words
 from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
@@ -39,6 +40,7 @@ class Material(Task):
     pipe: Any
     recipe: Recipe
     residence: Residence
+    words: Words
     size: Size
     texts: Texts
 
@@ -103,7 +105,7 @@ class Material(Task):
         fixed = not live and all(concept.wording.fixed for concept in self.options.folders())  # the others never end
         model = f"{self._identity(*encoders.values())} {self.options.caption_chunks}" if fixed else ""
         reading = functools.partial(self.residence.needing, encoders)
-        texts = Texts(self.recipe, setting.device, live, self._store() if fixed else None, model, reading)
+        texts = Texts(self.recipe, self.words, setting.device, live, self._store() if fixed else None, model, reading)
         shown = [picture.caption for picture in (*pictures, *self.measured)]
         to_be_made = [c.wording.whole(c.caption) for c in self.options.folders() if c.generate and c.caption]
         with reading():

@@ -63,6 +63,12 @@ class Recipe(ABC):
         found = {name: self.pipe.components.get(name) for name in self.encoders}
         return {name: part for name, part in found.items() if part is not None}
 
+    def readers(self) -> dict[str, Any]:
+        """By text encoder the tokenizer that writes for it."""
+        pairs = zip(self.encoders, self.tokenizers, strict=True)
+        found = {encoder: self.pipe.components.get(tokenizer) for encoder, tokenizer in pairs}
+        return {encoder: tokenizer for encoder, tokenizer in found.items() if tokenizer is not None}
+
     def token_limits(self) -> list[tuple[Any, int]]:
         """Tokenizers that cut captions, and how many tokens are read."""
         found = [self.pipe.components.get(name) for name in self.tokenizers]

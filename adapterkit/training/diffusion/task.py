@@ -17,6 +17,7 @@ from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import PlaceOptions, StartOptions
 from adapterkit.training.diffusion.residence import Residence
 from adapterkit.training.diffusion.validation import FIGURE, Validation
+from adapterkit.training.diffusion.words import Words
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.parts import parts_of
 from adapterkit.training.pictures.dataset import Pictures
@@ -43,6 +44,7 @@ class DiffusionTask(Exporting):
         """The pipeline, in evaluation mode."""
         self.pipe, self.recipe = load_pipeline(self.config.model, self.config.dtype, self.options)
         self.pipe.set_progress_bar_config(disable=True)
+        self.words = Words(self.recipe)
         self.residence = Residence(self.pipe, torch.device("cpu"), ())  # until it is placed
         return self.pipe
 

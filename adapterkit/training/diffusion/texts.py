@@ -20,6 +20,7 @@ class Texts:
 
     Args:
         recipe: How captions are read.
+        words: Writes them, where adapters have words of their own.
         device: Where the encoders are.
         live: Whether they change, so that nothing is kept.
         store: Keeps what they make of captions; by default memory.
@@ -30,19 +31,20 @@ class Texts:
     def __init__(
         self,
         recipe: Recipe,
+        words: Callable[[str], str],
         device: torch.device,
         live: bool,
         store: Store | None = None,
         model: str = "",
         reading: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.recipe, self.device, self.live, self.reading = recipe, device, live, reading
+        self.recipe, self.words, self.device, self.live, self.reading = recipe, words, device, live, reading
         self.kept = Embeddings(store or MemoryStore(_KEPT), model, self.encoded)
 
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Of several captions, as one batch."""
         if self.live:
-            return self.recipe.encode_text(texts, self.device)
+            return self.recipe.encode_text([self.words(text) for text in texts], self.device)
         told = joined([self.kept(text) for text in texts])
         return {name: tensor.to(self.device) for name, tensor in told.items()}
 

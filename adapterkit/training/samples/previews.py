@@ -61,7 +61,7 @@ class Previews:
         return [found[round(place * (len(found) - 1) / (_MOST - 1))] for place in range(_MOST)]
 
     def finish(self, step: int, adapters: Adapters) -> Mapping[str, str]:
-        """What sums the samples up: `grid` over the steps, `strengths` over the adapter's weights.
+        """What sums the samples up: `grid` over the steps, `strengths` over the adapter's weights, where it takes some.
 
         Args:
             step: The last one, which has its samples.
@@ -72,7 +72,7 @@ class Previews:
         steps = self.steps()
         labels = ["base" if one == 0 else f"step {one}" for one in steps]
         found = {"grid": str(sheet(self.folder / "grid", labels, self.rows(steps)))}
-        if self._config.strengths:
+        if self._config.strengths and all(m.scalable for m in adapters.modules(self._config.adapter_name).values()):
             rows = [(one.label, self._strengths(step, one, adapters)) for one in self.samples]
             labels = [f"weight {weight:g}" for weight in self._config.strengths]
             found["strengths"] = str(sheet(self.folder / "strengths", labels, rows))

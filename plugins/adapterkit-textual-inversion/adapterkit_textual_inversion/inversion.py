@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapterkit import AdapterConfig, AdapterModule, InjectionPoint
 from adapterkit.adapter import Base
 from adapterkit.points import Kind
+from adapterkit_textual_inversion.vocabulary import Tokenizer, added
 
 _MAX_TOKENS = _MAX_VECTORS = 2**12
 
@@ -87,6 +88,22 @@ class TextualInversion(AdapterConfig):
     def placeholders(self) -> list[str]:
         """The tokens of all vectors, in order."""
         return [token if i == 0 else f"{token}_{i}" for token in self.tokens for i in range(self.vectors)]
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The same: tokens that are its own."""
+        return self.placeholders
+
+    def teach(self, modules: Mapping[str, AdapterModule], tokenizer: Tokenizer) -> dict[str, int]:
+        """See `AdapterConfig.teach`.
+
+        Returns:
+            Token -> id, for every vector.
+        """
+        ids = added(tokenizer, self.placeholders, self.ids)
+        for module in modules.values():
+            cast("Tensor", module.ids).copy_(torch.tensor([ids[token] for token in self.placeholders]))
+        return ids
 
     def written(self, text: str) -> str:
         """A text in which each string stands for all its vectors: `a <cat>` is `a <cat> <cat>_1`."""

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
-
-import torch
-
 from adapterkit import Adapters
 from adapterkit.errors import ConfigError
 from adapterkit_textual_inversion.inversion import TextualInversion
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; all of transformers have it."""
-
-    @property
-    def all_special_tokens(self) -> list[str]: ...
-
-    def get_vocab(self) -> dict[str, int]: ...
-
-    def get_added_vocab(self) -> dict[str, int]: ...
-
-    def add_tokens(self, new_tokens: list[str], /) -> int: ...
+from adapterkit_textual_inversion.vocabulary import Tokenizer
 
 
 def add_tokens(adapters: Adapters, name: str, tokenizer: Tokenizer, *, component: str | None = None) -> dict[str, int]:
@@ -51,10 +35,7 @@ def add_tokens(adapters: Adapters, name: str, tokenizer: Tokenizer, *, component
         raise ConfigError([f"{name!r} has no tokens in {component!r}"], "add_tokens()")
     tokens = config.placeholders
     _check_others(adapters, name, tokens)
-    ids = _added(tokenizer, tokens, config.ids)
-    for module in modules.values():
-        cast("torch.Tensor", module.ids).copy_(torch.tensor([ids[token] for token in tokens]))
-    return ids
+    return dict(config.teach(modules, tokenizer))
 
 
 def _check_others(adapters: Adapters, name: str, tokens: list[str]) -> None:
@@ -64,24 +45,3 @@ def _check_others(adapters: Adapters, name: str, tokens: list[str]) -> None:
         if shared := [token for token in tokens if token in theirs]:
             told = f"{shared[0]!r} is a token of {other!r} too; remove one of them, or train it with another string"
             raise ConfigError([told], "add_tokens()")
-
-
-def _added(tokenizer: Tokenizer, tokens: list[str], expected: tuple[int, ...] | None) -> dict[str, int]:
-    """The tokens' ids in the tokenizer, which has them afterwards."""
-    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
-    special = set(tokenizer.all_special_tokens)
-    taken = [token for token in tokens if token in vocabulary and (token not in added or token in special)]
-    if taken:
-        told = f"{taken[0]!r} is a token of the tokenizer's own ({vocabulary[taken[0]]}); choose another string"
-        raise ConfigError([told], "add_tokens()")
-    fresh = [token for token in tokens if token not in vocabulary]
-    first = max(vocabulary.values(), default=-1) + 1
-    ids = {**added, **{token: first + i for i, token in enumerate(fresh)}}
-    wrong = [(token, i) for token, i in zip(tokens, expected or (), strict=False) if ids[token] != i]
-    if wrong:
-        told = f"{wrong[0][0]!r} is {ids[wrong[0][0]]} in this tokenizer, and the config says {wrong[0][1]}"
-        raise ConfigError([told], "add_tokens()")
-    if fresh:
-        tokenizer.add_tokens(fresh)
-    found = tokenizer.get_vocab()
-    return {token: found[token] for token in tokens}

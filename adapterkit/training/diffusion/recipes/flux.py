@@ -16,7 +16,7 @@ class Flux(Recipe):
     """Flux.1: dev, which is told its guidance, and schnell."""
 
     encoders: ClassVar[Sequence[str]] = ("text_encoder", "text_encoder_2")
-    tokenizers: ClassVar[Sequence[str]] = ("tokenizer_2",)
+    tokenizers: ClassVar[Sequence[str]] = ("tokenizer", "tokenizer_2")
     patch: ClassVar[int] = 2
 
     def token_limits(self) -> list[tuple[Any, int]]:

@@ -20,9 +20,13 @@ class Flux2(Recipe):
 
     patch: ClassVar[int] = 2
 
-    def token_limits(self) -> list[tuple[Any, int]]:
+    def readers(self) -> dict[str, Any]:
+        """A processor's own tokenizer."""
         tokenizer = self.pipe.tokenizer
-        return [(getattr(tokenizer, "tokenizer", tokenizer), self.pipe.tokenizer_max_length)]
+        return {"text_encoder": getattr(tokenizer, "tokenizer", tokenizer)}
+
+    def token_limits(self) -> list[tuple[Any, int]]:
+        return [(self.readers()["text_encoder"], self.pipe.tokenizer_max_length)]
 
     def tokens(self, latents: Tensor) -> int:
         """One for each of the latents' pixels, which are patches already."""
