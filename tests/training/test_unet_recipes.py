@@ -220,3 +220,19 @@ def test_inpainting_learns_holes_from_masks(words: Path, small: Any, tmp_path: P
     with torch.no_grad():
         whole = task.loss(batch)
         assert torch.equal(whole, task.loss({key: value for key, value in batch.items() if key != "mask"}))
+    several = make_run(tmp_path / "model", data, tmp_path / "run", **{**options, "masks": "random", "variants": 3})
+    task = several.make_task()
+    task.load_model()
+    examples = task.prepare(Setting(task.pipe, CPU, ak.points(model, adapter=run.adapter)))
+    holes = {tuple(examples[Draw(0, seed)]["hole"].flatten().tolist()) for seed in range(30)}
+    assert len(holes) == 3
+    assert all(0.03 < sum(hole) / len(hole) < 0.6 for hole in holes)
+
+
+def test_holes_at_random_are_for_inpainting(small: Any, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "data/a.png")
+    small.save_pretrained(tmp_path / "model")
+    run = make_run(tmp_path / "model", tmp_path / "data", tmp_path / "run", masks="random", caption="one")
+    with pytest.raises(ConfigError, match="'random' is for inpainting models, and this is a StableDiffusionPipeline"):
+        train(aimed(run, "attention@component=unet"), silent=True)

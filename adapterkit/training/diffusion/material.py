@@ -26,6 +26,7 @@ from adapterkit.training.parts import inference
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.identity import identity_of
 from adapterkit.training.pictures.latents import Latents
+from adapterkit.training.pictures.options import RANDOM
 from adapterkit.training.pictures.plan import Plan
 from adapterkit.training.pictures.store import FolderStore, MemoryStore
 from adapterkit.training.pictures.survey import Picture, pictures_of, survey
@@ -131,7 +132,14 @@ class Material(Task):
         return self.recipe.draw(caption, self.size, options.sample_steps, options.guidance_scale, generator)
 
     def examples(self, pictures: Sequence[Picture], tell: Callable[[str], object]) -> Pictures:
-        """Examples of these pictures, with all latents computed."""
+        """Examples of these pictures, with all latents computed.
+
+        Raises:
+            ConfigError: There are masks at random, and the model paints no holes.
+        """
+        if not self.recipe.paints_holes and any(picture.concept.masks == RANDOM for picture in pictures):
+            told = f"is for inpainting models, and this is a {type(self.pipe).__name__}"
+            raise ConfigError([f"options.masks: {RANDOM!r} {told}; leave it out"], "run")
         plan = Plan.of(pictures, self.options, self.size, self.recipe.multiple, self.recipe.longest)
         for name, value in plan.facts().items():
             tell(f"data: {name}: {value}")

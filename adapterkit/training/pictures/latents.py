@@ -64,7 +64,7 @@ class Latents:
         """`mean`, `spread`, and `mask` [1, height, width] where the picture has one.
 
         With holes also `hole` [1, height, width], 0 or 1, and `around_mean`, `around_spread` of the picture that is
-        grey there; without a mask all of it is one hole.
+        grey there; where neither mask nor look says which, all of it is one hole.
 
         Raises:
             DataError: `prepare` has not seen it, or the entry has been damaged or deleted since.
@@ -83,7 +83,8 @@ class Latents:
         mean, spread = encode(pixels[None])
         found = {"mean": mean[0], "spread": spread[0]}
         if self.holes:
-            found |= _around(encode, pixels, torch.ones_like(pixels[:1]) if mask is None else mask, mean.shape[-2:])
+            hole = shot.look.of_hole() if mask is None else mask
+            found |= _around(encode, pixels, torch.ones_like(pixels[:1]) if hole is None else hole, mean.shape[-2:])
         if mask is None:
             return found
         return {**found, "mask": F.interpolate(mask[None], size=mean.shape[-2:], mode="area")[0]}

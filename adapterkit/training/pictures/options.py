@@ -18,6 +18,8 @@ from adapterkit.training.sizes import Resolution, Size
 Share = Annotated[float, Field(ge=0, le=1)]
 ALPHA = "alpha"
 """For `masks`: what is opaque in a picture is learnt."""
+RANDOM = "random"
+"""For `masks`: rectangles are painted anew, other ones in each look."""
 
 
 class Manner(Section):
@@ -36,6 +38,7 @@ class Manner(Section):
         colour: How far brightness, contrast and saturation are changed, such as 0.05.
         masks: Where it is said which parts of a picture are learnt: `alpha` (what is opaque), `files` (`a.mask.png`
             beside `a.jpg`: what is white) or a folder, as seen from `data`, that holds masks by the pictures' names.
+            Inpainting models paint these parts anew; for them also `random`, rectangles.
     """
 
     caption: str | None = None
@@ -93,7 +96,7 @@ class PictureOptions(Manner):
         bucket_step: Sides of other sizes are multiples of it; by default 64 pixels, or less for small ones.
         max_aspect: The longer side of a size by the shorter, at most.
         upscale: Whether small pictures are enlarged. Otherwise they keep their sizes, but for multiples of the step.
-        variants: How many looks each picture gets where there are crops or colours, before they are mirrored.
+        variants: How many looks a picture has with crops, colours or random masks, before they are mirrored.
         unmasked_weight: Weight of what masks leave out.
         caption_column: Of a `metadata.jsonl` or `metadata.csv`; by default text, caption or prompt.
         named_repeats: Whether a folder `10_name` means that what lies there is shown ten times.
@@ -130,7 +133,7 @@ class PictureOptions(Manner):
 
     def reading(self, concept: Concept, data: Path) -> Reading:
         """How a concept's folder is read."""
-        masks = {None: None, ALPHA: None, BESIDE: BESIDE}.get(concept.masks, data / (concept.masks or ""))
+        masks = {None: None, ALPHA: None, RANDOM: None, BESIDE: BESIDE}.get(concept.masks, data / (concept.masks or ""))
         return Reading(concept.caption, self.caption_column, masks, self.named_repeats)
 
     def buckets_of(self, size: Size, multiple: int, longest: int | None = None) -> Buckets:
@@ -152,7 +155,7 @@ class PictureOptions(Manner):
 
     def variety(self, concept: Concept) -> Variety:
         """How many looks a concept's pictures have."""
-        return Variety(concept.flip, concept.crops, concept.colour, self.variants)
+        return Variety(concept.flip, concept.crops, concept.colour, concept.masks == RANDOM, self.variants)
 
 
 def _with_common(concept: Any, common: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.image_files import image_size
 from adapterkit.training.pictures.folder import Found
 from adapterkit.training.pictures.masks import Mask
-from adapterkit.training.pictures.options import ALPHA, Concept, PictureOptions
+from adapterkit.training.pictures.options import ALPHA, RANDOM, Concept, PictureOptions
 from adapterkit.training.sizes import Size
 
 
@@ -82,7 +82,7 @@ def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: No
         return []
     found = {item.path: item for item in options.reading(concept, data).find(folder, notes)}
     pictures = gather(found, lambda path: _look(found[path], concept, notes))
-    if concept.masks is not None:
+    if concept.masks not in (None, RANDOM):
         for picture in (picture for picture in pictures if picture.mask is None):
             notes.add("without a mask, and learnt whole", picture.path)
     return pictures

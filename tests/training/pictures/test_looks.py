@@ -65,3 +65,21 @@ def test_colours_follow_from_the_picture_and_stay_mild():
     assert 1.07 < factors.max() <= 1.1
     assert looks[2].tint == looks[3].tint
     assert [look.mirrored for look in looks[:4]] == [False, True, False, True]
+
+
+def test_holes_are_rectangles_that_follow_from_the_picture():
+    frame = Frame((40, 80), (40, 80))
+    looks = Variety(holes=True, flip=True, count=20).looks(frame, "a")
+    assert looks == Variety(holes=True, flip=True, count=20).looks(frame, "a")
+    assert looks != Variety(holes=True, flip=True, count=20).looks(frame, "b")
+    assert Look(frame).of_hole() is None
+    assert len(looks) == 40
+    for look in looks:
+        mask = look.of_hole()
+        assert mask is not None
+        assert mask.shape == (1, 40, 80)
+        rows, columns = (mask[0].amax(axis).nonzero()[:, 0] for axis in (1, 0))
+        assert mask.sum() == len(rows) * len(columns)
+        assert rows[-1] - rows[0] == len(rows) - 1
+        assert 10 <= len(rows) <= 31
+        assert 20 <= len(columns) <= 61
