@@ -325,8 +325,8 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
         ),
         TaskSpec(
             "image-classification",
-            "adapterkit.training.images:ImageClassificationTask",
-            summary="classes from a folder of images, one subfolder per class",
+            "adapterkit.training.classification.task:ImageClassificationTask",
+            summary="classes of images, from folders of classes or a table of labels",
         ),
         TaskSpec(
             "causal-lm",

@@ -15,7 +15,7 @@ from PIL import Image
 import adapterkit as ak
 from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import StateError, TargetNotFoundError
-from adapterkit.training.images import ImageClassificationTask
+from adapterkit.training.classification.task import ImageClassificationTask
 from adapterkit.training.loop import train
 from adapterkit.training.needs import Needs, told
 from adapterkit.training.plan import plan_of
@@ -54,7 +54,11 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_is_what_the_run_will_do(run: Run, unread: None, monkeypatch: pytest.MonkeyPatch):
     plan = plan_of(run)
-    assert plan.record.facts == {"images": "6", "classes": "cat 3, dog 3"}
+    assert plan.record.facts == {
+        "images": "6",
+        "parts": "4 to train on, 2 to measure with",
+        "classes": "cat 3, dog 3",
+    }
     model = timm.create_model("test_vit", num_classes=2)
     adapters = ak.Adapters(model)
     adapters.add("a", [run.adapter, Trainable("head")])  # the fresh head is a part of the adapter

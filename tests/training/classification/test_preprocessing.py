@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from adapterkit.errors import ConfigError
-from adapterkit.training.preprocessing import Pixels, pixels_of
+from adapterkit.training.classification.preprocessing import Pixels, pixels_of
 from tests.backends.vision_models import vit_config
 
 NOISE = np.random.default_rng(0).integers(0, 255, (30, 52, 3), dtype="uint8")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from timm.models import save_for_hf
 from transformers import ViTForImageClassification
 
 import adapterkit as ak
-from adapterkit.errors import ConfigError, DataError
+from adapterkit.errors import ConfigError, DataChangedError, DataError
+from adapterkit.training.classification.preprocessing import pixels_of
 from adapterkit.training.classifiers import heads_of
 from adapterkit.training.export.record import record_in
 from adapterkit.training.loading import ModelNotFoundError, load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.order import derive_seed
-from adapterkit.training.preprocessing import pixels_of
 from adapterkit.training.run import Run, load_run
 from tests.backends.vision_models import vit_config
 
@@ -197,3 +198,51 @@ def test_models_that_are_not_there(data: Path, tmp_path: Path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ModelNotFoundError, match="cannot load the model"):
         train(make_run(data, tmp_path / "run", str(tmp_path / "folder")), silent=True)
+
+
+def test_a_split_with_everything_that_changes_images_resumes_bitwise_with_workers(data: Path, tmp_path: Path):
+    for part, numbers in (("train", range(6)), ("val", range(6, 8))):
+        for name in COLOURS:
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for number in numbers:
+                shutil.copy(data / name / f"{number}.png", tmp_path / "data" / part / name)
+    options: dict[str, Any] = {
+        "train_head": True, "model_args": TIMM, "flip": True, "crop_scale": [0.5, 1.0],
+        "auto_augment": "rand-m5-mstd0.5", "random_erasing": 0.3,
+        "mixup": 0.2, "cutmix": 0.5, "label_smoothing": 0.1, "class_weights": "balanced",
+    }  # fmt: skip
+    model = "timm:vit_tiny_patch16_224"
+    steps = ("steps=6", "checkpoint_every=3")
+    whole = train(make_run(tmp_path / "data", tmp_path / "whole", model, *steps, **options), silent=True)
+    assert whole.figures["held out images"] == 6
+    train(make_run(tmp_path / "data", tmp_path / "parts", model, *steps, "steps=3", **options), silent=True)
+    workers = make_run(tmp_path / "data", tmp_path / "parts", model, *steps, "num_workers=1", **options)
+    train(workers, resume=True, silent=True)
+    one, other = (load_file(tmp_path / run / "adapter.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with Image.open(tmp_path / "whole/confusion.png") as picture:
+        assert min(picture.size) > 100
+    rows = (tmp_path / "whole/by_class.csv").read_text().splitlines()
+    assert rows[0] == "name,images,precision,recall,f1"
+    assert [row.split(",")[:2] for row in rows[1:]] == [[name, "2"] for name in COLOURS]
+
+
+def test_several_classes_of_an_image(data: Path, tmp_path: Path):
+    rows = ["file,labels"]
+    for red in (0, 255):
+        for blue in (0, 255):
+            for number in range(4):
+                Image.new("RGB", (16, 16), (red, 8 * number, blue)).save(tmp_path / f"{red}-{blue}-{number}.png")
+                names = [name for name, value in (("red", red), ("blue", blue)) if value]
+                rows.append(f"{red}-{blue}-{number}.png,{'|'.join(names)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    options: dict[str, Any] = {"train_head": True, "model_args": TIMM, "multi_label": True}
+    run = make_run(tmp_path / "labels.csv", tmp_path / "run", "timm:vit_tiny_patch16_224", "steps=30", **options)
+    result = train(run, silent=True)
+    assert result.figures["classes"] == ["blue", "red"]
+    assert result.figures["mAP"] == result.figures["f1"] == 1.0 > result.figures["base f1"]
+    assert result.figures["loss"] < 0.5 < result.figures["base loss"]
+    (tmp_path / "labels.csv").write_text("\n".join([*rows[:-1], rows[-1].replace("red|", "")]))
+    more = make_run(tmp_path / "labels.csv", tmp_path / "run", "timm:vit_tiny_patch16_224", "steps=31", **options)
+    with pytest.raises(DataChangedError, match=r"files edited: 1 \(labels\.csv\)"):
+        train(more, resume=True, silent=True)

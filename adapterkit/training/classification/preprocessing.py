@@ -26,6 +26,22 @@ _PROBES = ((80, 64), (64, 80), (300, 200))
 
 
 @dataclass(frozen=True)
+class Look:
+    """What images are normalised by: (value * scale - mean) / std, where white is 1.
+
+    Attributes:
+        mean, std: A number for each channel.
+        scale: What white is for them.
+        interpolation: How images are resized, by Pillow's name.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    scale: float = 1.0
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
 class Pixels:
     """How an image file becomes a model's input.
 
@@ -33,17 +49,24 @@ class Pixels:
         size: Height and width of the input.
         channels: Of the input.
         transform: Makes it of an image with these channels.
+        look: What it normalises by.
         note: What the user should know of it; empty where there is nothing.
     """
 
     size: Size
     channels: int
     transform: Callable[[Image.Image], Tensor]
+    look: Look
     note: str = ""
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the channels."""
+        return "L" if self.channels == 1 else "RGB"
 
     def read(self, path: Path) -> Tensor:
         """[channels, height, width], normalised."""
-        return self.transform(open_image(path, "L" if self.channels == 1 else "RGB"))
+        return self.transform(open_image(path, self.mode))
 
 
 @dataclass(frozen=True)
@@ -52,18 +75,16 @@ class Covering:
 
     Attributes:
         height, width: The size.
-        mean, std: Of the channels, [channels, 1, 1], in the units of `scale`.
-        scale: What white is.
+        look: What is normalised by.
     """
 
     height: int
     width: int
-    mean: Tensor
-    std: Tensor
-    scale: float = 1.0
+    look: Look
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return (cover(image, self.width, self.height) * self.scale - self.mean) / self.std
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.look.mean, self.look.std))
+        return (cover(image, self.width, self.height) * self.look.scale - mean) / std
 
 
 @dataclass(frozen=True)
@@ -99,9 +120,10 @@ def _of_timm(model: Any, size: Size | None) -> Pixels:
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     channels = first if first in (1, 3) else config["input_size"][0]  # a stem may fold pixels into channels
     height, width = size or made_for(model) or config["input_size"][1:]
-    mean, std = (_per_channel(config[key], channels).flatten().tolist() for key in ("mean", "std"))
+    mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
     told = {**config, "input_size": (channels, height, width), "mean": mean, "std": std}
-    return Pixels((height, width), channels, data.create_transform(**told, is_training=False))
+    look = Look(mean, std, interpolation=config["interpolation"])
+    return Pixels((height, width), channels, data.create_transform(**told, is_training=False), look)
 
 
 def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
@@ -110,21 +132,26 @@ def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
     processor, reason = load_image_processor(name)
     fixed = _fixed_size(processor, name) if processor is not None and channels == 3 else None
     if fixed is not None and size in (None, fixed):
-        return Pixels(fixed, channels, Processing(processor))
+        return Pixels(fixed, channels, Processing(processor), _look(processor, channels))
     height, width = size or made_for(model) or _USUAL
     if processor is None:
-        half = _per_channel(_HALF, channels)
+        look = Look(_per_channel(_HALF, channels), _per_channel(_HALF, channels))
         note = f"model: {reason}; images are cut to {height} x {width}, with values from -1 to 1"
-        return Pixels((height, width), channels, Covering(height, width, half, half), note)
-    return Pixels((height, width), channels, _normalising(processor, height, width, channels))
+        return Pixels((height, width), channels, Covering(height, width, look), look, note)
+    look = _look(processor, channels)
+    return Pixels((height, width), channels, Covering(height, width, look), look)
 
 
-def _normalising(processor: Any, height: int, width: int, channels: int) -> Covering:
+def _look(processor: Any, channels: int) -> Look:
+    from PIL.Image import Resampling
+
+    resample = getattr(processor, "resample", None)
+    name = "bicubic" if resample is None else Resampling(int(resample)).name.lower()
     scale = 255 * processor.rescale_factor if getattr(processor, "do_rescale", True) else 255.0
     if not getattr(processor, "do_normalize", False):
-        return Covering(height, width, torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1), scale)
+        return Look([0.0] * channels, [1.0] * channels, scale, name)
     mean, std = (_per_channel(values, channels) for values in (processor.image_mean, processor.image_std))
-    return Covering(height, width, mean, std, scale)
+    return Look(mean, std, scale, name)
 
 
 def _fixed_size(processor: Any, name: str) -> Size | None:
@@ -142,6 +169,6 @@ def _fixed_size(processor: Any, name: str) -> Size | None:
     return None if shapes or len(shape) != 3 else (shape[1], shape[2])
 
 
-def _per_channel(values: Sequence[float], channels: int) -> Tensor:
-    row = torch.tensor(values, dtype=torch.float32)
-    return (row if len(row) == channels else row.mean().expand(channels)).view(-1, 1, 1)
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    row = [float(value) for value in values]
+    return row if len(row) == channels else [sum(row) / len(row)] * channels

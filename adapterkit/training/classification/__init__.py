@@ -1,0 +1,1 @@
+"""Pictures and the classes that they are of: finding them, changing them while training, figures."""
