@@ -343,6 +343,11 @@ def adapterkit_register_tasks() -> list[TaskSpec]:
             "adapterkit.training.language.classification:TextClassificationTask",
             summary="classes of texts, from rows of a text and a label",
         ),
+        TaskSpec(
+            "text-embedding",
+            "adapterkit.training.language.embedding.task:TextEmbeddingTask",
+            summary="embeddings of texts, from pairs that belong together",
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -83,6 +83,52 @@ def outline_text_classifier(name: str, classes: int | None) -> nn.Module:
         fresh = {"num_labels": classes} if classes else {}
         config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
         return AutoModelForSequenceClassification.from_config(config, **NO_CODE)
+
+
+def load_encoder(name: str, dtype: str) -> nn.Module:
+    """A model of transformers without a head."""
+    with reading(name, "llm", "transformers"):
+        from transformers import AutoModel
+
+        return AutoModel.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE)
+
+
+def outline_encoder(name: str) -> nn.Module:
+    """What `load_encoder` would load, on the meta device."""
+    with reading(name, "llm", "transformers"), torch.device("meta"):
+        from transformers import AutoConfig, AutoModel
+
+        return AutoModel.from_config(AutoConfig.from_pretrained(name, **NO_CODE), **NO_CODE)
+
+
+def sentence_pooling(name: str) -> Literal["mean", "cls", "last"] | None:
+    """What of the tokens is the embedding, as files of sentence-transformers say; None where there are none.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    with reading(name, "llm", "transformers"):
+        from transformers.utils.hub import cached_file
+
+        path = cached_file(
+            name,
+            "1_Pooling/config.json",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if path is None:
+        return None
+    told = folder_config(str(Path(path).parent))
+    modes: dict[str, Literal["mean", "cls", "last"]] = {
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_lasttoken": "last",
+    }
+    chosen = [key for key, value in told.items() if key.startswith("pooling_mode_") and value is True]
+    if len(chosen) == 1 and chosen[0] in modes:
+        return modes[chosen[0]]
+    problem = f"options.pooling: {path} says {', '.join(chosen) or 'none'}; choose mean, cls or last"
+    raise ConfigError([problem], "run")
 
 
 def load_tokenizer(name: str) -> Any:

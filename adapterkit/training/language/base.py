@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.errors import ConfigError
 from adapterkit.training.export.libraries import peft_reader
 from adapterkit.training.language.generation import Sampling, Writer, pad_of
 from adapterkit.training.language.options import Reading
@@ -101,15 +100,3 @@ class LanguageTask(Task):
     def pad_id(self) -> int:
         """The token that fills rows up."""
         return pad_of(self.tokenizer)
-
-    def check_length(self) -> None:
-        """Says no where examples may be longer than the model reads.
-
-        Raises:
-            ConfigError: They are.
-        """
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and self.options.block_size > limit:
-            raise ConfigError(
-                [f"options.block_size: the model reads at most {limit} tokens, not {self.options.block_size}"], "run"
-            )

@@ -29,7 +29,7 @@ from adapterkit.training.language.labelled import (
     scores,
     split_classes,
 )
-from adapterkit.training.language.options import Reading
+from adapterkit.training.language.options import Reading, check_length
 from adapterkit.training.loading import (
     checkpoint_activations,
     label_names,
@@ -99,11 +99,7 @@ class TextClassificationTask(Task):
     def prepare(self, setting: Setting) -> Texts:
         """The texts to train on."""
         self.device = setting.device
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and self.options.block_size > limit:
-            raise ConfigError(
-                [f"options.block_size: the model reads at most {limit} tokens, not {self.options.block_size}"], "run"
-            )
+        check_length(self.model, self.options.block_size)
         return Texts(self.split[0])
 
     def collate(self, items: Sequence[Encoding]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
+from adapterkit.errors import ConfigError
 from adapterkit.training.config import Section
 from adapterkit.training.language.lengths import TooLong
 
@@ -25,3 +28,14 @@ class Reading(Section):
     too_long: TooLong | None = None
     validation: str | None = None
     validation_fraction: float = Field(0.05, ge=0, lt=1)
+
+
+def check_length(model: Any, size: int) -> None:
+    """Says no where examples may be longer than a model of transformers reads.
+
+    Raises:
+        ConfigError: They are.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and size > limit:
+        raise ConfigError([f"options.block_size: the model reads at most {limit} tokens, not {size}"], "run")

@@ -94,6 +94,7 @@ def run_of(model: Path, data: Path, output: Path, *overrides: str, task: str = "
         "batch_size": 4,
         "learning_rate": 2e-2,
         "checkpoint_every": 20,
+        "export": [],
     }
     return load_run(None, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
 

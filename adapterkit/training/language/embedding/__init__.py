@@ -1,0 +1,1 @@
+"""Training of embeddings: texts that belong together become alike."""

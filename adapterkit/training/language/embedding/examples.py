@@ -1,0 +1,119 @@
+"""Texts that belong together: rows, tokens, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterkit.training.language.layouts import Layout, Part, text_of
+from adapterkit.training.language.rows import Row
+from adapterkit.training.order import Draw
+
+
+@dataclass(frozen=True)
+class Related:
+    """Two texts that belong together, and perhaps one that does not belong to the first.
+
+    Attributes:
+        anchor, positive, negative: The texts.
+        score: How alike the first two are, where that is told: from 0 to 1.
+    """
+
+    anchor: str
+    positive: str
+    negative: str | None = None
+    score: float | None = None
+
+
+def _triple(part: Part, row: Row) -> Related:
+    negative = part.get("negative")
+    return Related(
+        text_of(part["anchor"], "anchor", row),
+        text_of(part["positive"], "positive", row),
+        None if negative is None else text_of(negative, "negative", row),
+    )
+
+
+def _scored(part: Part, row: Row) -> Related:
+    try:
+        score = float(part["score"])
+    except (TypeError, ValueError):
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise row.error(f"must have a number from 0 to 1 as 'score', not {part['score']!r:.60}")
+    return Related(text_of(part["anchor"], "anchor", row), text_of(part["positive"], "positive", row), score=score)
+
+
+_FIRST = ("anchor", "query", "question", "sentence1", "text1")
+_SECOND = ("positive", "passage", "document", "answer", "sentence2", "text2")
+RELATED = (
+    Layout(
+        "pairs with scores", {"anchor": _FIRST, "positive": _SECOND, "score": ("score", "similarity_score")}, _scored
+    ),
+    Layout("pairs", {"anchor": _FIRST, "positive": _SECOND}, _triple, {"negative": ("negative", "hard_negative")}),
+)
+"""What embeddings are learnt from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The texts of a row as a model takes them.
+
+    Attributes:
+        texts: Anchor, positive, and the negative where there is one: the tokens of each.
+        score: See `Related`.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    score: float | None
+
+
+class Groups:
+    """Rows by number; nothing about one is random."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.items = groups
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, draw: Draw) -> Group:
+        return self.items[draw.index]
+
+
+def encode(found: Sequence[Related], tokenizer: Any, limit: int) -> tuple[list[Group], int]:
+    """The texts as tokens, cut to the limit, and how many were longer."""
+    groups, cut = [], 0
+    for one in found:
+        texts = [one.anchor, one.positive, *([] if one.negative is None else [one.negative])]
+        whole = tokenizer(texts, verbose=False)["input_ids"]
+        cut += sum(len(tokens) > limit for tokens in whole)
+        kept = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+        groups.append(Group(tuple(map(tuple, kept)), one.score))
+    return groups, cut
+
+
+def collated(groups: Sequence[Group], pad: int) -> dict[str, Any]:
+    """A batch.
+
+    Returns:
+        `input_ids` and `attention_mask` [texts, length]: all anchors, all positives, then the negatives there are;
+        `same` [anchors, others], true where a text belongs to the anchor, by any row of the batch; `scores` [anchors]
+        or None.
+    """
+    anchors, positives = [one.texts[0] for one in groups], [one.texts[1] for one in groups]
+    others = [*positives, *(one.texts[2] for one in groups if len(one.texts) > 2)]
+    belonging: dict[tuple[int, ...], set[tuple[int, ...]]] = {anchor: {anchor} for anchor in anchors}
+    for anchor, positive in zip(anchors, positives, strict=True):
+        belonging[anchor].add(positive)
+    texts = [*anchors, *others]
+    length = max(map(len, texts))
+    return {
+        "input_ids": torch.tensor([[*text, *[pad] * (length - len(text))] for text in texts]),
+        "attention_mask": torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts]),
+        "same": torch.tensor([[other in belonging[anchor] for other in others] for anchor in anchors]),
+        "scores": None if groups[0].score is None else torch.tensor([one.score for one in groups]),
+    }

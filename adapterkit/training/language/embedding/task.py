@@ -1,0 +1,178 @@
+"""The task `text-embedding`: texts that belong together become alike, with transformers' encoders and decoders."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapterkit.errors import DataError
+from adapterkit.training.data_record import DataRecord
+from adapterkit.training.export.libraries import peft_reader
+from adapterkit.training.language.corpus import Source, files_of, read_source
+from adapterkit.training.language.embedding.examples import RELATED, Group, Groups, collated, encode
+from adapterkit.training.language.embedding.objectives import (
+    Pooling,
+    contrast,
+    likeness,
+    pooled,
+    rank_correlation,
+    retrieval,
+)
+from adapterkit.training.language.examples import split_rows
+from adapterkit.training.language.generation import pad_of
+from adapterkit.training.language.options import Reading, check_length
+from adapterkit.training.loading import (
+    checkpoint_activations,
+    load_encoder,
+    load_tokenizer,
+    outline_encoder,
+    sentence_pooling,
+)
+from adapterkit.training.parts import to_device
+from adapterkit.training.task import OtherReader, Setting, Task
+
+
+class Options(Reading):
+    """The keys under `options`.
+
+    The columns of a file are `anchor` (or `query`) and `positive` (or `passage`), with a `negative` where there is one;
+    or two texts and a `score` from 0 to 1.
+
+    Attributes:
+        pooling: What of the tokens is the embedding: their `mean`, the first (`cls`) or the `last`. By default what the
+            model's own files say (`1_Pooling`), or else the mean.
+        temperature: Cosines are divided by it before they are compared.
+    """
+
+    pooling: Pooling | None = None
+    temperature: float = Field(0.05, gt=0)
+
+
+class TextEmbeddingTask(Task):
+    """An anchor's own text against those of all other rows of the batch, so that large batches teach more."""
+
+    Options = Options
+    options: Options
+
+    def survey(self, before: DataRecord | None) -> DataRecord:
+        """Reads and tokenizes everything."""
+        training, held_out, cut = self.split
+        longest = max(len(text) for one in training for text in one.texts)
+        facts = {
+            "rows": f"{len(self.source.read.found)}, {'; '.join(self.source.read.layouts)}",
+            "longest": f"{longest} tokens",
+            "examples": f"{len(training)}, and {len(held_out)} to measure with",
+            "pooling": self.pooling,
+        }
+        notes = [*self.source.notes, *([f"cut after {self.options.block_size} tokens: {cut} texts"] if cut else [])]
+        return DataRecord(files_of(self.source, self.validation), notes=notes, facts=facts)
+
+    def outline(self) -> nn.Module:
+        """The model's shape."""
+        return outline_encoder(self.config.model)
+
+    def load_model(self) -> nn.Module:
+        """The model without a head."""
+        self.model = load_encoder(self.config.model, self.config.dtype)
+        return self.model.eval()
+
+    def prepare(self, setting: Setting) -> Groups:
+        """The rows to train on."""
+        self.device = setting.device
+        check_length(self.model, self.options.block_size)
+        return Groups(self.split[0])
+
+    def collate(self, items: Sequence[Group]) -> dict[str, Any]:
+        """See `collated`."""
+        return collated(items, pad_of(self.tokenizer))
+
+    def amount(self, batch: Mapping[str, Any]) -> tuple[int, str]:
+        """Its tokens, without padding."""
+        return int(batch["attention_mask"].sum()), "tokens"
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The anchors' own texts against all others; or, where there are scores, the squared difference to them."""
+        rows = len(batch["same"])
+        embedded = self.embed(batch)
+        anchors, others = embedded[:rows], embedded[rows:]
+        if batch["scores"] is not None:
+            return likeness(anchors, others, batch["scores"])
+        return contrast(anchors, others, batch["same"], self.options.temperature)
+
+    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings of length 1: [texts, features]."""
+        model: Any = self.model
+        told = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return pooled(model(**told).last_hidden_state, batch["attention_mask"], self.pooling)
+
+    def checkpoint_activations(self) -> None:
+        """As transformers does it."""
+        checkpoint_activations(self.model)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """How well held-out texts find their own among all of them; of scores the rank correlation."""
+        held_out = self.split[1]
+        if not held_out:
+            return {}
+        size, parts = self.config.batch_size, []
+        for start in range(0, len(held_out), size):
+            batch = self.collate(held_out[start : start + size])
+            rows = len(batch["same"])
+            embedded = self.embed(to_device(batch, self.device)).double().cpu()
+            parts.append((embedded[:rows], embedded[rows : 2 * rows]))
+        anchors, positives = (torch.cat(some) for some in zip(*parts, strict=True))
+        whole = self.collate(held_out)
+        if whole["scores"] is not None:
+            return {"correlation": rank_correlation((anchors * positives).sum(-1), whole["scores"])}
+        return retrieval(anchors, positives, whole["same"][:, : len(held_out)])
+
+    def exports(self) -> Sequence[str]:
+        """A folder of PEFT."""
+        return ("peft",)
+
+    def probe(self) -> Tensor:
+        """The embedding of the first text."""
+        return self.embed(to_device(self.collate(self.split[0][:1]), self.device)).cpu()
+
+    def other_reader(self, format: str) -> OtherReader | None:
+        """PEFT reads its own."""
+        return peft_reader(self.model) if format == "peft" else None
+
+    @functools.cached_property
+    def pooling(self) -> Pooling:
+        """That of the options, or of the model's own files."""
+        return self.options.pooling or sentence_pooling(self.config.model) or "mean"
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """What is trained on, read."""
+        return read_source(Path(self.config.data), self.options.columns, RELATED)
+
+    @functools.cached_property
+    def validation(self) -> Source | None:
+        """What is measured with, where it is a file of its own."""
+        told = self.options.validation
+        return read_source(Path(told), self.options.columns, RELATED) if told else None
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.config.model)
+
+    @functools.cached_property
+    def split(self) -> tuple[list[Group], list[Group], int]:
+        """The rows to train on, those that are held out, and how many texts were cut."""
+        sources = [one for one in (self.source, self.validation) if one is not None]
+        found = [encode(one.read.found, self.tokenizer, self.options.block_size) for one in sources]
+        if len({one.score is None for groups, _ in found for one in groups}) > 1:
+            raise DataError("some pairs have a score, and some have none; put them in runs of their own")
+        cut = sum(count for _, count in found)
+        if self.validation is not None:
+            return found[0][0], found[1][0], cut
+        return *split_rows(found[0][0], self.options.validation_fraction, self.config.seed), cut
