@@ -44,9 +44,9 @@ def command(
     together: bool,
     output: Path | None,
 ) -> None:
-    """Generate with adapters from runs, from their checkpoints (RUN@STEP) or from files. KEY=VALUE as for train.
+    """Generate with adapters from runs, from their checkpoints (RUN@STEP, RUN@best) or from files.
 
-    The first says which base, and how samples are drawn.
+    The first says which base, and how samples are drawn. KEY=VALUE as for train.
     """
     click.get_current_context().with_resource(plain_warnings())
     if prompts and file:

@@ -72,6 +72,10 @@ def test_checkpoints_are_sampled_by_their_step_and_a_stopped_run_at_its_newest(t
     assert "stopped is not finished: its newest checkpoint is of step 2" in result.stderr
     assert pixels(tmp_path / "two.png") == pixels(tmp_path / "stopped.png")
     assert pixels(tmp_path / "two.png") != pixels(trained / "run/samples/step_000004_p0_s42.png")
+    shutil.copytree(trained / "run/checkpoints/step-000002", trained / "stopped/best")
+    call(f"{trained}/stopped@best", *PROMPT, "-o", tmp_path / "best.png")
+    assert pixels(tmp_path / "best.png") == pixels(tmp_path / "two.png")
+    assert "run keeps no best adapter; a run whose `best` names a figure does" in call(f"{trained}/run@best").stderr
     result = call(f"{trained}/run@3", *PROMPT)
     assert (result.exit_code, "no checkpoint of step 3; there are 2, 4" in result.stderr) == (1, True)
 

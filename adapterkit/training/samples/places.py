@@ -1,4 +1,4 @@
-"""Where an adapter lies that is to be sampled: a run folder, one of its checkpoints (`RUN@STEP`), or a file."""
+"""Where an adapter lies that is to be sampled: a run folder, its checkpoints (`RUN@STEP`, `RUN@best`), or a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapterkit.training.export.record import Record, record_in
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.snapshots import ADAPTER, Snapshots
 
-_AT = re.compile(r"(.+)@(\d+)")
+_AT = re.compile(r"(.+)@(\d+|best)")
 _CONFIG = "config.yaml"
 
 
@@ -40,14 +40,14 @@ class Place:
 
 
 def place_of(text: str) -> Place:
-    """What `RUN`, `RUN@STEP` or `FILE` means; a run without a last step is sampled at its newest checkpoint.
+    """What `RUN`, `RUN@STEP`, `RUN@best` or `FILE` means; a run without a last step is sampled at its newest checkpoint.
 
     Raises:
-        StateError: The run has no adapter yet, or no checkpoint of that step.
+        StateError: The run has no adapter yet, or none of that step.
     """
     path, match = Path(text), _AT.fullmatch(text)
     if match is not None and not path.exists():
-        return _checkpoint(Path(match[1]), int(match[2]))
+        return _best(Path(match[1])) if match[2] == "best" else _checkpoint(Path(match[1]), int(match[2]))
     if not path.is_dir() or not (path / _CONFIG).is_file():
         return Place(path, path.name if path.is_dir() else path.stem)
     if (path / ADAPTER).is_file():
@@ -70,6 +70,13 @@ def _checkpoint(run: Path, step: int) -> Place:
         there = f"there are {', '.join(map(str, steps))}" if steps else "it has none"
         raise StateError(f"{run} has no checkpoint of step {step}; {there}. keep_checkpoints says how many are kept")
     return Place(file, f"{run.name}@{step}", run)
+
+
+def _best(run: Path) -> Place:
+    file = run / "best" / ADAPTER
+    if not file.is_file():
+        raise StateError(f"{run} keeps no best adapter; a run whose `best` names a figure does")
+    return Place(file, f"{run.name}@best", run)
 
 
 def run_of(place: Place, overrides: Sequence[str], model: str | None, task: str | None) -> Run:
