@@ -64,6 +64,20 @@ def prepared(run: Run) -> tuple[Any, Any, list[str]]:
     return task, data, told
 
 
+def test_a_share_of_several_concepts_is_measured(base: Path, data: Path, tmp_path: Path):
+    for name in ("one", "two"):
+        shutil.copytree(data, tmp_path / "both" / name)
+    concepts = [{"folder": "one", "repeats": 3}, {"folder": "two"}]
+    given = {"concepts": concepts, "validation_fraction": 0.2}
+    task, training, told = prepared(make_run(base, tmp_path / "both", tmp_path / "run", **given))
+    assert len(task.validation.data) == 2
+    kept = {name: [line for line in told if line.startswith(f"data: {name}: ")] for name in ("one", "two")}
+    assert all(len(lines) == 1 for lines in kept.values())
+    assert {line.partition(": ")[0] for line in told} == {"data"}
+    measured = [example.picture.concept.folder for example in task.validation.data.examples]
+    assert len(training) == 4 * 5 - sum({"one": 3, "two": 1}[folder] for folder in measured)
+
+
 def test_it_is_the_error_at_fixed_times_with_fixed_noise(base: Path, data: Path, tmp_path: Path):
     task, training, told = prepared(make_run(base, data, tmp_path / "run", validation_fraction=0.4))
     assert len(training) == 3

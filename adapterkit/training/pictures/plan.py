@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from adapterkit.training.data_files import listed
@@ -79,13 +79,15 @@ class Plan:
     def _counts(self) -> dict[str, str]:
         if len(self.options.folders()) == 1 and not any(picture.repeats > 1 for picture in self.pictures):
             return {}
-        shown = {concept: Counter[str]() for concept in self.options.folders()}
+        shown: dict[tuple[str, bool], Counter[str]] = {}
         for picture in self.pictures:
-            shown[picture.concept].update(pictures=1, examples=picture.repeats)
-        return {
-            f"{c.folder}{' (prior)' * c.prior}": f"{count['pictures']} pictures, {count['examples']} examples"
-            for c, count in shown.items()
+            of = picture.concept
+            shown.setdefault((of.folder, of.prior), Counter()).update(pictures=1, examples=picture.repeats)
+        told = {
+            key: (_many(count["pictures"], "picture"), _many(count["examples"], "example"))
+            for key, count in shown.items()
         }
+        return {f"{folder}{' (prior)' * prior}": ", ".join(counts) for (folder, prior), counts in told.items()}
 
     def _sizes(self) -> str:
         counts = Counter(frame.size for frame in self.frames)
@@ -95,13 +97,20 @@ class Plan:
         return f"{', '.join(told[:_SHOWN])}{f' and {len(told) - _SHOWN} more' * (len(told) > _SHOWN)}"
 
     def _cut(self) -> str:
-        cut = {p.path.name: f.cut for p, f in zip(self.pictures, self.frames, strict=True) if f.cut > _CUT}
+        cut = sorted(((frame.cut, name) for name, frame in self._named() if frame.cut > _CUT), reverse=True)
         if not cut:
             return ""
-        names = [f"{name} {share:.0%}" for name, share in sorted(cut.items(), key=lambda item: -item[1])]
-        return f"by {sum(cut.values()) / len(cut):.0%} on average, {listed(names)}"
+        told = listed([f"{name} {share:.0%}" for share, name in cut])
+        return f"by {sum(share for share, _ in cut) / len(cut):.0%} on average, {told}"
 
     def _enlarged(self) -> str:
-        scales = {p.path.name: f.scale for p, f in zip(self.pictures, self.frames, strict=True) if f.scale > 1}
-        names = [f"{name} {scale:.2g} times" for name, scale in sorted(scales.items(), key=lambda item: -item[1])]
-        return listed(names) if names else ""
+        scales = sorted(((frame.scale, name) for name, frame in self._named() if frame.scale > 1), reverse=True)
+        return listed([f"{name} {scale:.2g} times" for scale, name in scales]) if scales else ""
+
+    def _named(self) -> Iterator[tuple[str, Frame]]:
+        for picture, frame in zip(self.pictures, self.frames, strict=True):
+            yield picture.path.name, frame
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -128,11 +128,20 @@ def test_what_is_cut_enlarged_or_repeated_is_told(data: Path, tmp_path: Path):
     assert (told["."], told[". (prior)"]) == ("4 pictures, 4 examples", "4 pictures, 12 examples")
     noisy(tmp_path / "small/2_a/a.png", (8, 4))
     assert planned(tmp_path / "small").facts() == {
-        ".": "1 pictures, 2 examples",
+        ".": "1 picture, 2 examples",
         "cut to their sizes": "by 9% on average, 1 (a.png 9%)",
         "enlarged": "1 (a.png 2.8 times)",
     }
-    assert planned(tmp_path / "small", upscale=False).facts() == {".": "1 pictures, 2 examples"}
+    assert planned(tmp_path / "small", upscale=False).facts() == {".": "1 picture, 2 examples"}
+
+
+def test_pictures_of_one_name_are_several(data: Path):
+    noisy(data / "more/wide.png", (64, 16))
+    noisy(data / "small/wide.png", (8, 8))
+    assert planned(data, buckets=False).facts() == {
+        "cut to their sizes": "by 61% on average, 3 (wide.png 75%, wide.png 75%, tall.png 33%)",
+        "enlarged": "1 (wide.png 2 times)",
+    }
 
 
 def test_sizes_that_fill_no_batch_are_told(data: Path):
