@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from adapterkit.adapter import AdapterConfig
+from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of, in_order_of
 from adapterkit.training.data_record import DataRecord
@@ -48,7 +50,7 @@ class Options(Reading):
 
     Attributes:
         train_head: Give the model a fresh head for these classes, and train it and whatever else of the classifier the
-            checkpoint lacks; they are saved beside the adapter. Otherwise the model must have these classes.
+            checkpoint lacks, as parts of the adapter. Otherwise the model must have these classes.
         label_smoothing: The share of the target that is spread over all classes.
     """
 
@@ -79,18 +81,17 @@ class TextClassificationTask(Task):
 
     def outline(self) -> nn.Module:
         """The classifier's shape."""
-        return outline_text_classifier(self.config.model, self._fresh)
+        outline = outline_text_classifier(self.config.model, self._fresh)
+        self.fresh = list(heads_of(outline, self._fresh)) if self._fresh else []
+        return outline
 
     def load_model(self) -> nn.Module:
         """The classifier, with a fresh head if that is asked for."""
         self.model, lacking = load_text_classifier(self.config.model, self.config.dtype, self._fresh)
-        self.heads: dict[str, nn.Module] = {}
-        if self._fresh:
-            heads = heads_of(self.model, self._fresh)
-            for head in heads.values():
-                head.reset_parameters()  # type: ignore[operator]
-            others = {path.replace(".", "-"): self.model.get_submodule(path) for path in lacking}
-            self.heads = {**heads, **{name: one for name, one in others.items() if one not in heads.values()}}
+        heads = heads_of(self.model, self._fresh) if self._fresh else {}
+        for head in heads.values():  # transformers keeps one that happens to have as many outputs
+            head.reset_parameters()  # type: ignore[operator]
+        self.fresh = [*heads, *(path for path in lacking if path not in heads)] if self._fresh else []
         config: Any = self.model.config
         if config.get_text_config().pad_token_id is None:  # decoders look for the last token that is none
             config.get_text_config().pad_token_id = pad_of(self.tokenizer)
@@ -119,9 +120,13 @@ class TextClassificationTask(Task):
         """As transformers does it."""
         checkpoint_activations(self.model)
 
-    def extra_modules(self) -> Mapping[str, nn.Module]:
+    def also(self) -> Sequence[AdapterConfig]:
         """The fresh head, and what else of the classifier the checkpoint lacks."""
-        return self.heads
+        return [Trainable(targets=" ".join(f"path:{path}" for path in self.fresh))] if self.fresh else []
+
+    def class_names(self) -> Sequence[str]:
+        """Those of the labels."""
+        return self.classes
 
     def evaluate(self) -> Mapping[str, float]:
         """Loss, accuracy and the mean F1 of the classes, on the texts that were held out."""

@@ -18,7 +18,6 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language.labelled import scores
 from adapterkit.training.loop import train
 from adapterkit.training.parts import inference
-from adapterkit.training.state import load_modules
 from adapterkit.training.task import Setting
 from tests.training.language import tiny
 
@@ -75,7 +74,6 @@ def test_a_fresh_head_is_trained_saved_and_read_again(tmp_path: Path, make: Any)
     task.prepare(Setting(again, torch.device("cpu"), ak.points(again, adapter=run.adapter)))
     ak.Adapters(again).load(tmp_path / "run/adapter.safetensors", "a")
     ak.Adapters(again).activate("a")
-    load_modules(task.extra_modules(), tmp_path / "run")
     with inference(again):
         assert task.evaluate()["loss"] == pytest.approx(result.figures["loss"], rel=1e-5)
 
@@ -85,7 +83,7 @@ def test_what_the_checkpoint_lacks_is_trained_too(tmp_path: Path):
     task: Any = run.make_task()
     task.survey(None)
     task.load_model()
-    assert set(task.extra_modules()) == {"head", "bert-pooler-dense"}
+    assert task.also() == [ak.Trainable(targets="path:classifier path:bert.pooler.dense")]
 
 
 def test_the_loss_is_that_of_each_text_by_itself(tmp_path: Path):
@@ -113,7 +111,7 @@ def test_a_head_that_stays_says_which_class_is_which(tmp_path: Path):
     assert task.survey(None).classes == ["a dog", "a cat"]
     assert task.split[0][0].label == 0
     task.load_model()
-    assert task.extra_modules() == {}
+    assert not task.also()
     other: Any = tiny.run_of(bert(tmp_path / "other", ["x", "y"]), sentences(tmp_path), tmp_path, **values).make_task()
     with pytest.raises(ConfigError, match="the model's classes are x, y, and the data's a cat, a dog; set it to true"):
         other.survey(None)
