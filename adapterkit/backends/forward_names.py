@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -22,6 +24,13 @@ def mentions(module: nn.Module, names: frozenset[str]) -> bool:
     Followed are its own methods, functions of its library, and the processor of a module of diffusers.
     """
     return _class_mentions(base_class(module), type(getattr(module, "processor", None)), names)
+
+
+def asks_attribute_of(module: nn.Module, name: str) -> bool:
+    """Whether a module's forward calls `getattr(name, ...)`, which finds nothing that is kept there under a key."""
+    calls = dis.get_instructions(_plain(base_class(module).forward))
+    loads = [one.argval for one in calls if one.opname == "LOAD_GLOBAL"]
+    return ("getattr", name) in itertools.pairwise(loads)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,12 +12,12 @@ from adapterkit.backends.called_attention import CalledAttentionSeam, calls_atte
 from adapterkit.backends.called_attention import attend as attend_called
 from adapterkit.backends.computed_attention import ComputedAttentionSeam
 from adapterkit.backends.computed_attention import attend as attend_computed
-from adapterkit.backends.forward_names import mentions
+from adapterkit.backends.forward_names import asks_attribute_of, mentions
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.points import AttentionPoint
 
-_INTERFACE = frozenset({"ALL_ATTENTION_FUNCTIONS"})
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 """Where transformers' attentions look their function up."""
 
 
@@ -62,7 +62,8 @@ def _seams(module: nn.Module) -> tuple[AttentionSeam, ...]:
     if hasattr(module, "processor"):
         return (ProcessorSeam(),)
     own = (CalledAttentionSeam(), ComputedAttentionSeam())
-    return (TransformersAttentionSeam(), *own) if mentions(module, _INTERFACE) else own
+    looks_up = mentions(module, frozenset({_INTERFACE})) and not asks_attribute_of(module, _INTERFACE)
+    return (TransformersAttentionSeam(), *own) if looks_up else own
 
 
 def reach_of(module: nn.Module, point: AttentionPoint) -> Reach:

@@ -22,8 +22,7 @@ def weight_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
 
 def _own_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
     if isinstance(module, nn.Linear):
-        # int: a model may have computed its sizes with tensors
-        return WeightLayout("linear", bias=module.bias is not None), int(module.in_features), int(module.out_features)
+        return WeightLayout("linear", bias=module.bias is not None), *_widths(module)
     if isinstance(module, nn.Embedding):
         return WeightLayout("embedding", scale=_embedding_scale(module)), module.num_embeddings, module.embedding_dim
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -43,6 +42,15 @@ def _own_layout(module: nn.Module) -> tuple[WeightLayout, int, int] | None:
         rows, columns = module.weight.shape  # type: ignore[misc]
         return WeightLayout("linear_t", bias=True), int(rows), int(columns)
     return _quantizable(module)
+
+
+def _widths(module: nn.Linear) -> tuple[int, int]:
+    """in_features and out_features of the weight itself: one that is tied need not have those that its layer says."""
+    weight = module._parameters.get("weight")
+    if weight is not None and type(weight) is nn.Parameter and weight.is_floating_point() and weight.ndim == 2:
+        rows, columns = weight.shape
+        return int(columns), int(rows)
+    return int(module.in_features), int(module.out_features)  # int: a model may have computed its sizes with tensors
 
 
 def _quantizable(module: Any) -> tuple[WeightLayout, int, int] | None:

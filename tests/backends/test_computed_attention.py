@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import adapterkit as ak
 from adapterkit.errors import IncompatibleTargetError
@@ -128,3 +130,30 @@ def test_what_has_no_softmax_over_keys_says_so_when_it_runs() -> None:
     prefixed(model)
     with pytest.raises(IncompatibleTargetError, match="mixes values by a softmax over keys 0 times, not once"):
         model(tokens())
+
+
+eager_attention_forward = plain
+"""By this name, beside the registry, it is found of files of transformers."""
+
+
+class Unregistered(Attention):
+    """Asks transformers' registry for an attribute, as Kosmos-2.5 does, and so computes its softmax whatever it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        function = getattr(ALL_ATTENTION_FUNCTIONS, self.config._attn_implementation, eager_attention_forward)
+        return self.dense(function(self, *parts).transpose(1, 2).flatten(2))
+
+
+def test_a_function_that_a_registry_is_not_asked_for_by_key_is_not_put_there() -> None:
+    model = build(plain)
+    attention = Unregistered().double().requires_grad_(False)
+    attention.load_state_dict(model.attention.state_dict())
+    model.attention = attention.eval()
+    adapters, keys, values = prefixed(model)
+    with adapters.activated("p"):
+        torch.testing.assert_close(model(tokens()), expected(model, tokens(), keys, values), atol=1e-12, rtol=1e-12)

@@ -94,3 +94,12 @@ def test_transformers_conv1d() -> None:
     assert torch.allclose(
         apply_weight(x, canonical(module.weight, layout), layout) + module.bias, module(x), atol=1e-12
     )
+
+
+def test_the_widths_of_a_tied_layer_are_its_weights() -> None:
+    module = nn.Linear(4, 6, bias=False)
+    module.weight = nn.Embedding(9, 8).weight
+    found = weight_layout(module)
+    assert found is not None
+    assert found[1:] == (8, 9)
+    assert module(torch.randn(2, 8)).shape == (2, 9)

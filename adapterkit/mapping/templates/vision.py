@@ -57,6 +57,7 @@ VISION_ATTENTIONS: tuple[AttentionTemplate, ...] = (
     attention(f"q q, k+v kv, {_PROJ}", also="proj"),
     attention(_POOLING, pairs_by_heads, linear=True, when=_is_transposed),
     attention(_POOLING, pairs_by_heads, when=_has("key_dim")),
+    attention(f"q+k qk, v v, {_PROJ}", also="proj pos_proj", refused="adds a softmax over places to that over keys"),
     attention(f"q+k qk, v v, {_PROJ}", also="proj"),
     attention(f"v v, {_PROJ}", also="attn proj"),  # VOLO makes its weights of one token by a layer
     apart("q_proj.linear", "k_proj.linear", "v_proj.linear", "o_proj.linear"),
