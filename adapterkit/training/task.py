@@ -100,12 +100,14 @@ class OtherReader:
         reading: From a file to a context in which the model computes what that library reads there.
         lacking: What would have to be installed.
         own: Whether the format is its own; otherwise it need not know it.
+        usage: From a file to the line of a program that reads it there, for the model card.
     """
 
     name: str
     reading: Callable[[Path], AbstractContextManager[object]]
     lacking: str = ""
     own: bool = True
+    usage: Callable[[Path], str] | None = None
 
 
 class Task(ABC):

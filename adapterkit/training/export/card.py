@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def card(
         *([f"Trigger: `{trigger}`\n"] if trigger else []),
         *_samples(samples, folder),
         *_files(exported, folder),
+        *_usage(config, trigger, samples, exported),
         *_training(config, figures),
     ]
     return "\n".join(sections)
@@ -89,6 +91,18 @@ def _files(exported: Sequence[Exported], folder: Path) -> Iterator[str]:
             checks = _cell("; ".join(map(str, one.checks)))
             yield f"| `{one.path.relative_to(folder).as_posix()}` | {one.format} | {checks} |"
     yield ""
+
+
+def _usage(config: RunConfig, trigger: str, samples: Rows, exported: Sequence[Exported]) -> Iterator[str]:
+    lines = [one.usage for one in exported if one.usage]
+    if samples or lines:
+        yield "## Use\n"
+    if samples:
+        words = ["--model", public_name(config.model), "--prompt", f"{trigger} ...".lstrip()]
+        yield f"```sh\n{shlex.join(['adapterkit', 'sample', 'adapter.safetensors', *words])}\n```\n"
+    if lines:
+        yield "In a program, any one of these:\n"
+        yield "\n".join(["```python", *lines, "```\n"])
 
 
 def _training(config: RunConfig, figures: Mapping[str, Any]) -> Iterator[str]:

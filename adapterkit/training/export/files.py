@@ -40,6 +40,7 @@ class Exported:
         notes: Sentences about what its readers must know.
         checks: What its readers make of it.
         problem: Why it could not be written.
+        usage: The line of a program that reads it, where a library is known that does.
     """
 
     format: str
@@ -47,6 +48,7 @@ class Exported:
     notes: Sequence[str] = ()
     checks: Sequence[Check] = ()
     problem: str = ""
+    usage: str = ""
 
     @property
     def failed(self) -> bool:
@@ -121,7 +123,7 @@ class _Writer:
     def __init__(
         self, config: RunConfig, task: Task, trained: Checkpoint, points: Points, folder: Path, samples: Sequence[Path]
     ) -> None:
-        self._points, self._folder = points, folder
+        self._task, self._points, self._folder = task, points, folder
         self._stem = _UNFIT.sub("_", title_of(config)).strip("._") or "adapter"
         self._trained = trained.replace(metadata={**trained.metadata, **task.metadata()})
         self._told: Mapping[str, Any] = {
@@ -143,4 +145,12 @@ class _Writer:
         except AdapterKitError as error:
             shutil.rmtree(own, ignore_errors=True)
             return Exported(format, own, problem=str(error))
-        return Exported(format, path, report.notes, checks.of(format, path))
+        found = checks.of(format, path)
+        return Exported(format, path, report.notes, found, usage=self._usage(format, path, found))
+
+    def _usage(self, format: str, path: Path, checks: Sequence[Check]) -> str:
+        """The line for the library that reads the file, as seen from the run folder."""
+        reader = self._task.other_reader(format)
+        if reader is None or reader.usage is None or any(check.unknown or not check.agrees for check in checks):
+            return ""
+        return reader.usage(path.relative_to(self._folder.parent))

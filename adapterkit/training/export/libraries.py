@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -26,12 +27,22 @@ def diffusers_reader(pipe: Any, *, own: bool) -> OtherReader | None:
     """
     if not hasattr(pipe, "load_lora_weights"):
         return None
-    return _reader("diffusers", lambda path: _read_by_diffusers(pipe, path), own=own)
+    reader = _reader("diffusers", lambda path: _read_by_diffusers(pipe, path), own=own)
+    return dataclasses.replace(reader, usage=_line_for_diffusers)
 
 
 def peft_reader(model: nn.Module) -> OtherReader:
     """PEFT, on a model of transformers."""
-    return _reader("peft", lambda path: _read_by_peft(model, path), own=True)
+    reader = _reader("peft", lambda path: _read_by_peft(model, path), own=True)
+    return dataclasses.replace(reader, usage=_line_for_peft)
+
+
+def _line_for_peft(path: Path) -> str:
+    return f'model = PeftModel.from_pretrained(model, "{path.as_posix()}")'
+
+
+def _line_for_diffusers(path: Path) -> str:
+    return f'pipe.load_lora_weights("{path.parent.as_posix()}", weight_name="{path.name}")'
 
 
 def _reader(library: str, reading: Any, *, own: bool) -> OtherReader:

@@ -40,7 +40,7 @@ class Place:
 
 
 def place_of(text: str) -> Place:
-    """What `RUN`, `RUN@STEP`, `RUN@best` or `FILE` means; a run without a last step is sampled at its newest checkpoint.
+    """What `RUN`, `RUN@STEP`, `RUN@best` or `FILE` means; a run that is not finished is its newest checkpoint.
 
     Raises:
         StateError: The run has no adapter yet, or none of that step.

@@ -96,6 +96,8 @@ def test_the_card_shows_samples_and_what_readers_made_of_the_files(trained: Path
     assert "![](samples/step_000000_p0_s42.png) | ![](samples/step_000004_p0_s42.png)" in text
     assert "![strengths.png](samples/strengths.png)" in text
     assert f"| `{KOHYA}` | kohya | adapterkit" in text
+    assert "adapterkit sample adapter.safetensors --model base --prompt 'red style ...'" in text
+    assert f'pipe.load_lora_weights("export/diffusers", weight_name="{Path(DIFFUSERS).name}")' in text
     assert f"diffusers {diffusers.__version__} agrees (0.0% of the effect apart)" in text
     assert str(trained) not in text
 
