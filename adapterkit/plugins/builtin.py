@@ -434,6 +434,7 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("train", "adapterkit.cli.train:command", help="Train an adapter as a run file says."),
         CommandSpec("finish", "adapterkit.cli.finish:command", help="End an interrupted run with what it has."),
         CommandSpec("sample", "adapterkit.cli.sample:command", help="Generate with a trained adapter."),
+        CommandSpec("predict", "adapterkit.cli.predict:command", help="Say the classes of images with an adapter."),
         CommandSpec("generate", "adapterkit.cli.generate:command", help="Write text with an adapter, as it is drawn."),
         CommandSpec("chat", "adapterkit.cli.chat:command", help="Talk to a language model with an adapter."),
         CommandSpec("inspect", "adapterkit.cli.inspect:command", help="Describe an adapter file."),

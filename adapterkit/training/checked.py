@@ -18,7 +18,7 @@ from adapterkit.training.config import RunConfig
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.run import Run
 from adapterkit.training.samples.sample import Sample
-from adapterkit.training.task import Dataset, OtherReader, Setting, Task, groups_of
+from adapterkit.training.task import Dataset, OtherReader, Prediction, Setting, Task, groups_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FULL = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -146,6 +146,16 @@ class CheckedTask(Task):
 
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         self._ask("prepare_generation", self.inner.prepare_generation, model, device)
+
+    def recall(self, classes: Sequence[str]) -> None:
+        self._ask("recall", self.inner.recall, classes)
+
+    def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
+        found, end = self._ask("predict", lambda: iter(self.inner.predict(inputs))), object()
+        while (one := self._ask("predict", next, found, end)) is not end:
+            if not isinstance(one, Prediction):
+                raise self._wrong("predict", one, "Predictions")
+            yield one
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
         found = self._ask("finish", self.inner.finish, samples)

@@ -10,7 +10,7 @@ the end `finish`, `exports` and `probe`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "Draw",
     "Notes",
     "OtherReader",
+    "Prediction",
     "Prompts",
     "RunConfig",
     "Sample",
@@ -108,6 +109,23 @@ class OtherReader:
     lacking: str = ""
     own: bool = True
     usage: Callable[[Path], str] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one input.
+
+    Attributes:
+        name: The input.
+        probabilities: Of the classes, by number.
+        said: The numbers of the classes that it is said to be of.
+        problem: Why there are none.
+    """
+
+    name: str
+    probabilities: Sequence[float] = ()
+    said: Sequence[int] = ()
+    problem: str = ""
 
 
 class Task(ABC):
@@ -226,6 +244,18 @@ class Task(ABC):
     def prepare_generation(self, model: Any, device: torch.device) -> None:
         """What `generate` needs, where there is no training."""
         raise StateError(f"the task {self.config.task!r} does not generate anything")
+
+    def recall(self, classes: Sequence[str]) -> None:
+        """Takes the names of the classes from an adapter's file, before `load_model` and in the place of `survey`."""
+        raise StateError(f"the task {self.config.task!r} predicts no classes")
+
+    def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
+        """What the model says of the files, and of the files in the folders, one after the other.
+
+        Raises:
+            DataError: There is no such file or folder, or none that is read.
+        """
+        raise StateError(f"the task {self.config.task!r} predicts no classes")
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """The last word: files that sum up the samples in that folder, figures for the summary."""

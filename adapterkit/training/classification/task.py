@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError
 from adapterkit.training.classification.augmentation import mixing, training_transform
 from adapterkit.training.classification.examples import Example, Found, class_names
-from adapterkit.training.classification.figures import overall
+from adapterkit.training.classification.figures import overall, said
 from adapterkit.training.classification.folders import find
 from adapterkit.training.classification.options import Options
 from adapterkit.training.classification.pictures import Item, Pictures, collated
 from adapterkit.training.classification.preprocessing import pixels_of
+from adapterkit.training.classification.reading import batched
 from adapterkit.training.classification.report import facts_of, repeated, write_report
 from adapterkit.training.classification.splitting import hold_out
 from adapterkit.training.classification.targets import loss_of, smoothed, targets_of, weights_of
@@ -36,7 +37,7 @@ from adapterkit.training.loading import (
 )
 from adapterkit.training.parts import inference
 from adapterkit.training.sizes import size_of
-from adapterkit.training.task import Setting, Task, content_key
+from adapterkit.training.task import Prediction, Setting, Task, content_key
 
 _AT_ONCE = 16  # images that are measured at a time
 
@@ -46,6 +47,7 @@ class ImageClassificationTask(Task):
 
     Options = Options
     options: Options
+    sampling = ("resolution", "multi_label", "train_head", "model_args")
     larger_is_better = frozenset({"accuracy", "f1", "mAP"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
@@ -133,6 +135,30 @@ class ImageClassificationTask(Task):
             logits, targets = self._answers(self.found.validation)
             found |= write_report(samples.parent, logits, targets, self.classes, several=self.options.multi_label)
         return found | {f"test {key}": value for key, value in self._measured(self.found.test).items()}
+
+    def recall(self, classes: Sequence[str]) -> None:
+        """The classes of a file."""
+        self.classes = list(classes)
+
+    def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
+        """The probabilities of every image; those of several classes are independent of each other."""
+        for group in batched(inputs, self.pixels, _AT_ONCE):
+            answers = iter(self._predicted([image for _, image, _ in group if image is not None]))
+            for path, image, problem in group:
+                shares, chosen = next(answers) if image is not None else ([], [])
+                yield Prediction(str(path), shares, chosen, problem)
+
+    def _predicted(self, images: Sequence[Tensor]) -> list[tuple[list[float], list[int]]]:
+        """Of each image the probabilities, and the numbers of its classes."""
+        if not images:
+            return []
+        several = self.options.multi_label
+        logits = self._logits(torch.stack([*images]).to(next(self.model.parameters()).device)).cpu().float()
+        if logits.shape[1] != len(self.classes):
+            raise ConfigError([f"the model tells {logits.shape[1]} classes, not {len(self.classes)}"], "run")
+        shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        chosen = [row.nonzero().flatten().tolist() for row in said(logits, several=several)]
+        return list(zip(shares, chosen, strict=True))
 
     @property
     def _fresh(self) -> int | None:

@@ -98,6 +98,11 @@ def run_of(place: Place, overrides: Sequence[str], model: str | None, task: str 
     return load_run(None, [*recorded, *overrides], **{**_filler(checkpoint), **known, **given})
 
 
+def record_of(place: Place) -> Record | None:
+    """What an adapter's file says of its training; None where it says nothing."""
+    return record_in(_read(place.file).metadata)
+
+
 def _options(record: Record) -> list[str]:
     """What the file's samples depend on, as overrides, which others follow."""
     return [f"options.{key}={json.dumps(value)}" for key, value in record.options.items()]

@@ -1,0 +1,109 @@
+"""`adapterkit predict`: what a trained classifier says of new images."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from timm.models import save_for_hf
+
+import adapterkit as ak
+from adapterkit.cli.main import main
+from adapterkit.training.classification.preprocessing import pixels_of
+from adapterkit.training.loading import load_image_classifier
+from adapterkit.training.loop import train
+from adapterkit.training.run import load_run
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+SIZES: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["predict", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", **SIZES), str(folder / "base"), model_args=SIZES)
+    for name, colour in COLOURS.items():
+        (folder / "data" / name).mkdir(parents=True)
+        for number in range(4):
+            shade = tuple(max(0, channel - 12 * number) for channel in colour)
+            Image.new("RGB", (16, 16), shade).save(folder / "data" / name / f"{number}.png")
+    values = {
+        "task": "image-classification", "model": str(folder / "base"), "data": str(folder / "data"),
+        "output": str(folder / "run"), "adapter": {"type": "lora", "rank": 2, "targets": "linear"}, "steps": 30,
+        "batch_size": 6, "learning_rate": 1e-2, "options": {"train_head": True},
+    }  # fmt: skip
+    train(load_run(None, **values), silent=True)
+    (folder / "new").mkdir()
+    Image.new("RGB", (30, 20), (250, 5, 0)).save(folder / "new/a.png")
+    Image.new("RGB", (20, 20), (0, 10, 240)).save(folder / "new/b.png")
+    return folder
+
+
+def test_classes_and_probabilities_of_a_folder(trained: Path):
+    result = call(trained / "run", trained / "new", "--json", "--top", "3")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(Path(row["file"]).name, row["class"]) for row in rows] == [("a.png", "red"), ("b.png", "blue")]
+    model: Any = load_image_classifier(str(trained / "base"), "float32", 3).eval()
+    adapters = ak.Adapters(model)
+    adapters.load(trained / "run/adapter.safetensors", "colours")
+    adapters.activate("colours")
+    pixels = pixels_of(model, "", None)
+    for row in rows:
+        with torch.no_grad():
+            shares = model(pixels.read(Path(row["file"]))[None])[0].softmax(-1)
+        told = torch.tensor([row["classes"][name] for name in COLOURS])
+        assert torch.allclose(told, shares, atol=1e-5)
+        assert row["probability"] == max(row["classes"].values())
+        assert list(row["classes"].values()) == sorted(row["classes"].values(), reverse=True)
+
+
+def test_a_file_alone_and_other_forms(trained: Path, tmp_path: Path):
+    expected = json.loads(call(trained / "run", trained / "new", "--json").stdout)
+    file = (
+        "--model",
+        trained / "base",
+        trained / "run/adapter.safetensors",
+        trained / "new/a.png",
+        trained / "new/b.png",
+    )
+    assert json.loads(call(*file, "--json").stdout) == expected
+    result = call(*file, "--csv", "-o", tmp_path / "out.csv")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows == [{key: str(row[key]) for key in ("file", "class", "probability")} for row in expected]
+    table = call(*file, "--top", "2").stdout.splitlines()
+    assert table[0].split() == ["file", "class", "probability", "likeliest"]
+    assert table[1].split()[1] == "red"
+
+
+def test_an_image_that_cannot_be_read_is_told_and_the_others_are_not_lost(trained: Path, tmp_path: Path):
+    (tmp_path / "bad.png").write_text("no image")
+    result = call(trained / "run", tmp_path / "bad.png", trained / "new", "--csv")
+    assert result.exit_code == 1
+    assert "bad.png: cannot be read as an image" in result.stderr
+    assert len(result.stdout.splitlines()) == 3
+
+
+def test_what_does_not_name_classes_is_refused(trained: Path, tmp_path: Path):
+    model = timm.create_model("vit_tiny_patch16_224", **SIZES)
+    adapters = ak.Adapters(model)
+    adapters.add("mine", ak.LoRA(rank=2))
+    adapters.save("mine", tmp_path / "mine.safetensors")
+    arguments = (tmp_path / "mine.safetensors", trained / "new", "--model", trained / "base")
+    result = call(*arguments, "--task", "image-classification")
+    assert result.exit_code == 1
+    assert "does not name its classes" in result.stderr
