@@ -65,6 +65,20 @@ def test_no_caption_is_what_guidance_of_xl_steers_away_from(large: Any):
     assert torch.equal(said, large.encode_prompt("", device=CPU)[0])
 
 
+def test_samples_begin_in_noise_where_the_schedule_ends_in_it(words: Path):
+    (words / "terminal").mkdir()
+    pipe = vision_models.pipeline(words / "terminal")
+    pipe.scheduler = diffusers.PNDMScheduler(prediction_type="v_prediction", steps_offset=1)
+    recipe = StableDiffusion(pipe, Options(zero_terminal_snr=True))
+    assert (
+        recipe.objective().noisy(NOISY, torch.ones_like(NOISY), torch.tensor([999])).allclose(torch.ones(()), atol=1e-3)
+    )
+    pipe.scheduler.set_timesteps(4)
+    assert pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert pipe.scheduler.alphas_cumprod[-1].item() == pytest.approx(0, abs=1e-6)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
 def test_chunks_are_of_whole_words(small: Any):
     text = "one red circle two blue square " * 4  # a token each; the tokenizer reads 14 and two special ones
     chunks = chunks_of(text, small.tokenizer, 3)

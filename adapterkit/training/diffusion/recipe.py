@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.diffusion.conditioning import Conditioning
-from adapterkit.training.diffusion.objectives.choice import objective_of, scheduled_shift
+from adapterkit.training.diffusion.objectives.choice import ending_in_noise, is_flow, objective_of, scheduled_shift
 from adapterkit.training.diffusion.objectives.objective import Objective
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.diffusion.vae import kl_latents
@@ -47,6 +47,8 @@ class Recipe(ABC):
 
     def __init__(self, pipe: Any, options: Options) -> None:
         self.pipe, self.options = pipe, options
+        if options.zero_terminal_snr and not is_flow(pipe.scheduler):
+            pipe.scheduler = ending_in_noise(pipe.scheduler)
 
     @classmethod
     def needed(cls) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,16 @@ from adapterkit.training.diffusion.options import ObjectiveOptions
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler of diffusers is one of flow matching."""
     return scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"
+
+
+def ending_in_noise(scheduler: Any) -> Any:
+    """A scheduler for samples of a model whose schedule ends in noise alone: it begins at the last step.
+
+    Lin et al. 2023, arXiv:2305.08891, section 3.3.
+    """
+    diffusers: Any = importlib.import_module("diffusers")
+    told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return diffusers.DDIMScheduler.from_config(scheduler.config, **told)
 
 
 def objective_of(scheduler: Any, options: ObjectiveOptions, shift: Callable[[int], float]) -> Objective:
