@@ -125,7 +125,7 @@ class _Writer:
     ) -> None:
         self._task, self._points, self._folder = task, points, folder
         self._stem = _UNFIT.sub("_", title_of(config)).strip("._") or "adapter"
-        self._trained = trained.replace(metadata={**trained.metadata, **task.metadata()})
+        self._trained = trained
         self._told: Mapping[str, Any] = {
             **config.card.model_dump(exclude={"thumbnail"}),
             "title": title_of(config),

@@ -14,6 +14,7 @@ from adapterkit.training.config import RunConfig
 from adapterkit.training.task import Task
 
 KEY = "adapterkit.training"
+TRIGGER = "modelspec.trigger_phrase"
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Record:
 
 
 def metadata_of(config: RunConfig, task: Task) -> dict[str, str]:
-    """The record as an entry of a file's metadata; the same for equal runs."""
+    """A file's metadata: the record, and what the task says of the training; the same for equal runs."""
     options = task.options.model_dump(mode="json")
+    trigger = trigger_of(config, task)
     record = {
         "task": config.task,
         "model": public_name(config.model),
-        "trigger": trigger_of(config, task),
+        "trigger": trigger,
         "options": {name: options[name] for name in task.sampling},
     }
     if classes := list(task.class_names()):
         record["classes"] = classes
-    return {KEY: json.dumps(record, sort_keys=True)}
+    known = {TRIGGER: trigger} if trigger else {}
+    return {KEY: json.dumps(record, sort_keys=True), **task.metadata(), **known}
 
 
 def public_name(model: str) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 from adapterkit.training.config import RunConfig
 from adapterkit.training.sizes import Size
 
+_MOST = 500
+"""Tags of a folder that a file tells, of captions the most frequent ones."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -42,7 +45,7 @@ def scripts_metadata(config: RunConfig, pictures: Sequence[Shown], size: Size) -
         "ss_sd_model_name": Path(config.model).name,
         "ss_num_train_images": str(len(pictures)),
         "ss_dataset_dirs": json.dumps(folders),
-        "ss_tag_frequency": json.dumps(tags),
+        "ss_tag_frequency": json.dumps({name: dict(found.most_common(_MOST)) for name, found in tags.items()}),
         "ss_resolution": f"({size[1]}, {size[0]})",
         "ss_steps": str(config.steps),
         "ss_max_train_steps": str(config.steps),

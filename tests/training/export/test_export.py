@@ -23,6 +23,7 @@ from adapterkit.training.checked import CheckedTask
 from adapterkit.training.export import libraries
 from adapterkit.training.export.checks import Checks
 from adapterkit.training.export.record import Record, public_name, record_in
+from adapterkit.training.export.scripts import Shown, scripts_metadata
 from adapterkit.training.loop import train
 from tests.training import toy_task
 from tests.training.small_pipeline import CAPTION, small_run, write_base
@@ -73,12 +74,21 @@ def test_the_uis_are_told_what_they_show(trained: Path):
     assert not any(str(trained) in value for value in told.values())
 
 
+def test_tags_that_are_told_are_the_most_frequent_ones(trained: Path, tmp_path: Path):
+    shown = [Shown("a", f"common, tag {number}") for number in range(600)]
+    found = json.loads(scripts_metadata(small_run(trained, tmp_path).config, shown, (8, 8))["ss_tag_frequency"])
+    assert len(found["a"]) == 500
+    assert found["a"]["common"] == 600
+
+
 def test_the_adapters_own_file_says_how_to_sample_it(trained: Path):
     options = {"resolution": 16, "sample_steps": 2, "guidance_scale": None, "caption_chunks": 1}
     expected = Record("diffusion", "base", "red style", options)
     for file in ("adapter.safetensors", KOHYA):
         found = read(trained / "run" / file, strict=False).checkpoint
         assert record_in(found.metadata) == expected
+        assert found.metadata["modelspec.trigger_phrase"] == "red style"
+        assert found.metadata["ss_num_train_images"] == "1"
     assert record_in({}) is None
     assert record_in({"adapterkit.training": "[1]"}) is None
     assert record_in({"adapterkit.training": '{"task": "diffusion"}'}) is None
