@@ -85,7 +85,8 @@ class Material(Task):
         chosen = held_out(pictures, self.options.validation_fraction, self.config.seed)
         if not chosen:
             raise ConfigError(["options.validation_fraction: there is one picture only; leave it out"], "run")
-        return [picture for picture in pictures if picture not in chosen], [still(picture) for picture in chosen]
+        apart = {picture.path for picture in chosen}
+        return [picture for picture in pictures if picture.path not in apart], [still(picture) for picture in chosen]
 
     def learnt(self) -> list[Picture]:
         """The pictures that are not a prior."""

@@ -34,11 +34,12 @@ def captions_of(
     found = {path: (read[stem], texts[stem]) for path in pictures if (stem := path.with_suffix("")) in texts}
     for stem in (stem for stem, caption in read.items() if not caption):
         notes.add("empty caption", texts[stem])
+    known = set(pictures)
     for table in _tables(files):
         for path, caption in table_captions(table, column, notes).items():
             if path in found:
                 notes.add(_SECOND, path)
-            elif path in pictures:
+            elif path in known:
                 found[path] = (caption, table)
                 if not caption:
                     notes.add("empty caption", path)
