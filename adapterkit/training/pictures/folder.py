@@ -45,12 +45,14 @@ class Reading:
         column: Of tables, which holds the captions.
         masks: A folder with the masks, or `BESIDE`; None where files hold none.
         named_repeats: Whether `10_name` means that what lies there is shown ten times.
+        apart: A folder that holds no data, even where it lies in that of the data.
     """
 
     caption: str | None = None
     column: str | None = None
     masks: Path | str | None = None
     named_repeats: bool = True
+    apart: Path | None = None
 
     def find(self, folder: Path, notes: Notes) -> list[Found]:
         """The pictures of a folder and its subfolders, sorted by path.
@@ -59,7 +61,7 @@ class Reading:
             DataError: There is no such folder or no picture in it; pictures lack a caption and there is none for all;
                 a caption is no text.
         """
-        files = [path for path in walk(folder, notes) if self.masks not in path.parents]
+        files = self._without_others(walk(folder, notes), folder)
         beside = masks_beside(files)
         pictures = _pictures_among(files, set(beside.values()), folder, notes)
         _refuse_splits(folder, pictures)
@@ -73,6 +75,13 @@ class Reading:
             Found(path, *captions.get(path, (spare.get(path) or "", None)), masks.get(path), names[path.parent].repeats)
             for path in pictures
         ]
+
+    def _without_others(self, files: Sequence[Path], folder: Path) -> list[Path]:
+        """Without masks in a folder of their own, and what is apart."""
+        others = [one.resolve() for one in (self.masks, self.apart) if isinstance(one, Path)]
+        top = folder.resolve()
+        within = {folder / one.relative_to(top) for one in others if one.is_relative_to(top)}
+        return [path for path in files if within.isdisjoint(path.parents)]
 
     def _spare(self, name: Named) -> str | None:
         """What a picture without a caption is said to show."""

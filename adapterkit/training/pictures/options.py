@@ -134,7 +134,8 @@ class PictureOptions(Manner):
     def reading(self, concept: Concept, data: Path) -> Reading:
         """How a concept's folder is read."""
         masks = {None: None, ALPHA: None, RANDOM: None, BESIDE: BESIDE}.get(concept.masks, data / (concept.masks or ""))
-        return Reading(concept.caption, self.caption_column, masks, self.named_repeats)
+        apart = None if self.cache is None else Path(self.cache)
+        return Reading(concept.caption, self.caption_column, masks, self.named_repeats, apart)
 
     def buckets_of(self, size: Size, multiple: int, longest: int | None = None) -> Buckets:
         """The sizes that pictures are brought to.

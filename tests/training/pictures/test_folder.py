@@ -231,3 +231,15 @@ def test_masks_in_a_folder_of_their_own(tmp_path: Path):
     assert told == []
     with pytest.raises(DataError, match="is not a folder"):
         found(tmp_path, caption="x", masks=tmp_path / "absent")
+
+
+def test_what_is_apart_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    picture(tmp_path / "data/a.png")
+    picture(tmp_path / "data/cache/b.png")
+    write(tmp_path / "data/cache/ab/c.entry", "x")
+    monkeypatch.chdir(tmp_path)
+    for apart in (tmp_path / "data/cache", Path("data/cache")):
+        for folder in (tmp_path / "data", Path("data")):
+            items, told = found(folder, caption="x", apart=apart)
+            assert [item.path.name for item in items] == ["a.png"]
+            assert told == []
