@@ -1,4 +1,4 @@
-"""`adapterkit bake`: a model with an adapter in its weights."""
+"""`adapterkit bake`: a model with an adapter in its weights, of files or of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from adapterkit.cli.messages import plain_warnings, say
 
 
 @click.command("bake", epilog="Example: adapterkit bake ./base style.safetensors ./base-with-style --weight 0.8")
-@click.argument("model", metavar="MODEL")
-@click.argument("file", metavar="ADAPTER", type=file_type)
-@click.argument("output", metavar="OUT", type=file_type)
+@click.argument("model", metavar="MODEL_OR_RUN")
+@click.argument("places", metavar="[ADAPTER] OUT", nargs=-1, required=True, type=file_type)
 @click.option("--weight", type=float, default=1.0, show_default=True, help="How strongly the adapter acts.")
 @lenient_option
 @pickle_option
-def command(model: str, file: Path, output: Path, weight: float, lenient: bool, allow_pickle: bool) -> None:
-    """Write MODEL anew to OUT, in its own layout, with the adapter in its weights; tensor by tensor."""
+def command(model: str, places: tuple[Path, ...], weight: float, lenient: bool, allow_pickle: bool) -> None:
+    """Write MODEL anew to OUT, in its own layout, with the adapter in its weights; tensor by tensor.
+
+    Of a RUN that has learnt classes, the model with its new head, as timm or transformers load it.
+    """
     click.get_current_context().with_resource(plain_warnings())
+    if len(places) == 1:
+        _bake_run(model, places[0], weight)
+        return
+    if len(places) != 2:
+        raise click.UsageError("name MODEL ADAPTER OUT, or RUN OUT")
+    file, output = places
     from adapterkit.errors import ModelNotFoundError
     from adapterkit.tools.bake import bake
     from adapterkit.tools.base import open_base
@@ -32,3 +40,17 @@ def command(model: str, file: Path, output: Path, weight: float, lenient: bool, 
     say(f"{output}  {done.tensors} tensors in {', '.join(done.files)}")
     if done.left_out:
         say(f"not taken along, since they hold the weights as they were: {', '.join(done.left_out)}", err=True)
+
+
+def _bake_run(text: str, output: Path, weight: float) -> None:
+    from adapterkit.errors import StateError
+    from adapterkit.training.predicting import Predictor
+    from adapterkit.training.samples.places import place_of, run_of
+
+    place = place_of(text)
+    if place.run is None:
+        raise StateError(f"{text} is no run; name the model, the adapter and where to write: MODEL ADAPTER OUT")
+    if place.note:
+        say(place.note, err=True)
+    apart = Predictor(run_of(place, (), None, None), place, weight).bake(output)
+    say(f"{output}  read back by its own library: {apart:.1g} apart")

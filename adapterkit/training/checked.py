@@ -181,6 +181,12 @@ class CheckedTask(Task):
             return found
         raise self._wrong("probe", found, "a tensor, or None")
 
+    def write_model(self, folder: Path) -> Tensor:
+        found = self._ask("write_model", self.inner.write_model, folder)
+        if isinstance(found, Tensor):
+            return found
+        raise self._wrong("write_model", found, "a tensor")
+
     def other_reader(self, format: str) -> OtherReader | None:
         found = self._ask("other_reader", self.inner.other_reader, format)
         if found is None or isinstance(found, OtherReader):

@@ -10,6 +10,7 @@ import torch
 from adapterkit.errors import StateError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.checked import CheckedTask
+from adapterkit.training.export.baked import write_baked
 from adapterkit.training.parts import inference
 from adapterkit.training.run import Run
 from adapterkit.training.samples.places import Place, record_of
@@ -40,9 +41,13 @@ class Predictor:
         self._task.recall(self.classes)
         self._model = self._task.load_model()
         self._task.place(self._model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        adapters, name = Adapters(self._model), run.config.adapter_name
-        adapters.load(place.file, name)
-        adapters.activate({name: weight})
+        self._adapters, name = Adapters(self._model), run.config.adapter_name
+        self._adapters.load(place.file, name)
+        self._adapters.activate({name: weight})
+
+    def bake(self, folder: Path) -> float:
+        """Writes the model with the adapter in its weights; it is of no further use here. See `write_baked`."""
+        return write_baked(self._task, self._model, self._adapters, folder)
 
     def __call__(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
         """See `Task.predict`."""

@@ -277,6 +277,14 @@ class Task(ABC):
         """What the model computes of a fixed input: shows whether an exported file does the same."""
         return None
 
+    def write_model(self, folder: Path) -> Tensor:
+        """Writes the model, which has no adapters any more, as its own library does; it then has a `probe`.
+
+        Returns:
+            The same of the model that is read back from there, by that library alone.
+        """
+        raise StateError(f"the task {self.config.task!r} does not write models; `adapterkit bake MODEL FILE OUT` may")
+
     def other_reader(self, format: str) -> OtherReader | None:
         """The library that reads files of that format into the model; None where there is none."""
         return None

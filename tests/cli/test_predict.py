@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from timm.models import save_for_hf
+from transformers import AutoImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import adapterkit as ak
 from adapterkit.cli.main import main
@@ -20,6 +21,7 @@ from adapterkit.training.classification.preprocessing import pixels_of
 from adapterkit.training.loading import load_image_classifier
 from adapterkit.training.loop import train
 from adapterkit.training.run import load_run
+from tests.backends.vision_models import vit_config
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 SIZES: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -107,3 +109,53 @@ def test_what_does_not_name_classes_is_refused(trained: Path, tmp_path: Path):
     result = call(*arguments, "--task", "image-classification")
     assert result.exit_code == 1
     assert "does not name its classes" in result.stderr
+
+
+def baked(run: Path, output: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, ["bake", str(run), str(output), *more])
+
+
+def test_a_run_is_baked_into_a_model_that_timm_loads(trained: Path, tmp_path: Path):
+    result = baked(trained / "run", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    plain: Any = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["label_names"] == list(COLOURS)
+    expected = json.loads(call(trained / "run", trained / "new", "--json", "--top", "3").stdout)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(plain))  # type: ignore[attr-defined]
+    for row in expected:
+        with Image.open(row["file"]) as image, torch.no_grad():
+            shares = plain(transform(image)[None])[0].softmax(-1)  # type: ignore[index]
+        assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-5)
+    again = baked(trained / "run", tmp_path / "model")
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+
+
+def test_a_run_is_baked_into_a_model_that_transformers_loads(trained: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    ViTForImageClassification(vit_config(num_labels=5)).save_pretrained(tmp_path / "base")
+    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4] * 3).save_pretrained(tmp_path / "base")
+    config = load_run(trained / "run/config.yaml", ["options.multi_label=true"], model=str(tmp_path / "base"))
+    train(config.at(tmp_path / "run"), silent=True)
+    result = baked(tmp_path / "run", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    plain = ViTForImageClassification.from_pretrained(tmp_path / "model").eval()
+    assert plain.config.id2label == dict(enumerate(COLOURS))
+    assert plain.config.problem_type == "multi_label_classification"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    [row] = json.loads(call(tmp_path / "run", trained / "new/a.png", "--json", "--top", "3").stdout)
+    with Image.open(row["file"]) as image, torch.no_grad():
+        shares = plain(**processor(image, return_tensors="pt")).logits[0].sigmoid()
+    assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-5)
+
+
+def test_what_cannot_be_baked_is_refused(trained: Path, tmp_path: Path):
+    config = load_run(trained / "run/config.yaml", ["steps=1"], adapter={"type": "bottleneck", "targets": "mlp"})
+    train(config.at(tmp_path / "run"), silent=True)
+    result = baked(tmp_path / "run", tmp_path / "model")
+    assert result.exit_code == 1
+    assert "acts on a sublayer's output, not on a weight" in result.stderr
+    assert not list(tmp_path.glob("*model*"))
+    alone = baked(trained / "run/adapter.safetensors", tmp_path / "model")
+    assert "is no run; name the model, the adapter and where to write" in alone.stderr

@@ -25,6 +25,7 @@ from adapterkit.training.classification.reading import batched
 from adapterkit.training.classification.report import facts_of, repeated, write_report
 from adapterkit.training.classification.splitting import hold_out
 from adapterkit.training.classification.targets import loss_of, smoothed, targets_of, weights_of
+from adapterkit.training.classification.writing import write_classifier
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.data_files import Notes, gather, listed, name_of
 from adapterkit.training.data_record import DataRecord
@@ -159,6 +160,23 @@ class ImageClassificationTask(Task):
         shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
         chosen = [row.nonzero().flatten().tolist() for row in said(logits, several=several)]
         return list(zip(shares, chosen, strict=True))
+
+    def probe(self) -> Tensor:
+        """What the model says of two images of noise."""
+        return self._logits(self._noise())
+
+    def write_model(self, folder: Path) -> Tensor:
+        """See `write_classifier`; what timm or transformers read back says of the same noise."""
+        several = self.options.multi_label
+        write_classifier(self.model, self.pixels, self.classes, folder, several=several)
+        noise = self._noise()
+        plain: Any = load_image_classifier(str(folder), self.config.dtype, None).to(noise.device).eval()
+        arguments, _ = take_size(plain, self.pixels.size)
+        return logits_of(plain(noise.to(next(plain.parameters()).dtype), **arguments))
+
+    def _noise(self) -> Tensor:
+        shape = (2, self.pixels.channels, *self.pixels.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(next(self.model.parameters()).device)
 
     @property
     def _fresh(self) -> int | None:
