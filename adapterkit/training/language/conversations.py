@@ -89,6 +89,11 @@ class Conversation:
         """The places of the assistant's messages."""
         return [number for number, message in enumerate(self.messages) if message["role"] == ASSISTANT]
 
+    def learnt(self, *, last: bool) -> list[int]:
+        """Of these the ones to be learnt: but for those with a `weight` of 0, and all or the last."""
+        weighty = [place for place in self.answers if self.messages[place].get("weight", 1) != 0]
+        return weighty[-1:] if last else weighty
+
 
 def asked(prompt: str, completion: str, system: str = "") -> Conversation:
     """One turn of a user, and the assistant's answer."""
@@ -122,7 +127,8 @@ def _normal(message: Any, row: Row) -> Message:
     if role is None:
         raise row.error(f"holds a message of the role {told!r}; expected one of {', '.join(_ROLES)}")
     content = _plain(message.get("content", message.get("value")))
-    rest = {key: value for key, value in message.items() if key not in ("role", "from", "content", "value") and value}
+    told_apart = ("role", "from", "content", "value")
+    rest = {key: value for key, value in message.items() if key not in told_apart and value not in (None, "", [])}
     if content is None and not rest.get("tool_calls"):
         raise row.error(f"holds a message of the role {told!r} without text; expected 'content' or 'value'")
     return {"role": role, "content": content or "", **rest}

@@ -83,13 +83,14 @@ def _has_words(said: Any) -> bool:
     return not isinstance(said, Exchange) or bool(said.completion.strip())
 
 
-def rendered(read: Read[Any], template: Template | None, model: str) -> list[list[Rendered]]:
+def rendered(read: Read[Any], template: Template | None, model: str, *, last: bool = False) -> list[list[Rendered]]:
     """What each row is as text; more than one where the template writes earlier answers otherwise than the last.
 
     Args:
         read: The rows.
         template: Of conversations; without one, a prompt and its completion follow each other as they are.
         model: Whose template it is, for errors.
+        last: Of each conversation only the last answer is learnt.
 
     Raises:
         ConfigError: There are conversations and no template.
@@ -104,17 +105,18 @@ def rendered(read: Read[Any], template: Template | None, model: str) -> list[lis
             ],
             "run",
         )
-    return [_rendered(said, row, template) for said, row in zip(read.found, read.rows, strict=True)]
+    return [_rendered(said, row, template, last=last) for said, row in zip(read.found, read.rows, strict=True)]
 
 
-def _rendered(said: Said, row: Row, template: Template | None) -> list[Rendered]:
+def _rendered(said: Said, row: Row, template: Template | None, *, last: bool) -> list[Rendered]:
     if isinstance(said, Document):
         return [Rendered(said.text, [(0, len(said.text))], framed=True, whole=True)]
     if template is None:
         assert isinstance(said, Exchange)
         return [said.plain()]
     try:
-        return template.answers(said.conversation() if isinstance(said, Exchange) else said)
+        conversation = said.conversation() if isinstance(said, Exchange) else said
+        return template.answers(conversation, conversation.learnt(last=last))
     except ValueError as error:
         raise row.error(str(error)) from error
 

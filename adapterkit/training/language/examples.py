@@ -118,7 +118,7 @@ def _notes(source: Source, rows: Sequence[list[Encoded]], template: Template | N
 
 
 def _encoded(source: Source, encoder: Encoder, template: Template | None, model: str) -> list[list[Encoded]]:
-    texts = rendered(source.read, template, model)
+    texts = rendered(source.read, template, model, last=encoder.learn == "last")
     encoded = encoder(one for row in texts for one in row)
     return [[next(encoded) for _ in row] for row in texts]
 

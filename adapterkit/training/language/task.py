@@ -29,7 +29,8 @@ class Options(base.Options):
     `completion`, or `text`.
 
     Attributes:
-        learn: What the loss is about: the assistant's answers and `completions`, or `everything`. Of texts always all.
+        learn: What the loss is about: the assistant's answers and `completions`, of each conversation the `last`
+            answer, or `everything`. Of texts always all, and of messages with a `weight` of 0 nothing.
         packing: `rows` has an example in each. `documents` has several, none of which sees another. `joined` has all,
             with end marks, one behind the other and cut into blocks; what is left over is not used. By default texts
             are joined, and all else is in rows.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.language.conversations import Conversation, Rendered, Span
+from adapterkit.training.language.conversations import Conversation, Message, Rendered, Span
 from adapterkit.training.text_files import read_text
 
 PLAIN, TURNS = "plain", "turns"
@@ -38,7 +40,7 @@ class Template:
         """
         return self._rendered(conversation, ask=ask)[0]
 
-    def answers(self, conversation: Conversation, after: int = 0) -> list[Rendered]:
+    def answers(self, conversation: Conversation, places: Sequence[int] | None = None) -> list[Rendered]:
         """The conversation with the assistant's answers to be learnt.
 
         They are where the template marks them, or else what each adds to the messages before it. A template
@@ -47,20 +49,28 @@ class Template:
 
         Args:
             conversation: Its messages.
-            after: Only what is said after so many of them is learnt.
+            places: Of the answers that are learnt, the places among the messages; None for all.
 
         Raises:
             ValueError: The template does not take these messages, or does not write what it asks with.
         """
+        places = conversation.answers if places is None else places
         if self.marked:
-            text, spans = self._rendered(conversation)
-            before = len(self.render(conversation.until(after))) if after else 0
-            return [Rendered(text, [span for span in spans if span[1] > before])]
-        examples = [self._last(conversation.until(place + 1)) for place in conversation.answers if place >= after]
+            return [self._marked(conversation, places)]
+        examples = [self._last(conversation.until(place + 1)) for place in places]
         text = self.render(conversation)
-        if all(text.startswith(example.text) for example in examples):
-            return [Rendered(text, [span for example in examples for span in example.learnt])]
-        return examples
+        spans = [_span_in(text, one, conversation.messages[at]) for one, at in zip(examples, places, strict=True)]
+        return examples if None in spans else [Rendered(text, [span for span in spans if span is not None])]
+
+    def _marked(self, conversation: Conversation, places: Sequence[int]) -> Rendered:
+        text, spans = self._rendered(conversation)
+        if len(places) == len(conversation.answers):
+            return Rendered(text, spans)
+        if len(spans) != len(conversation.answers):
+            told = f"{len(spans)} answers of {len(conversation.answers)}"
+            raise ValueError(f"is to be learnt in part, and the template marks {told}")
+        chosen = [span for span, place in zip(spans, conversation.answers, strict=True) if place in places]
+        return Rendered(text, chosen)
 
     def _last(self, conversation: Conversation) -> Rendered:
         """A conversation that ends with an answer, which is to be learnt."""
@@ -89,6 +99,21 @@ class Template:
         except (TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"is not what the chat template takes ({' '.join(str(error).split())})") from error
         return texts[0], [(int(start), int(end)) for start, end in spans[0]] if self.marked else []
+
+
+def _span_in(text: str, example: Rendered, answer: Message) -> Span | None:
+    """Where in the whole conversation an answer is that ends an example; None where it is written otherwise there.
+
+    What a template writes behind the last message of all is left out; where that begins as the next message does, the
+    span ends within a token of it, which is not learnt as it is not wholly inside.
+    """
+    start, end = example.learnt[0]
+    if text.startswith(example.text):
+        return start, end
+    alike = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(text, example.text, strict=False)))
+    said = str(answer["content"]).strip()
+    place = example.text.find(said, start) if said else -1
+    return (start, alike) if place >= 0 and place + len(said) <= alike else None
 
 
 def template_of(tokenizer: Any, told: str | None) -> Template | None:

@@ -14,7 +14,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.language.conversations import Rendered, Span
 
 _AT_ONCE = 256
-Learn = Literal["completions", "everything"]
+Learn = Literal["completions", "last", "everything"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, learn: Learn = "completions") -> None:
-        self.tokenizer, self.everything = tokenizer, learn == "everything"
+        self.tokenizer, self.learn, self.everything = tokenizer, learn, learn == "everything"
         self.shared = 0
         """Answers whose first characters are in one token with what stands before them; that one is not learnt."""
 
@@ -93,7 +93,7 @@ class Encoder:
         learnt = []
         for start, end in offsets:
             place = bisect.bisect_right(starts, start) - 1
-            learnt.append(place >= 0 and start < spans[place][1])
+            learnt.append(place >= 0 and end <= spans[place][1])
             after = place + 1
             self.shared += after < len(spans) and not learnt[-1] and start < starts[after] < end
         return learnt

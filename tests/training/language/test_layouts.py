@@ -76,17 +76,18 @@ def test_parts_of_contents_tools_and_reasoning_are_kept(tmp_path: Path):
         {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "plus"}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "2"},
-        {"role": "assistant", "content": "two", "reasoning_content": "hm", "name": None},
+        {"role": "assistant", "content": "two", "reasoning_content": "hm", "name": None, "weight": 0},
     ]
     found, _ = read(tmp_path, {"messages": messages, "tools": [{"type": "function"}]})
     assert found.messages == (
         {"role": "user", "content": "one plus"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "2"},
-        {"role": "assistant", "content": "two", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "two", "reasoning_content": "hm", "weight": 0},
     )
     assert found.tools == [{"type": "function"}]
     assert found.answers == [1, 3]
+    assert found.learnt(last=False) == [1]
 
 
 @pytest.mark.parametrize(

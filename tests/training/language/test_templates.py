@@ -45,6 +45,32 @@ def test_an_answer_that_is_written_otherwise_later_is_an_example_of_its_own():
     ]
 
 
+ENDED = BY_ROLE.replace(
+    "{% if add_generation_prompt %}<a>{% endif %}", "{% if add_generation_prompt %}<a>{% else %}<s>{% endif %}"
+)
+
+
+def test_what_is_written_behind_the_last_message_alone_makes_no_examples_of_their_own():
+    assert learnt(ENDED, TURNS) == ["<u>the cat<a>[sat<end>]<u>why<a>[the dog<end><s>]"]
+
+
+@pytest.mark.parametrize("template", [BY_ROLE, MARKED])
+def test_only_some_answers_are_learnt(template: str):
+    words = tokenizer(template)
+    found = template_of(words, None)
+    assert found is not None
+    first, *rest = TURNS.messages[1:]
+    weighed = Conversation((TURNS.messages[0], {**first, "weight": 0}, *rest))
+    for conversation, places in ((TURNS, TURNS.learnt(last=True)), (weighed, weighed.learnt(last=False))):
+        assert places == [3]
+        (one,) = found.answers(conversation, places)
+        assert [one.text[slice(*span)] for span in one.learnt] == ["the dog<end>"]
+    careless = template_of(tokenizer(MARKED.replace("<a>{% gen", "<a>{% generation %}{% endgeneration %}{% gen")), None)
+    assert careless is not None
+    with pytest.raises(ValueError, match="is to be learnt in part, and the template marks 4 answers of 2"):
+        careless.answers(TURNS, [3])
+
+
 def test_the_simple_template_ends_answers_with_the_end_mark():
     assert learnt(None, TURNS, "turns") == [
         "User: the cat\nAssistant: [sat<end>]\nUser: why\nAssistant: [the dog<end>]\n"

@@ -45,7 +45,7 @@ class Answer:
             said = said.conversation()
             after = len(said.messages) - 1
         try:
-            examples = template.answers(said, after)
+            examples = template.answers(said, [place for place in said.answers if place >= after])
         except ValueError as error:
             raise row.error(str(error)) from error
         if len(examples) != 1 or not examples[0].learnt:
