@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shlex
 import sys
 from types import ModuleType
@@ -41,7 +42,8 @@ def command(
 
     click.get_current_context().with_resource(plain_warnings())
     run = load_run(run_file, overrides)
-    for override in overrides:
+    first = is_first()
+    for override in overrides if first else ():
         say(f"override {override}", err=True)
     if dry_run:
         from adapterkit.cli.dry_run import show_plan
@@ -49,11 +51,18 @@ def command(
         show_plan(run)
         return
     result = loop().train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
+    if not first:
+        sys.exit(result.exit_code)
     if result.exit_code:
         _say_how_to_go_on(result, run_file, overrides)
     if result.finished_before:
         say(f"nothing is left to do: the run is finished. For more: steps={2 * result.step} --resume", err=True)
     summary(result)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun or accelerate has started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def loop() -> ModuleType:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.run import Run
@@ -23,6 +24,7 @@ def make_accelerator(run: Run) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # or else processes of a CPU do not know of each other
             mixed_precision=run.config.mixed_precision,
             log_with=tracker_names(run) or None,  # pyright: ignore[reportArgumentType] - it is a list of names
             project_dir=str(RunFolder(run).trackers),
@@ -38,6 +40,21 @@ def mean_over_processes(accelerator: Accelerator, tensor: Any) -> Tensor:
     """The mean of what each process has; with one process, what it has."""
     reduced = accelerator.reduce(tensor, "mean")
     return reduced if isinstance(reduced, Tensor) else tensor
+
+
+def average_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Gives all processes the mean of their gradients, in one message.
+
+    A gradient that some have and others lack, as where a batch has no caption, is zero in those.
+    """
+    if accelerator.num_processes == 1:
+        return
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    mean = mean_over_processes(accelerator, torch.cat([*(grad.float().flatten() for grad in own), there]))
+    *parts, share = mean.split([*(p.numel() for p in parameters), len(parameters)])
+    for parameter, part, had in zip(parameters, parts, share.tolist(), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype) if had else None
 
 
 def any_process(accelerator: Accelerator, stop: bool) -> bool:

@@ -17,7 +17,7 @@ from adapterkit.training.checked import CheckedTask
 from adapterkit.training.learner import Learner
 from adapterkit.training.order import Order, derive_seed, ordered
 from adapterkit.training.parts import inference, to_device
-from adapterkit.training.processes import mean_over_processes
+from adapterkit.training.processes import average_gradients, mean_over_processes
 from adapterkit.training.rates import factor
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, groups_of
@@ -123,10 +123,8 @@ class Steps:
 
     def _clip(self) -> float | None:
         """Averages the gradients over the processes, and bounds their norm, which is returned where it is finite."""
+        average_gradients(self._accelerator, list(self._learner.trained.parameters()))
         parameters = [p for p in self._learner.trained.parameters() if p.grad is not None]
-        if self._accelerator.num_processes > 1:
-            for parameter in parameters:
-                parameter.grad = mean_over_processes(self._accelerator, parameter.grad)
         limit = self._run.config.max_grad_norm
         total: Any = self._accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         norm = float(total)
