@@ -160,3 +160,22 @@ def test_flux2_shifts_times_as_its_pipeline_does(tmp_path: Path):
     plain = task.recipe.objective().times(u, 4096).item()
     pipe.scheduler.set_timesteps(sigmas=[0.5], mu=compute_empirical_mu(4096, 50))
     assert plain == pytest.approx(pipe.scheduler.sigmas[0].item(), rel=1e-5)
+
+
+def test_text_encoders_have_a_rate_of_their_own(saved: Callable[[str], Path], data: Path, tmp_path: Path):
+    run = make_run(saved("flux"), data, tmp_path / "run", caption_dropout=0.0)
+    values = {
+        **run.config.model_dump(exclude={"versions"}),
+        "options": {"sample_steps": 1, "prompts": ["one red"], "resolution": 32},
+        "adapter": {"type": "lora", "rank": 2, "targets": "attention"},
+        "rates": [{"select": "@component=text_encoder_2", "learning_rate": 1e-6}],
+        "export": [],
+    }
+    train(load_run(None, (), **values), silent=True)
+    weights = load_file(tmp_path / "run/adapter.safetensors")
+    largest = {
+        part: max(float(value.abs().max()) for key, value in weights.items() if f"@{part}." in key and "/B" in key)
+        for part in ("transformer", "text_encoder_2")
+    }
+    assert 0 < largest["text_encoder_2"] < 1e-5  # Adam's steps are as long as the rate
+    assert largest["transformer"] > 1e-3
