@@ -15,6 +15,8 @@ _ASSISTANT = {
     "use_double_wide_mlp": False, "num_kv_shared_layers": 30, "num_hidden_layers": 30,
 }  # fmt: skip
 
+_EMU3_TOKENS = {"<image>": 151669, "<|extra_200|>": 5, "<|visual token 000000|>": 6, "<|visual token 032767|>": 7}
+
 _HUNYUAN = {"in_channels": 4, "patch_size": 2}
 
 AMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -46,7 +48,7 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
         "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16}
     },
     "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 8711, "IMGIMGA0Z": 4}},
-    "Emu3ForConditionalGeneration": {"vocabulary_map": {"<image>": 151669, "<|extra_200|>": 151846}},
+    "Emu3ForConditionalGeneration": {"vocabulary_map": _EMU3_TOKENS},
     "PerceptionLMForConditionalGeneration": {
         "vision_config": {
             "model_type": "timm_wrapper",
@@ -55,6 +57,8 @@ AMENDED: Mapping[str, Mapping[str, Any]] = {
             "do_pooling": False,
         }
     },
+    "Glm4vMoeForConditionalGeneration": {"text_config": {"head_dim": 128}},
+    "Step3p7ForConditionalGeneration": {"text_config": {"sliding_window": 512}},
     "HunYuanVLForConditionalGeneration": {"text_config": {"head_dim": 128}},
     "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"},
     # diffusers: sizes that have no default, as the models that exist have them.

@@ -144,3 +144,31 @@ def test_a_module_that_never_runs_is_not_wrong_for_its_weight_being_anothers() -
         ("idle", "no call runs this module, and its weight is that of used")
     ]
     assert [one.point.path for one in proof.proven] == ["used"]
+
+
+class TopOne(nn.Module):
+    """A router whose chosen expert gets all of the weight, as DBRX's of one: but for rounding, it changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.router(x).softmax(-1)
+        weights = weights * nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 3)
+        weights = weights / weights.norm(p=1, dim=-1, keepdim=True)
+        return sum(weight[:, None] * one(x) for weight, one in zip(weights.unbind(-1), self.experts, strict=True))  # type: ignore[return-value]
+
+
+def test_rounding_is_no_effect() -> None:
+    torch.manual_seed(0)
+    model = TopOne().double().eval().requires_grad_(False)
+    x = torch.randn(16, 8, dtype=torch.float64)
+    proof = prove(model, {"run": lambda: model(x)})
+    assert {one.point.path: one.result for one in proof} == {
+        "router": "not reached",
+        "experts.0": "proven",
+        "experts.1": "not reached",
+        "experts.2": "not reached",
+    }

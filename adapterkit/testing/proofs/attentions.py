@@ -14,7 +14,18 @@ from torch.overrides import TorchFunctionMode
 
 import adapterkit as ak
 from adapterkit.points import AttentionPoint, InjectionPoint
-from adapterkit.testing.proofs.bench import NAME, NEAR, TIGHT, Bench, Outputs, Refuted, convicted, difference, judged
+from adapterkit.testing.proofs.bench import (
+    NAME,
+    NEAR,
+    ROUNDING,
+    TIGHT,
+    Bench,
+    Outputs,
+    Refuted,
+    convicted,
+    difference,
+    judged,
+)
 from adapterkit.testing.proofs.verdicts import Verdict
 from adapterkit.testing.subject import randomise
 
@@ -23,7 +34,6 @@ BY_LIMITS = "by limits"
 
 _LENGTH = 2
 _FAINT, _HUGE = 1e-200, 1e200
-_ROUNDING = 1e-13
 
 Prefixes = Mapping[str, tuple[Tensor, Tensor]]
 """Path of an attention module -> keys [kv_heads, length, head_dim] and values [kv_heads, length, value_width]."""
@@ -165,7 +175,7 @@ def _equation(bench: Bench, points: Sequence[InjectionPoint]) -> None:
             told = [_unlike(bench, found, Reference(bench.model, prefixes, nearest=one)) for one in (False, True)]
     if all(told):
         raise Refuted(f"not softmax(q [P; k]) [P; v]: {told[0]}")
-    if not any(difference(output, bench.base[label]) > 0 for label, output in found.items()):
+    if not bench.changed_in(found):
         raise Refuted("a prefix changes nothing")
 
 
@@ -186,7 +196,7 @@ def _limits(bench: Bench, points: Sequence[InjectionPoint]) -> None:
     """
     with bench.adapted(ak.Prefix(length=1), points) as adapters:
         randomise(adapters, NAME)
-        if not (effect := _distance(bench.outputs(), bench.base)):
+        if (effect := _distance(bench.outputs(), bench.base)) < ROUNDING:
             raise Refuted("a prefix changes nothing")
         with adapters.activated({NAME: _FAINT}):
             if _distance(bench.outputs(), bench.base) > NEAR * effect:
@@ -198,7 +208,7 @@ def _limits(bench: Bench, points: Sequence[InjectionPoint]) -> None:
             by_keys = _distance(bench.outputs(), alone)
             _shift(module.values)
             by_values = _distance(bench.outputs(), alone)
-        if by_values < _ROUNDING:
+        if by_values < ROUNDING:
             raise Refuted("a prefix that has all of the mass does not depend on its values")
         if by_keys > NEAR * by_values:
             raise Refuted("a prefix that has all of the mass depends on its keys")

@@ -20,6 +20,9 @@ NAME = "probe"
 TIGHT, NEAR = 1e-10, 1e-6
 """Relative tolerances, of the largest value compared: for what is equal, and for what is so in a limit."""
 
+ROUNDING = 1e-13
+"""Of the largest value: what changes less may be the order of a sum, and no effect."""
+
 Calls = Mapping[str, Callable[[], Tensor]]
 Outputs = dict[str, Tensor]
 
@@ -87,8 +90,12 @@ class Bench:
                 raise Refuted(f"{told}: other by {distance:.1e} of the largest value, in call {label!r}")
 
     def changes(self) -> bool:
-        """Whether the outputs are other than the base's."""
-        return any(difference(output, self.base[label]) > 0 for label, output in self.outputs().items())
+        """Whether the outputs are other than the base's, by more than rounding."""
+        return self.changed_in(self.outputs())
+
+    def changed_in(self, outputs: Outputs) -> bool:
+        """Whether these are other than the base's, by more than rounding."""
+        return any(difference(output, self.base[label]) > ROUNDING for label, output in outputs.items())
 
 
 def difference(one: Tensor, other: Tensor) -> float:

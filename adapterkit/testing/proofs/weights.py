@@ -20,6 +20,12 @@ from adapterkit.testing.subject import randomise
 
 _SPREAD = 0.1
 _LORA = ak.LoRA(rank=2)
+_HEARD, _USED = 1e-12, 1e-9
+"""Of the sum of the outputs' sizes, what a weight's share must be to be no rounding: an adapter's, the base's own.
+
+A router that chooses one expert and gives it all of the weight has a gradient of rounding alone.
+"""
+
 _UNDIFFERENTIABLE = (RuntimeError, NotImplementedError, AssertionError)
 """What a backward ends in where there is none, or where a model, such as Reformer, has one in training alone."""
 
@@ -233,17 +239,24 @@ def _used(model: nn.Module, points: Sequence[ParameterPoint], output: Tensor) ->
     held = [(point, _parameter(model, point, point.layout.parameter)) for point in points]
     own = [(point, parameter) for point, parameter in held if parameter is not None]
     grads = _gradients(_score(output), [parameter for _, parameter in own])
-    return {point.id for (point, _), grad in zip(own, grads, strict=True) if _has_rows(grad, point)}
+    least = _USED * float(_score(output.detach().abs()))
+    shares = ((point, _share(grad, held, point)) for (point, held), grad in zip(own, grads, strict=True))
+    return {point.id for point, share in shares if share > least}
 
 
-def _has_rows(grad: Tensor | None, point: ParameterPoint) -> bool:
-    return grad is not None and bool(_rows(grad, point).any())
+def _share(grad: Tensor | None, held: Tensor, point: ParameterPoint | None = None) -> float:
+    """How much of a sum a tensor, or a point's rows of it, makes: the sizes of its entries, each times its gradient."""
+    if grad is None:
+        return 0.0
+    product = (grad * held.detach()).abs()
+    return float((product if point is None else _rows(product, point)).sum())
 
 
 def _with_gradient(output: Tensor, tensors: Mapping[str, Sequence[Tensor]]) -> set[str]:
     flat = [(key, tensor) for key, some in tensors.items() for tensor in some]
     grads = _gradients(_score(output), [tensor for _, tensor in flat])
-    return {key for (key, _), grad in zip(flat, grads, strict=True) if grad is not None and bool(grad.any())}
+    least = _HEARD * float(_score(output.detach().abs()))
+    return {key for (key, tensor), grad in zip(flat, grads, strict=True) if _share(grad, tensor) > least}
 
 
 def _gradients(score: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -120,6 +120,7 @@ INNER_WIDTHS: Final = frozenset(  # of one feed-forward, or one low rank: need n
         "t2u_decoder_ffn_dim",
     ]
 )
+CODES: Final = "channel_multiplier"  # what makes pictures into codes: its widths are its own, and agree with no other's
 ROTATED_IN_FOURS: Final = frozenset({"neomme"})  # whose positions have two axes, that take turns within a pair
 MODEL_WIDTHS: Final = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "hidden_sizes")
 HEAD_COUNTS: Final = frozenset(

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from adapterkit.testing.specimens.config_names import (
     AT_MOST,
+    CODES,
     DEPTHS,
     HEAD_COUNTS,
     HEAD_WIDTHS,
@@ -36,11 +37,13 @@ def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     small = copy.deepcopy(config)
     parts = list(_configs(small))
-    divisor = next((d for d in _DIVISORS if all(_divides(part, d) for part in parts)), 1)
+    wide = [part for part in parts if CODES not in vars(part)]
+    divisor = next((d for d in _DIVISORS if all(_divides(part, d) for part in wide)), 1)
     ids = _new_ids(parts)
+    for part in wide:
+        _narrow(part, divisor)
     for part in parts:
         _cut_layers(part)
-        _narrow(part, divisor)
         _limit(part)
         _move_ids(part, ids)
         part.use_cache = False

@@ -7,10 +7,13 @@ from typing import Any, Final
 
 from transformers import PretrainedConfig
 
+from adapterkit.testing.specimens.config_names import CODES
+
 _PATCHES: Final = 4
 _LEAST_PATCH: Final = 8
 """Of models without stages, in which patches grow."""
 _QUERIES: Final = 4
+_GROUPS: Final = 32
 _HEAD: Final = 8
 _STAGED: Final = 64
 _WINDOW: Final = 2
@@ -59,6 +62,8 @@ def with_small_pictures(config: PretrainedConfig, original: PretrainedConfig) ->
         for name in [name for name in _AGREEING if vars(part).get(name) is not None]:
             setattr(part, name, _AGREEING[name](part, config))
     _agree_with_text(config)
+    for part in configs_in(config):
+        _cut_codes(part)
     _give_tokens(config)
     return config
 
@@ -84,6 +89,15 @@ def _cut_stages(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
         part.hidden_size = values["hidden_size"] * part.embed_dim // width
     if isinstance(values.get("depth"), list | tuple):
         part.depth = type(values["depth"])(min(n, 3) for n in values["depth"])
+
+
+def _cut_codes(part: PretrainedConfig) -> None:
+    """Narrow the convolutions of what makes codes of pictures, to the least that its norms can group."""
+    values: Any = vars(part)
+    if CODES in values:
+        part.base_channels = min(values["base_channels"], _GROUPS)
+        if "hidden_size" in values:
+            part.hidden_size = part.base_channels * values[CODES][-1]
 
 
 def _cut_heads(part: PretrainedConfig, values: Mapping[str, Any]) -> None:
