@@ -138,6 +138,8 @@ class RunConfig(Section):
         export: Formats that the adapter is written in at the end, beside its own, each read back and compared: such as
             `[kohya, diffusers]`; None leaves it to the task, `[]` writes none.
         export_dtype: What numbers are written as in those files, so that they are half as large; as trained by default.
+        bake: Write the model with the adapter in its weights too, into `model/` of the run folder, as its own library
+            reads it; the task has to know how.
         card: What those files and the model card tell people.
         evaluate_every: Steps between evaluations; None makes them with the samples.
         best: The figure by which the best evaluation is known, whose adapter the run ends with; None for the last step.
@@ -181,6 +183,7 @@ class RunConfig(Section):
     strengths: list[float] = [0, 0.5, 0.75, 1, 1.25]
     export: list[str] | None = None
     export_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    bake: bool = False
     card: CardKeys = CardKeys()
     evaluate_every: int | None = Field(None, gt=0)
     best: Annotated[Best | None, BeforeValidator(_named)] = None
@@ -196,6 +199,7 @@ class RunConfig(Section):
 FREE_ON_RESUME = frozenset(
     {
         "card",
+        "bake",
         "export",
         "export_dtype",
         "samples",

@@ -122,6 +122,8 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
         _check_name(config.adapter_name, problems)
         _check_formats(config.export or (), problems)
         _check_rates(config, problems)
+        if config.bake and task is not None:
+            _check_bake(task, problems)
         if config.early_stop is not None and config.best is None:
             problems.append("early_stop: say with `best` by which figure, such as best=accuracy")
         if config.epochs is not None and "steps" in values:
@@ -177,6 +179,13 @@ def _check_formats(names: Sequence[str], problems: list[str]) -> None:
             get_plugin_manager().format(name)
         except AdapterKitError as error:
             problems.append(f"export: {error}")
+
+
+def _check_bake(task: type[Task], problems: list[str]) -> None:
+    from adapterkit.training.task import Task  # which imports torch
+
+    if task.write_model is Task.write_model:
+        problems.append("bake: this task does not write models; set it to false, and see `adapterkit bake`")
 
 
 def _check_rates(config: RunConfig, problems: list[str]) -> None:

@@ -173,7 +173,14 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Removes a run's own files but its configuration, and nothing else that may be in the folder."""
-        for folder in (self.samples, self.snapshots.folder, self.best, self.trackers, self.path / "export"):
+        for folder in (
+            self.samples,
+            self.snapshots.folder,
+            self.best,
+            self.trackers,
+            self.path / "export",
+            self.path / "model",
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.data, self.metrics, self.adapter, self.summary, self.picture, self.path / "README.md"):
             file.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adapterkit.training.best import Keeper
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.events import Callbacks, Training, made
+from adapterkit.training.export.baked import MODEL, write_baked
 from adapterkit.training.export.closing import close
 from adapterkit.training.export.files import check_formats
 from adapterkit.training.export.record import metadata_of
@@ -372,6 +374,11 @@ class Trainer:
         adapters, tell = self.learner.adapters, self.progress.message
         made = close(self.task, self.model, adapters, self.previews, self.folder, self.figures, tell)
         self.figures |= {f"for {one.format}": str(one if one.failed else one.path) for one in made if not one.problem}
+        if self.config.bake:
+            place = self.folder.path / MODEL
+            shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
+            write_baked(self.task, self.model, adapters, place)
+            self.figures["baked model"] = str(place)
 
 
 def _every(steps: int | None, step: int) -> bool:

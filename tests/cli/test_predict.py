@@ -12,11 +12,13 @@ import timm
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import AutoImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import adapterkit as ak
 from adapterkit.cli.main import main
+from adapterkit.errors import ConfigError
 from adapterkit.training.classification.preprocessing import pixels_of
 from adapterkit.training.loading import load_image_classifier
 from adapterkit.training.loop import train
@@ -136,10 +138,16 @@ def test_a_run_is_baked_into_a_model_that_transformers_loads(trained: Path, tmp_
     torch.manual_seed(0)
     ViTForImageClassification(vit_config(num_labels=5)).save_pretrained(tmp_path / "base")
     ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4] * 3).save_pretrained(tmp_path / "base")
-    config = load_run(trained / "run/config.yaml", ["options.multi_label=true"], model=str(tmp_path / "base"))
-    train(config.at(tmp_path / "run"), silent=True)
+    config = load_run(
+        trained / "run/config.yaml", ["options.multi_label=true", "bake=true", "ema=0.5"], model=str(tmp_path / "base")
+    )
+    done = train(config.at(tmp_path / "run"), silent=True)
     result = baked(tmp_path / "run", tmp_path / "model")
     assert result.exit_code == 0, result.output
+    ours, its = (load_file(folder / "model/model.safetensors") for folder in (tmp_path, tmp_path / "run"))
+    assert done.figures["baked model"] == str(tmp_path / "run/model")
+    assert ours.keys() == its.keys()
+    assert all(torch.equal(ours[key], its[key]) for key in ours)
     plain = ViTForImageClassification.from_pretrained(tmp_path / "model").eval()
     assert plain.config.id2label == dict(enumerate(COLOURS))
     assert plain.config.problem_type == "multi_label_classification"
@@ -157,5 +165,12 @@ def test_what_cannot_be_baked_is_refused(trained: Path, tmp_path: Path):
     assert result.exit_code == 1
     assert "acts on a sublayer's output, not on a weight" in result.stderr
     assert not list(tmp_path.glob("*model*"))
+    file = trained / "run/config.yaml"
+    second = load_run(file, ["bake=true"], adapter={"type": "bottleneck"}).at(tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"bake: .*Bottleneck\w*: acts otherwise than by other weights.*such as lora"):
+        train(second, silent=True)
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(ConfigError, match="bake: this task does not write models"):
+        load_run(file, ["bake=true"], task="diffusion", options={})
     alone = baked(trained / "run/adapter.safetensors", tmp_path / "model")
     assert "is no run; name the model, the adapter and where to write" in alone.stderr

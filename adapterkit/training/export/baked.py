@@ -9,12 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapterkit.errors import CheckpointError, StateError
+from adapterkit.errors import CheckpointError, ConfigError, StateError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.parts import inference
 from adapterkit.training.task import Task
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+MODEL = "model"
+"""Where in a run folder."""
+
+
+def check_bakeable(adapters: Adapters, name: str) -> None:
+    """Looks for what acts otherwise than by other weights, before anything is trained.
+
+    Raises:
+        ConfigError: Something does.
+    """
+    acting = {type(module).__name__ for module in adapters.modules(name).values() if not module.abilities.merge}
+    if acting:
+        told = f"{', '.join(sorted(acting))}: acts otherwise than by other weights, and cannot be baked"
+        raise ConfigError([f"bake: {told}; set it to false, or train a type that merges, such as lora"], "run")
 
 
 def write_baked(task: Task, model: object, adapters: Adapters, folder: Path) -> float:

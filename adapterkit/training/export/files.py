@@ -21,6 +21,7 @@ from adapterkit.handle.view import seen
 from adapterkit.mapping.model import map_model
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig
+from adapterkit.training.export.baked import check_bakeable
 from adapterkit.training.export.checks import Check, Checks
 from adapterkit.training.export.record import trigger_of
 from adapterkit.training.export.thumbnail import thumbnail
@@ -95,8 +96,10 @@ def check_formats(config: RunConfig, task: Task, adapters: Adapters, tell: Calla
         tell: Takes a line for the user, of a format that the run has not named.
 
     Raises:
-        ConfigError: A format that the run names cannot hold the adapter.
+        ConfigError: A format that the run names cannot hold the adapter, or it is to be baked and cannot be.
     """
+    if config.bake:
+        check_bakeable(adapters, config.adapter_name)
     problems: list[str] = []
     for format in task.exports() if config.export is None else config.export:
         with tempfile.TemporaryDirectory(dir=config.output, prefix=".export-") as folder, warnings.catch_warnings():
