@@ -56,7 +56,7 @@ def command(
     if result.exit_code:
         _say_how_to_go_on(result, run_file, overrides)
     if result.finished_before:
-        say(f"nothing is left to do: the run is finished. For more: steps={2 * result.step} --resume", err=True)
+        say("nothing is left to do: the run is finished. For more: --resume with more steps or epochs", err=True)
     summary(result)
 
 
@@ -86,7 +86,8 @@ def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...])
     again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
     finish = shlex.join(["adapterkit", "finish", str(result.folder)])
     with contextlib.suppress(OSError):  # the terminal may be gone
-        say(f"{_told(result)}{_ways_on(result, again, finish)}", err=True)
+        if result.main:
+            say(f"{_told(result)}{_ways_on(result, again, finish)}", err=True)
     sys.exit(result.exit_code)
 
 
@@ -109,12 +110,17 @@ def _ways_on(result: Result, again: str, finish: str) -> str:
 
 
 def summary(result: Result) -> None:
-    """Prints what a run came to."""
+    """Prints what a run came to; one process of several does."""
+    if not result.main:
+        return
     rows: dict[str, Any] = {"steps": result.step, "loss (last steps)": f"{result.loss:.4f}"}
     rows |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.figures.items()}
     if result.speed:
         rows |= {"speed": result.speed, "peak memory": f"{result.peak_memory / 2**30:.2f} GiB"}
-    rows |= {"samples": result.folder / "samples", "metrics": result.folder / "metrics.jsonl"}
+    samples = result.folder / "samples"
+    if samples.is_dir() and any(samples.iterdir()):
+        rows["samples"] = samples
+    rows |= {"metrics": result.folder / "metrics.jsonl"}
     if result.adapter is not None:
         rows["adapter"] = f"{result.adapter} ({result.adapter.stat().st_size / 1024:.0f} KiB)"
     width = max(map(len, rows))

@@ -86,27 +86,30 @@ class Steps:
         Raises:
             TrainingError: The loss is not finite.
         """
-        if self._batches is None:
-            self._batches = self.batches()
         began = time.monotonic()
         set_seed(derive_seed(self._run.config.seed, "step", done, self._accelerator.process_index) % 2**32)
         rate = self._learner.set_rates(factor(self._run, done))
-        loss, seen, unit = self._backward(self._batches, done)
+        loss, seen, unit = self._backward(done)
         norm = self._clip()
         self._learner.step(done + 1, self._run.config.steps)
         seconds = round(time.monotonic() - began, 4)
         return {"step": done + 1, "loss": loss, "lr": rate, "grad_norm": norm, "seconds": seconds, unit: seen}, unit
 
     def close(self) -> None:
-        """Ends the processes that read data, which ignore signals."""
+        """Ends the processes that read data, which ignore signals: nothing else may refer to what feeds from them."""
         self._batches = None
 
-    def _backward(self, batches: Iterator[Any], done: int) -> tuple[float, int, str]:
+    def _next(self) -> Any:
+        if self._batches is None:
+            self._batches = self.batches()
+        return next(self._batches)
+
+    def _backward(self, done: int) -> tuple[float, int, str]:
         """Gradients of a step; its loss, and how much of what it has seen."""
         accelerator, micro = self._accelerator, self._run.config.gradient_accumulation
         total, seen, unit = torch.zeros((), device=accelerator.device), 0, ""
         for _ in range(micro):
-            batch = next(batches)
+            batch = self._next()
             amount, unit = self._task.amount(batch)
             seen += amount * accelerator.num_processes
             with accelerator.autocast():

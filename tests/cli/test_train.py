@@ -155,7 +155,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits(run_file: Path, tmp_path: P
     os.killpg(process.pid, number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "To go on: adapterkit train" in messages
+    assert "to go on: adapterkit train" in messages
     steps = [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl")]
     assert (tmp_path / f"run/checkpoints/step-{steps[-1]:06d}/state.json").exists()
 
