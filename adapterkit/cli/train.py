@@ -86,8 +86,7 @@ def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...])
     again = shlex.join(["adapterkit", "train", run_file, *overrides, "--resume"])
     finish = shlex.join(["adapterkit", "finish", str(result.folder)])
     with contextlib.suppress(OSError):  # the terminal may be gone
-        if result.main:
-            say(f"{_told(result)}{_ways_on(result, again, finish)}", err=True)
+        say(f"{_told(result)}{_ways_on(result, again, finish)}", err=True)
     sys.exit(result.exit_code)
 
 
@@ -110,9 +109,7 @@ def _ways_on(result: Result, again: str, finish: str) -> str:
 
 
 def summary(result: Result) -> None:
-    """Prints what a run came to; one process of several does."""
-    if not result.main:
-        return
+    """Prints what a run came to."""
     rows: dict[str, Any] = {"steps": result.step, "loss (last steps)": f"{result.loss:.4f}"}
     rows |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in result.figures.items()}
     if result.speed:

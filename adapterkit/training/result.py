@@ -21,7 +21,6 @@ class Result:
         exit_code: 129, 130 or 143 where a signal ended the run, else 0.
         speed: Steps, and examples or tokens, per second, samples included.
         peak_memory: Bytes in use at most: of the GPU, or of the process where there is none.
-        main: Whether this is the first of the processes that trained: what it tells is told once.
         finished_before: Whether nothing was left to do.
         saved: The step of the newest checkpoint that this session has written or begun with; None where there is none.
     """
@@ -35,5 +34,4 @@ class Result:
     saved: int | None = None
     speed: str = ""
     peak_memory: int = 0
-    main: bool = True
     finished_before: bool = False

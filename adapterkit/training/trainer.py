@@ -119,7 +119,6 @@ class Trainer:
             saved=self.saved,
             speed=self.progress.pace(self.done),
             peak_memory=peak_memory(self.accelerator),
-            main=self.main,
         )
 
     # -- before the first step --------------------------------------------------------------------------------------
