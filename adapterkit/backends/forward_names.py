@@ -33,6 +33,12 @@ def asks_attribute_of(module: nn.Module, name: str) -> bool:
     return ("getattr", name) in itertools.pairwise(loads)
 
 
+def method_mentions(module: nn.Module, method: str, names: frozenset[str]) -> bool:
+    """Whether the code of a module's method, where it has one of this name, has one of these names itself."""
+    function = _plain(getattr(base_class(module), method, None))
+    return isinstance(function, FunctionType) and not names.isdisjoint(_names(function.__code__))
+
+
 @functools.lru_cache(maxsize=1024)
 def _class_mentions(cls: type[nn.Module], processor: type, names: frozenset[str]) -> bool:
     starts: list[Any] = [cls.forward, processor.forward if issubclass(processor, nn.Module) else processor.__call__]

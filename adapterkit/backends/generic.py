@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
-from adapterkit.backends.masks_around import made_around
+from adapterkit.backends.inside import withheld_inside
 from adapterkit.backends.seams import reach_of, refusal
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.errors import UnsupportedModelError
@@ -82,7 +82,7 @@ class GenericBackend(Backend):
         return {} if self.roles else towers(model)  # whose roles are those of the whole model's paths
 
     def withheld(self, model: nn.Module, part: str, point: InjectionPoint) -> str | None:
-        return made_around(model, part, point)
+        return withheld_inside(model, part, point)
 
     def remarks(self, model: nn.Module) -> Mapping[str, str]:
         return self._recognised(model, self.component, ()).remarks

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
-from adapterkit.backends.masks_around import made_around
+from adapterkit.backends.inside import withheld_inside
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
 from adapterkit.layouts import Repeats
@@ -38,7 +38,7 @@ class TowersBackend(Backend):
         return towers(model)
 
     def withheld(self, model: nn.Module, part: str, point: InjectionPoint) -> str | None:
-        return made_around(model, part, point)
+        return withheld_inside(model, part, point)
 
     def untying(self, model: nn.Module, names: Sequence[Sequence[str]]) -> Callable[[], None] | None:
         return untying(model, names)

@@ -37,3 +37,9 @@ def test_what_is_withheld_in_a_model_is_told() -> None:
     assert any("Gemma3Model makes the masks" in why for why in mapped.remarks().values())
     alone = map_model(model.model.language_model)
     assert [point.component for point in alone.points() if point.role == "prompt"] == ["language"]
+
+
+def test_an_embedding_that_codes_of_pictures_are_looked_up_in_is_no_sequence() -> None:
+    mapped = map_model(catalogue.skeleton("image_text", "emu3"))
+    assert not [point.id for point in mapped.points() if point.role == "tokens"]
+    assert any("Emu3Model looks up codes of pictures" in why for why in mapped.remarks().values())

@@ -155,3 +155,25 @@ def test_models_of_timm_are_proven(name: str, roles: set[str]) -> None:
     proof = prove(made.model, made.calls)
     assert not proof.false
     assert {verdict.point.role for verdict in proof.proven} >= roles
+
+
+@torch.no_grad()
+def test_the_gate_of_vitamin_is_what_its_activation_sees() -> None:
+    model: Any = specimen(catalogue.skeleton("timm", "vitamin_small_224")).model
+    mlp = model.blocks[0].mlp
+    paths = {point.role: point.path for point in ak.points(model, "mlp.*@layer=0")}
+    x = torch.randn(3, mlp.w0.in_features, dtype=torch.float64)
+
+    def without_bias() -> Tensor:
+        return mlp(x) - mlp.w2.bias
+
+    def is_linear_in(role: str) -> bool:
+        layer, once = model.get_submodule(paths[role]), without_bias()
+        for parameter in layer.parameters():
+            parameter.mul_(2)
+        doubled = torch.allclose(without_bias(), 2 * once, rtol=1e-12, atol=0)
+        for parameter in layer.parameters():
+            parameter.div_(2)
+        return doubled
+
+    assert {role: is_linear_in(role) for role in ("mlp.gate", "mlp.up")} == {"mlp.gate": False, "mlp.up": True}
