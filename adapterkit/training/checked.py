@@ -97,6 +97,12 @@ class CheckedTask(Task):
             return found
         raise self._wrong("amount", found, "a number and what it counts, such as (512, 'tokens')")
 
+    def weight(self, batch: Any) -> float:
+        found = self._ask("weight", self.inner.weight, batch)
+        if isinstance(found, (int, float)) and found > 0:
+            return found
+        raise self._wrong("weight", found, "a number above 0")
+
     def collate(self, items: Sequence[Any]) -> Any:
         """See `Task.collate`. Runs where the data is read; `batches` names who fails there."""
         return self.inner.collate(items)

@@ -108,12 +108,15 @@ class Steps:
         """Gradients of a step; its loss, and how much of what it has seen."""
         accelerator, micro = self._accelerator, self._run.config.gradient_accumulation
         total, seen, unit = torch.zeros((), device=accelerator.device), 0, ""
-        for _ in range(micro):
-            batch = self._next()
+        drawn = [self._next() for _ in range(micro)]
+        weights = [self._task.weight(batch) for batch in drawn]
+        share = float(mean_over_processes(accelerator, torch.tensor(sum(weights) / micro, device=accelerator.device)))
+        for batch, weight in zip(drawn, weights, strict=True):
             amount, unit = self._task.amount(batch)
             seen += amount * accelerator.num_processes
             with accelerator.autocast():
-                loss = self._task.loss(to_device(batch, accelerator.device)) + self._learner.adapters.penalty()
+                loss = self._task.loss(to_device(batch, accelerator.device)) * (weight / share)
+                loss = loss + self._learner.adapters.penalty()
             accelerator.backward(loss / micro)
             total += loss.detach().float() / micro
         mean = float(mean_over_processes(accelerator, total))

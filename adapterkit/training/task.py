@@ -202,6 +202,13 @@ class Task(ABC):
         """How much a batch holds, and of what: for the speed that is told. Tokens, where examples differ in length."""
         return self.config.batch_size, "examples"
 
+    def weight(self, batch: Any) -> float:
+        """How much the loss of a batch counts among those of a step: of how many things it is the mean, above 0.
+
+        With tokens, a step of several batches, on several processes, then has the gradient of one large batch.
+        """
+        return 1.0
+
     def collate(self, items: Sequence[Any]) -> Any:
         """A batch from the dataset's items."""
         return torch.utils.data.default_collate(list(items))

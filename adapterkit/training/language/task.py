@@ -73,6 +73,10 @@ class CausalLMTask(base.LanguageTask):
         """Its tokens, without padding."""
         return tokens_in(batch), "tokens"
 
+    def weight(self, batch: Mapping[str, Tensor]) -> float:
+        """The tokens that are learnt."""
+        return float(learnt_in(batch))
+
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Mean over the tokens that are learnt, in float32."""
         return token_losses(self.model, batch).sum() / learnt_in(batch)

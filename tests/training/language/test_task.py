@@ -215,3 +215,15 @@ def test_prompts_are_plain_without_a_template_and_a_file_of_its_own_measures(tmp
         logs = F.log_softmax(loaded(first.tokens[None]).logits[0].double(), -1)
         loss = -(logs[3, first.tokens[4]] + logs[4, 0]) / 2
     assert task.evaluate()["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_every_token_of_a_step_counts_alike_however_it_is_cut_into_batches(model: Path, tmp_path: Path):
+    rows = [{"prompt": "the ", "completion": "cat " * count} for count in (1, 9, 2, 5)]
+    data = tiny.rows_to(tmp_path / "rows.jsonl", *rows)
+    found = []
+    for size in (1, 2, 4):
+        given = ["steps=3", f"batch_size={size}", f"gradient_accumulation={4 // size}", "optimizer={type: sgd}"]
+        run = tiny.run_of(model, data, tmp_path / str(size), *given, "learning_rate=1", validation_fraction=0)
+        train(run, silent=True)
+        found.append(load_file(tmp_path / str(size) / "adapter.safetensors"))
+    assert all(torch.allclose(found[2][key], one[key], atol=1e-5) for one in found[:2] for key in one)
