@@ -296,7 +296,8 @@ def _sentence(item: dict[str, Any], prefix: str, known: Sequence[str]) -> str:
         return f"unknown key {shown(path)}.{hint(path, known)}"
     if item["type"] == "missing":
         return f"{path}: this key is required"
-    message = item["msg"][:1].lower() + item["msg"][1:]
+    message = item["msg"].removeprefix("Value error, ")  # what pydantic puts before the words of our own checks
+    message = message[:1].lower() + message[1:]
     return f"{path}: {message}, not {shown(item['input'])}"
 
 

@@ -118,9 +118,9 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
     adapter = check_adapter(values.get("adapter"), problems, known)
     options = _check_options(task, values.get("options", {}), problems, known)
     optimizer, schedule = check_method(values, problems)
+    _check_formats(values.get("export"), problems)
     if config is not None:
         _check_name(config.adapter_name, problems)
-        _check_formats(config.export or (), problems)
         _check_rates(config, problems)
         if config.bake and task is not None:
             _check_bake(task, problems)
@@ -173,8 +173,10 @@ def _check_name(name: str, problems: list[str]) -> None:
         problems.append(f"adapter_name: {error}")
 
 
-def _check_formats(names: Sequence[str], problems: list[str]) -> None:
-    for name in names:
+def _check_formats(names: object, problems: list[str]) -> None:
+    for name in names if isinstance(names, list) else ():
+        if not isinstance(name, str):
+            continue  # the run's own check says what is wrong
         try:
             get_plugin_manager().format(name)
         except AdapterKitError as error:

@@ -93,7 +93,7 @@ def read_prompts(path: Path) -> list[Any]:
     try:
         found = reader(read_text(path))
     except DataError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(" ".join(str(error).split())) from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     if not found:

@@ -177,7 +177,7 @@ def test_formats_can_be_chosen_and_switched_off(trained: Path, tmp_path: Path):
     assert not (tmp_path / "none/export").exists()
     assert (tmp_path / "none/README.md").exists()
     with pytest.raises(ConfigError, match=r"export: unknown format 'koyha'.*'kohya'"):
-        small_run(trained, tmp_path / "typo", "export=[koyha]")
+        small_run(trained, tmp_path / "typo", "export=[koyha]", "card.titel=a")  # all mistakes at once
 
 
 def test_what_a_format_cannot_say_is_told_before_the_first_step(

@@ -91,7 +91,8 @@ def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path: Path, name: s
 
 
 def test_what_is_no_prompt_is_told(tmp_path: Path):
-    assert "cannot be read" in problems(str(tmp_path / "absent.txt"))[0]
+    path = str(tmp_path / "absent.txt")
+    assert problems(path) == [f"prompts: cannot be read (No such file or directory): {path}, not {path!r}"]
     assert problems([3]) == ["prompts.0: input should be a valid dictionary or instance of Prompt, not 3"]
     assert "prompts.0.steps: input should be greater than 0" in problems([{"prompt": "a", "steps": 0}])[0]
     assert "prompts.0.seed" in problems([{"prompt": "a", "seed": 2**63}])[0]
