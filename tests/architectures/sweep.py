@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import multiprocessing
+import resource
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -29,19 +32,25 @@ BARS = {
 """Per cent of the architectures with attention for which each of `rows.CLAIMS` is to be proven."""
 
 
+_HUNG = 20
+"""So many times its limit may a row take by the clock: other processes may have the processors meanwhile."""
+
+
 def row(line: str, name: str, limit: float, *, again: bool = False) -> rows.Row:
-    """A row, made in a process of its own, which ends with its memory, or after `limit` seconds."""
+    """A row, made in a process of its own, which ends with its memory, or after `limit` seconds of a processor."""
     found = None if again else rows.kept(line, name)
     if found is not None:
         return found
     rows.Row(line, name).path.unlink(missing_ok=True)  # so that what is left after an end too early is this one's
-    process = multiprocessing.get_context("fork").Process(target=_make, args=(line, name))
+    process = multiprocessing.get_context("fork").Process(target=_make, args=(line, name, limit))
     process.start()
-    process.join(limit)
+    process.join(_HUNG * limit)
     if process.is_alive():
         process.kill()
         process.join()
-        return _unfinished(line, name, f"no proof within {limit:.0f} s")
+        return _unfinished(line, name, f"no proof within {_HUNG * limit:.0f} s, whoever else was at work")
+    if process.exitcode == -signal.SIGXCPU:
+        return _unfinished(line, name, f"no proof within {limit:.0f} s of a processor")
     if process.exitcode:
         return _unfinished(line, name, f"the process ended with {process.exitcode}")
     found = rows.kept(line, name)
@@ -58,7 +67,8 @@ def _import(line: str) -> None:
         specimen(model)
 
 
-def _make(line: str, name: str) -> None:
+def _make(line: str, name: str, limit: float) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), resource.RLIM_INFINITY))  # this process's alone
     rows.made(line, name).write()
 
 
@@ -99,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--line", choices=catalogue.LINES, action="append")
     parser.add_argument("--again", action="store_true", help="make rows anew")
     parser.add_argument("--changed", action="store_true", help="make rows anew that are not proven in everything")
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds of a processor for each")
     given: Any = parser.parse_args(arguments)
     for line in given.line or catalogue.LINES:
         _import(line)
