@@ -27,7 +27,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def learning(pipe: Any, **options: Any) -> Learning:
     told = Options(**options)
     recipe = StableDiffusion(pipe, told)
-    return Learning(recipe, told, torch.float32, Texts(recipe, str, CPU, live=False))
+    return Learning(recipe, told, torch.float32, Texts(recipe, list, CPU, live=False))
 
 
 def batch(rows: int = 3, **given: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Drawing(Material):
             raise ConfigError([told], "options.prompts")
         guidance = self.options.guidance_scale if sample.guidance is None else sample.guidance
         noise = torch.Generator().manual_seed(sample.seed)
-        prompt, negative = self.words(sample.prompt), sample.negative and self.words(sample.negative)
+        [prompt] = self.words([sample.prompt])
+        negative = None if sample.negative is None else self.words([sample.negative])[0]
         with self.residence.needing():
             return self.recipe.draw(prompt, size, sample.steps or steps, guidance, noise, negative)

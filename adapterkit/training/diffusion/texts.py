@@ -31,7 +31,7 @@ class Texts:
     def __init__(
         self,
         recipe: Recipe,
-        words: Callable[[str], str],
+        words: Callable[[Sequence[str]], list[str]],
         device: torch.device,
         live: bool,
         store: Store | None = None,
@@ -44,7 +44,7 @@ class Texts:
     def __call__(self, texts: Sequence[str]) -> Conditioning:
         """Of several captions, as one batch."""
         if self.live:
-            return self.recipe.encode_text([self.words(text) for text in texts], self.device)
+            return self.recipe.encode_text(self.words(texts), self.device)
         told = joined([self.kept(text) for text in texts])
         return {name: tensor.to(self.device) for name, tensor in told.items()}
 

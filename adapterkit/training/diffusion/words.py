@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -26,26 +26,27 @@ class Words:
         self._known: set[str] = set()
         self._taught: weakref.WeakSet[AdapterModule] = weakref.WeakSet()
 
-    def __call__(self, text: str) -> str:
-        """The text with the words of adapters that act, and without those of others, which would have no vectors."""
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """The texts with the words of adapters that act, and without those of others, which would have no vectors."""
+        configs = self._acting()
+        own = {word for config in configs for word in config.words}
+        for word in sorted(self._known - own, key=len, reverse=True):
+            texts = [" ".join(text.replace(word, " ").split()) for text in texts]
+        for config in configs:
+            texts = [config.written(text) for text in texts]
+        return [*texts]
+
+    def _acting(self) -> list[AdapterConfig]:
+        """The configs of those that act and have words, which the tokenizers know now."""
         try:
             adapters = Adapters(self.recipe.pipe)
         except AttachError:  # another library has put layers of its own there, and nothing of ours acts
-            return self._without(text, self._known)
-        acting = {name for name in adapters.active if isinstance(name, str)}
-        configs = {name: adapters.config(name) for name in acting}
-        text = self._without(text, self._known - {word for config in configs.values() for word in config.words})
-        for name, config in configs.items():
-            if config.words:
-                self._teach(config, adapters.modules(name), adapters)
-                text = config.written(text)
-        return text
-
-    @staticmethod
-    def _without(text: str, words: Iterable[str]) -> str:
-        for word in sorted(words, key=len, reverse=True):
-            text = " ".join(text.replace(word, " ").split())
-        return text
+            return []
+        acting = {name: adapters.config(name) for name in adapters.active if isinstance(name, str)}
+        found = {name: config for name, config in acting.items() if config.words}
+        for name, config in found.items():
+            self._teach(config, adapters.modules(name), adapters)
+        return [*found.values()]
 
     def _teach(self, config: AdapterConfig, modules: Mapping[str, AdapterModule], adapters: Adapters) -> None:
         """Once for all modules; a checkpoint or a file brings new ones."""

@@ -101,12 +101,12 @@ def test_pivotal_tuning_learns_a_word_and_a_style(folder: Path, tmp_path: Path):
 def test_a_word_is_not_said_where_nobody_knows_it(folder: Path, tmp_path: Path):
     task: Any = make_run(folder, tmp_path / "run", WORD).make_task()
     pipe = task.load_model()
-    assert task.words("one <ink> circle") == "one <ink> circle"  # a string like others so far
+    assert task.words(["one <ink> circle"]) == ["one <ink> circle"]  # a string like others so far
     adapters = ak.Adapters(pipe)
     adapters.add("ink", make_run(folder, tmp_path / "run", WORD).adapter)
-    assert task.words("one <ink> circle") == "one <ink> <ink>_1 circle"
+    assert task.words(["one <ink> circle"]) == ["one <ink> <ink>_1 circle"]
     assert len(pipe.tokenizer("<ink> <ink>_1", add_special_tokens=False).input_ids) == 2
     with adapters.disabled():
-        assert task.words("one <ink> circle") == "one circle"
+        assert task.words(["one <ink> circle"]) == ["one circle"]
     adapters.detach()
-    assert task.words("one <ink> circle") == "one circle"
+    assert task.words(["one <ink> circle"]) == ["one circle"]
