@@ -123,6 +123,7 @@ class RunConfig(Section):
         warmup_steps: Steps in which the rate rises linearly from zero.
         weight_decay: The optimizer's.
         rates: Other learning rates and weight decays for some points; of several that select one, the last counts.
+        layer_decay: Multiplies the rates once for each block that lies between a point and the head, such as 0.75.
         ema: Decay of a running average of the adapter, which samples, figures and files are then of; None for none.
         max_grad_norm: The gradient is scaled down to this norm; None leaves it.
         mixed_precision: What the forward pass computes in; the adapter stays in float32.
@@ -169,6 +170,7 @@ class RunConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rates: list[Rate] = []
+    layer_decay: float | None = Field(None, gt=0, le=1)
     ema: float | None = Field(None, gt=0, lt=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

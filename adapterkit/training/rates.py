@@ -15,6 +15,7 @@ from adapterkit.handle.training import trained_parameters
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
 from adapterkit.selectors import Table
 from adapterkit.training.config import Rate
+from adapterkit.training.depths import Depths
 from adapterkit.training.parts import parts_of
 from adapterkit.training.run import Run
 from adapterkit.training.state import Trainable, own_parameters
@@ -47,7 +48,9 @@ class Rates:
         self._run, self._chosen, self._extra = run, chosen, extra
         self._points = {point.id: point for _, points in chosen for point in points}
         self._table: Table[Rate] = Table({rate.select: rate for rate in run.config.rates})
-        self._owners = _owners(model, extra) if run.config.rates else {}
+        decay = run.config.layer_decay
+        self._depths = Depths(points(model) if decay else (), decay or 1.0)
+        self._owners = _owners(model, extra) if run.config.rates or decay else {}
         if idle := self._table.idle([*self._points.values(), *self._owners.values()]):
             roles = ", ".join(sorted({point.role for point in (*self._points.values(), *self._owners.values())}))
             raise ConfigError(
@@ -76,7 +79,7 @@ class Rates:
         own = None if point is None else self._table.at(point, None)
         rate = self._run.learning_rate if own is None or own.learning_rate is None else own.learning_rate
         decay = self._run.config.weight_decay if own is None or own.weight_decay is None else own.weight_decay
-        return rate, decay
+        return rate * self._depths.factor(point), decay
 
 
 def _owners(model: Any, extra: Mapping[str, nn.Module]) -> dict[int, InjectionPoint]:
