@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 import adapterkit as ak
 from adapterkit.cli.main import main
+from adapterkit.training import yaml_values
+from adapterkit.training.run import load_run
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -168,3 +170,10 @@ def test_links_lead_somewhere() -> None:
         place = ROOT / page
         for target in re.findall(r"\]\(([^)#]+)\)", place.read_text(encoding="utf-8")):
             assert target.startswith("http") or (place.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_keys_of_how_it_learns_are_keys_of_a_run() -> None:
+    [block] = [block for block in blocks("yaml") if "epochs:" in block]
+    base = {"task": "image-classification", "model": "m", "data": "d", "output": "o", "adapter": {"type": "lora"}}
+    run = load_run(None, **base, **yaml_values.parse(block))
+    assert (run.schedule.factor(50, 100), len(run.config.rates)) == (1.0, 2)  # it begins anew

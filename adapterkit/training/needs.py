@@ -10,12 +10,11 @@ from typing import Any
 
 from adapterkit.errors import StateError
 from adapterkit.points import Points
-from adapterkit.training.config import RunConfig
 from adapterkit.training.loading import dtype_of
 from adapterkit.training.parts import parts_of
+from adapterkit.training.run import Run
 
 _FLOAT32 = 4
-_MOMENTS = 2  # of Adam and its kin, each as large as the adapter; no optimizer here keeps more
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Needs:
 
     Attributes:
         weights: The base, in the run's `dtype`.
-        training: The adapter, its gradient and the optimizer's moments, in float32.
-        disk: The checkpoints that are kept, one that is being written, and the adapter's file.
+        training: The adapter, its gradient, its running average and what the optimizer remembers, in float32.
+        disk: The checkpoints that are kept, one that is being written, the best, and the adapter's file.
     """
 
     weights: int
@@ -39,21 +38,23 @@ class Needs:
         )
 
 
-def needs_of(config: RunConfig, model: Any, chosen: Points) -> Needs:
+def needs_of(run: Run, model: Any, chosen: Points) -> Needs:
     """What a run takes.
 
     Args:
-        config: The run.
+        run: The run.
         model: The base, or its outline.
         chosen: Where the adapter will act.
     """
+    config, kept = run.config, run.optimizer.kept
+    averaged = 1 if config.ema is not None or run.optimizer.averages else 0
     adapter = sum(chosen.costs.values()) * _FLOAT32
     numbers = sum(p.numel() for part in parts_of(model).values() for p in part.parameters())
     copies = config.keep_checkpoints + 1 if config.checkpoint_every else 1
     return Needs(
         weights=numbers * dtype_of(config.dtype).itemsize,
-        training=adapter * (2 + _MOMENTS),
-        disk=copies * adapter * (1 + _MOMENTS) + adapter,
+        training=round(adapter * (2 + kept + averaged)),
+        disk=round(adapter * (copies * (1 + kept + averaged) + (1 if config.best is None else 2))),
     )
 
 

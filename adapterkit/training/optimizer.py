@@ -17,11 +17,13 @@ class OptimizerConfig(Section, ABC):
     Attributes:
         usual_rate: The learning rate where the run file says none.
         one_rate: Whether all parameters must have one learning rate.
+        kept: How many numbers it remembers of each that it trains, of 32 bits: what a run takes is foreseen by it.
         averages: Whether it averages the steps itself, by methods `train` and `eval`.
     """
 
     usual_rate: ClassVar[float] = 1e-4
     one_rate: ClassVar[bool] = False
+    kept: ClassVar[float] = 2.0
     averages: ClassVar[bool] = False
 
     @abstractmethod

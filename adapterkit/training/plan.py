@@ -79,6 +79,6 @@ def foreseen(run: Run, model: Any, task: Task) -> tuple[Points, Needs]:
         AdapterKitError: The adapter does not fit the model.
     """
     chosen = all_points(parts_of_adapter(run, model, task))
-    needs = needs_of(run.config, model, chosen)
+    needs = needs_of(run, model, chosen)
     check_room(Path(run.config.output), needs)
     return chosen, needs

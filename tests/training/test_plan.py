@@ -113,3 +113,12 @@ def test_an_outline_of_a_pipeline_has_the_points_of_the_pipeline(tmp_path: Path)
     foreseen = plan_of(style).points
     assert [point.id for point in foreseen] == [point.id for point in loaded]
     assert foreseen.costs == loaded.costs
+
+
+def test_optimizer_average_and_best_take_their_room(tmp_path: Path):
+    plain = plan_of(make(tmp_path)).needs
+    other = plan_of(make(tmp_path, "optimizer=sgd", "ema=0.9", "best=accuracy")).needs
+    adapter = plain.training // 4  # itself, its gradient, two moments
+    assert other.training == 4 * adapter  # itself, its gradient, one momentum, the average
+    assert plain.disk == adapter * (3 * 3 + 1)
+    assert other.disk == adapter * (3 * 3 + 2)

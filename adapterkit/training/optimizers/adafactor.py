@@ -22,6 +22,7 @@ class Adafactor(OptimizerConfig):
     """
 
     usual_rate: ClassVar[float] = 1e-2
+    kept: ClassVar[float] = 0.1
 
     beta2_decay: float = Field(-0.8, le=0)
     d: float = Field(1.0, ge=1)

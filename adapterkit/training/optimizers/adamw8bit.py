@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,8 @@ class AdamW8bit(OptimizerConfig):
         eps: Added to the root of the latter.
         min_8bit_size: Parameters with fewer numbers than this keep moments of 32 bits.
     """
+
+    kept: ClassVar[float] = 0.5
 
     betas: Betas = (0.9, 0.999)
     eps: float = Field(1e-8, ge=0)

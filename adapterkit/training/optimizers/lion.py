@@ -22,6 +22,7 @@ class Lion(OptimizerConfig):
     """
 
     usual_rate: ClassVar[float] = 3e-5
+    kept: ClassVar[float] = 1.0
 
     betas: Betas = (0.9, 0.99)
 

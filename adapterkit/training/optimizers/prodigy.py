@@ -30,6 +30,7 @@ class Prodigy(OptimizerConfig):
 
     usual_rate: ClassVar[float] = 1.0
     one_rate: ClassVar[bool] = True
+    kept: ClassVar[float] = 4.0
 
     betas: Betas = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)

@@ -21,6 +21,7 @@ class SGD(OptimizerConfig):
     """
 
     usual_rate: ClassVar[float] = 1e-2
+    kept: ClassVar[float] = 1.0
 
     momentum: float = Field(0.9, ge=0)
     dampening: float = Field(0.0, ge=0)
