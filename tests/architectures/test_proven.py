@@ -16,6 +16,7 @@ ONCE_FALSE = (
     ("image_text", "blip"),  # blocks of two towers with one number
     ("image_text", "ovis2"),  # a tied head that says another width than its weight has
     ("image_text", "kosmos-2.5"),  # attentions that never find what is registered with transformers' interface
+    ("timm", "xcit_large_24_p8_224"),  # blocks whose sum is of what their norm gives
     ("timm", "convit_base"),  # a sum of two softmaxes, which no keys can join
 )
 NONE = {"zamba2": {"outputs"}}

@@ -43,6 +43,9 @@ _DROPS = "drop_path1 drop_path2"
 _APART = "cat window_unpartition"
 """What tells that the sum is not of what enters the norm: the sublayer gives some tokens, or windows."""
 
+_NORMED = "tokens_norm"
+"""What tells that the sum is of what comes out of the norm: XCiT's blocks of the class token."""
+
 
 def _dropped(attention: str, forward: str, width: str, width2: str = "") -> tuple[Output, Output]:
     """Sublayers that begin with modules of these names, and end in a stochastic depth."""
@@ -52,7 +55,7 @@ def _dropped(attention: str, forward: str, width: str, width2: str = "") -> tupl
 
 VISION_BLOCKS: tuple[BlockTemplate, ...] = (
     BlockTemplate(_PLAIN, (_ATTN, _MLP), _OTHERS, optional=f"{_SCALES} norm3 local_mp", unless=_APART, order=_PLAIN),
-    BlockTemplate(_PLAIN, (_MLP,), _OTHERS, optional=_SCALES, names=_APART, whole=False, order=_PLAIN),
+    BlockTemplate(_PLAIN, (_MLP,), _OTHERS, optional=_SCALES, names=_APART, unless=_NORMED, whole=False, order=_PLAIN),
     # Streams that are pooled or widened beside the attention enter no module.
     BlockTemplate(
         f"{_PLAIN} proj", (_ATTN, _MLP), "pos_embed", optional=_SCALES, order=_PLAIN, when=_is_identity("proj")
