@@ -88,7 +88,7 @@ def _files(exported: Sequence[Exported], folder: Path) -> Iterator[str]:
     yield "| file | format | read back |\n|---|---|---|\n| `adapter.safetensors` | native | |"
     for one in exported:
         if not one.problem:
-            checks = _cell("; ".join(map(str, one.checks)))
+            checks = _cell("; ".join([*map(str, one.checks), *one.notes]))
             yield f"| `{one.path.relative_to(folder).as_posix()}` | {one.format} | {checks} |"
     yield ""
 

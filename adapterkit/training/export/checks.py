@@ -31,6 +31,7 @@ class Check:
         problem: Why there is nothing to compare.
         lacking: What would have to be installed for it to be asked.
         unknown: Whether it does not know the format, which is another's, for such a model.
+        notes: What it says of the file, such as who else misreads it.
     """
 
     reader: str
@@ -38,6 +39,7 @@ class Check:
     problem: str = ""
     lacking: str = ""
     unknown: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def agrees(self) -> bool:
@@ -85,9 +87,9 @@ class Checks:
     def _by_us(self, path: Path) -> Check:
         try:
             with self._attached() as adapters:
-                adapters.load(path, _NAME)
+                report = adapters.load(path, _NAME)
                 adapters.activate(_NAME)
-                return Check(self._own, self._apart(self._task.probe()))
+                return Check(self._own, self._apart(self._task.probe()), notes=report.notes)
         except AdapterKitError as error:
             return Check(self._own, problem=str(error))
 

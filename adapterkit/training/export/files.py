@@ -149,7 +149,8 @@ class _Writer:
             shutil.rmtree(own, ignore_errors=True)
             return Exported(format, own, problem=str(error))
         found = checks.of(format, path)
-        return Exported(format, path, report.notes, found, usage=self._usage(format, path, found))
+        notes = dict.fromkeys([*report.notes, *(note for check in found for note in check.notes)])
+        return Exported(format, path, [*notes], found, usage=self._usage(format, path, found))
 
     def _usage(self, format: str, path: Path, checks: Sequence[Check]) -> str:
         """The line for the library that reads the file, as seen from the run folder."""

@@ -196,6 +196,14 @@ def test_what_a_format_cannot_say_is_told_before_the_first_step(
     assert not list((tmp_path / "run").glob(".export-*"))
 
 
+def test_who_else_misreads_a_file_is_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    adapter = "adapter={type: dora, rank: 4, targets: 'attn.*@component=unet'}"
+    result = train(small_run(trained, tmp_path / "run", adapter, "export=[kohya]", "strengths=[]"))
+    assert "export kohya: diffusers drops the magnitudes of DoRA\n" in capsys.readouterr().err
+    assert "DIFFERS" in result.figures["for kohya"]
+    assert "; diffusers drops the magnitudes of DoRA |" in (tmp_path / "run/README.md").read_text()
+
+
 def test_a_library_that_is_absent_is_named(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
     train(small_run(trained, tmp_path / "run", "export=[kohya]"), silent=True)
