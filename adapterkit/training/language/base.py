@@ -61,9 +61,17 @@ class LanguageTask(Task):
 
     def probe(self) -> Tensor:
         """Logits [tokens, vocabulary] of the end of a few tokens, in float32."""
+        return _probed(self.model)
+
+    def write_model(self, folder: Path) -> Tensor:
+        """The model, its tokenizer and the chat template that it was trained with, as transformers loads them."""
         model: Any = self.model
-        tokens = torch.arange(2 * _PROBED, device=self.device) % model.config.get_text_config().vocab_size
-        return model(input_ids=tokens[None], use_cache=False).logits[0, -_PROBED:].float().cpu()
+        model.save_pretrained(folder)
+        if self.template is not None:
+            self.tokenizer.chat_template = self.template.text
+        self.tokenizer.save_pretrained(folder)
+        plain, _ = load_causal_lm(str(folder), self.config.dtype)
+        return _probed(plain.to(model.device).eval())
 
     def other_reader(self, format: str) -> OtherReader | None:
         """PEFT reads its own."""
@@ -100,3 +108,8 @@ class LanguageTask(Task):
     def pad_id(self) -> int:
         """The token that fills rows up."""
         return pad_of(self.tokenizer)
+
+
+def _probed(model: Any) -> Tensor:
+    tokens = torch.arange(2 * _PROBED, device=model.device) % model.config.get_text_config().vocab_size
+    return model(input_ids=tokens[None], use_cache=False).logits[0, -_PROBED:].float().cpu()

@@ -128,6 +128,24 @@ class TextClassificationTask(Task):
         """Those of the labels."""
         return self.classes
 
+    def recall(self, classes: Sequence[str]) -> None:
+        """The classes of a file."""
+        self.classes = list(classes)
+
+    def probe(self) -> Tensor:
+        """The logits [1, classes] of a few tokens, in float32."""
+        return _probed(self.model)
+
+    def write_model(self, folder: Path) -> Tensor:
+        """The classifier with the names of its classes, and its tokenizer, as transformers loads them."""
+        model: Any = self.model
+        model.config.id2label = dict(enumerate(self.classes))
+        model.config.label2id = {name: number for number, name in enumerate(self.classes)}
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        plain, _ = load_text_classifier(str(folder), self.config.dtype, None)
+        return _probed(plain.to(model.device).eval())
+
     def evaluate(self) -> Mapping[str, float]:
         """Loss, accuracy and the mean F1 of the classes, on the texts that were held out."""
         held_out, size = self.split[1], self.config.batch_size
@@ -193,3 +211,8 @@ class TextClassificationTask(Task):
             ],
             "run",
         )
+
+
+def _probed(model: Any) -> Tensor:
+    tokens = torch.arange(1, 9, device=model.device) % model.config.get_text_config().vocab_size
+    return model(input_ids=tokens[None]).logits.float().cpu()

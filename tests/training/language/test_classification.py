@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError, DataError
@@ -65,7 +73,12 @@ def test_a_fresh_head_is_trained_saved_and_read_again(tmp_path: Path, make: Any)
     record = CheckedTask(run).survey(None)
     assert record.facts["classes"] == "a cat 10, a dog 10"
     assert record.facts["examples"] == "16, and 4 to measure with"
+    run = tiny.run_of(model, data, tmp_path / "run", "bake=true", task="text-classification", validation_fraction=0.2)
     result = train(run, silent=True)
+    baked: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/model").eval()
+    assert baked.config.id2label == {0: "a cat", 1: "a dog"}
+    text = AutoTokenizer.from_pretrained(tmp_path / "run/model")("the dog sat far", return_tensors="pt")
+    assert baked(text["input_ids"]).logits.argmax() == 1
     assert result.figures["accuracy"] == result.figures["f1"] == 1
     assert result.figures["classes"] == ["a cat", "a dog"]
     task: Any = run.make_task()

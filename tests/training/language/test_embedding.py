@@ -84,11 +84,14 @@ def test_texts_that_belong_together_find_each_other(tmp_path: Path, make: Any, p
     rows = [{"query": f"{a} {b}", "passage": f"why {a} {b}"} for a in words for b in words]
     data = tiny.rows_to(tmp_path / "rows.jsonl", *rows)
     values: dict[str, Any] = {"task": "text-embedding", "pooling": pooling, "validation_fraction": 0.25}
-    run = tiny.run_of(make(tmp_path / "model"), data, tmp_path / "run", "batch_size=16", "export=[peft]", **values)
+    run = tiny.run_of(
+        make(tmp_path / "model"), data, tmp_path / "run", "batch_size=16", "bake=true", "export=[peft]", **values
+    )
     record = run.make_task().survey(None)
     assert record.facts["rows"] == "64, pairs (anchor from query, positive from passage)"
     assert record.facts["pooling"] == pooling
     result = train(run, silent=True)
+    assert (tmp_path / "run/model/model.safetensors").is_file()
     assert result.figures["mrr"] > max(0.6, result.figures["base mrr"] + 0.1)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adapterkit as ak
 from adapterkit.cli.main import main
@@ -193,8 +193,11 @@ def test_a_tokenizer_without_a_template_says_what_to_do(model: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"has no chat template, and the data holds conversations.*turns for"):
         train(tiny.run_of(model, chats(tmp_path), tmp_path / "run"), silent=True)
     gpt2 = tiny.gpt2(tmp_path / "gpt2")
-    run = tiny.run_of(gpt2, chats(tmp_path), tmp_path / "run", "steps=1", chat_template="turns")
+    run = tiny.run_of(gpt2, chats(tmp_path), tmp_path / "run", "steps=1", "bake=true", chat_template="turns")
     assert math.isfinite(train(run, silent=True).loss)
+    words = AutoTokenizer.from_pretrained(tmp_path / "run/model")  # whoever loads the model asks it as it was trained
+    asked = words.apply_chat_template([{"role": "user", "content": "why"}], tokenize=False, add_generation_prompt=True)
+    assert asked == "User: why\nAssistant: "
 
 
 def test_prompts_are_plain_without_a_template_and_a_file_of_its_own_measures(tmp_path: Path):

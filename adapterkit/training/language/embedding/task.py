@@ -137,8 +137,15 @@ class TextEmbeddingTask(Task):
         return ("peft",)
 
     def probe(self) -> Tensor:
-        """The embedding of the first text."""
-        return self.embed(to_device(self.collate(self.split[0][:1]), self.device)).cpu()
+        """The embedding [1, features] of a few tokens."""
+        return _probed(self.model, self.pooling)
+
+    def write_model(self, folder: Path) -> Tensor:
+        """The model and its tokenizer, as transformers loads them."""
+        model: Any = self.model
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return _probed(load_encoder(str(folder), self.config.dtype).to(model.device).eval(), self.pooling)
 
     def other_reader(self, format: str) -> OtherReader | None:
         """PEFT reads its own."""
@@ -176,3 +183,8 @@ class TextEmbeddingTask(Task):
         if self.validation is not None:
             return found[0][0], found[1][0], cut
         return *split_rows(found[0][0], self.options.validation_fraction, self.config.seed), cut
+
+
+def _probed(model: Any, pooling: Pooling) -> Tensor:
+    tokens = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    return pooled(model(input_ids=tokens).last_hidden_state, torch.ones_like(tokens), pooling).cpu()
