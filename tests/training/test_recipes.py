@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 import adapterkit as ak
 from adapterkit.errors import ConfigError
 from adapterkit.training.config import RunConfig
+from adapterkit.training.diffusion.options import Options
+from adapterkit.training.diffusion.recipes.wan import Wan
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
 from adapterkit.training.run import Run, load_run
@@ -179,3 +181,18 @@ def test_text_encoders_have_a_rate_of_their_own(saved: Callable[[str], Path], da
     }
     assert 0 < largest["text_encoder_2"] < 1e-5  # Adam's steps are as long as the rate
     assert largest["transformer"] > 1e-3
+
+
+def test_a_wan_that_is_told_the_time_of_each_token(tmp_path: Path):
+    torch.manual_seed(0)
+    pipe = tiny_pipelines.wan(tmp_path)
+    pipe.text_encoder.eval()
+    pipe.register_to_config(expand_timesteps=True)
+    recipe = Wan(pipe, Options())
+    noisy = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(1))
+    times, prompts = torch.tensor([0.3, 0.8]), ("one red", "two blue square")
+    with torch.no_grad():
+        found = recipe.predict(noisy, times, recipe.encode_text(prompts, torch.device("cpu")), {})
+    for row, prompt in enumerate(prompts):
+        own = own_prediction(pipe, prompt, noisy[row : row + 1], float(times[row]) * 1000, (16, 32))
+        assert torch.allclose(found[row], own[0], atol=1e-5)
