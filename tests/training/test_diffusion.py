@@ -20,6 +20,7 @@ from adapterkit.training.diffusion import texts as embeddings
 from adapterkit.training.diffusion.objectives.noise import NoiseObjective
 from adapterkit.training.diffusion.recipes.unet import StableDiffusion
 from adapterkit.training.diffusion.task import DiffusionTask
+from adapterkit.training.image_files import open_image
 from adapterkit.training.loading import ModelNotFoundError
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw
@@ -281,6 +282,30 @@ def test_images_need_not_be_square(base: Path, data: Path, tmp_path: Path):
     config.write_text(config.read_text().replace('"sample_size": [8, 12]', '"sample_size": null'))
     with pytest.raises(ConfigError, match=r"options\.resolution: give one"):
         train(make_run(wide, data, tmp_path / "other"), silent=True)
+
+
+def test_an_autoencoder_that_overflows_is_widened_once_for_all_pictures(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    casts: list[Any] = []
+    cast = torch.nn.Module.to
+
+    def watched(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        casts.extend(arg for arg in args if isinstance(arg, torch.dtype))
+        return cast(module, *args, **kwargs)
+
+    run = make_run(base, data, tmp_path, "dtype=bfloat16")
+    task: Any = run.make_task()
+    model = task.load_model()
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    images = task.prepare(Setting(model, torch.device("cpu"), ak.points(model, adapter=run.adapter)))
+    assert casts == [torch.float32, torch.bfloat16]
+    assert model.vae.dtype == torch.bfloat16
+    shot = images.examples[0].shots[0]
+    pixels = shot.look.of(open_image(shot.picture.path))[None] * 2 - 1
+    with torch.no_grad():
+        expected = cast(model.vae, torch.float32).encode(pixels).latent_dist.mean[0] * model.vae.config.scaling_factor
+    assert torch.allclose(images.latents.get(shot)["mean"], expected, atol=1e-6)
 
 
 def test_pictures_keep_their_shapes_in_buckets(base: Path, data: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from adapterkit.training.diffusion.priors import fill
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.residence import Residence
 from adapterkit.training.diffusion.texts import Texts
+from adapterkit.training.diffusion.vae import wide_enough
 from adapterkit.training.diffusion.validation import held_out, still
 from adapterkit.training.diffusion.words import Words
 from adapterkit.training.parts import inference
@@ -148,7 +149,7 @@ class Material(Task):
             tell(f"data: sizes with fewer examples than a batch, which then shows some more than once: {small}")
         examples = plan.examples()
         latents = Latents(self._store() or MemoryStore(), self._identity(self.pipe.vae), self.recipe.paints_holes)
-        with self.residence.needing(("vae",)):
+        with self.residence.needing(("vae",)), wide_enough(self.pipe.vae):
             latents.prepare([shot for e in examples for shot in e.shots], self.recipe.encode_pictures, tell)
         return Pictures(examples, latents, self.options.unmasked_weight)
 

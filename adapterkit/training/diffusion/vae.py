@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -16,17 +18,25 @@ def kl_latents(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         vae: One that overflows in half precision (`force_upcast`) encodes in float32.
         images: [n, 3, height, width], 0 to 1.
     """
-    dtype = vae.dtype
-    upcast = vae.config.force_upcast and dtype != torch.float32
-    if upcast:
-        vae.to(torch.float32)
     shift = vae.config.shift_factor or 0.0
-    posterior = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    with wide_enough(vae):
+        posterior = vae.encode((images * 2 - 1).to(vae.device, vae.dtype)).latent_dist
     mean = (posterior.mean.float().cpu() - shift) * vae.config.scaling_factor
-    spread = posterior.std.float().cpu() * vae.config.scaling_factor
+    return mean, posterior.std.float().cpu() * vae.config.scaling_factor
+
+
+@contextlib.contextmanager
+def wide_enough(vae: Any) -> Iterator[None]:
+    """An autoencoder that overflows in half precision in float32; within another such `with` it is already."""
+    dtype = vae.dtype
+    upcast = vae.config.get("force_upcast", False) and dtype != torch.float32
     if upcast:
-        vae.to(dtype)
-    return mean, spread
+        nn.Module.to(vae, torch.float32)  # without what diffusers' own `to` says each time
+    try:
+        yield
+    finally:
+        if upcast:
+            nn.Module.to(vae, dtype)
 
 
 @torch.no_grad()
