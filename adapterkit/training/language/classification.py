@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from adapterkit.training.language.corpus import Source, files_of, read_source
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.labelled import (
     LABELLED,
+    UNLABELLED,
     Encoding,
     Texts,
     class_names,
@@ -30,8 +31,11 @@ from adapterkit.training.language.labelled import (
     encode,
     scores,
     split_classes,
+    unlabelled,
 )
+from adapterkit.training.language.layouts import read_as
 from adapterkit.training.language.options import Reading, check_length
+from adapterkit.training.language.rows import read_rows, row_files
 from adapterkit.training.loading import (
     checkpoint_activations,
     label_names,
@@ -40,7 +44,9 @@ from adapterkit.training.loading import (
     outline_text_classifier,
 )
 from adapterkit.training.parts import to_device
-from adapterkit.training.task import Setting, Task
+from adapterkit.training.task import Prediction, Setting, Task
+
+_AT_ONCE = 32  # texts that are classified at a time
 
 
 class Options(Reading):
@@ -131,6 +137,18 @@ class TextClassificationTask(Task):
     def recall(self, classes: Sequence[str]) -> None:
         """The classes of a file."""
         self.classes = list(classes)
+
+    def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
+        """The probabilities of every row of the files, and of the files in the folders."""
+        columns = {what: column for what, column in self.options.columns.items() if what != "label"}
+        for path in inputs:
+            read = read_as(read_rows(row_files(path)), UNLABELLED, columns)
+            for start in range(0, len(read.found), _AT_ONCE):
+                texts, rows = read.found[start : start + _AT_ONCE], read.rows[start : start + _AT_ONCE]
+                items = [unlabelled(text, pair, self.tokenizer, self.options.block_size) for text, pair in texts]
+                logits = self._logits(to_device(self.collate(items), next(self.model.parameters()).device))
+                for row, shares in zip(rows, logits.double().softmax(-1).cpu(), strict=True):
+                    yield Prediction(f"{row.file}:{row.number}", shares.tolist(), [int(shares.argmax())])
 
     def probe(self) -> Tensor:
         """The logits [1, classes] of a few tokens, in float32."""

@@ -24,25 +24,31 @@ class Labelled:
     label: str
 
 
+def _text(part: Part, row: Row) -> tuple[str, str | None]:
+    pair = part.get("pair")
+    return text_of(part["text"], "text", row), None if pair is None else text_of(pair, "pair", row)
+
+
 def _labelled(part: Part, row: Row) -> Labelled:
     label = part["label"]
     if not isinstance(label, (str, int, float, bool)) or label == "":
         raise row.error(f"must have a name or a number as 'label', not {label!r:.60}")
-    pair = part.get("pair")
-    return Labelled(
-        text_of(part["text"], "text", row), None if pair is None else text_of(pair, "pair", row), str(label).strip()
-    )
+    return Labelled(*_text(part, row), str(label).strip())
 
 
+_TEXTS = ("text", "sentence", "sentence1", "premise", "question")
+_PAIRS = {"pair": ("text_pair", "sentence2", "hypothesis")}
+UNLABELLED = (Layout("texts", {"text": _TEXTS}, _text, _PAIRS),)
+"""What is classified: a text, or two."""
 LABELLED = (
     Layout(
         "texts with classes",
         {
-            "text": ("text", "sentence", "sentence1", "premise", "question"),
+            "text": _TEXTS,
             "label": ("label", "labels", "class", "category", "intent"),
         },
         _labelled,
-        {"pair": ("text_pair", "sentence2", "hypothesis")},
+        _PAIRS,
     ),
 )
 """What a classifier learns from."""
@@ -100,6 +106,12 @@ def encode(found: Sequence[Labelled], classes: Sequence[str], tokenizer: Any, li
             whole = tokenizer(one.text, one.pair, truncation=True, max_length=limit)
         encoded.append(Encoding({name: list(values) for name, values in whole.items()}, number[one.label]))
     return encoded, cut
+
+
+def unlabelled(text: str, pair: str | None, tokenizer: Any, limit: int) -> Encoding:
+    """A text to be classified, cut to the limit."""
+    found = tokenizer(text, pair, truncation=True, max_length=limit)
+    return Encoding({name: list(values) for name, values in found.items()}, 0)
 
 
 class Texts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 import adapterkit as ak
+from adapterkit.cli.main import main
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord
@@ -79,6 +82,14 @@ def test_a_fresh_head_is_trained_saved_and_read_again(tmp_path: Path, make: Any)
     assert baked.config.id2label == {0: "a cat", 1: "a dog"}
     text = AutoTokenizer.from_pretrained(tmp_path / "run/model")("the dog sat far", return_tensors="pt")
     assert baked(text["input_ids"]).logits.argmax() == 1
+    asked = tmp_path / "new.csv"
+    asked.write_text("sentence\nthe dog ran\nthe cat sat far\n")
+    told = CliRunner().invoke(main, ["predict", str(tmp_path / "run"), str(asked), "--json"])
+    assert told.exit_code == 0, told.output
+    assert [(row["file"], row["class"]) for row in json.loads(told.output)] == [
+        (f"{asked}:1", "a dog"),
+        (f"{asked}:2", "a cat"),
+    ]
     assert result.figures["accuracy"] == result.figures["f1"] == 1
     assert result.figures["classes"] == ["a cat", "a dog"]
     task: Any = run.make_task()
