@@ -40,7 +40,8 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
         return False
     figures = figures_in(records)
     panels = [("loss", _column(steps, "loss")), ("learning rate", _column(steps, "lr")), *figures.items()]
-    figure = Figure(figsize=(6.4, 2.2 * len(panels)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.4, 2.0 * len(panels)), dpi=100)
+    figure.subplots_adjust(left=0.16, right=0.97, top=1 - 0.05 / len(panels), bottom=0.25 / len(panels), hspace=0.25)
     FigureCanvasAgg(figure)  # no display, and no state of matplotlib's own
     for number, (name, (x, y)) in enumerate(panels, 1):
         axes = figure.add_subplot(len(panels), 1, number)
