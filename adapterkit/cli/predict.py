@@ -40,7 +40,7 @@ def command(
     as_csv: bool,
     output: Path | None,
 ) -> None:
-    """Say of every image its class and the probability, with an adapter of a run, RUN@STEP or a file.
+    """Say of every image, or row of texts, its class and the probability, with an adapter of a run, RUN@STEP or a file.
 
     An image that cannot be read is told, and the exit code is then 1.
     """
