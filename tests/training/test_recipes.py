@@ -101,6 +101,10 @@ def test_the_loss_is_that_of_what_the_pipeline_itself_predicts(
         own_prediction(task.pipe, batch["caption"][row], noisy[row : row + 1].float(), time, (32, 64))
         for row, time in enumerate(clock.tolist())
     ]
+    text, seen = task.texts(batch["caption"]), noisy.float()
+    with torch.no_grad():
+        predicted = task.recipe.predict(seen, times.float() if kind == "flow_prediction" else times.long(), text, batch)
+    assert torch.allclose(predicted, torch.cat(found), rtol=1e-4, atol=1e-4)
     expected = ((torch.cat(found).double() - target) ** 2).mean()
     adapters = ak.Adapters(task.pipe)
     adapters.add("style", ak.LoRA(rank=2, targets="attention@component=transformer"), seed=0)  # which adds nothing yet
@@ -187,6 +191,7 @@ def test_a_wan_that_is_told_the_time_of_each_token(tmp_path: Path):
     torch.manual_seed(0)
     pipe = tiny_pipelines.wan(tmp_path)
     pipe.text_encoder.eval()
+    pipe.transformer.eval()
     pipe.register_to_config(expand_timesteps=True)
     recipe = Wan(pipe, Options())
     noisy = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(1))

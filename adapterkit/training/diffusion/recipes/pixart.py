@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,7 +24,11 @@ class PixArt(Recipe):
         return [(self.pipe.tokenizer, self._limit)]
 
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
-        states, mask, _, _ = self.pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=device)
+        """Cleaned, as when the pipeline is called, where there is what it cleans with."""
+        utils: Any = importlib.import_module("diffusers.utils")
+        clean = utils.is_bs4_available() and utils.is_ftfy_available()
+        given = {"do_classifier_free_guidance": False, "device": device, "clean_caption": clean}
+        states, mask, _, _ = self.pipe.encode_prompt(list(texts), **given)
         return {"states": states, "mask": mask}
 
     def predict(self, noisy: Tensor, times: Tensor, text: Conditioning, batch: Mapping[str, Any]) -> Tensor:

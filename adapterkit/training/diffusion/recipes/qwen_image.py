@@ -12,6 +12,8 @@ from adapterkit.training.diffusion.conditioning import Conditioning
 from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.vae import normed_latents
 
+_TOKENS = 512  # of a caption, when the pipeline is called
+
 
 class QwenImage(Recipe):
     """Flow matching with a transformer of two streams (Wu et al. 2025, arXiv:2508.02324)."""
@@ -19,10 +21,10 @@ class QwenImage(Recipe):
     patch: ClassVar[int] = 2
 
     def token_limits(self) -> list[tuple[Any, int]]:
-        return [(self.pipe.tokenizer, self.pipe.tokenizer_max_length)]
+        return [(self.pipe.tokenizer, _TOKENS)]
 
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
-        states, mask = self.pipe.encode_prompt(list(texts), device)
+        states, mask = self.pipe.encode_prompt(list(texts), device, max_sequence_length=_TOKENS)
         whole = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return {"states": states, "mask": whole if mask is None else mask.bool()}
 

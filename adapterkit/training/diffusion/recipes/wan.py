@@ -14,6 +14,8 @@ from adapterkit.training.diffusion.recipe import Recipe
 from adapterkit.training.diffusion.vae import normed_latents
 from adapterkit.training.sizes import Size
 
+_TOKENS = 512  # of a caption, with what fills it up; `encode_prompt` alone takes 226
+
 
 class Wan(Recipe):
     """2.1 and 2.2 (arXiv:2503.20314). The larger 2.2 has a second denoiser for times with little noise."""
@@ -48,10 +50,12 @@ class Wan(Recipe):
             )
 
     def token_limits(self) -> list[tuple[Any, int]]:
-        return [(self.pipe.tokenizer, 226)]
+        return [(self.pipe.tokenizer, _TOKENS)]
 
     def encode_text(self, texts: Sequence[str], device: torch.device) -> Conditioning:
-        states, _ = self.pipe.encode_prompt(list(texts), do_classifier_free_guidance=False, device=device)
+        """With as many zeros behind the text as when the pipeline is called: they are attended to."""
+        given = {"do_classifier_free_guidance": False, "max_sequence_length": _TOKENS, "device": device}
+        states, _ = self.pipe.encode_prompt(list(texts), **given)
         return {"states": states}
 
     def encode_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
