@@ -32,12 +32,13 @@ class Drawing(Material):
         """One picture, from noise that depends on the seed alone."""
         self.picture(sample, self.options.sample_steps).save(path)
 
-    def picture(self, sample: Sample, steps: int) -> Any:
-        """One picture of Pillow's.
+    def picture(self, sample: Sample, steps: int, kind: str = "pil") -> Any:
+        """One picture.
 
         Args:
             sample: What is to be drawn.
             steps: Denoising steps where it says none.
+            kind: "pil" for one of Pillow's, "np" for an array of floats.
 
         Raises:
             ConfigError: Its size does not fit the model.
@@ -51,4 +52,4 @@ class Drawing(Material):
         [prompt] = self.words([sample.prompt])
         negative = None if sample.negative is None else self.words([sample.negative])[0]
         with self.residence.needing():
-            return self.recipe.draw(prompt, size, sample.steps or steps, guidance, noise, negative)
+            return self.recipe.draw(prompt, size, sample.steps or steps, guidance, noise, negative, kind)

@@ -37,10 +37,10 @@ class Exporting(Drawing):
         return scripts_metadata(self.config, shown, self.size)
 
     def probe(self) -> Tensor:
-        """One picture [height, width, 3], 0 to 255, in few steps."""
+        """One picture [height, width, 3], 0 to 1, in few steps; of floats, for 8 bits hide what a short run does."""
         sample = dataclasses.replace(next(iter(self.samples()), Sample("")), steps=None)
-        picture = self.picture(sample, min(_PROBED, self.options.sample_steps))
-        return torch.from_numpy(np.array(picture.convert("RGB"))).float()
+        picture = self.picture(sample, min(_PROBED, self.options.sample_steps), "np")
+        return torch.from_numpy(np.asarray(picture, dtype=np.float32))
 
     def other_reader(self, format: str) -> OtherReader | None:
         """The pipeline's own loader; of files for the UIs it reads those of some models."""

@@ -159,8 +159,9 @@ class Recipe(ABC):
         guidance: float | None,
         generator: torch.Generator,
         negative: str | None = None,
+        kind: str = "pil",
     ) -> Any:
-        """One picture of Pillow's, made by the pipeline.
+        """One picture, made by the pipeline.
 
         Args:
             prompt: What it shows.
@@ -169,12 +170,19 @@ class Recipe(ABC):
             guidance: How strongly the prompt is followed; None for the pipeline's own default.
             generator: Of the noise.
             negative: What it should not show.
+            kind: The pipeline's name for what it gives: "pil" for one of Pillow's, "np" for an array of floats.
 
         Raises:
             ConfigError: The pipeline takes no negative prompt.
         """
         guided = {} if guidance is None else self.guidance_arguments(guidance)
-        given = {"num_inference_steps": steps, "generator": generator, **self.size_arguments(size), **guided}
+        given = {
+            "num_inference_steps": steps,
+            "generator": generator,
+            "output_type": kind,
+            **self.size_arguments(size),
+            **guided,
+        }
         made = self.pipe(**self.prompt_arguments(prompt, negative), **given)
         return self.picture(made)
 

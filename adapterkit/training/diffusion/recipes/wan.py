@@ -69,7 +69,7 @@ class Wan(Recipe):
 
     def size_arguments(self, size: Size) -> dict[str, Any]:
         """One frame."""
-        return {**super().size_arguments(size), "num_frames": 1, "output_type": "pil"}
+        return {**super().size_arguments(size), "num_frames": 1}
 
     def picture(self, made: Any) -> Any:
         return made.frames[0][0]
