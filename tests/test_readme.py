@@ -1,9 +1,10 @@
-"""README.md, followed to the letter: its Python runs, its commands exist, its links lead somewhere."""
+"""README.md and TRAINING.md, followed to the letter: its Python runs, its commands exist, its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,14 +13,19 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import adapterkit as ak
 from adapterkit.cli.main import main
 from adapterkit.training import yaml_values
+from adapterkit.training.loop import train
+from adapterkit.training.result import Result
 from adapterkit.training.run import load_run
+from tests.training.language import tiny
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "examples/TRAINING.md")
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language: str) -> list[str]:
@@ -166,14 +172,62 @@ def test_selectors_can_be_parsed(selector: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in ("README.md", "examples/README.md"):
+    for page in (*PAGES, "examples/README.md"):
         place = ROOT / page
         for target in re.findall(r"\]\(([^)#]+)\)", place.read_text(encoding="utf-8")):
             assert target.startswith("http") or (place.parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_keys_of_how_it_learns_are_keys_of_a_run() -> None:
-    [block] = [block for block in blocks("yaml") if "epochs:" in block]
+    [block] = [block for block in blocks("yaml") if "torch_compile:" in block]
     base = {"task": "image-classification", "model": "m", "data": "d", "output": "o", "adapter": {"type": "lora"}}
     run = load_run(None, **base, **yaml_values.parse(block))
     assert (run.schedule.factor(50, 100), len(run.config.rates)) == (1.0, 2)  # it begins anew
+
+
+def recipe(task: str) -> dict[str, Any]:
+    [block] = [block for block in blocks("yaml") if f"task: {task}" in block]
+    assert len(block.splitlines()) <= 12
+    return yaml_values.parse(block)
+
+
+def run_small(values: dict[str, Any], **others: Any) -> Result:
+    """A run of README on a small model and few data."""
+    small = {**values, "options": {**values["options"], **others.pop("options", {})}, **others}
+    return train(load_run(None, **{key: value for key, value in small.items() if value is not None}), silent=True)
+
+
+def test_the_style_of_the_readme(folder: Path) -> None:
+    values = recipe("diffusion")
+    shutil.copytree(ROOT / "examples/digits/style", folder / "pictures")
+    done = run_small(
+        values, model=str(ROOT / "examples/digits/base"), steps=2, sample_every=None, options={"sample_steps": 2}
+    )
+    assert done.folder == Path(values["output"])
+    assert list((done.folder / "export/kohya").glob("*.safetensors"))
+    assert list((done.folder / "export/diffusers").glob("*.safetensors"))
+
+
+def test_the_classes_of_the_readme(folder: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (folder / "animals" / name).mkdir(parents=True)
+        for each in range(3):
+            Image.new("RGB", (40, 40), (120 * number, 9 * each, 0)).save(folder / "animals" / name / f"{each}.png")
+    done = run_small(
+        recipe("image-classification"),
+        model="timm:test_vit",
+        epochs=1.0,
+        batch_size=2,
+        options={"model_args": {"pretrained": False}},
+    )
+    assert "accuracy" in done.figures
+    assert (done.folder / "model").is_dir()
+
+
+def test_the_assistant_of_the_readme(folder: Path) -> None:
+    turns = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+    tiny.rows_to(folder / "chats.jsonl", *[{"messages": turns}] * 6)
+    model = tiny.llama(folder / "model", tiny.MARKED)
+    done = run_small(recipe("causal-lm"), model=str(model), epochs=1.0, options={"block_size": 32})
+    assert done.figures["perplexity"] > 0
+    assert done.adapter is not None
