@@ -85,7 +85,24 @@ def _picture_steps(pixels: Pixels, options: Options) -> list[Any]:
         raise ConfigError(
             [f"options.auto_augment: timm has no {options.auto_augment!r} ({error!s:.100})"], "run"
         ) from error
+    for transform in change.transforms:
+        _keep_a_bit(transform)
     return [*crop.transforms, *change.transforms, *end.transforms]
+
+
+def _keep_a_bit(transform: Any) -> None:
+    """timm posterizes to no bits at either end of the magnitudes, which Pillow refuses; one is then kept."""
+    changes: Any = importlib.import_module("timm.data.auto_augment")
+    policies = [*getattr(transform, "ops", ()), *(op for part in getattr(transform, "policy", ()) for op in part)]
+    for op in policies:
+        if op.aug_fn is changes.posterize:
+            op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    from PIL import ImageOps
+
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
 
 
 def mixing(options: Options) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

@@ -124,3 +124,10 @@ def test_mixing():
 def test_policies_that_timm_does_not_have(pixels: Pixels, policy: str):
     with pytest.raises(ConfigError, match=rf"options\.auto_augment: timm has no '{policy}'"):
         training_transform(pixels, asked(auto_augment=policy))
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n8-inc1", "rand-m1-n8", "augmix-m10", "original", "v0"])
+def test_policies_work_at_the_ends_of_their_magnitudes(picture: Path, pixels: Pixels, policy: str):
+    """timm asks Pillow for posters of no bits."""
+    for seed in range(12):
+        assert drawn(picture, pixels, seed, auto_augment=policy).isfinite().all()
