@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +88,13 @@ def _told(prompts: Sequence[str], file: str | None, negative: str | None, seeds:
     try:
         read = TypeAdapter(Prompts).validate_python(file if file is not None else [*prompts])
     except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-            for one in error.errors()
-        ]
-        raise ConfigError(told, str(file)) from error
+        raise ConfigError([_sentence(one) for one in error.errors()], "prompts") from error
     if negative is not None:
         read = [one.model_copy(update={"negative": negative}) for one in read]
     return with_seeds(samples_of(read, [_FIRST_SEED]), seeds)
 
 
-def _sentence(item: dict[str, Any]) -> str:
+def _sentence(item: Mapping[str, Any]) -> str:
     where = ".".join(map(str, item["loc"]))
     return f"{where}: ".removeprefix(": ") + str(item["msg"]).removeprefix("Value error, ")
 

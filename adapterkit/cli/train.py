@@ -7,6 +7,7 @@ import importlib
 import os
 import shlex
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def command(
     """Train an adapter as RUN.YAML says; KEY=VALUE takes precedence over the file."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    if "=" in run_file and not Path(run_file).exists():
+        raise click.UsageError(f"the run file comes before what changes it: adapterkit train RUN.YAML {run_file}")
     if accept_changed_data and not resume:
         raise click.UsageError("--accept-changed-data belongs to --resume")
     from adapterkit.training.run import load_run
@@ -92,7 +95,7 @@ def _say_how_to_go_on(result: Result, run_file: str, overrides: tuple[str, ...])
 
 def _told(result: Result) -> str:
     if result.adapter is not None:
-        return f"the adapter is written, {result.adapter}; figures or samples are left out"
+        return f"the adapter is written, {result.adapter}; figures, samples or files for other tools are left out"
     if not result.step:
         return "stopped before the first step, and nothing is left behind"
     kept = f"a checkpoint of step {result.saved} is there" if result.saved else "there is no checkpoint yet"

@@ -16,6 +16,7 @@ from adapterkit.errors import AdapterKitError, PluginError
 from adapterkit.plugins.manager import get_plugin_manager, owner
 from adapterkit.training.config import RunConfig
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.order import derive_seed, seeded
 from adapterkit.training.run import Run
 from adapterkit.training.samples.sample import Sample
 from adapterkit.training.task import Dataset, OtherReader, Prediction, Setting, Task, groups_of
@@ -57,7 +58,9 @@ class CheckedTask(Task):
         raise self._wrong("foresee", found, "a dict of name -> text")
 
     def load_model(self) -> Any:
-        model = self._ask("load_model", self.inner.load_model)
+        """See `Task.load_model`. What the model's files lack is drawn alike in training and ever after."""
+        with seeded(derive_seed(self.config.seed, "model") % 2**32):
+            model = self._ask("load_model", self.inner.load_model)
         if isinstance(model, nn.Module) or isinstance(getattr(model, "components", None), Mapping):
             return model
         raise self._wrong("load_model", model, "a torch module, or a pipeline with `components`")

@@ -96,7 +96,8 @@ def hint(path: str, known: Iterable[str]) -> str:
     key = re.sub(r"[\s-]+", "_", path.rpartition(".")[2].strip().lower())
     for word in (key, _WORDS.get(key)):
         if found := [one for one in known if one.rpartition(".")[2] == word]:
-            return f" Did you mean {' or '.join(map(repr, found))}?"
+            least = min(one.count(".") for one in found)  # such as learning_rate, before that of an entry of `rates`
+            return f" Did you mean {' or '.join(repr(one) for one in found if one.count('.') == least)}?"
     section = path.rpartition(".")[0]
     beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == section}
     if near_matches(key, beside):

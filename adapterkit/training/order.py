@@ -8,13 +8,16 @@ examples says.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -42,6 +45,21 @@ def derive_seed(*parts: int | str) -> int:
     """A seed of 63 bits from several parts; unlike Python's `hash`, the same in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global generators, which models and transforms of others draw from, with a seed; put back after."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.needs import Needs, check_room, needs_of
 from adapterkit.training.run import Run
 from adapterkit.training.task import Task
+from adapterkit.training.trackers import tracker_names
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ def plan_of(run: Run) -> Plan:
 
     Raises:
         DataError: The data cannot be used.
+        ConfigError: A tracker is unknown, or is not installed.
         StateError: The disk has too little room.
         AdapterKitError: The adapter does not fit the model.
     """
+    tracker_names(run)
     task = CheckedTask(run)
     record = task.survey(None)
     outline = task.outline()

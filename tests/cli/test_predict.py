@@ -158,6 +158,20 @@ def test_a_run_is_baked_into_a_model_that_transformers_loads(trained: Path, tmp_
     assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-5)
 
 
+def test_weights_that_no_file_has_are_drawn_as_in_training(trained: Path, tmp_path: Path):
+    options = {"train_head": True, "model_args": {"pretrained": False, **SIZES}}
+    config = load_run(
+        trained / "run/config.yaml", ["steps=1", "bake=true"], model="timm:vit_tiny_patch16_224", options=options
+    )
+    train(config.at(tmp_path / "run"), silent=True)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert baked(tmp_path / "run", tmp_path / "model").exit_code == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    ours, its = (load_file(folder / "model/model.safetensors") for folder in (tmp_path, tmp_path / "run"))
+    assert all(torch.equal(ours[key], its[key]) for key in ours)
+
+
 def test_what_cannot_be_baked_is_refused(trained: Path, tmp_path: Path):
     config = load_run(trained / "run/config.yaml", ["steps=1"], adapter={"type": "bottleneck", "targets": "mlp"})
     train(config.at(tmp_path / "run"), silent=True)

@@ -135,6 +135,14 @@ def test_nothing_is_overwritten_that_was_not_named(trained: Path, tmp_path: Path
     assert call(run, *PROMPT).stdout == "sample-3.png\n"
 
 
+def test_a_wrong_line_of_a_file_of_prompts_is_told_once(trained: Path, tmp_path: Path):
+    (tmp_path / "p.txt").write_text("one\ntwo --x 9\n", encoding="utf-8")
+    result = call(trained / "run", "--prompts", tmp_path / "p.txt", "-o", tmp_path / "x.png")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'p.txt'}: line 2: unknown flag --x" in result.stderr
+    assert result.stderr.count("p.txt") == 1
+
+
 def test_several_prompts_and_seeds_are_numbered(trained: Path, tmp_path: Path):
     prompts, seeds = ("--prompt", "one", "--prompt", "two"), ("--seed", "1", "--seed", "2")
     result = call(trained / "run", *prompts, *seeds, "-o", tmp_path / "x.png")

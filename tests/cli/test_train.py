@@ -99,6 +99,7 @@ def test_a_dry_run_shows_points_and_writes_nothing(run_file: Path, tmp_path: Pat
         (("stepz=3",), 1, "unknown key 'stepz'. Did you mean 'steps'?"),
         (("adapter.targets=attn.qq",), 1, "'attn.qq' is unknown here"),
         (("adapter.type=bottleneck", "adapter.rank=2"), 1, "unknown key 'adapter.rank'"),
+        (("--dry-run", "trackers=[tensorbord]"), 1, "unknown tracker 'tensorbord'. Did you mean 'tensorboard'?"),
         (("--resume", "--overwrite"), 2, "exclude each other"),
         (("--no-such",), 2, "No such option"),
     ],
@@ -111,6 +112,12 @@ def test_errors_are_one_line_without_a_traceback(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_change_in_the_place_of_the_run_file_is_told_where_it_belongs():
+    result = call("task=causal-lm", "steps=3")
+    assert result.exit_code == 2
+    assert "adapterkit train RUN.YAML task=causal-lm" in result.stderr
 
 
 def test_a_used_folder_is_refused_with_the_flags_that_mend_it(run_file: Path):

@@ -47,6 +47,10 @@ def test_what_people_type_leads_to_the_key(typed: str, meant: str):
     assert f"'{meant}'" in hint(typed, KNOWN)
 
 
+def test_a_key_of_the_run_is_meant_before_that_of_an_entry_in_a_list():
+    assert hint("options.learning_rate", KNOWN) == " Did you mean 'learning_rate'?"
+
+
 def test_a_slip_is_looked_for_in_its_own_section_first():
     assert hint("adapter.alfa", KNOWN) == " Did you mean 'alpha' or 'alphas'?"
 

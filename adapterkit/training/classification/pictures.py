@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adapterkit.training.image_files import open_image
-from adapterkit.training.order import Draw, derive_seed
+from adapterkit.training.order import Draw, derive_seed, seeded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,21 +22,6 @@ class Item(NamedTuple):
     image: Tensor
     target: Tensor
     seed: int
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The global generators, which the transforms of timm and torchvision draw from, with a seed; put back after."""
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
 
 
 class Pictures:

@@ -16,9 +16,9 @@ from transformers import ViTForImageClassification, ViTImageProcessor
 from adapterkit.errors import ConfigError
 from adapterkit.training.classification.augmentation import mixing, training_transform
 from adapterkit.training.classification.options import Options
-from adapterkit.training.classification.pictures import Item, Pictures, collated, seeded
+from adapterkit.training.classification.pictures import Item, Pictures, collated
 from adapterkit.training.classification.preprocessing import Pixels, pixels_of
-from adapterkit.training.order import Draw
+from adapterkit.training.order import Draw, seeded
 from tests.backends.vision_models import vit_config
 
 TINY: dict[str, Any] = {"pretrained": False, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
