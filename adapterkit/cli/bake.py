@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -45,12 +46,16 @@ def command(model: str, places: tuple[Path, ...], weight: float, lenient: bool, 
 def _bake_run(text: str, output: Path, weight: float) -> None:
     from adapterkit.errors import StateError
     from adapterkit.training.predicting import Predictor
-    from adapterkit.training.samples.places import place_of, run_of
+    from adapterkit.training.samples.places import place_of, record_of, run_of
 
     place = place_of(text)
     if place.run is None:
         raise StateError(f"{text} is no run; name the model, the adapter and where to write: MODEL ADAPTER OUT")
     if place.note:
         say(place.note, err=True)
-    apart = Predictor(run_of(place, (), None, None), place, weight).bake(output)
+    run, record = run_of(place, (), None, None), record_of(place)
+    if record is None or not record.classes:
+        again = shlex.join(["adapterkit", "bake", run.config.model, str(place.file), str(output)])
+        raise StateError(f"{text} has learnt no classes; the model of such a run is written by: {again}")
+    apart = Predictor(run, place, weight).bake(output)
     say(f"{output}  read back by its own library: {apart:.1g} apart")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,19 @@ def test_weights_that_no_file_has_are_drawn_as_in_training(trained: Path, tmp_pa
     assert torch.equal(torch.get_rng_state(), state)
     ours, its = (load_file(folder / "model/model.safetensors") for folder in (tmp_path, tmp_path / "run"))
     assert all(torch.equal(ours[key], its[key]) for key in ours)
+
+
+def test_a_run_without_classes_is_told_the_command_that_writes_its_model(trained: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(trained / "run/config.yaml", tmp_path / "run")
+    adapters = ak.Adapters(timm.create_model("vit_tiny_patch16_224", **SIZES))
+    adapters.add("mine", ak.LoRA(rank=2))
+    adapters.save("mine", tmp_path / "run/adapter.safetensors")
+    result = baked(tmp_path / "run", tmp_path / "model")
+    assert result.exit_code == 1
+    assert f"adapterkit bake {trained / 'base'} {tmp_path / 'run/adapter.safetensors'} {tmp_path / 'model'}" in (
+        " ".join(result.stderr.split())
+    )
 
 
 def test_what_cannot_be_baked_is_refused(trained: Path, tmp_path: Path):
