@@ -166,13 +166,20 @@ def permutation(size: int, seed: int) -> list[int]:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def ordered(data: Any, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> DataLoader[Any]:
+def ordered(data: Any, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> Iterator[Any]:
     """Reads a data set in an order, in that many processes; in this one where there are none."""
-    return DataLoader(
-        data,
-        batch_sampler=order,  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # so that no global random number is consumed
+    batches: Any = iter(
+        DataLoader(
+            data,
+            batch_sampler=order,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=ignore_in_worker,
+            generator=torch.Generator(),  # so that no global random number is consumed
+        )
     )
+    try:
+        yield from batches
+    finally:
+        if workers:  # they ignore signals: kept alive by an error's traceback, Python would wait for them at its end
+            batches._shutdown_workers()

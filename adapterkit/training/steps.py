@@ -55,7 +55,7 @@ class Steps:
             world=self._accelerator.num_processes,
             groups=groups_of(self._data),
         )
-        return self._task.batches(iter(ordered(self._data, order, self._task.collate, config.num_workers)))
+        return self._task.batches(ordered(self._data, order, self._task.collate, config.num_workers))
 
     def observe(self, model: Any) -> None:
         """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -107,3 +109,24 @@ def test_the_rate_rises_and_then_follows_its_schedule(scheduler: str, share):
     assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert factors[4:] == pytest.approx([share(step / 10) for step in range(10)])
     assert factor(toy_run(Path("out"), scheduler=scheduler, warmup_steps=50, steps=10), 9) > 0
+
+
+class Refusing:
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, draw: Draw) -> int:
+        raise ValueError("this one cannot be read")
+
+
+def test_an_error_in_a_process_that_reads_ends_the_program():
+    program = (
+        "from adapterkit.training.order import Order, ordered\n"
+        "from tests.training.test_order import Refusing\n"
+        "order = Order(size=4, batch_size=1, seed=0, first=0, last=4)\n"
+        "kept = iter(ordered(Refusing(), order, list, 1))\n"
+        "next(kept)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "this one cannot be read" in done.stderr
