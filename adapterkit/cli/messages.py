@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -19,9 +20,16 @@ def say(text: str, *, err: bool = False) -> None:
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Shows warnings as `warning: ...`, without the place in the code, while a command runs."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show
-        yield
+    # On a CPU bitsandbytes tells whoever imports it, diffusers among them, of a kernel that nothing here asks for.
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _show(message: Warning | str, *_: object, **__: object) -> None:
