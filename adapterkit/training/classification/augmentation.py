@@ -91,7 +91,7 @@ def _picture_steps(pixels: Pixels, options: Options) -> list[Any]:
 
 
 def _keep_a_bit(transform: Any) -> None:
-    """timm posterizes to no bits at either end of the magnitudes, which Pillow refuses; one is then kept."""
+    """At timm, posters have no bits at either end of the magnitudes, which Pillow refuses: one is kept."""
     changes: Any = importlib.import_module("timm.data.auto_augment")
     policies = [*getattr(transform, "ops", ()), *(op for part in getattr(transform, "policy", ()) for op in part)]
     for op in policies:
