@@ -25,7 +25,7 @@ from adapterkit.training.classification.reading import batched
 from adapterkit.training.classification.report import facts_of, repeated, write_report
 from adapterkit.training.classification.splitting import hold_out
 from adapterkit.training.classification.targets import loss_of, smoothed, targets_of, weights_of
-from adapterkit.training.classification.writing import write_classifier
+from adapterkit.training.classification.writing import write_classifier, write_heads
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
 from adapterkit.training.data_files import Notes, gather, listed, name_of
 from adapterkit.training.data_record import DataRecord
@@ -38,6 +38,7 @@ from adapterkit.training.loading import (
 )
 from adapterkit.training.parts import inference
 from adapterkit.training.sizes import size_of
+from adapterkit.training.snapshots import ADAPTER
 from adapterkit.training.task import Prediction, Setting, Task, content_key
 
 _AT_ONCE = 16  # images that are measured at a time
@@ -132,6 +133,9 @@ class ImageClassificationTask(Task):
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """What the numbers of the classes mean, and how good the model is at each; a picture of what it confuses."""
         found: dict[str, Any] = {"classes": self.classes, "held out images": len(self.found.validation or ())}
+        if self.heads:
+            folder = samples.parent
+            write_heads(folder / ADAPTER, folder / "head.safetensors", list(self.heads), self.classes)
         if self.found.validation:
             logits, targets = self._answers(self.found.validation)
             found |= write_report(samples.parent, logits, targets, self.classes, several=self.options.multi_label)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+
+from adapterkit.formats.files import write_atomically
+from adapterkit.formats.registry import find_format
+from adapterkit.formats.source import Source
+from adapterkit.points import Points
 from adapterkit.training.classification.preprocessing import Pixels, Processing
 from adapterkit.training.classifiers import is_transformers
 
@@ -34,3 +41,25 @@ def write_classifier(model: Any, pixels: Pixels, classes: Sequence[str], folder:
     model.save_pretrained(folder)
     if isinstance(pixels.transform, Processing):
         pixels.transform.processor.save_pretrained(folder)
+
+
+def write_heads(adapter: Path, path: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+    """Writes the trained heads of an adapter's file by themselves, for programs that know neither adapters nor points.
+
+    Args:
+        adapter: The adapter's own file, which has them too.
+        path: The file to write. Tensors are named as in the model's state; the metadata has `classes`, a list in JSON.
+        paths: Where the heads are in the model, in the order of the points.
+        classes: What their outputs are called.
+    """
+    source = Source.of(adapter)
+    reader = find_format(source)
+    found, _ = reader.read(source, Points([]), reader.reading(strict=False))
+    parts = [part for one in found.values() for part in one.parts if part.type == "trainable"]
+    trained = [tensors for part in parts for tensors in part.tensors.values()]
+    named = {
+        f"{place}.{name}": tensor.contiguous()
+        for place, tensors in zip(paths, trained, strict=True)
+        for name, tensor in tensors.items()
+    }
+    write_atomically(path, save(named, {"classes": json.dumps(list(classes))}))

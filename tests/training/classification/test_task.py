@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import ViTForImageClassification
@@ -82,9 +83,18 @@ def test_the_head_and_the_names_of_the_classes_are_in_the_adapters_file(data: Pa
     """On a model that is made for as many classes, the file alone does what the run measured."""
     options: dict[str, Any] = {"train_head": True, "model_args": TIMM}
     result = train(make_run(data, tmp_path / "run", "timm:vit_tiny_patch16_224", "ema=0.9", **options), silent=True)
-    assert [path.name for path in (tmp_path / "run").glob("*.safetensors")] == ["adapter.safetensors"]
+    assert {path.name for path in (tmp_path / "run").glob("*.safetensors")} == {
+        "adapter.safetensors",
+        "head.safetensors",
+    }
     torch.manual_seed(derive_seed(0, "model") % 2**32)  # as the run does: nothing here is pretrained
     model: Any = load_image_classifier("timm:vit_tiny_patch16_224", "float32", 3, **TIMM).eval()
+    with safe_open(tmp_path / "run/head.safetensors", "pt") as head:
+        assert json.loads(head.metadata()["classes"]) == list(COLOURS)
+        alone = {key: head.get_tensor(key) for key in head.keys()}  # noqa: SIM118 - it is no dict
+    own = load_file(tmp_path / "run/adapter.safetensors")
+    assert alone.keys() == {"head.weight", "head.bias"}
+    assert all(any(torch.equal(tensor, other) for other in own.values()) for tensor in alone.values())
     adapters = ak.Adapters(model)
     report = adapters.load(tmp_path / "run/adapter.safetensors", "colours")
     assert report.type == "lora + trainable"
