@@ -429,6 +429,9 @@ def adapterkit_register_commands() -> list[CommandSpec]:
         CommandSpec("points", "adapterkit.cli.points:command", help="Show where adapters can act in a model."),
         CommandSpec("adapters", "adapterkit.cli.adapters:command", help="List the adapter types."),
         CommandSpec("tasks", "adapterkit.cli.tasks:command", help="List the training tasks, and a run file's keys."),
+        CommandSpec(
+            "optimizers", "adapterkit.cli.optimizers:command", help="List optimizers and schedules, and their keys."
+        ),
         CommandSpec("backends", "adapterkit.cli.backends:command", help="List the model families."),
         CommandSpec("plugins", "adapterkit.cli.plugins:command", help="List the plug-ins and what became of each."),
         CommandSpec("train", "adapterkit.cli.train:command", help="Train an adapter as a run file says."),

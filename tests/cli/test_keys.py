@@ -90,3 +90,23 @@ def test_a_task_by_name_lists_the_keys_of_a_run_file_and_its_own():
 def test_an_adapter_by_name_lists_its_fields_below_what_it_is():
     assert {row["key"] for row in json.loads(invoke("adapters", "lora", "--json"))[0]["fields"]} >= {"rank", "alpha"}
     assert "Rank of the update." in invoke("adapters", "lora")
+
+
+def test_optimizers_and_schedules_are_listed_with_their_keys():
+    rows = {row["name"]: row for row in json.loads(invoke("optimizers", "--json"))}
+    assert (rows["adamw"]["key"], rows["cosine"]["key"]) == ("optimizer", "scheduler")
+    manager = get_plugin_manager()
+    assert rows.keys() == {*manager.optimizers(), *manager.schedules()}
+    assert {row["key"] for row in json.loads(invoke("optimizers", "adamw", "--json"))} >= {"optimizer.betas"}
+    assert {row["key"] for row in json.loads(invoke("optimizers", "cosine", "--json"))} >= {"scheduler.restarts"}
+
+
+@pytest.mark.parametrize("name", [*get_plugin_manager().optimizers(), *get_plugin_manager().schedules()])
+def test_every_key_of_an_optimizer_has_a_meaning(name: str):
+    assert not [row["key"] for row in json.loads(invoke("optimizers", name, "--json")) if not row["meaning"]]
+
+
+def test_an_optimizer_that_is_not_there_is_an_error():
+    result = CliRunner().invoke(main, ["optimizers", "adamv"])
+    assert result.exit_code == 1
+    assert "Did you mean 'adamw'" in result.output
