@@ -109,8 +109,8 @@ class Spec:
 
     @property
     def extra_name(self) -> str:
-        """The extra of its distribution that brings what the target needs, or nothing."""
-        return ""
+        """The extra of its distribution that brings what the target needs: its field `extra`, where it has one."""
+        return getattr(self, "extra", "")
 
     @property
     def _plugin(self) -> str:
@@ -161,10 +161,6 @@ class BackendSpec(Spec):
     extra: str = ""
     summary: str = ""
 
-    @property
-    def extra_name(self) -> str:
-        return self.extra
-
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec(Spec):
@@ -176,10 +172,6 @@ class LayerSpec(Spec):
     classes: tuple[str, ...]
     extra: str = ""
     summary: str = ""
-
-    @property
-    def extra_name(self) -> str:
-        return self.extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +239,6 @@ class OptimizerSpec(Spec):
     extra: str = ""
     summary: str = ""
 
-    @property
-    def extra_name(self) -> str:
-        return self.extra
-
 
 @dataclass(frozen=True, slots=True)
 class ScheduleSpec(Spec):
@@ -269,10 +257,6 @@ class CallbackSpec(Spec):
 
     extra: str = ""
     summary: str = ""
-
-    @property
-    def extra_name(self) -> str:
-        return self.extra
 
 
 @dataclass(frozen=True, slots=True)
