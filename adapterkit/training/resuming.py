@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,18 @@ def consequences(before: Run, now: Run, done: int) -> list[str]:
 def with_steps(run: Run, steps: int) -> Run:
     """The run with a number of steps."""
     return dataclasses.replace(run, config=run.config.model_copy(update={"steps": steps}))
+
+
+def planned(run: Run, examples: int, processes: int) -> Run:
+    """The run with its number of steps, where it says epochs.
+
+    Args:
+        run: The run.
+        examples: In one epoch.
+        processes: That train together.
+    """
+    config = run.config
+    if config.epochs is None:
+        return run
+    each = config.batch_size * config.gradient_accumulation * processes
+    return with_steps(run, math.ceil(config.epochs * examples / each))

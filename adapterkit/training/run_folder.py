@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,26 @@ class RunFolder:
         """Appends a line to the metrics."""
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
+
+    @contextlib.contextmanager
+    def opened(self, record: DataRecord, done: int, begun: Callable[[], bool], *, overwrite: bool) -> Iterator[None]:
+        """Opens the folder, and withdraws it where a new run ends before its first step.
+
+        Args:
+            record: What the data is.
+            done: Steps that are done already; later records are forgotten.
+            begun: Whether a step is done by now.
+            overwrite: Replace the run that it holds.
+        """
+        fresh = overwrite or not self.config.exists()
+        self.open(record, overwrite=overwrite)
+        self.start_metrics(done)
+        try:
+            yield
+        except BaseException:
+            if fresh and not begun():
+                self.withdraw()
+            raise
 
     def hold(self) -> None:
         """Keeps other processes from training in the folder, until `close`.

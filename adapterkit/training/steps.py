@@ -135,3 +135,8 @@ class Steps:
         total: Any = self._accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         norm = float(total)
         return norm if math.isfinite(norm) else None  # fp16's loss scaler skips such a step and lowers its scale
+
+
+def every(steps: int | None, step: int) -> bool:
+    """Whether something that is done every so many steps is done at this one."""
+    return steps is not None and step % steps == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from adapterkit.training.best import Keeper
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.events import Callbacks, Training, made
-from adapterkit.training.export.baked import MODEL, write_baked
 from adapterkit.training.export.closing import close
 from adapterkit.training.export.files import check_formats
 from adapterkit.training.export.record import metadata_of
@@ -31,12 +29,12 @@ from adapterkit.training.plots import Plots
 from adapterkit.training.processes import any_process, peak_memory
 from adapterkit.training.progress import RECENT, make_progress
 from adapterkit.training.result import Result
-from adapterkit.training.resuming import consequences, with_steps
+from adapterkit.training.resuming import consequences, planned, with_steps
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.samples.previews import Previews, told
 from adapterkit.training.snapshots import Snapshot, writing
-from adapterkit.training.steps import Steps
+from adapterkit.training.steps import Steps, every
 from adapterkit.training.task import Setting
 from adapterkit.training.trackers import Trackers
 
@@ -156,40 +154,20 @@ class Trainer:
             tell(note)
 
     def _planned(self, run: Run) -> Run:
-        """The run with its number of steps, where it says epochs."""
-        if run.config.epochs is None:
-            return run
-        each = run.config.batch_size * run.config.gradient_accumulation * self.accelerator.num_processes
-        return with_steps(run, math.ceil(run.config.epochs * len(self.data) / each))
+        return planned(run, len(self.data), self.accelerator.num_processes)
 
     def _take(self, run: Run) -> None:
         self.run, self.config = run, run.config
         self.task.take(run.config)
 
-    @contextlib.contextmanager
-    def _folder(self, record: DataRecord, *, keep: bool) -> Iterator[None]:
-        """The run folder, which is withdrawn where a new run ends before its first step.
-
-        Args:
-            record: What the data is.
-            keep: Leave what is in it as it is.
-        """
+    def _folder(self, record: DataRecord, *, keep: bool) -> contextlib.AbstractContextManager[None]:
+        """The run folder, in the first process; `keep` leaves what is in it as it is."""
         self.accelerator.wait_for_everyone()  # all have seen the folder as it was
-        if not self.main:
-            yield
-            return
-        fresh = self.overwrite or not self.folder.config.exists()
-        if keep:
+        if keep and self.main:
             self.folder.hold()
-        else:
-            self.folder.open(record, overwrite=self.overwrite)
-            self.folder.start_metrics(self.done)
-        try:
-            yield
-        except BaseException:
-            if fresh and not self.done:
-                self.folder.withdraw()
-            raise
+        if keep or not self.main:
+            return contextlib.nullcontext()
+        return self.folder.opened(record, self.done, lambda: self.done > 0, overwrite=self.overwrite)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -241,10 +219,10 @@ class Trainer:
         if self._stopped():
             return False
         last = self.done == self.config.steps
-        if _every(self.config.checkpoint_every, self.done) and not last:
+        if every(self.config.checkpoint_every, self.done) and not last:
             self._save()
-        samples = _every(self.config.sample_every, self.done) and not last
-        evaluate = samples if self.config.evaluate_every is None else _every(self.config.evaluate_every, self.done)
+        samples = every(self.config.sample_every, self.done) and not last
+        evaluate = samples if self.config.evaluate_every is None else every(self.config.evaluate_every, self.done)
         if evaluate and not last:
             self._judge(self._evaluate())
         if samples:
@@ -345,7 +323,8 @@ class Trainer:
             base = {f"base {key}": value for key, value in self.folder.base_figures().items()}
             self.figures = {**base, **figures, **self.task.finish(self.folder.samples)}
             self.figures |= self.previews.finish(self.done, self.learner.adapters)
-            self._close()
+            parts = (self.task, self.model, self.learner.adapters, self.previews, self.folder)
+            self.figures |= close(*parts, self.figures, self.progress.message)
             early = early or bool(self.callbacks.training.stopped)
             self.folder.write_summary({"step": self.done, "early": early, "figures": self.figures})
 
@@ -368,19 +347,3 @@ class Trainer:
 
     def _metadata(self) -> Mapping[str, str]:
         return metadata_of(self.config, self.task)
-
-    def _close(self) -> None:
-        """Files for other tools, checked, and the model card; which there are is told with the figures."""
-        adapters, tell = self.learner.adapters, self.progress.message
-        made = close(self.task, self.model, adapters, self.previews, self.folder, self.figures, tell)
-        self.figures |= {f"for {one.format}": str(one if one.failed else one.path) for one in made if not one.problem}
-        if self.config.bake:
-            place = self.folder.path / MODEL
-            shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
-            write_baked(self.task, self.model, adapters, place)
-            self.figures["baked model"] = str(place)
-
-
-def _every(steps: int | None, step: int) -> bool:
-    """Whether something that is done every so many steps is done at this one."""
-    return steps is not None and step % steps == 0

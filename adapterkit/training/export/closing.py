@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapterkit.handle.adapters import Adapters
+from adapterkit.training.export.baked import MODEL, write_baked
 from adapterkit.training.export.card import card
-from adapterkit.training.export.files import Exported, export
+from adapterkit.training.export.files import export
 from adapterkit.training.export.record import trigger_of
 from adapterkit.training.parts import inference
 from adapterkit.training.run_folder import RunFolder, write_text
@@ -28,8 +30,8 @@ def close(
     folder: RunFolder,
     figures: Mapping[str, Any],
     tell: Callable[[str], object],
-) -> list[Exported]:
-    """Exports the adapter, checks the files, and writes the card.
+) -> dict[str, str]:
+    """Exports the adapter, checks the files, writes the card, and bakes the model where the run asks for it.
 
     Args:
         task, model: Of the run.
@@ -38,6 +40,9 @@ def close(
         folder: With the adapter's file.
         figures: What was measured.
         tell: Takes a line for the user.
+
+    Returns:
+        What there is now, and where.
     """
     config = task.config
     rows = _there(previews.rows([0, config.steps]))
@@ -48,7 +53,13 @@ def close(
         for note in one.notes:
             tell(f"export {one.format}: {note}")
     write_text(folder.path / CARD, card(config, trigger_of(config, task), rows, exported, figures))
-    return exported
+    found = {f"for {one.format}": str(one if one.failed else one.path) for one in exported if not one.problem}
+    if not config.bake:
+        return found
+    place = folder.path / MODEL
+    shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
+    write_baked(task, model, adapters, place)
+    return {**found, "baked model": str(place)}
 
 
 def _there(rows: Rows) -> Rows:
