@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adapterkit.adapters.trainable import Trainable
     from adapterkit.adapters.union import Union
     from adapterkit.composition import Average, Parallel, Split, Stack
+    from adapterkit.contract.factors import Factors
     from adapterkit.errors import (
         AdapterKitError,
         AdapterMismatchError,
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
         UnsupportedFileError,
         UnsupportedModelError,
     )
-    from adapterkit.factors import Factors
     from adapterkit.handle.adapters import Adapters
     from adapterkit.handle.listing import points
     from adapterkit.hookspecs import hookimpl
@@ -173,7 +173,7 @@ _HOMES = {
     "Bottleneck": "adapterkit.adapters.bottleneck",
     "Compacter": "adapterkit.adapters.compacter",
     "DoRA": "adapterkit.adapters.dora",
-    "Factors": "adapterkit.factors",
+    "Factors": "adapterkit.contract.factors",
     "Fuse": "adapterkit.adapters.fuse",
     "InjectionPoint": "adapterkit.points",
     "Invertible": "adapterkit.adapters.invertible",
@@ -194,7 +194,7 @@ _HOMES = {
 _ERRORS = "adapterkit.errors"  # the home of every other public name
 _TORCH_FREE = frozenset({_ERRORS, "adapterkit.plugins", "adapterkit.hookspecs", "adapterkit.points"}) | {
     "adapterkit.composition",
-    "adapterkit.factors",
+    "adapterkit.contract.factors",
 }
 _SUBMODULES = frozenset({"errors", "specs"})
 

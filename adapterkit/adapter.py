@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.abilities import Abilities, by_default
-from adapterkit.base import Attention, Base, Part, Sublayer, WeightBase
-from adapterkit.config import AdapterConfig
+from adapterkit.contract.abilities import Abilities, by_default
+from adapterkit.contract.base import Attention, Base, Part, Sublayer, WeightBase
+from adapterkit.contract.config import AdapterConfig
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.sums import check_shape, checked_merged, fitted, place_of
 
@@ -107,7 +107,7 @@ class AdapterModule(nn.Module):
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with more positions put in FRONT; called at an `attention` point.
 
-        Where it takes a further parameter `base`, it is given one with `base.context`; see `adapterkit.base.Beside`.
+        Where it takes a further parameter `base`, it is given one with `base.context`; as in `contract.base.Beside`.
 
         Args:
             keys, values: [batch, kv_heads, length, head_dim], after the rotary embedding and the cache update. Values

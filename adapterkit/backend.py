@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, WeightPoint
 
 SITE = "_adapterkit_site"

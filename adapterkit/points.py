@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
-from adapterkit.layouts import Access, AttentionLayout, Form, OutputLayout, Span, TokensLayout, WeightLayout
+from adapterkit.contract.layouts import Access, AttentionLayout, Form, OutputLayout, Span, TokensLayout, WeightLayout
 
 if TYPE_CHECKING:
-    from adapterkit.view import ModelView
+    from adapterkit.contract.view import ModelView
 
 __all__ = [
     "KINDS",

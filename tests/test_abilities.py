@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import adapterkit as ak
-from adapterkit.abilities import Abilities
 from adapterkit.adapters.dora import DoRAModule
 from adapterkit.adapters.fuse import FuseModule
 from adapterkit.adapters.lora import LoRAModule
 from adapterkit.adapters.prefix import DirectPrefix
 from adapterkit.adapters.prompt import PromptModule
+from adapterkit.contract.abilities import Abilities
 from adapterkit.kernels.sums import combine, effect
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterkit import adapter, backend, checkpoint, codec, hookspecs, layer, naming, specs, testing, view
+from adapterkit import adapter, backend, checkpoint, hookspecs, specs, testing
 from adapterkit.adapters import lora
+from adapterkit.contract import codec, layer, naming, view
 from adapterkit.formats import source
 from adapterkit.kernels import weights
 from adapterkit.mapping import entries, family

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
-from adapterkit.factors import Factors
+from adapterkit.contract.factors import Factors
 from adapterkit.points import InjectionPoint, Kind
 
 _MAX_RANK, _MAX_SCALE, _MAX_STEPS = 2**12, 1e4, 10**9

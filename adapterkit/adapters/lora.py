@@ -14,9 +14,10 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.adapters.low_rank import FROM_DATA, INITS, KEPT, LowRank
-from adapterkit.config import BaseValues, is_number
+from adapterkit.contract.config import BaseValues
+from adapterkit.contract.factors import Factors
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import did_you_mean, shown
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.points import InjectionPoint, Kind, WeightPoint
 from adapterkit.selectors import Table

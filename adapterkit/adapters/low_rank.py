@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.adapters.starts import covariance_of, directions, from_covariance, from_gradient
-from adapterkit.config import BaseValues
+from adapterkit.contract.config import BaseValues
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import ConfigError
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.weights import apply_weight, weight_gradient
 from adapterkit.points import InjectionPoint

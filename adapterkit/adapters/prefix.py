@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule
-from adapterkit.base import Beside
+from adapterkit.contract.base import Beside
 from adapterkit.errors import ShapeMismatchError
 from adapterkit.points import AttentionLayout, InjectionPoint, Kind
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule, Base
 from adapterkit.adapters.nested import config_of, described
-from adapterkit.config import BaseValues
+from adapterkit.contract.config import BaseValues
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import ConfigError, IncompatibleTargetError, shown
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.weights import apply_weight, is_transposed
 from adapterkit.points import InjectionPoint, Kind, WeightLayout

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterConfig, AdapterModule, Attention, Base
+from adapterkit.adapters.gates import SequenceGate, gate_at
 from adapterkit.adapters.nested import config_of, described
-from adapterkit.config import BaseValues
+from adapterkit.contract.abilities import Abilities
+from adapterkit.contract.config import BaseValues
 from adapterkit.errors import ConfigError, IncompatibleTargetError, shown
 from adapterkit.kernels.sums import Active, combine, effect, merge_weights
-from adapterkit.points import AttentionPoint, InjectionPoint, Kind
+from adapterkit.points import InjectionPoint, Kind
 
 _MAX_PARTS = 32
 
@@ -130,45 +131,6 @@ class UnionModule(AdapterModule):
         return torch.stack(terms).sum() if terms else None
 
 
-class TokenGate(nn.Module):
-    """`sigmoid(w . y + b)` for every token, from the base's output y [..., features]; it starts at 1/2."""
-
-    def __init__(self, features: int, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
-        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, y: Tensor) -> Tensor:
-        """The gate, with one entry where y has features."""
-        moved = y.movedim(self.axis, -1)
-        gate = torch.sigmoid(moved @ self.weight.to(y.dtype) + self.bias.to(y.dtype))
-        return gate.unsqueeze(-1).movedim(-1, self.axis)
-
-
-class SequenceGate(nn.Module):
-    """`mean_t sigmoid(w . x_t + b)` for every sample, from the point's input x [batch, length, features]."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The gate, [batch, 1, 1]."""
-        return torch.sigmoid(x @ self.weight.to(x.dtype) + self.bias.to(x.dtype)).mean(1)[:, None, None]
-
-
-class FixedGate(nn.Module):
-    """One learnt factor, `sigmoid(b)`, where there is no output to look at: at attention points."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def forward(self, y: Tensor) -> Tensor:
-        """The factor, in y's dtype."""
-        return torch.sigmoid(self.bias).to(y.dtype)
-
-
 @dataclass(frozen=True)
 class Union(AdapterConfig):
     """Several types that are added, act, train and are saved as one adapter: at each point their effects are summed.
@@ -278,7 +240,7 @@ class Union(AdapterConfig):
         members = {str(i): part.at(point).build(point) for i, part in enumerate(self.parts) if _means(part, point)}
         for member in members.values():
             member.at = point.id
-        gates = {key: _gate(point, self.gating) for key in members} if self.gating else {}
+        gates = {key: gate_at(point, self.gating) for key in members} if self.gating else {}
         _check_members(members, gates, point)
         return UnionModule(members, gates)
 
@@ -337,17 +299,6 @@ def _check_members(members: Mapping[str, AdapterModule], gates: Mapping[str, nn.
             raise IncompatibleTargetError(
                 f"{type(member).__name__} acts or does not at {point.id}: there it cannot be beside others, nor gated"
             )
-
-
-def _gate(point: InjectionPoint, gating: bool | str) -> nn.Module:
-    if gating == "sequence":
-        if not point.is_linear:
-            told = "a gate over the sequence is of layers that are given features in a sequence: set gating=True"
-            raise IncompatibleTargetError(f"{point.id}: {told}")
-        return SequenceGate(point.in_features)
-    if isinstance(point, AttentionPoint) or point.lengthens:
-        return FixedGate()
-    return TokenGate(point.out_features, point.feature_axis)
 
 
 def _members(modules: Mapping[str, AdapterModule], place: int) -> dict[str, AdapterModule]:

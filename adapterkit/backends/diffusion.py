@@ -17,8 +17,8 @@ from torch import nn
 
 from adapterkit.backend import Backend, Reach
 from adapterkit.backends.seams import reach_of
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import IncompatibleTargetError
-from adapterkit.layouts import Repeats
 from adapterkit.mapping.family import Attention, Block, Group, Weight, resolve
 from adapterkit.mapping.templates.blocks import before
 from adapterkit.mapping.templates.diffusion import is_fused

@@ -16,7 +16,7 @@ from torch import nn
 
 from adapterkit.backends.diffusion import CONDITIONS, PROJECTIONS, RESNET, DiffusersBackend, UNetBackend, heads, stage
 from adapterkit.backends.diffusion_transformers import FLUX, SD3, FluxBackend, SD3Backend
-from adapterkit.layouts import Repeats
+from adapterkit.contract.layouts import Repeats
 from adapterkit.mapping.family import Attention, Group, Weight
 from adapterkit.points import InjectionPoint, Tag
 

@@ -21,8 +21,8 @@ from adapterkit.backend import Backend, Reach
 from adapterkit.backends.inside import withheld_inside
 from adapterkit.backends.seams import reach_of, refusal
 from adapterkit.backends.transformers_ties import untying
+from adapterkit.contract.layouts import Repeats, TokensLayout
 from adapterkit.errors import UnsupportedModelError
-from adapterkit.layouts import Repeats, TokensLayout
 from adapterkit.mapping.everywhere import block_points
 from adapterkit.mapping.kinds import component_of, generates, joins_pipelines
 from adapterkit.mapping.layers import layer_layout

@@ -15,7 +15,7 @@ from adapterkit.backend import Backend, Reach
 from adapterkit.backends.inside import withheld_inside
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
-from adapterkit.layouts import Repeats
+from adapterkit.contract.layouts import Repeats
 from adapterkit.mapping.family import Block, Group, Weight, resolve
 from adapterkit.mapping.templates.blocks import before
 from adapterkit.mapping.towers import towers

@@ -10,8 +10,8 @@ from adapterkit.backend import AttentionSeam, Backend, Lengthening, Reach
 from adapterkit.backends.counted import moved_positions, own_positions
 from adapterkit.backends.transformers_attention import TransformersAttentionSeam
 from adapterkit.backends.transformers_ties import untying
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import UnsupportedModelError
-from adapterkit.layouts import Repeats
 from adapterkit.mapping.everywhere import prompt_layer_points, prompt_points
 from adapterkit.mapping.family import Block, Entry, Group, is_class, resolve
 from adapterkit.mapping.layouts import joined

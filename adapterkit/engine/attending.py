@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
 from adapterkit.backend import Projection
+from adapterkit.contract.abilities import Abilities
 from adapterkit.engine.context import Side
 from adapterkit.engine.switch import NOTHING, Switch
 from adapterkit.errors import AttachError, PluginError

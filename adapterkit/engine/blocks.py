@@ -50,7 +50,7 @@ class BlockBase(SublayerBase):
 
     @property
     def documents(self) -> Documents | None:
-        """See `adapterkit.base.Sublayer.documents`."""
+        """See `adapterkit.contract.base.Sublayer.documents`."""
         return self._told()
 
     def returned(self, y: Tensor, entries: MutableMapping[str, int], key: str) -> Any:

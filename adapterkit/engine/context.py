@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import AttachError, ContextError, did_you_mean
 from adapterkit.kernels.batches import repeated
-from adapterkit.layouts import Repeats
 
 Side = Callable[[Tensor], Mapping[str, Tensor]]
 """The side inputs for a point's input x."""
@@ -60,7 +60,7 @@ class Context(Mapping[str, Tensor]):
 
 
 class Beside:
-    """See `adapterkit.base.Beside`.
+    """See `adapterkit.contract.base.Beside`.
 
     Args:
         x: What has the rows.

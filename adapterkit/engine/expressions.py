@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.abilities import Abilities
 from adapterkit.adapter import AdapterModule, Base
 from adapterkit.composition import Average, Composition, Expression, Split, Stack, names_of
+from adapterkit.contract.abilities import Abilities
 from adapterkit.engine.bases import Computed
 from adapterkit.errors import NotMergeableError, RoutingError
 from adapterkit.kernels.packed_documents import Documents

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from adapterkit.abilities import Abilities
-from adapterkit.base import Base
+from adapterkit.contract.abilities import Abilities
+from adapterkit.contract.base import Base
+from adapterkit.contract.factors import Factors
 from adapterkit.engine.expressions import Several
 from adapterkit.errors import RoutingError
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank
 from adapterkit.kernels.batches import Batch, Share
 from adapterkit.kernels.packed_documents import Documents

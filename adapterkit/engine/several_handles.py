@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapterkit.contract.layer import LayerHandler
 from adapterkit.engine.first_call import place
 from adapterkit.engine.folding import Part
 from adapterkit.engine.nesting import Around, nested
 from adapterkit.engine.site import Site, read_parameter
 from adapterkit.kernels.sums import Active
-from adapterkit.layer import LayerHandler
 from adapterkit.points import InjectionPoint, Span
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from adapterkit.backend import AttentionSeam, Lengthening, PlainForward
+from adapterkit.contract.layer import LayerHandler
 from adapterkit.engine.attending import Attended, Projections
 from adapterkit.engine.attention import extend_all
 from adapterkit.engine.folding import Part, check_bias, fold
@@ -22,7 +23,6 @@ from adapterkit.engine.slots import Slots
 from adapterkit.engine.switch import Switch
 from adapterkit.kernels.sums import Active, combine
 from adapterkit.kernels.weights import canonical, stored_weight
-from adapterkit.layer import LayerHandler
 from adapterkit.points import AttentionPoint, ParameterPoint, WeightLayout
 
 _NOTHING = frozenset[str]()

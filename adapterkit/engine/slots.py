@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.backend import CHILD
+from adapterkit.contract.layouts import Repeats
 from adapterkit.engine.attending import Attending
 from adapterkit.engine.expressions import acting_alone, outermost_last, taken_apart
 from adapterkit.engine.moulds import begin
@@ -23,7 +24,6 @@ from adapterkit.kernels.batches import Share
 from adapterkit.kernels.gates import Gates
 from adapterkit.kernels.rows import Routes
 from adapterkit.kernels.sums import Acting, Active, Strength
-from adapterkit.layouts import Repeats
 from adapterkit.points import AttentionPoint, InjectionPoint, ParameterPoint
 
 if TYPE_CHECKING:

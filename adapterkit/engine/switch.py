@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.engine.context import Context
 from adapterkit.engine.scopes import Key, Scopes
 from adapterkit.engine.selection import Selection
 from adapterkit.errors import AttachError, StateError
-from adapterkit.layouts import Repeats
 
 NOTHING = Selection()
 """What acts where nothing does."""

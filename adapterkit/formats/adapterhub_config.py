@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from adapterkit.config import is_number
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import InvalidHeaderError, UnsupportedFileError, did_you_mean, shown
 from adapterkit.formats.adapterhub_schemas import ARCHITECTURES, FUSION
 

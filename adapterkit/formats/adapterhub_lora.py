@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Part
-from adapterkit.config import is_number
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import MissingKeysError
 from adapterkit.formats.adapterhub_config import Fields
 from adapterkit.formats.adapterhub_names import FUSED, FUSED_PARTS, Block

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig
 from adapterkit.checkpoint import Checkpoint, WriteOptions, WriteReport
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.errors import CheckpointError
 from adapterkit.formats import adapterhub_config, adapterhub_fusion, adapterhub_heads, container
 from adapterkit.formats.adapterhub_write_bottleneck import accepted, bottlenecks, invertible

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.formats.adapterhub_bottleneck import INITS, PLACES
 from adapterkit.formats.adapterhub_names import HIDDEN
 from adapterkit.formats.adapterhub_writing import Child, Writing, factor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.formats.adapterhub_keys import OUTPUTS
 from adapterkit.formats.adapterhub_schemas import FUSION

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.formats.adapterhub_names import FUSED, FUSED_PARTS, Block
 from adapterkit.formats.adapterhub_writing import Child, Writing, number

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.formats.adapterhub_config import Fields
 from adapterkit.formats.adapterhub_keys import ATTENTIONS
 from adapterkit.formats.adapterhub_names import HIDDEN

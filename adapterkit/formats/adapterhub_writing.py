@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import UnsupportedFileError
 from adapterkit.formats.adapterhub_keys import ROLES
 from adapterkit.formats.adapterhub_names import FAMILIES, FUSED, FUSED_PARTS, HIDDEN, Block, Places
 from adapterkit.formats.adapterhub_schemas import ARCHITECTURES
 from adapterkit.points import InjectionPoint, Points
-from adapterkit.view import ComponentView
 
 VERSION = "adapters.1.3.0"
 """The release of the tool whose files these are."""

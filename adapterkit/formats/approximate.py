@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Place, Said
+from adapterkit.contract.codec import Place, Said
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import CheckpointError, NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.formats.low_rank import Made, module_of
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.kernels import low_rank_algebra

@@ -19,11 +19,11 @@ from torch import Tensor
 
 import adapterkit
 from adapterkit.checkpoint import WriteOptions
+from adapterkit.contract.naming import KnownBase
 from adapterkit.errors import ConfigError, shown
 from adapterkit.formats.container import Body
 from adapterkit.formats.files import open_plain
 from adapterkit.formats.origins import OWN
-from adapterkit.naming import KnownBase
 
 _THUMBNAIL_LIMIT = 4 << 20
 _FOR_PEOPLE = ("title", "author", "description", "license", "tags", "usage_hint")

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from adapterkit.contract.naming import KnownBase
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.module_files import ModuleFileFormat
 from adapterkit.formats.module_writing import ModuleNames, Tensors
 from adapterkit.formats.prefixes import DENOISER, TEXT_1, TEXT_2, TEXT_3
-from adapterkit.naming import KnownBase
 from adapterkit.points import Points
-from adapterkit.view import ComponentView
 
 _PREFIXES = {
     DENOISER: "diffusion_model.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import AdapterKitError, BrokenFormatError, CheckpointError, ShapeMismatchError, did_you_mean
 from adapterkit.formats.low_rank import factors_of
 from adapterkit.formats.parts import Collected

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect
 from adapterkit.formats.module_keys import Found
 from adapterkit.formats.prefixes import ANY, DENOISER, TEXT, TEXT_1, TEXT_2, TEXT_3, Prefix
-from adapterkit.view import ComponentView
 
 STYLE = "diffusers"
 PARTS = {

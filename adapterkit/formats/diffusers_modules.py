@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
+from adapterkit.contract.naming import Piece
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect
 from adapterkit.formats.diffusers_keys import STYLE
@@ -20,9 +22,7 @@ from adapterkit.formats.module_writing import Writing
 from adapterkit.formats.modules import MADE_UP, Modules
 from adapterkit.formats.pipeline_parts import part_of
 from adapterkit.formats.prefixes import DENOISER
-from adapterkit.naming import Piece
 from adapterkit.points import Points
-from adapterkit.view import ComponentView
 
 TYPES = frozenset({"lora", "dora"})
 """What diffusers reads, of all that PEFT has."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, ReadOptions, ReadReport
-from adapterkit.codec import Context
+from adapterkit.contract.codec import Context
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.diffusers_config import KEY, Metadata

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, WriteOptions, WriteReport
-from adapterkit.codec import Context
+from adapterkit.contract.codec import Context
 from adapterkit.errors import CheckpointError, ConfigError, shown
 from adapterkit.formats import container, diffusers_config
 from adapterkit.formats.diffusers_modules import Module, ModuleWriting, loses_nothing, scaled

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
-from adapterkit.naming import KnownBase, Naming, Piece
+from adapterkit.contract.naming import KnownBase, Naming, Piece
+from adapterkit.contract.view import ComponentView
 from adapterkit.plugins.manager import get_plugin_manager, instance_of
 from adapterkit.points import Points
-from adapterkit.view import ComponentView
 
 _Table = Mapping[str, Sequence[Piece]]
 

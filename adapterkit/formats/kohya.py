@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from adapterkit.contract.naming import KnownBase
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.foreign_names import flattened
@@ -14,9 +16,7 @@ from adapterkit.formats.module_files import ModuleFileFormat
 from adapterkit.formats.module_writing import ModuleNames, Tensors
 from adapterkit.formats.pipeline_parts import texts_of
 from adapterkit.formats.prefixes import DENOISER, TEXT, TEXT_1, TEXT_2, TEXT_3
-from adapterkit.naming import KnownBase
 from adapterkit.points import Points
-from adapterkit.view import ComponentView
 
 _PREFIXES = {DENOISER: "lora_unet_", TEXT_1: "lora_te1_", TEXT_2: "lora_te2_", TEXT_3: "lora_te3_"}
 _OFT, _OFT_NDIM = frozenset({"oft_blocks", "alpha"}), 3

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from adapterkit.adapter import AdapterConfig, AdapterModule, AdditiveModule
-from adapterkit.codec import Place, Said
+from adapterkit.contract.codec import Place, Said
+from adapterkit.contract.factors import Factors
 from adapterkit.engine.skeletons import Skeletons
 from adapterkit.errors import CheckpointError, UnknownAdapterTypeError, did_you_mean
-from adapterkit.factors import Factors
 from adapterkit.plugins.manager import class_of, get_plugin_manager
 from adapterkit.points import InjectionPoint
 

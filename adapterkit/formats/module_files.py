@@ -19,7 +19,8 @@ from adapterkit.checkpoint import (
     WriteReport,
     single,
 )
-from adapterkit.codec import Context
+from adapterkit.contract.codec import Context
+from adapterkit.contract.naming import KnownBase
 from adapterkit.errors import UnsupportedFileError
 from adapterkit.formats import container, diffusers_config, other_readers
 from adapterkit.formats.cards import Card, CardOptions
@@ -33,7 +34,6 @@ from adapterkit.formats.parts import Collected
 from adapterkit.formats.placing import Placing
 from adapterkit.formats.source import Source
 from adapterkit.mapping.targets import some
-from adapterkit.naming import KnownBase
 from adapterkit.points import Points
 
 _ROUNDING = 1e-5

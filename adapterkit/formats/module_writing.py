@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.approximate import AsLoRA
 from adapterkit.formats.dialect import Dialect, written_modules
@@ -20,7 +21,6 @@ from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.pipeline_parts import part_of
 from adapterkit.formats.prefixes import prefix_of
 from adapterkit.points import Points, WeightPoint
-from adapterkit.view import ComponentView
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Module as a file calls it -> tensor name -> tensor."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapterkit.codec import Place, Rows
-from adapterkit.layouts import Span, WeightLayout
-from adapterkit.naming import Piece
+from adapterkit.contract.codec import Place, Rows
+from adapterkit.contract.layouts import Span, WeightLayout
+from adapterkit.contract.naming import Piece
+from adapterkit.contract.view import ModelView
 from adapterkit.points import ParameterPoint, Points, WeightPoint
-from adapterkit.view import ModelView
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, Part
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.errors import CheckpointError
 from adapterkit.plugins.manager import get_plugin_manager
 

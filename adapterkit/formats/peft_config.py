@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapterkit.config import is_number
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import InvalidHeaderError, shown
 from adapterkit.formats.peft_patterns import Patterns, is_whole
 from adapterkit.formats.source import Source

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
-from adapterkit.codec import Place
+from adapterkit.contract.codec import Place
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import BaseMismatchError
 from adapterkit.formats.modules import Module, Modules
 from adapterkit.formats.peft_config import PeftConfig
 from adapterkit.formats.peft_keys import Foreign
 from adapterkit.formats.peft_renamed import renamed
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
-from adapterkit.view import ComponentView
 
 _PACKED = "in_proj_weight"
 _LAYER = ("weight", "bias")

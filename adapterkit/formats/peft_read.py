@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, ReadOptions, ReadReport
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
 from adapterkit.errors import BaseMismatchError, MissingKeysError, UnsupportedFileError, shown
 from adapterkit.formats.dialect import Dialect, ForeignModule
 from adapterkit.formats.modules import made_up

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint, WriteOptions
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
+from adapterkit.contract.view import ComponentView
 from adapterkit.errors import CheckpointError
 from adapterkit.formats.dialect import Dialect, written_modules
 from adapterkit.formats.modules import Module, Modules
@@ -16,7 +17,6 @@ from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.formats.peft_units import Unit, as_norms, check_rows, with_biases, with_projections, with_whole_modules
 from adapterkit.formats.peft_written_config import written_config
 from adapterkit.points import InjectionPoint, ParameterPoint, Points
-from adapterkit.view import ComponentView
 
 _MODEL, _WRAPPER = "base_model.model.", "base_model."
 

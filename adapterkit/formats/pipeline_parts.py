@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from adapterkit.contract.view import ComponentView
 from adapterkit.formats.prefixes import ANY, DENOISER, TEXT, TEXT_1, TEXT_2, TEXT_3
-from adapterkit.view import ComponentView
 
 _CLIP = frozenset({"transformers:CLIPTextModel", "transformers:CLIPTextModelWithProjection"})
 _PROJECTING = "transformers:CLIPTextModelWithProjection"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
 from adapterkit.errors import ConfigError, did_you_mean, shown
 from adapterkit.formats.container import Entry
 from adapterkit.formats.dialect import Dialect

@@ -2,7 +2,7 @@
 
 A merge puts new parameters in the place of the old ones and keeps the old: unmerging is bitwise, and a weight that is
 tied to another module's stays as it is there, but for what acts in both as one (see `Tied`). A layer whose weight is
-no such parameter (see `adapterkit.layer`) becomes a plain one for as long.
+no such parameter (see `adapterkit.contract.layer`) becomes a plain one for as long.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.checkpoint import Checkpoint, Part
-from adapterkit.config import AdapterConfig
+from adapterkit.contract.config import AdapterConfig
 from adapterkit.engine.slots import is_held
 from adapterkit.errors import AdapterMismatchError, NonFiniteError, StateError, printable
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of

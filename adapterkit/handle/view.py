@@ -1,4 +1,4 @@
-"""The model at hand, as formats see it: see `adapterkit.view`."""
+"""The model at hand, as formats see it: see `adapterkit.contract.view`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adapterkit.contract.view import ComponentView, ModelView
 from adapterkit.errors import IncompatibleTargetError
 from adapterkit.handle.starting import base_values
 from adapterkit.mapping.component import Component
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins.matching import class_keys
 from adapterkit.points import InjectionPoint, Points
-from adapterkit.view import ComponentView, ModelView
 
 
 class View(ModelView):

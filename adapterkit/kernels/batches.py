@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import RoutingError
-from adapterkit.layouts import Repeats
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import RoutingError
 from adapterkit.kernels.batches import repeated
-from adapterkit.layouts import Repeats
 
 
 class Gates:

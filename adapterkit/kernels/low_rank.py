@@ -1,4 +1,4 @@
-"""What a low-rank update computes, in every form of a layer; see `adapterkit.factors`."""
+"""What a low-rank update computes, in every form of a layer; see `adapterkit.contract.factors`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterkit.factors import Factors
+from adapterkit.contract.factors import Factors
 from adapterkit.kernels.weights import apply_weight, mix_features
 from adapterkit.points import WeightLayout
 

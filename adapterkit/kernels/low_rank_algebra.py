@@ -1,7 +1,7 @@
 """Algebra of low-rank updates: norms, spectra, sums and best approximations, without the dense product.
 
-An update is the matrix `scale * B A`, [out, in / groups * kernel], of a convolution too: see `adapterkit.factors`. What
-is said of it costs `(out + in) r^2` operations; the dense product alone would cost `out in r`.
+An update is the matrix `scale * B A`, [out, in / groups * kernel], of a convolution too: see `contract.factors`.
+What is said of it costs `(out + in) r^2` operations; the dense product alone would cost `out in r`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapterkit.factors import Factors
+from adapterkit.contract.factors import Factors
 from adapterkit.kernels.weights import wide_dtype
 from adapterkit.points import WeightLayout
 

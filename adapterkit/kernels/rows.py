@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from adapterkit.contract.layouts import Repeats
 from adapterkit.kernels.batches import Batch
-from adapterkit.layouts import Repeats
 
 
 class Rows:

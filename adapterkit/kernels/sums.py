@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapterkit.abilities import Abilities
-from adapterkit.base import Base
+from adapterkit.contract.abilities import Abilities
+from adapterkit.contract.base import Base
 from adapterkit.errors import PluginError, RoutingError
 from adapterkit.kernels.batches import Share
 from adapterkit.kernels.gates import Gates

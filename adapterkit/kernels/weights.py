@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.backend import SITE
+from adapterkit.contract.layer import LayerHandler
 from adapterkit.errors import PluginError, blaming
 from adapterkit.kernels.spans import read_span
-from adapterkit.layer import LayerHandler
 from adapterkit.plugins.handlers import handler_of
 from adapterkit.points import InjectionPoint, ParameterPoint, WeightLayout
 
@@ -49,7 +49,7 @@ def base_weight(module: nn.Module, point: InjectionPoint) -> tuple[Tensor | None
 def stored_weight(module: nn.Module, layout: WeightLayout) -> tuple[Tensor | None, Tensor | None]:
     """A layer's weight and bias, dense, as its layout has them: with grad where the layer keeps them as parameters.
 
-    The one place that reads a base's weight: how a layer keeps it is asked of its handler, see `adapterkit.layer`.
+    The one place that reads a base's weight: how a layer keeps it is asked of its handler: `adapterkit.contract.layer`.
 
     Returns:
         Each is None where the layer has none of that name.

@@ -8,8 +8,8 @@ from typing import get_args
 from torch import nn
 
 from adapterkit.backend import AttentionSeam, Reach
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import PluginError, near_matches
-from adapterkit.layouts import Repeats
 from adapterkit.mapping.layouts import first_path
 from adapterkit.points import LAYOUTS, AttentionPoint, InjectionPoint
 

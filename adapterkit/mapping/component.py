@@ -10,8 +10,8 @@ from typing import get_args
 from torch import nn
 
 from adapterkit.backend import Backend, Reach
+from adapterkit.contract.layouts import Repeats
 from adapterkit.errors import AttachError, UnsupportedModelError, blaming
-from adapterkit.layouts import Repeats
 from adapterkit.mapping.checked import checked_points, checked_reach, checked_repeats
 from adapterkit.mapping.everywhere import block_points, norm_points
 from adapterkit.mapping.fused import fused_points

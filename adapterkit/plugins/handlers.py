@@ -13,7 +13,7 @@ from adapterkit.specs import LayerSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from adapterkit.layer import LayerHandler
+    from adapterkit.contract.layer import LayerHandler
 
 
 def handler_of(module: nn.Module) -> LayerHandler | None:
@@ -45,7 +45,7 @@ def _keys(cls: type, held: frozenset[type]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _instance(spec: LayerSpec) -> LayerHandler:
-    from adapterkit.layer import LayerHandler
+    from adapterkit.contract.layer import LayerHandler
 
     handler = instance_of(spec, LayerHandler)
     handler.plugin = owner(spec)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.config import is_number
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import CheckpointError, ConfigError, NotMergeableError, shown
 from adapterkit.formats import container
 from adapterkit.formats.container import Header

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.config import is_number
+from adapterkit.contract.factors import Factors
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import ConfigError, ShapeMismatchError, did_you_mean, shown
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank_algebra
 from adapterkit.points import InjectionPoint, Points
 from adapterkit.selectors import Table

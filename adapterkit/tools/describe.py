@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import BaseNeededError, NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.points import Points
 from adapterkit.tools.effects import effect_of
 from adapterkit.tools.modules import Placed, modules

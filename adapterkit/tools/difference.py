@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from adapterkit.checkpoint import Checkpoint
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import BaseNeededError, NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank_algebra
 from adapterkit.points import Points
 from adapterkit.tools.effects import Effect, effect_of

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterModule, AdditiveModule
 from adapterkit.checkpoint import Checkpoint
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import IncompatibleTargetError, NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.kernels import low_rank, low_rank_algebra
 from adapterkit.kernels.sums import checked_merged
 from adapterkit.points import InjectionPoint, ParameterPoint, Points

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import BaseMismatchError
-from adapterkit.factors import Factors
 from adapterkit.formats.parts import Collected
 from adapterkit.kernels import low_rank_algebra
 

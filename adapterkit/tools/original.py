@@ -62,7 +62,7 @@ class _Part:
 
 
 def _by_naming(mapped: MappedModel, component: str, files: TensorFiles, prefix: str) -> dict[str, Slot]:
-    """Places by the names that original checkpoints have for modules: see `adapterkit.naming`."""
+    """Places by the names that original checkpoints have for modules: see `adapterkit.contract.naming`."""
     root = mapped.components[component].root
     found: dict[str, Slot] = {}
     for foreign, pieces in ForeignNames(View(mapped).components[component]).written("comfy"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapterkit.config import is_number
+from adapterkit.contract.fields import is_number
 from adapterkit.errors import ConfigError, shown
 from adapterkit.points import InjectionPoint
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import NotMergeableError
-from adapterkit.factors import Factors
 from adapterkit.formats.parts import said_of, shared_of
 from adapterkit.kernels import low_rank_algebra
 from adapterkit.kernels.low_rank_algebra import Decomposition

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.factors import Factors
+from adapterkit.contract.factors import Factors
 from adapterkit.kernels import low_rank, low_rank_algebra
 from adapterkit.points import WeightLayout
 from adapterkit.tools.combine import Share, combine

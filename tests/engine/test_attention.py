@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.abilities import Abilities
 from adapterkit.backend import Projection
+from adapterkit.contract.abilities import Abilities
 from adapterkit.engine.attending import _projected
 from adapterkit.engine.attention import extend_all
 from adapterkit.engine.switch import Switch

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapterkit.abilities import Abilities
+from adapterkit.contract.abilities import Abilities
 from adapterkit.engine.context import no_side
 from adapterkit.engine.lengthening import gathered, with_behind
 from adapterkit.engine.switch import Switch

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.adapter import AdapterModule
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
+from adapterkit.contract.factors import Factors
+from adapterkit.contract.layouts import Span, WeightLayout
+from adapterkit.contract.naming import Piece
 from adapterkit.errors import BrokenFormatError, CheckpointError, ShapeMismatchError
-from adapterkit.factors import Factors
 from adapterkit.formats.dialect import Dialect, ForeignModule, written_modules
 from adapterkit.formats.low_rank import factors_of, joined
 from adapterkit.formats.modules import Modules, made_up, placed
 from adapterkit.formats.parts import Collected, said_of
-from adapterkit.layouts import Span, WeightLayout
 from adapterkit.mapping.fused import fused_points
-from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import InjectionPoint, Points, WeightPoint
 from adapterkit.specs import CodecSpec

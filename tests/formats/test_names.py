@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from adapterkit.contract.view import ComponentView
 from adapterkit.formats.comfy import ComfyFormat
 from adapterkit.formats.foreign_names import ForeignNames, flattened
 from adapterkit.formats.kohya import _PREFIXES, KohyaFormat
@@ -21,7 +22,6 @@ from adapterkit.formats.pipeline_parts import candidates, part_of
 from adapterkit.formats.prefixes import prefix_of
 from adapterkit.handle.view import seen
 from adapterkit.mapping.model import map_model
-from adapterkit.view import ComponentView
 from tests.formats import true_size
 
 TABLES = Path(os.environ.get("ADAPTERKIT_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures")) / "names"

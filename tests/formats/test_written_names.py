@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Said
+from adapterkit.contract.codec import Said
 from adapterkit.formats.cards import CardOptions
 from adapterkit.formats.modules import Modules
 from adapterkit.formats.parts import Collected

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.contract.layer import LayerHandler
 from adapterkit.kernels.weights import base_weight, stored_weight
-from adapterkit.layer import LayerHandler
 from adapterkit.points import WeightLayout
 from adapterkit.specs import LayerSpec
 from tests.values import randomize

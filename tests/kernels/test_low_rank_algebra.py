@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapterkit.factors import Factors
+from adapterkit.contract.factors import Factors
 from adapterkit.kernels import low_rank, low_rank_algebra
 from adapterkit.points import WeightLayout
 

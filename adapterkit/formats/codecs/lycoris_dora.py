@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.codecs.lycoris_lora import LoRACodec
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from adapterkit.codec import Place
+from adapterkit.contract.codec import Place
 from adapterkit.errors import CheckpointError
 from adapterkit.points import InjectionPoint
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
+from adapterkit.contract.layouts import WeightLayout
 from adapterkit.errors import CheckpointError, UnsupportedFileError, shown
-from adapterkit.layouts import WeightLayout
 from adapterkit.points import NormPoint, WeightPoint
 
 _POSITIONS, _KINDS, _NORM = "position_embeddings", "token_type_embeddings", "LayerNorm"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import ShapeMismatchError
-from adapterkit.factors import Factors
 from adapterkit.formats.low_rank import joined
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.low_rank import factors_of
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError, UnsupportedFileError, shown
-from adapterkit.factors import Factors
 from adapterkit.formats.codecs import peft_experts, peft_groups
 from adapterkit.formats.codecs.peft_base import whole_base
 from adapterkit.formats.codecs.peft_starts import started

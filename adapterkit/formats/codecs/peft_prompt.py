@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.codecs.peft_embedded import embedded, is_embedded, is_pooled, unembedded
 from adapterkit.formats.low_rank import module_of

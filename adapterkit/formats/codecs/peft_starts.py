@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
 from adapterkit.errors import UnsupportedFileError
 from adapterkit.formats.codecs.peft_base import whole_base
 

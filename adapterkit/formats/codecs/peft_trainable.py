@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, InvalidHeaderError, ShapeMismatchError, shown
 from adapterkit.formats.codecs.peft_base import whole_base
 from adapterkit.kernels.weights import canonical

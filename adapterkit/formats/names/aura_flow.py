@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adapterkit.contract.naming import KnownBase
 from adapterkit.formats.names.tables import TableNaming, under
-from adapterkit.naming import KnownBase
 
 _MLP = (("c_fc1", "linear_1"), ("c_fc2", "linear_2"), ("c_proj", "out_projection"))
 _DOUBLE = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adapterkit.naming import Naming, Piece
-from adapterkit.view import ComponentView
+from adapterkit.contract.naming import Naming, Piece
+from adapterkit.contract.view import ComponentView
 
 _TOP = "text_model"
 

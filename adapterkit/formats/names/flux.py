@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adapterkit.contract.naming import KnownBase
 from adapterkit.formats.names.tables import TableNaming, under
-from adapterkit.naming import KnownBase
 
 _DOUBLE = (
     ("img_mod.lin", "norm1.linear"),

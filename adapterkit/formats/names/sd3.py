@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adapterkit.contract.naming import KnownBase
 from adapterkit.formats.names.tables import TableNaming, under
-from adapterkit.naming import KnownBase
 
 _BLOCK = (
     ("context_block.adaLN_modulation.1", "norm1_context.linear ?ff_context"),

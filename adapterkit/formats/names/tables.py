@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from adapterkit.naming import KnownBase, Naming, Piece
-from adapterkit.view import ComponentView
+from adapterkit.contract.naming import KnownBase, Naming, Piece
+from adapterkit.contract.view import ComponentView
 
 Row = tuple[str, str]
 """A foreign module, and ours, several with spaces between. `#` is a block's number, the same on both sides. In front of

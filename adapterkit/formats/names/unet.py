@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from adapterkit.naming import KnownBase, Naming, Piece
-from adapterkit.view import ComponentView
+from adapterkit.contract.naming import KnownBase, Naming, Piece
+from adapterkit.contract.view import ComponentView
 
 _TOP = {
     "conv_in": "input_blocks.0.0",

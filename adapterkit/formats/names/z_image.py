@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from adapterkit.contract.naming import KnownBase
+from adapterkit.contract.view import ComponentView
 from adapterkit.formats.names.tables import TableNaming, under
-from adapterkit.naming import KnownBase
-from adapterkit.view import ComponentView
 
 _BLOCK = (
     ("attention.qkv", "attention.to_q attention.to_k attention.to_v"),

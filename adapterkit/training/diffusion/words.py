@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from adapterkit.adapter import AdapterModule
-from adapterkit.config import AdapterConfig
+from adapterkit.contract.config import AdapterConfig
 from adapterkit.errors import AttachError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.diffusion.recipe import Recipe

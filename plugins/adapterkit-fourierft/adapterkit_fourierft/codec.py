@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 
 _NAME = "fourierft_spectrum"

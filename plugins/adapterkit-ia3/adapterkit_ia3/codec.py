@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.selectors import Selector
 

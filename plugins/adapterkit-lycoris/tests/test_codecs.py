@@ -19,15 +19,15 @@ from torch import Tensor
 import adapterkit as ak
 from adapterkit.adapters.dora import DoRA
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
+from adapterkit.contract.layouts import Span, WeightLayout
+from adapterkit.contract.naming import Piece
 from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError
 from adapterkit.formats.dialect import Dialect, ForeignModule, written_modules
 from adapterkit.formats.modules import Modules, made_up
 from adapterkit.formats.parts import Collected, said_of
 from adapterkit.formats.source import Source
-from adapterkit.layouts import Span, WeightLayout
 from adapterkit.mapping.fused import fused_points
-from adapterkit.naming import Piece
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.points import NormPoint, Points, WeightPoint
 from adapterkit.testing import AdapterConformance

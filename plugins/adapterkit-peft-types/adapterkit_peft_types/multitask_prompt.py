@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
-from adapterkit.base import Beside
+from adapterkit.contract.base import Beside
 from adapterkit.points import Kind, TokensPoint
 
 _MAX_LENGTH = _MAX_TASKS = _MAX_RANK = 2**16

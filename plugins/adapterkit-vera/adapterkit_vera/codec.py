@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError
 
 _B, _D = "vera_lambda_b", "vera_lambda_d"

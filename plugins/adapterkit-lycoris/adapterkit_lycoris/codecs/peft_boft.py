@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.formats.modules import made_up
 from adapterkit_lycoris.codecs.peft_common import whole

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
 from adapterkit_lycoris.codecs.peft_common import dropouts, kernel_core, scaled, whole
 from adapterkit_lycoris.dense import kernel_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError
 from adapterkit_lycoris.codecs.lokr import LoKrCodec as Plain
 from adapterkit_lycoris.codecs.peft_common import dropouts, kernel_core, whole

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 
 ALPHA, DORA = "alpha", "dora_scale"

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place
+from adapterkit.contract.codec import Context, Place
 from adapterkit.errors import BaseNeededError
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, InvalidHeaderError, ShapeMismatchError
 from adapterkit.points import TokensPoint
 from adapterkit_peft_types.codecs.modules import field

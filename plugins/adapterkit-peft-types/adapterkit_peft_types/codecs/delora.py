@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.points import WeightLayout
 from adapterkit_peft_types.codecs.modules import ModuleCodec, as_lora, check_shapes, dropout, field, number
 from adapterkit_peft_types.delora import DeLoRA, update

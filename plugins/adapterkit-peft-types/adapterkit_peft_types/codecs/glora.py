@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError, UnsupportedFileError
 from adapterkit.points import WeightPoint
 from adapterkit_peft_types.codecs.modules import ModuleCodec, field

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
-from adapterkit.factors import Factors
+from adapterkit.contract.codec import Context, Place, Said
+from adapterkit.contract.factors import Factors
 from adapterkit.points import WeightLayout
 from adapterkit_peft_types.codecs.modules import ModuleCodec, as_lora, check_shapes, dropout, field, number
 from adapterkit_peft_types.gralora import widened

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, MissingKeysError
 from adapterkit_peft_types.codecs.modules import ModuleCodec, check_shapes, field
 from adapterkit_peft_types.lily import Lily, key_of

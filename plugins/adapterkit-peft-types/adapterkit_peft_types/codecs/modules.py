@@ -7,9 +7,9 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
+from adapterkit.contract.factors import Factors
 from adapterkit.errors import CheckpointError, InvalidHeaderError, MissingKeysError, ShapeMismatchError, shown
-from adapterkit.factors import Factors
 
 _Value = TypeVar("_Value", bool, int, float, str)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import CheckpointError, ShapeMismatchError
 from adapterkit.points import TokensPoint
 from adapterkit_peft_types.codecs.modules import field

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, MissingKeysError, ShapeMismatchError
 from adapterkit_peft_types.codecs.modules import check_shapes, dropout, field, number
 from adapterkit_peft_types.codecs.whole import WholeCodec

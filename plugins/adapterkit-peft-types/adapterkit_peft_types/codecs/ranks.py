@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapterkit.codec import Context
+from adapterkit.contract.codec import Context
 
 
 def nominal(context: Context, rank: int, most: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from torch import Tensor
 
-from adapterkit.codec import Codec, Context, Place, Said
+from adapterkit.contract.codec import Codec, Context, Place, Said
 from adapterkit.errors import UnsupportedFileError
 
 _CONVERTED = "PEFT's own save_as_lora writes it as a LoRA, which is read"

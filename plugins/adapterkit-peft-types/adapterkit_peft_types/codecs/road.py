@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import ShapeMismatchError
 from adapterkit_peft_types.codecs.modules import check_shapes, field
 from adapterkit_peft_types.codecs.whole import WholeCodec

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import BaseMismatchError, CheckpointError, InvalidHeaderError
 from adapterkit.points import WeightLayout
 from adapterkit_peft_types.codecs.base import weight_of

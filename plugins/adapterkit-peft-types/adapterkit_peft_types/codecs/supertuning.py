@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError, InvalidHeaderError
 from adapterkit_peft_types.codecs.base import weight_of
 from adapterkit_peft_types.codecs.modules import check_shapes, field, number

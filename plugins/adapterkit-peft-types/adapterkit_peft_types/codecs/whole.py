@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapterkit.codec import Context, Place, Said
+from adapterkit.contract.codec import Context, Place, Said
 from adapterkit.errors import CheckpointError
 from adapterkit_peft_types.codecs.modules import ModuleCodec
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adapterkit.view import ComponentView
+from adapterkit.contract.view import ComponentView
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapterkit.checkpoint import WriteOptions
+    from adapterkit.contract.view import ModelView
     from adapterkit.points import InjectionPoint
-    from adapterkit.view import ModelView
 
 Rows = slice | Sequence[int]
 """Which rows of a foreign module are a point's, in the point's order."""

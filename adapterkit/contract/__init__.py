@@ -1,0 +1,1 @@
+"""The pieces of the public contract, one a file; what third parties derive from and are given."""
