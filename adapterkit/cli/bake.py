@@ -20,7 +20,8 @@ from adapterkit.cli.messages import plain_warnings, say
 def command(model: str, places: tuple[Path, ...], weight: float, lenient: bool, allow_pickle: bool) -> None:
     """Write MODEL anew to OUT, in its own layout, with the adapter in its weights; tensor by tensor.
 
-    Of a RUN that has learnt classes, the model with its new head, as timm or transformers load it.
+    Of a RUN (or RUN@STEP) the model as its own library loads it, read back and compared: a language model with its
+    tokenizer and the chat template of the run, a classifier with its new head, a model of embeddings with its pooling.
     """
     click.get_current_context().with_resource(plain_warnings())
     if len(places) == 1:
@@ -45,8 +46,9 @@ def command(model: str, places: tuple[Path, ...], weight: float, lenient: bool, 
 
 def _bake_run(text: str, output: Path, weight: float) -> None:
     from adapterkit.errors import StateError
-    from adapterkit.training.predicting import Predictor
+    from adapterkit.training.loaded import Loaded
     from adapterkit.training.samples.places import place_of, record_of, run_of
+    from adapterkit.training.task import Task
 
     place = place_of(text)
     if place.run is None:
@@ -54,8 +56,10 @@ def _bake_run(text: str, output: Path, weight: float) -> None:
     if place.note:
         say(place.note, err=True)
     run, record = run_of(place, (), None, None), record_of(place)
-    if record is None or not record.classes:
+    classless = run.task.recall is not Task.recall and (record is None or not record.classes)
+    if classless or run.task.write_model is Task.write_model:
         again = shlex.join(["adapterkit", "bake", run.config.model, str(place.file), str(output)])
-        raise StateError(f"{text} has learnt no classes; the model of such a run is written by: {again}")
-    apart = Predictor(run, place, weight).bake(output)
+        why = "names no classes" if classless else f"is of the task {run.config.task}, which writes no models"
+        raise StateError(f"{text} {why}; the model of such a run is written by: {again}")
+    apart = Loaded(run, place, weight).bake(output)
     say(f"{output}  read back by its own library: {apart:.1g} apart")

@@ -16,7 +16,7 @@ _SEED = click.IntRange(0, 2**63, max_open=True)
 
 
 @click.command("chat", epilog="Example: adapterkit chat runs/assistant --system 'Answer in one sentence.'")
-@click.argument("adapter", metavar="[RUN_OR_FILE]", required=False)
+@click.argument("adapter", metavar="[RUN_FILE_OR_MODEL]", required=False)
 @click.option("--model", help="The base; a run folder, and a file of one, know their own.")
 @click.option("--system", default="", help="What the assistant is told first.")
 @click.option("--template", help="The file of a chat template, or turns.")
@@ -36,7 +36,7 @@ def command(
     seed: int,
     weight: float,
 ) -> None:
-    """Talk to a language model with an adapter of a run folder or a FILE, or with --model alone.
+    """Talk to a language model with an adapter of a run folder or a FILE, or with a MODEL alone.
 
     /help lists what can be done in between. Ctrl-C ends an answer, Ctrl-D the conversation.
     """

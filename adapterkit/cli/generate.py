@@ -11,7 +11,7 @@ _SEED = click.IntRange(0, 2**63, max_open=True)
 
 
 @click.command("generate", epilog="Example: adapterkit generate runs/text --prompt 'Once upon a time' --tokens 100")
-@click.argument("adapter", metavar="[RUN_OR_FILE]", required=False)
+@click.argument("adapter", metavar="[RUN_FILE_OR_MODEL]", required=False)
 @click.option("--model", help="The base; a run folder, and a file of one, know their own.")
 @click.option("--prompt", "prompts", multiple=True, help="May be repeated; '-' or none reads standard input.")
 @click.option("--chat", is_flag=True, help="Ask the prompt as a user, by the chat template.")
@@ -35,7 +35,7 @@ def command(
     seeds: tuple[int, ...],
     weight: float,
 ) -> None:
-    """Go on from prompts with an adapter of a run folder or a FILE, or with --model alone.
+    """Go on from prompts with an adapter of a run folder or a FILE, or with a MODEL alone.
 
     The text is printed as it is drawn: with the prompt in front, or with --chat the answer alone.
     """

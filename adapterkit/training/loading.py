@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,36 +99,6 @@ def outline_encoder(name: str) -> nn.Module:
         from transformers import AutoConfig, AutoModel
 
         return AutoModel.from_config(AutoConfig.from_pretrained(name, **NO_CODE), **NO_CODE)
-
-
-def sentence_pooling(name: str) -> Literal["mean", "cls", "last"] | None:
-    """What of the tokens is the embedding, as files of sentence-transformers say; None where there are none.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    with reading(name, "llm", "transformers"):
-        from transformers.utils.hub import cached_file
-
-        path = cached_file(
-            name,
-            "1_Pooling/config.json",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    if path is None:
-        return None
-    told = folder_config(str(Path(path).parent))
-    modes: dict[str, Literal["mean", "cls", "last"]] = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_lasttoken": "last",
-    }
-    chosen = [key for key, value in told.items() if key.startswith("pooling_mode_") and value is True]
-    if len(chosen) == 1 and chosen[0] in modes:
-        return modes[chosen[0]]
-    problem = f"options.pooling: {path} says {', '.join(chosen) or 'none'}; choose mean, cls or last"
-    raise ConfigError([problem], "run")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -274,7 +244,7 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
         if os.path.lexists(file) and not file.is_file():  # a pipe would be waited for
             raise ModelNotFoundError(f"cannot load the model {shown(name)}: {file} is no plain file")
     try:
-        with _bars_on_terminals_only(libraries):
+        with bars_on_terminals_only(libraries):
             yield
     except AdapterKitError:
         raise
@@ -289,8 +259,8 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars_on_terminals_only(libraries: Sequence[str]) -> Iterator[None]:
-    """Keeps progress bars out of log files; what the user has set for them is put back."""
+def bars_on_terminals_only(libraries: Sequence[str] = ("transformers",)) -> Iterator[None]:
+    """Keeps progress bars of diffusers or transformers out of log files; what the user has set for them is put back."""
     modules: list[Any] = [importlib.import_module(f"{library}.utils.logging") for library in libraries]
     shown = [] if sys.stderr.isatty() else [module for module in modules if module.is_progress_bar_enabled()]
     for module in shown:

@@ -16,6 +16,7 @@ from adapterkit.formats.source import Source
 from adapterkit.points import Points
 from adapterkit.training.classification.preprocessing import Pixels, Processing
 from adapterkit.training.classifiers import is_transformers
+from adapterkit.training.loading import bars_on_terminals_only
 
 
 def write_classifier(model: Any, pixels: Pixels, classes: Sequence[str], folder: Path, *, several: bool) -> None:
@@ -38,7 +39,8 @@ def write_classifier(model: Any, pixels: Pixels, classes: Sequence[str], folder:
     model.config.label2id = {name: number for number, name in enumerate(classes)}
     if several:
         model.config.problem_type = "multi_label_classification"
-    model.save_pretrained(folder)
+    with bars_on_terminals_only():
+        model.save_pretrained(folder)
     if isinstance(pixels.transform, Processing):
         pixels.transform.processor.save_pretrained(folder)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from adapterkit.training.export.libraries import peft_reader
 from adapterkit.training.language.generation import Sampling, Writer, pad_of
-from adapterkit.training.language.options import Reading
+from adapterkit.training.language.options import Reading, check_length
 from adapterkit.training.language.templates import Template, template_of
+from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import checkpoint_activations, load_causal_lm, load_tokenizer, outline_causal_lm
 from adapterkit.training.task import OtherReader, Sample, Task, samples_of
 
@@ -40,7 +41,9 @@ class LanguageTask(Task):
 
     def outline(self) -> nn.Module:
         """The model's shape."""
-        return outline_causal_lm(self.config.model)
+        outline = outline_causal_lm(self.config.model)
+        check_length(outline, self.options.block_size)
+        return outline
 
     def load_model(self) -> nn.Module:
         """The model; its tokenizer is kept here."""
@@ -66,10 +69,9 @@ class LanguageTask(Task):
     def write_model(self, folder: Path) -> Tensor:
         """The model, its tokenizer and the chat template that it was trained with, as transformers loads them."""
         model: Any = self.model
-        model.save_pretrained(folder)
-        if self.template is not None:
+        if self.options.chat_template is not None and self.template is not None:
             self.tokenizer.chat_template = self.template.text
-        self.tokenizer.save_pretrained(folder)
+        write_language_model(model, self.tokenizer, folder)
         plain, _ = load_causal_lm(str(folder), self.config.dtype)
         return _probed(plain.to(model.device).eval())
 

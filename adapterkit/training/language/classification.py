@@ -36,6 +36,7 @@ from adapterkit.training.language.labelled import (
 from adapterkit.training.language.layouts import read_as
 from adapterkit.training.language.options import Reading, check_length
 from adapterkit.training.language.rows import read_rows, row_files
+from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import (
     checkpoint_activations,
     label_names,
@@ -88,6 +89,7 @@ class TextClassificationTask(Task):
     def outline(self) -> nn.Module:
         """The classifier's shape."""
         outline = outline_text_classifier(self.config.model, self._fresh)
+        check_length(outline, self.options.block_size)
         self.fresh = list(heads_of(outline, self._fresh)) if self._fresh else []
         return outline
 
@@ -106,7 +108,6 @@ class TextClassificationTask(Task):
     def prepare(self, setting: Setting) -> Texts:
         """The texts to train on."""
         self.device = setting.device
-        check_length(self.model, self.options.block_size)
         return Texts(self.split[0])
 
     def collate(self, items: Sequence[Encoding]) -> dict[str, Any]:
@@ -159,8 +160,7 @@ class TextClassificationTask(Task):
         model: Any = self.model
         model.config.id2label = dict(enumerate(self.classes))
         model.config.label2id = {name: number for number, name in enumerate(self.classes)}
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        write_language_model(model, self.tokenizer, folder)
         plain, _ = load_text_classifier(str(folder), self.config.dtype, None)
         return _probed(plain.to(model.device).eval())
 

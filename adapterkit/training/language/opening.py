@@ -10,6 +10,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.language.base import LanguageTask
 from adapterkit.training.language.generation import Writer
+from adapterkit.training.loading import folder_config
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.samples.places import place_of, run_of
 
@@ -42,13 +43,16 @@ def open_language(adapter: str | None, model: str | None, template: str | None) 
     """Loads a base and the adapter for it.
 
     Args:
-        adapter: A run folder, a checkpoint of one (`RUN@STEP`), or a file; None for the base alone.
+        adapter: A run folder, a checkpoint of one (`RUN@STEP`), or a file; None for the base alone, as is the folder of
+            a model, such as a baked one.
         model: The base, where neither says it.
         template: See `options.chat_template`; None as the run has it.
 
     Raises:
         ConfigError: Nothing says which base, or it is no language model.
     """
+    if adapter is not None and model is None and isinstance(folder_config(adapter).get("model_type"), str):
+        adapter, model = None, adapter
     place = None if adapter is None else place_of(adapter)
     if place is None:
         if model is None:

@@ -15,7 +15,6 @@ from adapterkit.training.language.apart import check_apart
 from adapterkit.training.language.corpus import read_source
 from adapterkit.training.language.examples import Examples, make_examples
 from adapterkit.training.language.likelihood import learnt_in, token_losses, tokens_in
-from adapterkit.training.language.options import check_length
 from adapterkit.training.language.packing import Line, Lines, Packing, collated, line_of
 from adapterkit.training.language.tokens import Encoder, Learn
 from adapterkit.training.parts import to_device
@@ -59,7 +58,6 @@ class CausalLMTask(base.LanguageTask):
     def prepare(self, setting: Setting) -> Lines:
         """The rows to train on."""
         self.device = setting.device
-        check_length(self.model, self.options.block_size)
         if self.examples.packing == "documents":
             check_apart(self.model, self.device)
         self.held_out = self.examples.held_out

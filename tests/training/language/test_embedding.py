@@ -20,7 +20,7 @@ from adapterkit.training.language.embedding.objectives import (
     rank_correlation,
     retrieval,
 )
-from adapterkit.training.loading import sentence_pooling
+from adapterkit.training.language.embedding.sentence_files import sentence_pooling
 from adapterkit.training.loop import train
 from tests.training.language import tiny
 from tests.training.language.test_classification import bert, llama
@@ -117,8 +117,26 @@ def test_pooling_is_that_of_the_models_own_files(tmp_path: Path):
     task: Any = tiny.run_of(folder, data, tmp_path / "run", **values).make_task()
     assert task.survey(None).facts["pooling"] == "cls"
     (folder / "1_Pooling/config.json").write_text(json.dumps({**told, "pooling_mode_max_tokens": True}))
-    with pytest.raises(ConfigError, match=r"says pooling_mode_cls_token, pooling_mode_max_tokens; choose mean, cls or"):
+    with pytest.raises(ConfigError, match=r"says cls_token, max_tokens; choose mean, cls or last"):
         sentence_pooling(str(folder))
+
+
+def test_pooling_as_newer_releases_write_it_and_what_follows_it(tmp_path: Path):
+    (tmp_path / "1_Pooling").mkdir()
+    told: dict[str, Any] = {"embedding_dimension": 16, "pooling_mode": "lasttoken", "include_prompt": True}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(told))
+    assert sentence_pooling(str(tmp_path)) == "last"
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert sentence_pooling(str(tmp_path)) == "last"
+    modules.insert(2, {"type": "sentence_transformers.models.Dense"})
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ConfigError, match=r"modules\.json has Dense, .*to train without them, choose options\.pooling"):
+        sentence_pooling(str(tmp_path))
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({**told, "pooling_mode": ["cls", "mean"]}))
+    with pytest.raises(ConfigError, match=r"says cls, mean; choose mean, cls or last"):
+        sentence_pooling(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from adapterkit.cli.main import main
 from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.loop import train
+from adapterkit.training.plan import plan_of
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.task import Sample, Setting
 from tests.training.language import tiny
@@ -149,7 +150,7 @@ def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):
 
 def test_blocks_that_do_not_fit(model: Path, data: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="reads at most 32 tokens, not 64"):
-        train(make_run(model, data, tmp_path / "run", block_size=64), silent=True)
+        plan_of(make_run(model, data, tmp_path / "run", block_size=64))
     data.write_text("the cat sat")
     with pytest.raises(DataError, match="fills 0 block of 8 tokens; two are needed"):
         train(make_run(model, data, tmp_path / "run"), silent=True)

@@ -24,16 +24,12 @@ from adapterkit.training.language.embedding.objectives import (
     rank_correlation,
     retrieval,
 )
+from adapterkit.training.language.embedding.sentence_files import sentence_pooling, write_sentence_files
 from adapterkit.training.language.examples import split_rows
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.options import Reading, check_length
-from adapterkit.training.loading import (
-    checkpoint_activations,
-    load_encoder,
-    load_tokenizer,
-    outline_encoder,
-    sentence_pooling,
-)
+from adapterkit.training.language.writing import write_language_model
+from adapterkit.training.loading import checkpoint_activations, load_encoder, load_tokenizer, outline_encoder
 from adapterkit.training.parts import to_device
 from adapterkit.training.task import OtherReader, Setting, Task
 
@@ -75,7 +71,9 @@ class TextEmbeddingTask(Task):
 
     def outline(self) -> nn.Module:
         """The model's shape."""
-        return outline_encoder(self.config.model)
+        outline = outline_encoder(self.config.model)
+        check_length(outline, self.options.block_size)
+        return outline
 
     def load_model(self) -> nn.Module:
         """The model without a head."""
@@ -85,7 +83,6 @@ class TextEmbeddingTask(Task):
     def prepare(self, setting: Setting) -> Groups:
         """The rows to train on."""
         self.device = setting.device
-        check_length(self.model, self.options.block_size)
         return Groups(self.split[0])
 
     def collate(self, items: Sequence[Group]) -> dict[str, Any]:
@@ -141,10 +138,10 @@ class TextEmbeddingTask(Task):
         return _probed(self.model, self.pooling)
 
     def write_model(self, folder: Path) -> Tensor:
-        """The model and its tokenizer, as transformers loads them."""
+        """The model, its tokenizer and its pooling, as transformers and sentence-transformers load them."""
         model: Any = self.model
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        write_language_model(model, self.tokenizer, folder)
+        write_sentence_files(folder, self.pooling, model.config.get_text_config().hidden_size, self.config.model)
         return _probed(load_encoder(str(folder), self.config.dtype).to(model.device).eval(), self.pooling)
 
     def other_reader(self, format: str) -> OtherReader | None:

@@ -16,7 +16,6 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language import base
 from adapterkit.training.language.corpus import read_source
 from adapterkit.training.language.likelihood import token_losses, tokens_in
-from adapterkit.training.language.options import check_length
 from adapterkit.training.language.packing import IGNORED
 from adapterkit.training.language.preference.examples import Judgements, Pairs, Preferences, make_preferences
 from adapterkit.training.language.preference.judgements import PREFERENCES
@@ -63,7 +62,6 @@ class PreferenceTask(base.LanguageTask):
     def prepare(self, setting: Setting) -> Pairs | Judgements:
         """The pairs, or answers, to train on."""
         self.device = setting.device
-        check_length(self.model, self.options.block_size)
         return self.preferences.training
 
     def collate(self, items: Sequence[Any]) -> dict[str, Any]:
