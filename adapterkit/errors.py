@@ -232,10 +232,10 @@ class PluginError(AdapterKitError):
 
 
 class DataError(AdapterKitError):
-    """The training data cannot be used. `files` are those at fault."""
+    """The training data cannot be used. `files` are those at fault, `reason` says what is wrong with them."""
 
     def __init__(self, message: str, files: Sequence[Path] = ()) -> None:
-        self.files = list(files)
+        self.reason, self.files = message, list(files)
         shown = "".join(f"\n  {file}" for file in self.files[:_SHOWN_PROBLEMS])
         more = len(self.files) - _SHOWN_PROBLEMS
         tail = f"\n  and {more} more" if more > 0 else ""

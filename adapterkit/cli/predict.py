@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--task", "task_name", help="What to predict with; runs and files know their own.")
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="How many classes are told.")
 @click.option("--weight", type=float, default=1.0, show_default=True, help="How strongly it acts; 0 is the base.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that read images; by default the run's num_workers.")
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values instead of a table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write CSV, or JSON with --json, to this file.")
@@ -36,6 +38,7 @@ def command(
     task_name: str | None,
     top: int,
     weight: float,
+    workers: int | None,
     as_json: bool,
     as_csv: bool,
     output: Path | None,
@@ -53,9 +56,11 @@ def command(
     place = place_of(adapter)
     if place.note:
         say(place.note, err=True)
-    predictor = Predictor(run_of(place, (), model, task_name), place, weight)
+    overrides = [] if workers is None else [f"num_workers={workers}"]
+    predictor = Predictor(run_of(place, overrides, model, task_name), place, weight)
     failed: list[Prediction] = []
-    rows = list(_rows(predictor(inputs), predictor.classes, top, failed))
+    with contextlib.closing(predictor(inputs)) as found:
+        rows = list(_rows(found, predictor.classes, top, failed))
     for one in failed:
         say(f"{one.name}: {one.problem}", err=True)
     _write(rows, min(top, len(predictor.classes)), output, as_json=as_json, as_csv=as_csv)

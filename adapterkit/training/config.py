@@ -148,7 +148,7 @@ class RunConfig(Section):
         trackers: TensorBoard (`tensorboard`), `wandb`, `trackio`, ...: names, or `type` and settings of their own.
         callbacks: Further ones of plug-ins: names, or `type` and their own keys.
         log_every: Steps between lines of progress where there is no terminal.
-        num_workers: Processes that read data; 0 reads in the training process.
+        num_workers: Processes that read data, to train on and to measure with; 0 reads in the training process.
         versions: Written into the resolved file, for the record; ignored when read.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +37,11 @@ class Notes:
     def add(self, reason: str, path: Path) -> None:
         """Notes a file or folder."""
         self._names.setdefault(reason, {})[name_of(path, self.folder)] = None
+
+    def take(self, others: Notes) -> None:
+        """Notes what others have noted of the same data."""
+        for reason, names in others._names.items():
+            self._names.setdefault(reason, {}).update(names)
 
     def sentences(self) -> list[str]:
         """Each reason with the number of files, and the first of them."""
@@ -133,6 +138,13 @@ def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Resu
         except DataError as error:
             failures.append((path, error))
     if failures:
-        reason = str(failures[0][1]).partition(":\n")[0]
-        raise DataError(f"{len(failures)} file{'s' * (len(failures) > 1)}: {reason}", [path for path, _ in failures])
+        told = f"{len(failures)} file{'s' * (len(failures) > 1)}: {failures[0][1].reason}"
+        raise DataError(told, [path for path, _ in failures])
     return results
+
+
+def together(errors: Sequence[DataError]) -> DataError:
+    """Several errors as one."""
+    if len(errors) == 1:
+        return errors[0]
+    return DataError("; and ".join(one.reason for one in errors), [file for one in errors for file in one.files])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapterkit.errors import DataError
-from adapterkit.training.data_files import Notes, content_key, walk
+from adapterkit.training.data_files import Notes, content_key, gather, walk
 from adapterkit.training.image_files import ENDINGS, image_size
+from adapterkit.training.reading_processes import in_portions, read_batches
+
+_AT_ONCE = 16  # images that are looked at between two answers of a process
 
 
 def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
@@ -37,3 +44,36 @@ def examine(path: Path, notes: Notes) -> str:
     """
     image_size(path, notes)
     return content_key(path)
+
+
+def examine_all(paths: Sequence[Path], notes: Notes, workers: int) -> list[str]:
+    """What `examine` says of each, in that many processes.
+
+    Raises:
+        DataError: Naming all that cannot be read, with the reason of the first.
+    """
+    answers = read_batches(_Examined(paths, notes.folder), in_portions(range(len(paths)), _AT_ONCE), list, workers)
+    with contextlib.closing(answers):
+        each = itertools.chain.from_iterable(answers)
+
+        def answer(_: Path) -> str:
+            found, told = next(each)
+            notes.take(told)
+            if isinstance(found, DataError):
+                raise found
+            return found
+
+        return gather(paths, answer)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    paths: Sequence[Path]
+    folder: Path
+
+    def __getitem__(self, number: int) -> tuple[str | DataError, Notes]:
+        notes = Notes(self.folder)
+        try:
+            return examine(self.paths[number], notes), notes
+        except DataError as error:
+            return error, notes

@@ -96,6 +96,26 @@ class Interrupt:
                 os.write(2, line.encode())  # print() must not be called from here: it may be what was interrupted
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes inside is answered at the end, so that no process which is being started dies of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    known = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    for number in known:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in known.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def ignore_in_worker(number: int) -> None:
     """For processes that read data: a terminal and a scheduler signal the whole group, and the trainer decides."""
     for each in _SIGNALS:

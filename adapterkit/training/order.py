@@ -13,15 +13,11 @@ import functools
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-
-from adapterkit.training.interrupt import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,15 @@ class Order:
 
     def _example(self, position: int, size: int, *group: int) -> int:
         epoch, place = divmod(position, size)
-        return permutation(size, derive_seed(self.seed, "order", epoch, *group))[place]
+        key = (epoch, *group)
+        if self._permutations.get(group, (None,))[0] != key:  # batches go forward: earlier epochs are not asked for
+            self._permutations[group] = key, permutation(size, derive_seed(self.seed, "order", *key))
+        return int(self._permutations[group][1][place])
+
+    @functools.cached_property
+    def _permutations(self) -> dict[tuple[int, ...], tuple[tuple[int, ...], np.ndarray]]:
+        """Of each group that of the epoch which it is in."""
+        return {}
 
     @functools.cached_property
     def _grouped(self) -> _Grouped | None:
@@ -154,32 +158,12 @@ class _Grouped:
         had, then = self.before(epoch), self.before(epoch + 1)
         groups = [group for group in self.members for _ in range(then[group] - had[group])]
         found = []
-        for place in permutation(len(groups), derive_seed(self.seed, "groups", epoch)):
+        for place in permutation(len(groups), derive_seed(self.seed, "groups", epoch)).tolist():
             found.append((groups[place], had[groups[place]]))
             had[groups[place]] += 1
         return found
 
 
-@functools.lru_cache(maxsize=64)  # one for each group
-def permutation(size: int, seed: int) -> list[int]:
-    """The numbers below `size` in an order that the seed decides."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def ordered(data: Any, order: Order, collate: Callable[[list[Any]], Any], workers: int) -> Iterator[Any]:
-    """Reads a data set in an order, in that many processes; in this one where there are none."""
-    batches: Any = iter(
-        DataLoader(
-            data,
-            batch_sampler=order,  # type: ignore[arg-type]
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # so that no global random number is consumed
-        )
-    )
-    try:
-        yield from batches
-    finally:
-        if workers:  # they ignore signals: kept alive by an error's traceback, Python would wait for them at its end
-            batches._shutdown_workers()
+def permutation(size: int, seed: int) -> np.ndarray:
+    """The numbers below `size` in an order that the seed decides: int64, [size]."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from adapterkit.errors import StateError
@@ -35,7 +35,7 @@ class Predictor:
         self._loaded = Loaded(run, place, weight)
         self.classes = self._loaded.classes
 
-    def __call__(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
+    def __call__(self, inputs: Sequence[Path]) -> Generator[Prediction, None, None]:
         """See `Task.predict`."""
         with inference(self._loaded.model):
             yield from self._loaded.task.predict(inputs)

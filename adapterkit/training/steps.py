@@ -15,10 +15,11 @@ from accelerate.utils import broadcast, set_seed
 from adapterkit.errors import TrainingError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.learner import Learner
-from adapterkit.training.order import Order, derive_seed, ordered
+from adapterkit.training.order import Order, derive_seed
 from adapterkit.training.parts import inference, to_device
 from adapterkit.training.processes import average_gradients, mean_over_processes
 from adapterkit.training.rates import factor
+from adapterkit.training.reading_processes import read_batches
 from adapterkit.training.run import Run
 from adapterkit.training.task import Dataset, groups_of
 
@@ -55,7 +56,7 @@ class Steps:
             world=self._accelerator.num_processes,
             groups=groups_of(self._data),
         )
-        return self._task.batches(ordered(self._data, order, self._task.collate, config.num_workers))
+        return self._task.batches(read_batches(self._data, order, self._task.collate, config.num_workers))
 
     def observe(self, model: Any) -> None:
         """Shows the adapter its inputs in the first batches, and their gradients, where its type starts from data."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 from timm.models import save_for_hf
-from transformers import AutoImageProcessor, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor, ViTForImageClassification, ViTImageProcessor
 
 import adapterkit as ak
 from adapterkit.cli.main import main
@@ -103,6 +108,51 @@ def test_an_image_that_cannot_be_read_is_told_and_the_others_are_not_lost(traine
     assert len(result.stdout.splitlines()) == 3
 
 
+def test_images_that_processes_read_come_in_order_and_so_do_those_that_cannot_be_read(trained: Path, tmp_path: Path):
+    for number in range(36):
+        if number in (5, 20):
+            (tmp_path / f"{number:02}.png").write_text("no image")
+        else:
+            Image.new("RGB", (16, 20), (5 * number, 0, 255 - 5 * number)).save(tmp_path / f"{number:02}.png")
+    alone, with_others = (call(trained / "run", tmp_path, "--csv", "--workers", workers) for workers in (0, 1))
+    assert alone.exit_code == with_others.exit_code == 1
+    assert with_others.stderr == alone.stderr
+    assert [line.partition(":")[0] for line in alone.stderr.splitlines()] == [
+        str(tmp_path / "05.png"), str(tmp_path / "20.png"),
+    ]  # fmt: skip
+    assert with_others.stdout == alone.stdout
+    names = [Path(row["file"]).stem for row in csv.DictReader(alone.stdout.splitlines())]
+    assert names == [f"{number:02}" for number in range(36) if number not in (5, 20)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_prediction_and_the_processes_that_read(trained: Path, tmp_path: Path):
+    """As a terminal sends it: to all of them."""
+    for number in range(3000):
+        (tmp_path / f"{number}.png").symlink_to(trained / "new/a.png")
+    arguments = [sys.executable, "-m", "adapterkit", "predict", str(trained / "run"), str(tmp_path), "--workers", "2"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(readers := children.read_text().split()) < 2:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode in (1, 130)
+    assert "Traceback" not in messages
+    assert not [pid for pid in readers if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_run_that_is_not_there_is_told_with_what_is(trained: Path):
+    result = call(trained / "rum", trained / "new")
+    assert result.exit_code == 1
+    told = " ".join(result.stderr.split())
+    assert f"there is no run folder or file {trained / 'rum'} (looked in {Path.cwd()})" in told
+    assert "RUN@STEP" in told
+    assert "Did you mean 'run'?" in told
+    assert f"no run folder or file {trained / 'rum'} " in " ".join(call(f"{trained}/rum@30", "x.png").stderr.split())
+
+
 def test_what_does_not_name_classes_is_refused(trained: Path, tmp_path: Path):
     model = timm.create_model("vit_tiny_patch16_224", **SIZES)
     adapters = ak.Adapters(model)
@@ -157,6 +207,56 @@ def test_a_run_is_baked_into_a_model_that_transformers_loads(trained: Path, tmp_
     with Image.open(row["file"]) as image, torch.no_grad():
         shares = plain(**processor(image, return_tensors="pt")).logits[0].sigmoid()
     assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-5)
+
+
+PROCESSORS: dict[str, Any] = {
+    "none": None,
+    "whole": ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4] * 3),
+    "cut": CLIPImageProcessor(size={"shortest_edge": 10}, crop_size={"height": 8, "width": 8}, resample=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"), [("none", (16, 16)), ("whole", (8, 16)), ("cut", (16, 16)), ("cut", (8, 16))]
+)
+def test_a_classifier_of_transformers_for_another_resolution_says_the_same_when_baked(
+    trained: Path, tmp_path: Path, processor: str, size: tuple[int, int]
+):
+    torch.manual_seed(0)
+    ViTForImageClassification(vit_config(num_labels=3)).save_pretrained(tmp_path / "base")
+    if PROCESSORS[processor] is not None:
+        PROCESSORS[processor].save_pretrained(tmp_path / "base")
+    told = f"options.resolution={list(size)}"
+    config = load_run(trained / "run/config.yaml", [told, "steps=1"], model=str(tmp_path / "base"))
+    train(config.at(tmp_path / "run"), silent=True)
+    assert baked(tmp_path / "run", tmp_path / "model").exit_code == 0
+    plain = ViTForImageClassification.from_pretrained(tmp_path / "model").eval()
+    its = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    [row] = json.loads(call(tmp_path / "run", trained / "new/a.png", "--json", "--top", "3").stdout)
+    with Image.open(row["file"]) as image, torch.no_grad():
+        inputs = its(image, return_tensors="pt")
+        shares = plain(**inputs).logits[0].softmax(-1)
+    assert inputs["pixel_values"].shape == (1, 3, *size)
+    assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-6)
+
+
+def test_a_classifier_of_timm_for_another_resolution_says_the_same_when_baked(trained: Path, tmp_path: Path):
+    size = (16, 24)
+    changes = {"crop_pct": 0.6, "crop_mode": "squash", "interpolation": "bilinear", "mean": [0.1, 0.2, 0.3]}
+    base = timm.create_model("vit_tiny_patch16_224", **SIZES, pretrained_cfg_overlay=changes)
+    save_for_hf(base, str(tmp_path / "base"), model_args=SIZES)
+    told = f"options.resolution={list(size)}"
+    config = load_run(trained / "run/config.yaml", [told, "steps=1"], model=str(tmp_path / "base"))
+    train(config.at(tmp_path / "run"), silent=True)
+    assert baked(tmp_path / "run", tmp_path / "model").exit_code == 0
+    plain: Any = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(plain)  # type: ignore[attr-defined]
+    assert {key: settings[key] for key in changes} == changes
+    assert settings["input_size"] == (3, *size)
+    [row] = json.loads(call(tmp_path / "run", trained / "new/a.png", "--json", "--top", "3").stdout)
+    with Image.open(row["file"]) as image, torch.no_grad():
+        shares = plain(timm.data.create_transform(**settings)(image)[None])[0].softmax(-1)  # type: ignore[attr-defined, index]
+    assert torch.allclose(shares, torch.tensor([row["classes"][name] for name in COLOURS]), atol=1e-6)
 
 
 def test_weights_that_no_file_has_are_drawn_as_in_training(trained: Path, tmp_path: Path):

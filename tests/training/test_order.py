@@ -121,10 +121,11 @@ class Refusing:
 
 def test_an_error_in_a_process_that_reads_ends_the_program():
     program = (
-        "from adapterkit.training.order import Order, ordered\n"
+        "from adapterkit.training.order import Order\n"
+        "from adapterkit.training.reading_processes import read_batches\n"
         "from tests.training.test_order import Refusing\n"
         "order = Order(size=4, batch_size=1, seed=0, first=0, last=4)\n"
-        "kept = iter(ordered(Refusing(), order, list, 1))\n"
+        "kept = iter(read_batches(Refusing(), order, list, 1))\n"
         "next(kept)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -34,12 +34,14 @@ class Found:
         validation: What is measured with; None where a share of the others is to be held out.
         test: What is measured with once, at the end.
         tables: The files that say which picture is of which class.
+        empty: Folders of classes that are to be trained on and hold no picture.
     """
 
     training: Sequence[Example]
     validation: Sequence[Example] | None = None
     test: Sequence[Example] = ()
     tables: Sequence[Path] = ()
+    empty: Sequence[Path] = ()
 
     @property
     def all(self) -> list[Example]:

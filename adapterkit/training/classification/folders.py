@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterkit.errors import DataError
@@ -37,21 +38,29 @@ def find(data: Path, validation: Path | None, columns: Columns, notes: Notes) ->
     if not data.exists():
         raise DataError(f"data {data} is not a folder or a table (looked in {Path.cwd()})")
     folders = _split(data, notes) if data.is_dir() else {}
-    tables: list[Path] = []
+    aside = _Aside()
     if folders:
         parts = {
-            part: _examples(folder, columns, notes, tables, training=part == "training")
+            part: _examples(folder, columns, notes, aside, training=part == "training")
             for part, folder in folders.items()
         }
     else:
-        parts = _by_part(_examples(data, columns, notes, tables), data)
+        parts = _by_part(_examples(data, columns, notes, aside), data)
     if validation is not None:
         if "validation" in parts:
             notes.add("left out, for options.validation is measured with", folders.get("validation", data))
-        parts["validation"] = _examples(validation, columns, notes, tables, training=False)
+        parts["validation"] = _examples(validation, columns, notes, aside, training=False)
     if "validation" not in parts and "test" in parts:
         parts["validation"] = parts.pop("test")
-    return Found(parts["training"], parts.get("validation"), parts.get("test", ()), tables)
+    return Found(parts["training"], parts.get("validation"), parts.get("test", ()), aside.tables, aside.empty)
+
+
+@dataclass
+class _Aside:
+    """What is found beside pictures."""
+
+    tables: list[Path] = field(default_factory=list[Path])
+    empty: list[Path] = field(default_factory=list[Path])
 
 
 def _split(folder: Path, notes: Notes) -> dict[str, Path]:
@@ -92,14 +101,16 @@ def _by_part(examples: Sequence[Example], data: Path) -> dict[str, Sequence[Exam
 
 
 def _examples(
-    place: Path, columns: Columns, notes: Notes, tables: list[Path], *, training: bool = True
+    place: Path, columns: Columns, notes: Notes, aside: _Aside, *, training: bool = True
 ) -> Sequence[Example]:
     """Those of a table, or of a folder with a table or with a subfolder for each class."""
     table = place if place.is_file() else only_table(place)
     if table is not None and (place.is_file() or len(_subfolders(place)) < 2):
-        tables.append(table)
+        aside.tables.append(table)
         return table_examples(table, columns, PARTS, notes)
     found = class_images(place, notes, training=training)
+    if training:
+        aside.empty += [place / name for name, files in found.items() if not files]
     return [Example(path, (name,)) for name, files in found.items() for path in files]
 
 
@@ -113,10 +124,13 @@ def class_images(folder: Path, notes: Notes, *, training: bool = True) -> dict[s
     Args:
         folder: That of the classes.
         notes: Takes up what is left out.
-        training: Whether to train on them; to measure with, one class will do, and another may have no image.
+        training: Whether to train on them; to measure with, one class will do.
+
+    Returns:
+        Their files by class; of a class without an image an empty list.
 
     Raises:
-        DataError: There are fewer than two subfolders, or one holds no image.
+        DataError: There are fewer than two subfolders, or no image at all.
     """
     if not folder.is_dir():
         raise DataError(f"data {folder} is not a folder (looked in {Path.cwd()})")
@@ -129,9 +143,7 @@ def class_images(folder: Path, notes: Notes, *, training: bool = True) -> dict[s
             notes.add("left out, in no folder of a class", path)
         else:
             classes[path.relative_to(folder).parts[0]].append(path)
-    empty = [folder / name for name, files in classes.items() if not files]
-    if empty and training:
-        raise DataError("classes without an image that is read; remove their folders or fill them", empty)
-    for name in empty:
-        notes.add("classes without an image to measure with", name)
+    for name, files in classes.items():
+        if not files and not training:
+            notes.add("classes without an image to measure with", folder / name)
     return classes

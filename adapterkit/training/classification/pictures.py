@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from adapterkit.training.classification.targets import Targets
 from adapterkit.training.image_files import open_image
 from adapterkit.training.order import Draw, derive_seed, seeded
 
@@ -29,13 +30,13 @@ class Pictures:
 
     Args:
         files: The images.
-        targets: [images, classes].
+        targets: Of each [classes].
         mode: Pillow's name for the channels that the model takes.
         transform: Makes its input of an image; may draw from the global generators.
     """
 
     def __init__(
-        self, files: Sequence[Path], targets: Tensor, mode: str, transform: Callable[[Image.Image], Tensor]
+        self, files: Sequence[Path], targets: Targets | Tensor, mode: str, transform: Callable[[Image.Image], Tensor]
     ) -> None:
         self.files, self.targets, self.mode, self.transform = files, targets, mode, transform
 

@@ -1,19 +1,19 @@
-"""What a classifier's images are made into: as its own preprocessing says, or cut to a size and normalised."""
+"""What a classifier's images are made into: as its own preprocessing says, or brought to a size and normalised."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
+from adapterkit.training.classification.processors import Processing, brought_to, covering, fixed_size
 from adapterkit.training.classifiers import is_transformers, made_for
-from adapterkit.training.image_files import cover, open_image
+from adapterkit.training.image_files import open_image
 from adapterkit.training.loading import load_image_processor
 from adapterkit.training.sizes import Size
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _HALF = (0.5, 0.5, 0.5)
 _USUAL = (224, 224)
-_PROBES = ((80, 64), (64, 80), (300, 200))
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Pixels:
         transform: Makes it of an image with these channels.
         look: What it normalises by.
         note: What the user should know of it; empty where there is nothing.
+        told: Of a model of timm, what its transforms are made from.
     """
 
     size: Size
@@ -58,6 +58,7 @@ class Pixels:
     transform: Callable[[Image.Image], Tensor]
     look: Look
     note: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def mode(self) -> str:
@@ -67,34 +68,6 @@ class Pixels:
     def read(self, path: Path) -> Tensor:
         """[channels, height, width], normalised."""
         return self.transform(open_image(path, self.mode))
-
-
-@dataclass(frozen=True)
-class Covering:
-    """Resizes until both sides cover the size, cuts out the centre and normalises.
-
-    Attributes:
-        height, width: The size.
-        look: What is normalised by.
-    """
-
-    height: int
-    width: int
-    look: Look
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.look.mean, self.look.std))
-        return (cover(image, self.width, self.height) * self.look.scale - mean) / std
-
-
-@dataclass(frozen=True)
-class Processing:
-    """What an image processor of transformers does."""
-
-    processor: Any
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def pixels_of(model: Any, name: str, size: Size | None) -> Pixels:
@@ -123,23 +96,36 @@ def _of_timm(model: Any, size: Size | None) -> Pixels:
     mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
     told = {**config, "input_size": (channels, height, width), "mean": mean, "std": std}
     look = Look(mean, std, interpolation=config["interpolation"])
-    return Pixels((height, width), channels, data.create_transform(**told, is_training=False), look)
+    return Pixels((height, width), channels, data.create_transform(**told, is_training=False), look, told=told)
 
 
 def _of_transformers(model: Any, name: str, size: Size | None) -> Pixels:
     config = getattr(model.config, "vision_config", model.config)
     channels = getattr(config, "num_channels", 3)
     processor, reason = load_image_processor(name)
-    fixed = _fixed_size(processor, name) if processor is not None and channels == 3 else None
-    if fixed is not None and size in (None, fixed):
-        return Pixels(fixed, channels, Processing(processor), _look(processor, channels))
-    height, width = size or made_for(model) or _USUAL
+    note = ""
     if processor is None:
-        look = Look(_per_channel(_HALF, channels), _per_channel(_HALF, channels))
-        note = f"model: {reason}; images are cut to {height} x {width}, with values from -1 to 1"
-        return Pixels((height, width), channels, Covering(height, width, look), look, note)
-    look = _look(processor, channels)
-    return Pixels((height, width), channels, Covering(height, width, look), look)
+        sides = size or made_for(model) or _USUAL
+        half = _per_channel(_HALF, channels)
+        processor = covering(sides, half, half)
+        how = "cut" if sides[0] == sides[1] else "brought"
+        note = f"model: {reason}; images are {how} to {sides[0]} x {sides[1]}, with values from -1 to 1"
+    else:
+        fixed = fixed_size(processor, name) if channels == 3 else None
+        sides = size or fixed or made_for(model) or _USUAL
+        if sides != fixed:
+            processor = _other_sides(processor, sides, channels)
+    return Pixels(sides, channels, Processing(processor), _look(processor, channels), note)
+
+
+def _other_sides(processor: Any, sides: Size, channels: int) -> Any:
+    """A processor that makes images of these sides, with the same values."""
+    changed = brought_to(processor, sides) if channels == 3 else None
+    if changed is not None:
+        return changed
+    look, resample = _look(processor, channels), getattr(processor, "resample", None)
+    factor = look.scale / 255 if getattr(processor, "do_rescale", True) else None
+    return covering(sides, look.mean, look.std, 3 if resample is None else int(resample), factor)
 
 
 def _look(processor: Any, channels: int) -> Look:
@@ -152,21 +138,6 @@ def _look(processor: Any, channels: int) -> Look:
         return Look([0.0] * channels, [1.0] * channels, scale, name)
     mean, std = (_per_channel(values, channels) for values in (processor.image_mean, processor.image_std))
     return Look(mean, std, scale, name)
-
-
-def _fixed_size(processor: Any, name: str) -> Size | None:
-    """The sides of what an image processor makes; None where they depend on the image."""
-    from PIL import Image
-
-    try:
-        shapes = {tuple(Processing(processor)(Image.new("RGB", sides)).shape) for sides in _PROBES}
-    except Exception as error:
-        raise ConfigError(
-            [f"model: the image processor of {name} fails ({type(error).__name__}: {error}); set options.resolution"],
-            "run",
-        ) from error
-    shape = shapes.pop()
-    return None if shapes or len(shape) != 3 else (shape[1], shape[2])
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:

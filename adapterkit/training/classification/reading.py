@@ -1,33 +1,69 @@
-"""Images that are read a few at a time; one that cannot be read does not end it."""
+"""Images as a model's input, read a few at a time in processes of their own; one that cannot be read is an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from adapterkit.errors import DataError
 from adapterkit.training.classification.preprocessing import Pixels
 from adapterkit.training.image_folder import image_files
+from adapterkit.training.reading_processes import in_portions, read_batches
 
-Read = tuple[Path, "Tensor | None", str]
-"""A file, what it is for the model, or why there is nothing."""
+_AT_ONCE = 16
 
 
-def batched(inputs: Sequence[Path], pixels: Pixels, count: int) -> Iterator[list[Read]]:
-    """The images of files and folders, `count` at a time.
+@dataclass(frozen=True)
+class Group:
+    """A few images.
+
+    Attributes:
+        paths: Their files.
+        images: Those that can be read: [images, channels, height, width]; None where none can.
+        errors: For each file what is wrong with it, or None.
+    """
+
+    paths: Sequence[Path]
+    images: Tensor | None
+    errors: Sequence[DataError | None]
+
+
+@dataclass(frozen=True)
+class _Read:
+    paths: Sequence[Path]
+    pixels: Pixels
+
+    def __getitem__(self, number: int) -> tuple[Path, Tensor | DataError]:
+        path = self.paths[number]
+        try:
+            return path, self.pixels.read(path)
+        except DataError as error:
+            return path, error
+
+
+def _grouped(items: Sequence[tuple[Path, Tensor | DataError]]) -> Group:
+    images = [found for _, found in items if isinstance(found, Tensor)]
+    errors = [found if isinstance(found, DataError) else None for _, found in items]
+    return Group([path for path, _ in items], torch.stack(images) if images else None, errors)
+
+
+def read_images(paths: Sequence[Path], pixels: Pixels, workers: int) -> Generator[Group, None, None]:
+    """The images of the files in their order. Never more of them are decoded than a few for each process."""
+    with contextlib.closing(
+        read_batches(_Read(paths, pixels), in_portions(range(len(paths)), _AT_ONCE), _grouped, workers)
+    ) as groups:
+        yield from groups
+
+
+def files_of(inputs: Sequence[Path]) -> list[Path]:
+    """The files, and the images in the folders.
 
     Raises:
         DataError: There is no such file or folder, or none that is read.
     """
-    paths = [path for place in inputs for path in ([place] if place.is_file() else image_files(place))]
-    for start in range(0, len(paths), count):
-        yield [_read(path, pixels) for path in paths[start : start + count]]
-
-
-def _read(path: Path, pixels: Pixels) -> Read:
-    try:
-        return path, pixels.read(path), ""
-    except DataError as error:
-        return path, None, str(error).partition(":\n")[0]
+    return [path for place in inputs for path in ([place] if place.is_file() else image_files(place))]

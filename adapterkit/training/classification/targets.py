@@ -23,6 +23,23 @@ def targets_of(examples: Sequence[Example], classes: Sequence[str]) -> Tensor:
     return found
 
 
+class Targets:
+    """The targets of examples by number, each made when it is asked for: all at once take classes times more memory.
+
+    Args:
+        examples: Pictures with their classes.
+        classes: By number.
+        smoothing: See `smoothed`.
+    """
+
+    def __init__(self, examples: Sequence[Example], classes: Sequence[str], smoothing: float = 0.0) -> None:
+        self.examples, self.classes, self.smoothing = examples, classes, smoothing
+
+    def __getitem__(self, number: int) -> Tensor:
+        """[classes], float32."""
+        return smoothed(targets_of([self.examples[number]], self.classes), self.smoothing)[0]
+
+
 def smoothed(targets: Tensor, share: float) -> Tensor:
     """Targets of which a share is spread over all classes (Szegedy et al., 2016, arXiv:1512.00567)."""
     return targets * (1 - share) + share / targets.shape[-1]

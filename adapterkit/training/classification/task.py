@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.classification.augmentation import mixing, training_transform
 from adapterkit.training.classification.examples import Example, Found, class_names
 from adapterkit.training.classification.figures import overall, said
@@ -21,15 +22,15 @@ from adapterkit.training.classification.folders import find
 from adapterkit.training.classification.options import Options
 from adapterkit.training.classification.pictures import Item, Pictures, collated
 from adapterkit.training.classification.preprocessing import pixels_of
-from adapterkit.training.classification.reading import batched
+from adapterkit.training.classification.reading import files_of, read_images
 from adapterkit.training.classification.report import facts_of, repeated, write_report
 from adapterkit.training.classification.splitting import hold_out
-from adapterkit.training.classification.targets import loss_of, smoothed, targets_of, weights_of
+from adapterkit.training.classification.targets import Targets, loss_of, targets_of, weights_of
 from adapterkit.training.classification.writing import write_classifier, write_heads
 from adapterkit.training.classifiers import heads_of, in_order_of, is_transformers, logits_of, take_size, trying
-from adapterkit.training.data_files import Notes, gather, listed, name_of
+from adapterkit.training.data_files import Notes, listed, name_of, together
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.image_folder import examine
+from adapterkit.training.image_folder import examine_all
 from adapterkit.training.loading import (
     checkpoint_activations,
     label_names,
@@ -40,8 +41,6 @@ from adapterkit.training.parts import inference
 from adapterkit.training.sizes import size_of
 from adapterkit.training.snapshots import ADAPTER
 from adapterkit.training.task import Prediction, Setting, Task, content_key
-
-_AT_ONCE = 16  # images that are measured at a time
 
 
 class ImageClassificationTask(Task):
@@ -57,8 +56,7 @@ class ImageClassificationTask(Task):
         folder, told = Path(self.config.data), self.options.validation
         notes = Notes(folder if folder.is_dir() else folder.parent)
         found = find(folder, None if told is None else Path(told), self.options.tables, notes)
-        paths = list(dict.fromkeys(one.path for one in found.all))
-        keys = dict(zip(paths, gather(paths, lambda path: examine(path, notes)), strict=True))
+        keys = self._examined(found, notes)
         for path in repeated(found, keys):
             notes.add("measured with, and trained on as well", path)
         self.found = self._held_out(found, keys)
@@ -100,7 +98,7 @@ class ImageClassificationTask(Task):
             setting.tell(note)
         self._check_outputs()
         self.mix = mixing(self.options)
-        targets = smoothed(targets_of(self.found.training, self.classes), self.options.label_smoothing)
+        targets = Targets(self.found.training, self.classes, self.options.label_smoothing)
         files = [one.path for one in self.found.training]
         return Pictures(files, targets, self.pixels.mode, training_transform(self.pixels, self.options))
 
@@ -147,18 +145,17 @@ class ImageClassificationTask(Task):
 
     def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
         """The probabilities of every image; those of several classes are independent of each other."""
-        for group in batched(inputs, self.pixels, _AT_ONCE):
-            answers = iter(self._predicted([image for _, image, _ in group if image is not None]))
-            for path, image, problem in group:
-                shares, chosen = next(answers) if image is not None else ([], [])
-                yield Prediction(str(path), shares, chosen, problem)
+        with contextlib.closing(read_images(files_of(inputs), self.pixels, self.config.num_workers)) as groups:
+            for group in groups:
+                answers = iter(() if group.images is None else self._predicted(group.images))
+                for path, error in zip(group.paths, group.errors, strict=True):
+                    shares, chosen = next(answers) if error is None else ([], [])
+                    yield Prediction(str(path), shares, chosen, "" if error is None else error.reason)
 
-    def _predicted(self, images: Sequence[Tensor]) -> list[tuple[list[float], list[int]]]:
+    def _predicted(self, images: Tensor) -> list[tuple[list[float], list[int]]]:
         """Of each image the probabilities, and the numbers of its classes."""
-        if not images:
-            return []
         several = self.options.multi_label
-        logits = self._logits(torch.stack([*images]).to(next(self.model.parameters()).device)).cpu().float()
+        logits = self._logits(images.to(next(self.model.parameters()).device)).cpu().float()
         if logits.shape[1] != len(self.classes):
             raise ConfigError([f"the model tells {logits.shape[1]} classes, not {len(self.classes)}"], "run")
         shares = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
@@ -193,16 +190,35 @@ class ImageClassificationTask(Task):
 
     def _answers(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """What the model says of the examples, and should say: each [examples, classes], on the CPU."""
-        logits = [
-            self._logits(
-                torch.stack([self.pixels.read(one.path) for one in examples[n : n + _AT_ONCE]]).to(self.device)
-            )
-            for n in range(0, len(examples), _AT_ONCE)
-        ]
+        logits: list[Tensor] = []
+        paths = [one.path for one in examples]
+        with contextlib.closing(read_images(paths, self.pixels, self.config.num_workers)) as groups:
+            for group in groups:
+                if failed := [error for error in group.errors if error is not None]:
+                    raise together(failed)
+                assert group.images is not None
+                logits.append(self._logits(group.images.to(self.device)))
         return torch.cat(logits).cpu().float(), targets_of(examples, self.classes)
 
     def _logits(self, images: Tensor) -> Tensor:
         return logits_of(self.model(images.to(next(self.model.parameters()).dtype), **self.arguments))
+
+    def _examined(self, found: Found, notes: Notes) -> dict[Path, str]:
+        """What each file holds.
+
+        Raises:
+            DataError: Naming what cannot be read, and classes without an image.
+        """
+        paths = list(dict.fromkeys(one.path for one in found.all))
+        told = "classes without an image that is read; remove their folders or fill them"
+        problems = [DataError(told, found.empty)] if found.empty else []
+        try:
+            keys = examine_all(paths, notes, self.config.num_workers)
+        except DataError as error:
+            raise together([*problems, error]) from error
+        if problems:
+            raise problems[0]
+        return dict(zip(paths, keys, strict=True))
 
     def _held_out(self, found: Found, keys: Mapping[Path, str]) -> Found:
         """With a share to measure with, where the data has no part for that."""

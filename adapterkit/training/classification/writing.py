@@ -14,7 +14,9 @@ from adapterkit.formats.files import write_atomically
 from adapterkit.formats.registry import find_format
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
-from adapterkit.training.classification.preprocessing import Pixels, Processing
+from adapterkit.training.classification.positions import made_for_size
+from adapterkit.training.classification.preprocessing import Pixels
+from adapterkit.training.classification.processors import Processing
 from adapterkit.training.classifiers import is_transformers
 from adapterkit.training.loading import bars_on_terminals_only
 
@@ -31,18 +33,17 @@ def write_classifier(model: Any, pixels: Pixels, classes: Sequence[str], folder:
     """
     if not is_transformers(model):
         hub: Any = importlib.import_module("timm.models")
-        look = pixels.look
-        data = {"input_size": (pixels.channels, *pixels.size), "mean": tuple(look.mean), "std": tuple(look.std)}
-        hub.save_for_hf(model, str(folder), {"label_names": list(classes)}, safe_serialization=True, data_config=data)
+        names = {"label_names": list(classes)}
+        hub.save_for_hf(model, str(folder), names, safe_serialization=True, data_config=dict(pixels.told))
         return
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: number for number, name in enumerate(classes)}
     if several:
         model.config.problem_type = "multi_label_classification"
-    with bars_on_terminals_only():
+    with bars_on_terminals_only(), made_for_size(model, pixels.size):
         model.save_pretrained(folder)
-    if isinstance(pixels.transform, Processing):
-        pixels.transform.processor.save_pretrained(folder)
+    assert isinstance(pixels.transform, Processing), "so are images made for models of transformers"
+    pixels.transform.processor.save_pretrained(folder)
 
 
 def write_heads(adapter: Path, path: Path, paths: Sequence[str], classes: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterkit.checkpoint import Checkpoint
-from adapterkit.errors import ConfigError, StateError
+from adapterkit.errors import ConfigError, StateError, did_you_mean
 from adapterkit.formats.registry import find_format
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
@@ -43,11 +43,13 @@ def place_of(text: str) -> Place:
     """What `RUN`, `RUN@STEP`, `RUN@best` or `FILE` means; a run that is not finished is its newest checkpoint.
 
     Raises:
-        StateError: The run has no adapter yet, or none of that step.
+        StateError: There is no such run or file; or the run has no adapter yet, or none of that step.
     """
     path, match = Path(text), _AT.fullmatch(text)
     if match is not None and not path.exists():
+        _check_there(Path(match[1]))
         return _best(Path(match[1])) if match[2] == "best" else _checkpoint(Path(match[1]), int(match[2]))
+    _check_there(path)
     if not path.is_dir() or not (path / _CONFIG).is_file():
         return Place(path, path.name if path.is_dir() else path.stem)
     if (path / ADAPTER).is_file():
@@ -57,6 +59,18 @@ def place_of(text: str) -> Place:
         raise StateError(f"{path} holds no finished run (no {ADAPTER}), and no checkpoint. Train it, or name a file")
     found = _checkpoint(path, steps[-1])
     return Place(found.file, found.label, path, f"{path} is not finished: its newest checkpoint is of step {steps[-1]}")
+
+
+def _check_there(path: Path) -> None:
+    if path.exists():
+        return
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    known = [one.name for one in beside if one.suffix == Path(ADAPTER).suffix or (one / _CONFIG).is_file()]
+    near = did_you_mean(path.name, known)
+    raise StateError(
+        f"there is no run folder or file {path} (looked in {Path.cwd()}). Name a folder that `adapterkit train` has "
+        f"made (its `output`), RUN@STEP, RUN@best, or an adapter's file.{near}"
+    )
 
 
 def _steps(run: Path) -> list[int]:

@@ -28,8 +28,7 @@ from transformers import (
 )
 
 from adapterkit.errors import ConfigError, PluginError
-from adapterkit.training.classification import pictures, preprocessing
-from adapterkit.training.classification import task as images
+from adapterkit.training.classification import pictures, preprocessing, reading
 from adapterkit.training.classification.targets import targets_of
 from adapterkit.training.classification.task import ImageClassificationTask
 from adapterkit.training.classifiers import heads_of, in_order_of, take_size
@@ -248,7 +247,7 @@ def test_images_are_decoded_when_they_are_needed(data: Path, tmp_path: Path, mon
 
     for module in (preprocessing, pictures):
         monkeypatch.setattr(module, "open_image", watched)
-    monkeypatch.setattr(images, "_AT_ONCE", 2)
+    monkeypatch.setattr(reading, "_AT_ONCE", 2)
     train(run_of(data, tmp_path / "run", "timm:vit_tiny_patch16_224", "batch_size=2", model_args=TIMM), silent=True)
     assert 1 <= most <= 3
 

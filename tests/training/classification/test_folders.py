@@ -39,6 +39,7 @@ def test_train_and_val_are_a_split_and_no_classes(tmp_path: Path):
     assert labels(found.validation) == {"3": ("cat",)}
     assert labels(found.test) == {"4": ("dog",)}
     assert notes == ["left out, no part of the split: 1 (extra)"]
+    assert not found.empty
     (tmp_path / "val/dog").mkdir()
     assert found_in(tmp_path)[1][1] == "classes without an image to measure with: 1 (val/dog)"
 

@@ -88,7 +88,7 @@ def test_another_size_keeps_the_normalisation(tmp_path: Path):
         processor.save_pretrained(tmp_path / "model")
         told = json.loads((tmp_path / "model/preprocessor_config.json").read_text())
         (tmp_path / "model/preprocessor_config.json").write_text(json.dumps({**told, **changes}))
-        pixels = of(model, tmp_path / "model", (12, 20)).read(red)
+        pixels = of(model, tmp_path / "model", (12, 20)).read(red).float()
         assert pixels.shape == (3, 12, 20)
         assert torch.allclose(
             pixels, torch.tensor(expected, dtype=torch.float32).view(3, 1, 1).expand(3, 12, 20), atol=1e-5

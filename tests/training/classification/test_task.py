@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,18 @@ def test_data_that_cannot_be_used(data: Path, tmp_path: Path, vit: Path):
         (tmp_path / "few" / name / "y.png").write_text("no image")
     with pytest.raises(DataError, match=r"cannot be read as an image"):
         train(make_run(tmp_path / "few", tmp_path / "run", str(vit)), silent=True)
+    (tmp_path / "few/d").mkdir()
+    with pytest.raises(
+        DataError, match=r"classes without an image .*; and 3 files: cannot be read as an image"
+    ) as caught:
+        train(make_run(tmp_path / "few", tmp_path / "run", str(vit), "num_workers=1"), silent=True)
+    folder = tmp_path / "few"
+    assert caught.value.files == [folder / "d", *(folder / name / "y.png" for name in "abc")]
+    shutil.rmtree(tmp_path / "few/a")
+    for path in folder.rglob("y.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"classes without an image[^;]*; remove their folders or fill them:\n  .*d$"):
+        train(make_run(tmp_path / "few", tmp_path / "run", str(vit)), silent=True)
 
 
 def test_models_that_are_not_there(data: Path, tmp_path: Path):
@@ -227,7 +241,8 @@ def test_a_split_with_everything_that_changes_images_resumes_bitwise_with_worker
     assert whole.figures["held out images"] == 6
     train(make_run(tmp_path / "data", tmp_path / "parts", model, *steps, "steps=3", **options), silent=True)
     workers = make_run(tmp_path / "data", tmp_path / "parts", model, *steps, "num_workers=1", **options)
-    train(workers, resume=True, silent=True)
+    parts = train(workers, resume=True, silent=True)
+    assert {**parts.figures, "by class": 0, "confusion": 0} == {**whole.figures, "by class": 0, "confusion": 0}
     one, other = (load_file(tmp_path / run / "adapter.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(one[key], other[key]) for key in one)
     with Image.open(tmp_path / "whole/confusion.png") as picture:
@@ -256,3 +271,47 @@ def test_several_classes_of_an_image(data: Path, tmp_path: Path):
     more = make_run(tmp_path / "labels.csv", tmp_path / "run", "timm:vit_tiny_patch16_224", "steps=31", **options)
     with pytest.raises(DataChangedError, match=r"files edited: 1 \(labels\.csv\)"):
         train(more, resume=True, silent=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path):
+    """Training, measuring and predicting, in this process and in those that read: 200 images, and 2,000."""
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from adapterkit.torchvision_ops import ensure_torchvision_ops\n"
+        "ensure_torchvision_ops()\n"
+        "from adapterkit.training.loop import train\n"
+        "from adapterkit.training.predicting import Predictor\n"
+        "from adapterkit.training.samples.places import place_of, run_of\n"
+        "from tests.training.classification.test_task import TIMM, make_run\n"
+        "folder = Path(sys.argv[1])\n"
+        "options = {'train_head': True, 'model_args': {**TIMM, 'img_size': 256, 'patch_size': 64},\n"
+        "           'validation_fraction': 0.5}\n"
+        "model = 'timm:vit_tiny_patch16_224'\n"
+        "run = make_run(folder / 'data', folder / 'run', model, 'steps=200', 'num_workers=1', **options)\n"
+        "train(run, silent=True)\n"
+        "place = place_of(str(folder / 'run'))\n"
+        "found = Predictor(run_of(place, (), None, None), place)([folder / 'data'])\n"
+        "print(sum(1 for _ in found))\n"
+        "for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):\n"
+        "    print(resource.getrusage(who).ru_maxrss)\n"
+    )
+    peaks = {}
+    for count in (200, 2000):
+        folder = tmp_path / str(count)
+        for name in "ab":
+            (folder / "data" / name).mkdir(parents=True)
+            for number in range(count // 2):
+                Image.new("RGB", (256, 256), (number % 256, number // 256, ord(name))).save(
+                    folder / "data" / name / f"{number}.png"
+                )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False, cwd=Path.cwd()
+        )
+        assert done.returncode == 0, done.stderr
+        said, *peaks[count] = map(int, done.stdout.split())
+        assert said == count
+    more = [(large - small) / 1024 for small, large in zip(*peaks.values(), strict=True)]
+    assert max(more) < 200, f"{more} MiB more; 1,800 images take 1,350 MiB"
