@@ -49,10 +49,19 @@ def remembered(
 
 def remember(switch: Switch) -> None:
     """Lets the part of a forward that runs now, where it is to be run again, find what acts now."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
+    hooks = _hooks()
     record = None if hooks is None else _record(hooks[1])
     if record is not None and not isinstance(record.recompute_fn, _Recalled):
         record.recompute_fn = _Recalled(record.recompute_fn, switch)
+
+
+def keeps_its_own() -> bool:
+    """Whether somebody says how tensors are kept for the backward now, such as a part of a forward that runs again."""
+    return _hooks() is not None
+
+
+def _hooks() -> Any:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _record(unpack: Any) -> Any:

@@ -109,9 +109,9 @@ def _first_device(modules: Iterable[nn.Module], *, moving: bool) -> torch.device
     """
     hooked = (module for module in modules if _ACCELERATE in module.__dict__ or DIFFUSERS in module.__dict__)
     for hook in (hook for module in hooked for hook in _hooks(module)):
-        group = getattr(hook, "group", None)
-        device = None if moving else getattr(hook, "execution_device", None)
-        device = device if group is None else group.onload_device
+        device = getattr(getattr(hook, "group", hook), "onload_device", None)
+        if device is None and not moving:
+            device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(device)
     return None
@@ -120,9 +120,11 @@ def _first_device(modules: Iterable[nn.Module], *, moving: bool) -> torch.device
 def _has_registry(module: nn.Module, path: str) -> bool:
     # Asked for every point of every adapter that is added: no list is made.
     for name in path.split(".") if path else ():
-        if DIFFUSERS in module.__dict__:
+        if DIFFUSERS in module.__dict__ or _ACCELERATE in module.__dict__:
             return True
         module = module._modules[name]  # type: ignore[assignment]
+    if _ACCELERATE in module.__dict__:
+        return True
     if module._parameters:
         return DIFFUSERS in module.__dict__ and bool(module.__dict__[DIFFUSERS].hooks)
     return any(one.__dict__[DIFFUSERS].hooks for one in module.modules() if DIFFUSERS in one.__dict__)

@@ -68,6 +68,12 @@ class CheckedTask(Task):
     def place(self, model: Any, device: torch.device) -> None:
         self._ask("place", self.inner.place, model, device)
 
+    def core(self, model: Any) -> nn.Module:
+        found = self._ask("core", self.inner.core, model)
+        if isinstance(found, nn.Module):
+            return found
+        raise self._wrong("core", found, "a torch module")
+
     def prepare(self, setting: Setting) -> Dataset:
         data = self._ask("prepare", self.inner.prepare, setting)
         if not hasattr(type(data), "__len__") or not hasattr(type(data), "__getitem__"):

@@ -129,6 +129,8 @@ class RunConfig(Section):
         mixed_precision: What the forward pass computes in; the adapter stays in float32.
         dtype: What the base model's weights are kept in.
         gradient_checkpointing: Recompute activations in the backward pass, which saves memory.
+        block_swap: How many of the model's last blocks keep their frozen weights on the host, and have them on the
+            device only while they compute; they recompute their activations in the backward pass.
         torch_compile: Compile the parts that the adapter acts in: true, or settings of its own.
         seed: Fixes the data's order, the adapter's initial values, dropout and noise.
         checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
@@ -176,6 +178,7 @@ class RunConfig(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
+    block_swap: int = Field(0, ge=0)
     torch_compile: Annotated[Compile | None, BeforeValidator(_switched)] = None
     seed: Seed = 0
     checkpoint_every: int | None = Field(500, gt=0)
@@ -202,6 +205,7 @@ FREE_ON_RESUME = frozenset(
     {
         "card",
         "bake",
+        "block_swap",
         "export",
         "export_dtype",
         "samples",

@@ -15,6 +15,7 @@ from adapterkit.errors import did_you_mean, near_matches
 _WORDS = {
     "accumulation": "gradient_accumulation",
     "base_model": "model",
+    "blocks_to_swap": "block_swap",
     "bs": "batch_size",
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",

@@ -23,6 +23,7 @@ class Needs:
 
     Attributes:
         weights: The base, in the run's `dtype`.
+        waiting: How much of that is on the host.
         training: The adapter, its gradient, its running average and what the optimizer remembers, in float32.
         disk: The checkpoints that are kept, one that is being written, the best, and the adapter's file.
     """
@@ -30,21 +31,24 @@ class Needs:
     weights: int
     training: int
     disk: int
+    waiting: int = 0
 
     def __str__(self) -> str:
+        on_host = f" ({told(self.waiting)} of it on the host)" if self.waiting else ""
         return (
-            f"memory {told(self.weights)} for the base, {told(self.training)} for what trains, and activations on top; "
-            f"disk {told(self.disk)}"
+            f"memory {told(self.weights)} for the base{on_host}, {told(self.training)} for what trains, "
+            f"and activations on top; disk {told(self.disk)}"
         )
 
 
-def needs_of(run: Run, model: Any, chosen: Points) -> Needs:
+def needs_of(run: Run, model: Any, chosen: Points, waiting: int = 0) -> Needs:
     """What a run takes.
 
     Args:
         run: The run.
         model: The base, or its outline.
         chosen: Where the adapter will act.
+        waiting: Bytes of the base that are on the host.
     """
     config, kept = run.config, run.optimizer.kept
     averaged = 1 if config.ema is not None or run.optimizer.averages else 0
@@ -53,6 +57,7 @@ def needs_of(run: Run, model: Any, chosen: Points) -> Needs:
     copies = config.keep_checkpoints + 1 if config.checkpoint_every else 1
     return Needs(
         weights=numbers * dtype_of(config.dtype).itemsize,
+        waiting=waiting,
         training=round(adapter * (2 + kept + averaged)),
         disk=round(adapter * (copies * (1 + kept + averaged) + (1 if config.best is None else 2))),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from adapterkit.adapter import AdapterConfig
 from adapterkit.handle.listing import points
 from adapterkit.points import Points
+from adapterkit.training.blocks import waiting_bytes
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.needs import Needs, check_room, needs_of
@@ -79,9 +80,12 @@ def foreseen(run: Run, model: Any, task: Task) -> tuple[Points, Needs]:
 
     Raises:
         StateError: The disk has too little room.
+        ConfigError: The model has fewer blocks than are to be swapped.
         AdapterKitError: The adapter does not fit the model.
     """
     chosen = all_points(parts_of_adapter(run, model, task))
-    needs = needs_of(run, model, chosen)
+    config = run.config
+    waiting = waiting_bytes(task.core(model), config.block_swap, config.dtype) if config.block_swap else 0
+    needs = needs_of(run, model, chosen, waiting)
     check_room(Path(run.config.output), needs)
     return chosen, needs

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adapterkit.training.task import Task
 
 _Named = TypeVar("_Named", bound=Section)
+_INSTEAD = {"bake": "`adapterkit bake` does it afterwards", "torch_compile": "leave out one of them"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ def check_run(values: Mapping[str, Any], problems: list[str]) -> Run | None:
             _check_bake(task, problems)
         if config.early_stop is not None and config.best is None:
             problems.append("early_stop: say with `best` by which figure, such as best=accuracy")
+        for key in ("bake", "torch_compile") if config.block_swap else ():
+            if getattr(config, key):
+                problems.append(f"block_swap: does not go with {key}; {_INSTEAD[key]}")
         if config.epochs is not None and "steps" in values:
             problems.append(f"epochs: is {config.epochs:g}, and steps is {config.steps}; give one of them")
         if config.ema is not None and optimizer is not None and optimizer.averages:

@@ -186,6 +186,16 @@ class Task(ABC):
         """Brings what `load_model` returned to the device; all of it, unless a task knows better."""
         model.to(device)
 
+    def core(self, model: Any) -> nn.Module:
+        """What every step runs of a model or its outline: its blocks may wait on the host (`block_swap`).
+
+        Raises:
+            ConfigError: The task does not say what that is of a pipeline.
+        """
+        if isinstance(model, nn.Module):
+            return model
+        raise ConfigError(["block_swap: this task does not say which part of its pipeline has the blocks"], "run")
+
     @abstractmethod
     def prepare(self, setting: Setting) -> Dataset:
         """Reads the data, and computes once what the adapter cannot change.

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from adapterkit.errors import ConfigError
 from adapterkit.points import Points
 from adapterkit.training.best import Keeper
+from adapterkit.training.block_swap import placed
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.events import Callbacks, Training, made
@@ -90,8 +91,9 @@ class Trainer:
         self.model = self._load_model()
         parts = parts_of_adapter(self.run, self.model, self.task)
         chosen = all_points(parts)
-        with self.progress:
-            for note in (*notes, describe(self.model, chosen), *(f"data: {note}" for note in record.notes)):
+        with self.swap, self.progress:
+            told = (describe(self.model, chosen), *self.swap.notes, *(f"data: {note}" for note in record.notes))
+            for note in (*notes, *told):
                 self.progress.message(note)
             extra = self.task.extra_modules()
             self.learner = Learner(self.run, self.model, parts, extra, self.accelerator, self._metadata)
@@ -135,7 +137,7 @@ class Trainer:
     def _load_model(self) -> Any:
         set_seed(derive_seed(self.config.seed, "model") % 2**32)
         model = self.task.load_model()
-        self.task.place(model, self.accelerator.device)
+        self.swap = placed(self.task, model, self.config.block_swap, self.accelerator.device)
         if self.config.gradient_checkpointing:
             self.task.checkpoint_activations()
         return model

@@ -58,6 +58,12 @@ def outlined_recipe(name: str, outline: Skeleton, options: Options) -> Recipe:
     return recipe(pipe, options)
 
 
+def denoiser_of(name: str) -> str:
+    """The component of a pipeline that takes noise away; errors as for `load_pipeline`."""
+    with reading(name, "diffusion", "diffusers", "transformers"):
+        return _recipe_and_index(name)[0].denoiser
+
+
 def _absent(recipe: type[Recipe], index: dict[str, Any]) -> dict[str, Any]:
     """What a pipeline is loaded without."""
     absent: dict[str, Any] = {part: None for part in recipe.unused if isinstance(index.get(part), list)}

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
 from adapterkit.training.data_files import listed
 from adapterkit.training.diffusion.exporting import Exporting
 from adapterkit.training.diffusion.learning import Batch, Learning
-from adapterkit.training.diffusion.loading import load_pipeline, outline_pipeline
+from adapterkit.training.diffusion.loading import denoiser_of, load_pipeline, outline_pipeline
 from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import PlaceOptions, StartOptions
 from adapterkit.training.diffusion.residence import Residence
@@ -53,6 +53,10 @@ class DiffusionTask(Exporting):
         needed = {name for name, part in parts_of(model).items() if part is self.recipe.model}
         guests = parts_of(model).keys() - needed if self.options.offload else ()
         self.residence = Residence(model, device, guests)
+
+    def core(self, model: Any) -> nn.Module:
+        """The denoiser."""
+        return parts_of(model)[denoiser_of(self.config.model)]
 
     def prepare(self, setting: Setting) -> Pictures:
         """Computes the latents; the captions' embeddings are kept where the adapter leaves them alone."""

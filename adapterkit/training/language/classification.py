@@ -19,6 +19,7 @@ from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of, in_order_of
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.labelled import (
@@ -209,7 +210,7 @@ class TextClassificationTask(Task):
         return len(self.classes) if self.options.train_head else None
 
     def _logits(self, batch: Mapping[str, Any]) -> Tensor:
-        return self.model(**batch["inputs"]).logits
+        return self.model(**batch["inputs"], **uncached(self.model)).logits
 
     def _numbered(self, record: DataRecord, before: DataRecord | None) -> DataRecord:
         """With the classes in the order of the model's own outputs, where its head stays.

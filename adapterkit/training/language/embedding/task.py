@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adapterkit.errors import DataError
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.export.libraries import peft_reader
+from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
 from adapterkit.training.language.embedding.examples import RELATED, Group, Groups, collated, encode
 from adapterkit.training.language.embedding.objectives import (
@@ -106,7 +107,7 @@ class TextEmbeddingTask(Task):
         """Embeddings of length 1: [texts, features]."""
         model: Any = self.model
         told = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return pooled(model(**told).last_hidden_state, batch["attention_mask"], self.pooling)
+        return pooled(model(**told, **uncached(model)).last_hidden_state, batch["attention_mask"], self.pooling)
 
     def checkpoint_activations(self) -> None:
         """As transformers does it."""
