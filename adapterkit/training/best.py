@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,22 @@ from adapterkit.training.config import Best
 from adapterkit.training.run_folder import write_text
 
 _RECORD = "best.json"
+
+
+def check_best(best: Best | None, figures: Collection[str] | None) -> None:
+    """Refuses a figure that the task does not measure.
+
+    Args:
+        best: What the run says, if anything.
+        figures: What the task measures; None where that is not known yet.
+
+    Raises:
+        ConfigError: It measures others, or none.
+    """
+    if best is None or figures is None or best.figure in figures:
+        return
+    near = did_you_mean(best.figure, figures) or " It measures none: hold data out for that."
+    raise ConfigError([f"best: the task measures no {best.figure!r}.{near}"], "run")
 
 
 class Keeper:
@@ -39,18 +55,8 @@ class Keeper:
         if isinstance(record, dict) and record.get("figure") == self._figure and record.get("step", step + 1) <= step:
             self._record, self._since = record, record.get("since", 0)
 
-    def check(self, figures: Mapping[str, float]) -> None:
-        """Refuses a figure that the task does not measure.
-
-        Raises:
-            ConfigError: It measures others, or none.
-        """
-        if self._figure not in figures:
-            near = did_you_mean(self._figure, figures) or " It measures none: hold data out for that."
-            raise ConfigError([f"best: the task measures no {self._figure!r}.{near}"], "run")
-
-    def take(self, step: int, figures: Mapping[str, float], save: Callable[[Path], object]) -> bool:
-        """Whether the figures at a step are the best so far; they then are kept.
+    def take(self, step: int, figures: Mapping[str, float], save: Callable[[Path], object]) -> None:
+        """Keeps the adapter at a step where its figures are the best so far.
 
         Args:
             step: Which.
@@ -65,12 +71,10 @@ class Keeper:
             save(self.folder)
             self._record = {"step": step, "figure": self._figure, "value": value}
         write_text(self.folder / _RECORD, json.dumps({**(self._record or {}), "since": self._since}))
-        return better
 
-    @property
-    def since(self) -> int:
-        """Evaluations since the best one."""
-        return self._since
+    def enough(self, limit: int | None) -> str:
+        """Why to end, where that many evaluations were not better than the best one; else nothing."""
+        return f"the best of {self._since + 1} evaluations is {self}" if limit and self._since >= limit else ""
 
     @property
     def step(self) -> int | None:

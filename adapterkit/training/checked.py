@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,12 @@ class CheckedTask(Task):
         if isinstance(found, Mapping) and all(isinstance(value, (int, float)) for value in found.values()):
             return found
         raise self._wrong("evaluate", found, "a dict of name -> number (of a tensor: .item())")
+
+    def measures(self) -> Collection[str] | None:
+        found = self._ask("measures", self.inner.measures)
+        if found is None or (isinstance(found, Collection) and all(isinstance(name, str) for name in found)):
+            return found
+        raise self._wrong("measures", found, "names, or None")
 
     def samples(self) -> Sequence[Sample]:
         return self._sequence("samples", self.inner.samples, Sample)

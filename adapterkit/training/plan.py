@@ -10,6 +10,7 @@ from typing import Any
 from adapterkit.adapter import AdapterConfig
 from adapterkit.handle.listing import points
 from adapterkit.points import Points
+from adapterkit.training.best import check_best
 from adapterkit.training.blocks import waiting_bytes
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord
@@ -46,13 +47,14 @@ def plan_of(run: Run) -> Plan:
 
     Raises:
         DataError: The data cannot be used.
-        ConfigError: A tracker is unknown, or is not installed.
+        ConfigError: A tracker is unknown, or is not installed; or `best` is no figure of the task.
         StateError: The disk has too little room.
         AdapterKitError: The adapter does not fit the model.
     """
     tracker_names(run)
     task = CheckedTask(run)
     record = task.survey(None)
+    check_best(run.config.best, task.measures())
     outline = task.outline()
     model = task.load_model() if outline is None else outline
     chosen, needs = foreseen(run, model, task)

@@ -10,7 +10,7 @@ the end `finish`, `exports` and `probe`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +249,13 @@ class Task(ABC):
     def evaluate(self) -> Mapping[str, float]:
         """Figures on held-out data, in evaluation mode and without gradients."""
         return {}
+
+    def measures(self) -> Collection[str] | None:
+        """The names of what `evaluate` will measure, as far as `survey` has told; None where it is not known yet.
+
+        By it `best` is checked before the model is loaded.
+        """
+        return None
 
     def samples(self) -> Sequence[Sample]:
         """What samples are made from while training."""

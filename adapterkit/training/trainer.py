@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from adapterkit.errors import ConfigError
 from adapterkit.points import Points
-from adapterkit.training.best import Keeper
+from adapterkit.training.best import Keeper, check_best
 from adapterkit.training.block_swap import placed
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
@@ -73,6 +73,7 @@ class Trainer:
         self.progress = make_progress(self.config.log_every, silent=silent or not self.main)
         self.best = Keeper(self.config.best, folder.best, self.task.larger_is_better) if self.config.best else None
         self.adapter: Path | None = None
+        self.measured: tuple[int | None, Mapping[str, float]] = (None, {})
         self.figures: dict[str, Any] = {}
 
     def train(self, notes: Sequence[str], *, accept_changed_data: bool, only_finish: bool) -> Result:
@@ -86,6 +87,7 @@ class Trainer:
         if self.config.epochs is None and not only_finish:
             self._check_steps()
         record = self._survey(accept_changed_data)
+        check_best(self.config.best, self.task.measures())
         if (outline := self.task.outline()) is not None:
             foreseen(self.run, outline, self.task)  # what does not fit is told before weights are read
         self.model = self._load_model()
@@ -95,8 +97,8 @@ class Trainer:
             told = (describe(self.model, chosen), *self.swap.notes, *(f"data: {note}" for note in record.notes))
             for note in (*notes, *told):
                 self.progress.message(note)
-            extra = self.task.extra_modules()
-            self.learner = Learner(self.run, self.model, parts, extra, self.accelerator, self._metadata)
+            extra, metadata = self.task.extra_modules(), lambda: metadata_of(self.config, self.task)
+            self.learner = Learner(self.run, self.model, parts, extra, self.accelerator, metadata)
             self._prepare(chosen)
             with self._folder(record, keep=only_finish), self._told():
                 self._start()
@@ -195,8 +197,7 @@ class Trainer:
                 self.best.recall(self.done)
         else:
             figures = self._evaluate()
-            if self.best is not None and self.main:
-                self.best.check(figures)
+            check_best(self.config.best, figures if self.main else None)
             self._sample()
             self.learner.begin(lambda: self.steps.observe(self.model), self.progress.message)
         if self.main:
@@ -227,11 +228,11 @@ class Trainer:
         evaluate = samples if self.config.evaluate_every is None else every(self.config.evaluate_every, self.done)
         if evaluate and not last:
             self._judge(self._evaluate())
-        if samples:
-            self._sample()
         if any_process(self.accelerator, bool(self.callbacks.training.stopped)):
             self.progress.message(f"step {self.done}: ending here; {self.callbacks.training.stopped}")
             self._take(with_steps(self.run, self.done))
+        elif samples:
+            self._sample()
         return not self._stopped()
 
     def _stopped(self) -> bool:
@@ -254,10 +255,9 @@ class Trainer:
         if self.best is None or not self.main or not figures:
             return
         with self.interrupt.during(SAVING), writing(self.folder.best):
-            better = self.best.take(self.done, figures, self.learner.save)
-        limit = self.config.early_stop
-        if not better and limit is not None and self.best.since >= limit:
-            self.callbacks.training.stop(f"the best of {self.best.since + 1} evaluations is {self.best}")
+            self.best.take(self.done, figures, self.learner.save)
+        if reason := self.best.enough(self.config.early_stop):
+            self.callbacks.training.stop(reason)
 
     # -- what is written --------------------------------------------------------------------------------------------
 
@@ -270,19 +270,23 @@ class Trainer:
         self.saved = self.done
         self.accelerator.wait_for_everyone()
 
-    def _evaluate(self, *, record: bool = True) -> Mapping[str, float]:
+    def _evaluate(self) -> Mapping[str, float]:
         """Figures at a step; training goes on as if it had not happened."""
-        figures: Mapping[str, float] = {}
-        if self.main and self.interrupt.signal is None:
-            with self._shown():
-                figures = self.task.evaluate()
-            if figures and record:
-                self.folder.record({"step": self.done, **figures})
-                self.callbacks.tell("evaluate", figures)
-                measured = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-                self.progress.message(f"step {self.done}: {measured}")
+        figures = self._figures()
+        self.measured = self.done, figures
+        if figures:
+            self.folder.record({"step": self.done, **figures})
+            self.callbacks.tell("evaluate", figures)
+            self.progress.message(f"step {self.done}: {'  '.join(f'{k} {v:.4g}' for k, v in figures.items())}")
         self.accelerator.wait_for_everyone()
         return figures
+
+    def _figures(self) -> Mapping[str, float]:
+        """What the first process measures now."""
+        if self.main and self.interrupt.signal is None:
+            with self._shown():
+                return self.task.evaluate()
+        return {}
 
     def _sample(self) -> None:
         """Samples at a step; training goes on as if it had not happened."""
@@ -315,9 +319,9 @@ class Trainer:
             if self.config.checkpoint_every and not early:
                 self._save()
             self._write()
-        figures = self._evaluate()
-        if self.best is not None and self.main and figures:
-            figures = self._end_with_best(figures)
+        if self.measured[0] != self.done:  # an early end may follow an evaluation
+            self._judge(self._evaluate())
+        figures = self._end_with_best()
         self._sample()
         if not self.main or self.interrupt.signal is not None:
             return
@@ -330,22 +334,18 @@ class Trainer:
             early = early or bool(self.callbacks.training.stopped)
             self.folder.write_summary({"step": self.done, "early": early, "figures": self.figures})
 
-    def _end_with_best(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+    def _end_with_best(self) -> Mapping[str, float]:
         """Figures of what the run ends with, which is written anew where that is an earlier step."""
-        assert self.best is not None
-        self._judge(figures)
-        if self.best.step in (None, self.done):
+        figures = self.measured[1]
+        if self.best is None or not self.main or not figures or self.best.step in (None, self.done):
             return figures
         with self.interrupt.during(SAVING):
             self.learner.adopt(self.folder.best)
             self._write()
         self.progress.message(f"ending with the best, {self.best}")
-        return self._evaluate(record=False)
+        return self._figures()
 
     def _write(self) -> None:
         if self.main:
             with writing(self.folder.adapter):
                 self.adapter = self.learner.save(self.folder.path)
-
-    def _metadata(self) -> Mapping[str, str]:
-        return metadata_of(self.config, self.task)

@@ -96,3 +96,14 @@ def test_a_figure_that_is_not_measured_is_told_before_a_step_is_made(tmp_path: P
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="early_stop: say with `best` by which figure"):
         toy_run(tmp_path, early_stop=3)
+
+
+@pytest.mark.usefixtures("scores")
+def test_an_early_end_measures_and_draws_its_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy_run(tmp_path / "run", **VALUES, early_stop=1, sample_every=2))
+    told = capsys.readouterr().err
+    assert told.count("step 6: score 2\n") == 1
+    assert told.count("step 6: 2 samples in") == 1
+    records = [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl") if "score" in r]
+    assert records == [0, 2, 4, 6]
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["since"] == 1

@@ -14,7 +14,7 @@ from PIL import Image
 
 import adapterkit as ak
 from adapterkit.adapters.trainable import Trainable
-from adapterkit.errors import StateError, TargetNotFoundError
+from adapterkit.errors import ConfigError, StateError, TargetNotFoundError
 from adapterkit.training.classification.task import ImageClassificationTask
 from adapterkit.training.loop import train
 from adapterkit.training.needs import Needs, told
@@ -122,3 +122,19 @@ def test_optimizer_average_and_best_take_their_room(tmp_path: Path):
     assert other.training == 4 * adapter  # itself, its gradient, one momentum, the average
     assert plain.disk == adapter * (3 * 3 + 1)
     assert other.disk == adapter * (3 * 3 + 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["best=acuracy"], r"best: the task measures no 'acuracy'\. Did you mean 'accuracy'\?"),
+        (["best=mAP"], r"no 'mAP'\. Known: accuracy, f1, loss\."),
+    ],
+)
+@pytest.mark.usefixtures("unread")
+def test_a_figure_that_will_not_be_measured_is_told_before_weights_are_read(
+    tmp_path: Path, overrides: list[str], reason: str
+):
+    for look in (plan_of, train):
+        with pytest.raises(ConfigError, match=reason):
+            look(make(tmp_path, *overrides))

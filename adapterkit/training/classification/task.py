@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,12 @@ class ImageClassificationTask(Task):
     def evaluate(self) -> Mapping[str, float]:
         """See `overall`, on the images that are measured with."""
         return self._measured(self.found.validation or ())
+
+    def measures(self) -> Collection[str]:
+        """See `overall`."""
+        if not self.found.validation:
+            return ()
+        return ("mAP" if self.options.multi_label else "accuracy", "f1", "loss")
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """What the numbers of the classes mean, and how good the model is at each; a picture of what it confuses."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,10 @@ class DiffusionTask(Exporting):
     def evaluate(self) -> Mapping[str, float]:
         """The loss on what is not trained on, where there is something."""
         return {} if self.validation is None else {FIGURE: self.validation.loss(self.learning, self.device)}
+
+    def measures(self) -> Collection[str]:
+        """See `evaluate`."""
+        return (FIGURE,) if self.options.validation_fraction or self.options.validation_data else ()
 
     def checkpoint_activations(self) -> None:
         """On the denoiser and, for adapters that act there, the text encoders."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class TextClassificationTask(Task):
 
     Options = Options
     options: Options
+    larger_is_better = frozenset({"accuracy", "f1"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
@@ -174,6 +175,10 @@ class TextClassificationTask(Task):
         logits = torch.cat([self._logits(to_device(batch, self.device)).double().cpu() for batch in batches])
         labels = torch.tensor([one.label for one in held_out])
         return {"loss": F.cross_entropy(logits, labels).item(), **scores(logits.argmax(-1), labels, len(self.classes))}
+
+    def measures(self) -> Collection[str]:
+        """See `evaluate`."""
+        return ("loss", "accuracy", "f1") if self.split[1] else ()
 
     def finish(self, samples: Path) -> Mapping[str, Any]:
         """What the numbers of the classes mean, and on how many texts was measured."""

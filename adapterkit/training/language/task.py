@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -88,6 +88,10 @@ class CausalLMTask(base.LanguageTask):
             total += token_losses(self.model, batch).double().sum().item()
             count += int(learnt_in(batch))
         return {"loss": total / count, "perplexity": math.exp(total / count)} if count else {}
+
+    def measures(self) -> Collection[str]:
+        """See `evaluate`."""
+        return ("loss", "perplexity") if self.examples.held_out else ()
 
     @functools.cached_property
     def examples(self) -> Examples:

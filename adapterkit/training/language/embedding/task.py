@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class TextEmbeddingTask(Task):
 
     Options = Options
     options: Options
+    larger_is_better = frozenset({"accuracy", "mrr", "correlation"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
@@ -129,6 +130,13 @@ class TextEmbeddingTask(Task):
         if whole["scores"] is not None:
             return {"correlation": rank_correlation((anchors * positives).sum(-1), whole["scores"])}
         return retrieval(anchors, positives, whole["same"][:, : len(held_out)])
+
+    def measures(self) -> Collection[str]:
+        """See `evaluate`."""
+        held_out = self.split[1]
+        if not held_out:
+            return ()
+        return ("accuracy", "mrr") if held_out[0].score is None else ("correlation",)
 
     def exports(self) -> Sequence[str]:
         """A folder of PEFT."""

@@ -140,16 +140,15 @@ def make_preferences(
     kept, held_out = (
         _fitting([item for row in rows for item in row], fitting, counts) for rows in (training, measured)
     )
+    notes = [*source.notes, *fitting.notes(len(lengths)), *(f"{why}: {count}" for why, count in counts.items())]
     if not kept:
-        raise DataError(f"data {source.path} has no answer that fits in {options.block_size} tokens; raise options."
-                        "block_size")  # fmt: skip
+        raise DataError(f"data {source.path} has nothing to learn in {options.block_size} tokens: {'; '.join(notes)}")
     facts = {
         "rows": f"{len(found[0])}, {'; '.join(source.read.layouts)}",
         "tokens": str(sum(lengths)),
         "longest": f"{max(lengths)} tokens",
         "examples": f"{len(kept)}, and {len(held_out)} to measure with",
     }
-    notes = [*source.notes, *fitting.notes(len(lengths)), *(f"{why}: {count}" for why, count in counts.items())]
     kind: Any = Pairs if paired else Judgements
     return Preferences(kind(kept), kind(held_out), files_of(source, validation), facts, notes)
 

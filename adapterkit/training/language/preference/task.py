@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class PreferenceTask(base.LanguageTask):
 
     Options = Options
     options: Options
+    larger_is_better = frozenset({"accuracy", "margin"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
@@ -89,6 +90,10 @@ class PreferenceTask(base.LanguageTask):
         margins = torch.cat([outcome.margins for outcome in outcomes]).double()
         agrees = (margins > 0).double() + (margins == 0).double() / 2
         return {"loss": losses.mean().item(), "accuracy": agrees.mean().item(), "margin": margins.mean().item()}
+
+    def measures(self) -> Collection[str]:
+        """See `evaluate`."""
+        return ("loss", "accuracy", "margin") if len(self.preferences.held_out) else ()
 
     def outcome(self, batch: Mapping[str, Any]) -> Outcome:
         """Losses and margins of a batch."""
