@@ -16,7 +16,7 @@ from adapterkit.cli.messages import plain_warnings, say
 @click.option("--accept-changed-data", is_flag=True, help="The data may be other than the run began with.")
 def command(run: Path, step: int | None, accept_changed_data: bool) -> None:
     """Write the adapter, figures and samples of an interrupted run. It can still be resumed."""
-    from adapterkit.cli.train import loop, summary
+    from adapterkit.cli.train import end, loop, summary
 
     click.get_current_context().with_resource(plain_warnings())
     result = loop().finish(run, step=step, accept_changed_data=accept_changed_data)
@@ -25,3 +25,4 @@ def command(run: Path, step: int | None, accept_changed_data: bool) -> None:
         say(f"stopped; {written}. To go on: adapterkit finish {run}", err=True)
         sys.exit(result.exit_code)
     summary(result)
+    end(result)

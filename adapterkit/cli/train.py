@@ -61,6 +61,7 @@ def command(
     if result.finished_before:
         say("nothing is left to do: the run is finished. For more: --resume with more steps or epochs", err=True)
     summary(result)
+    end(result)
 
 
 def is_first() -> bool:
@@ -109,6 +110,15 @@ def _ways_on(result: Result, again: str, finish: str) -> str:
     ways = [f"to go on: {again}"] if result.step else []
     ways += [f"to end here with the adapter and samples: {finish}"] if result.saved else []
     return "".join(f"\n{way}" for way in ways)
+
+
+def end(result: Result) -> None:
+    """Exits with 1 where files beside the adapter are not what was trained: the adapter itself is there."""
+    if result.failed:
+        say(f"error: the adapter is written, {result.adapter}; what is to be made of it is not:", err=True)
+        for one in result.failed:
+            say(f"  {one}", err=True)
+        sys.exit(1)
 
 
 def summary(result: Result) -> None:

@@ -138,9 +138,9 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def base_figures(self) -> dict[str, float]:
-        """What the task measured of the base model, before the first step."""
+        """What the task measured of the base model, before the first step, as `base NAME`."""
         records = [record for record in read_metrics(self.metrics) if record["step"] == 0]
-        return {key: value for key, value in records[0].items() if key != "step"} if records else {}
+        return {f"base {key}": value for key, value in records[0].items() if key != "step"} if records else {}
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the metrics."""

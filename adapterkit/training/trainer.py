@@ -18,7 +18,7 @@ from adapterkit.training.block_swap import placed
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.data_record import DataRecord, resumed
 from adapterkit.training.events import Callbacks, Training, made
-from adapterkit.training.export.closing import close
+from adapterkit.training.export.closing import Left, close
 from adapterkit.training.export.files import check_formats
 from adapterkit.training.export.record import metadata_of
 from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interrupt
@@ -74,7 +74,7 @@ class Trainer:
         self.best = Keeper(self.config.best, folder.best, self.task.larger_is_better) if self.config.best else None
         self.adapter: Path | None = None
         self.measured: tuple[int | None, Mapping[str, float]] = (None, {})
-        self.figures: dict[str, Any] = {}
+        self.left = Left()
 
     def train(self, notes: Sequence[str], *, accept_changed_data: bool, only_finish: bool) -> Result:
         """Everything.
@@ -116,7 +116,8 @@ class Trainer:
             adapter=self.adapter,
             step=self.done,
             loss=sum(losses) / len(losses) if losses else math.nan,
-            figures=self.figures,
+            figures=self.left.figures,
+            failed=self.left.failed,
             exit_code=self.interrupt.exit_code,
             saved=self.saved,
             speed=self.progress.pace(self.done),
@@ -326,13 +327,12 @@ class Trainer:
         if not self.main or self.interrupt.signal is not None:
             return
         with self._shown():
-            base = {f"base {key}": value for key, value in self.folder.base_figures().items()}
-            self.figures = {**base, **figures, **self.task.finish(self.folder.samples)}
-            self.figures |= self.previews.finish(self.done, self.learner.adapters)
+            figures = {**self.folder.base_figures(), **figures, **self.task.finish(self.folder.samples)}
+            figures |= self.previews.finish(self.done, self.learner.adapters)
             parts = (self.task, self.model, self.learner.adapters, self.previews, self.folder)
-            self.figures |= close(*parts, self.figures, self.progress.message)
+            self.left = close(*parts, figures, self.progress.message)
             early = early or bool(self.callbacks.training.stopped)
-            self.folder.write_summary({"step": self.done, "early": early, "figures": self.figures})
+            self.folder.write_summary({"step": self.done, "early": early, "figures": self.left.figures})
 
     def _end_with_best(self) -> Mapping[str, float]:
         """Figures of what the run ends with, which is written anew where that is an earlier step."""

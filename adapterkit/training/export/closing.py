@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterkit.errors import CheckpointError, StateError
 from adapterkit.handle.adapters import Adapters
+from adapterkit.training.config import RunConfig
 from adapterkit.training.export.baked import MODEL, write_baked
 from adapterkit.training.export.card import card
-from adapterkit.training.export.files import export
+from adapterkit.training.export.files import Exported, export
 from adapterkit.training.export.record import trigger_of
 from adapterkit.training.parts import inference
 from adapterkit.training.run_folder import RunFolder, write_text
@@ -22,6 +25,19 @@ from adapterkit.training.task import Task
 CARD = "README.md"
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a run has come to.
+
+    Attributes:
+        figures: What was measured, and what there is now, and where.
+        failed: A sentence for each file that is not what was trained, or that was asked for and is not there.
+    """
+
+    figures: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    failed: Sequence[str] = ()
+
+
 def close(
     task: Task,
     model: Any,
@@ -30,7 +46,7 @@ def close(
     folder: RunFolder,
     figures: Mapping[str, Any],
     tell: Callable[[str], object],
-) -> dict[str, str]:
+) -> Left:
     """Exports the adapter, checks the files, writes the card, and bakes the model where the run asks for it.
 
     Args:
@@ -40,9 +56,6 @@ def close(
         folder: With the adapter's file.
         figures: What was measured.
         tell: Takes a line for the user.
-
-    Returns:
-        What there is now, and where.
     """
     config = task.config
     rows = _there(previews.rows([0, config.steps]))
@@ -54,12 +67,22 @@ def close(
             tell(f"export {one.format}: {note}")
     write_text(folder.path / CARD, card(config, trigger_of(config, task), rows, exported, figures))
     found = {f"for {one.format}": str(one if one.failed else one.path) for one in exported if not one.problem}
-    if not config.bake:
-        return found
-    place = folder.path / MODEL
-    shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
-    write_baked(task, model, adapters, place)
-    return {**found, "baked model": str(place)}
+    failed = [f"export {one.format}: {one}" for one in exported if one.failed and _counts(one, config)]
+    if config.bake:
+        place = folder.path / MODEL
+        shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
+        try:
+            write_baked(task, model, adapters, place)
+            found["baked model"] = str(place)
+        except (CheckpointError, StateError) as error:
+            failed.append(f"bake: NOT WRITTEN: {error}")
+            tell(failed[-1])
+    return Left({**figures, **found}, failed)
+
+
+def _counts(one: Exported, config: RunConfig) -> bool:
+    """Whether it is a fault: what the task would have written by itself, and cannot be, was told before."""
+    return config.export is not None or not one.problem
 
 
 def _there(rows: Rows) -> Rows:
