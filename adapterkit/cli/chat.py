@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapterkit.cli.messages import say
+from adapterkit.errors import near_matches
+
 if TYPE_CHECKING:
     from adapterkit.training.language.opening import Opened
     from adapterkit.training.language.talk import Talk
@@ -40,7 +43,7 @@ def command(
 
     /help lists what can be done in between. Ctrl-C ends an answer, Ctrl-D the conversation.
     """
-    from adapterkit.cli.messages import plain_warnings, say
+    from adapterkit.cli.messages import plain_warnings
     from adapterkit.training.language.opening import open_language
     from adapterkit.training.language.talk import Talk
     from adapterkit.training.parts import inference
@@ -86,7 +89,7 @@ def _do(line: str, opened: Opened, talk: Talk) -> None:
     """What a line with a slash asks for."""
     name, _, value = line[1:].partition(" ")
     if name not in _VERBS:
-        click.echo("\n".join(f"/{verb:<22}{meaning}" for verb, (meaning, _) in _HELP.items()))
+        _explain(name)
         return
     try:
         told = _VERBS[name](value.strip(), opened, talk)
@@ -94,6 +97,15 @@ def _do(line: str, opened: Opened, talk: Talk) -> None:
         told = f"/{name}: {error}"
     if told:
         click.echo(told)
+
+
+def _explain(name: str) -> None:
+    """All commands; or, of one that is none, which are like it."""
+    if name not in ("", "help"):
+        near = " or ".join(f"/{one}" for one in near_matches(name, [one.partition(" ")[0] for one in _HELP]))
+        say(f"/{name} is no command; {f'did you mean {near}? ' if near else ''}/help lists them")
+        return
+    click.echo("\n".join(f"/{verb:<22}{meaning}" for verb, (meaning, _) in _HELP.items()))
 
 
 def _again(_: str, __: Opened, talk: Talk) -> str:
@@ -144,6 +156,7 @@ _HELP: Mapping[str, tuple[str, _Verb | None]] = {
     "weight NUMBER": ("how strongly the adapter acts; 0 is the base", _weight),
     "temperature NUMBER": ("of what is drawn; 0 takes the likeliest token", _temperature),
     "save FILE": ("add the conversation to a .jsonl file, to be trained on", _save),
+    "help": ("this list", None),
     "exit": ("end", None),
 }
 _VERBS: Mapping[str, _Verb] = {name.partition(" ")[0]: verb for name, (_, verb) in _HELP.items() if verb is not None}

@@ -31,6 +31,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class WholeSentenceError(ValueError):
+    """What is wrong with a value, in words that need not end with the value."""
+
+
 class Rate(Section):
     """Points that learn otherwise. The schedule, and the rates that adapter types ask for, multiply these too.
 
@@ -302,9 +306,10 @@ def _sentence(item: dict[str, Any], prefix: str, known: Sequence[str]) -> str:
         return f"unknown key {shown(path)}.{hint(path, known)}"
     if item["type"] == "missing":
         return f"{path}: this key is required"
+    whole = isinstance(item.get("ctx", {}).get("error"), WholeSentenceError)
     message = item["msg"].removeprefix("Value error, ")  # what pydantic puts before the words of our own checks
     message = message[:1].lower() + message[1:]
-    return f"{path}: {message}, not {shown(item['input'])}"
+    return f"{path}: {message}" + ("" if whole else f", not {shown(item['input'])}")
 
 
 def installed_versions() -> dict[str, str]:

@@ -63,6 +63,21 @@ def test_a_conversation_with_verbs_in_between(run: Path, tmp_path: Path):
     assert row["messages"] == [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
 
 
+def test_what_is_no_command_is_told_with_what_is_like_it(run: Path):
+    output = said("chat", run, stdin="/temprature 1\n/bogus\n/\n")
+    assert "/temprature is no command; did you mean /temperature? /help lists them\n" in output
+    assert "/bogus is no command; /help lists them\n" in output
+    assert output.count("/weight NUMBER") == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_folder_of_a_model_stands_alone(run: Path, command: str, tmp_path: Path):
+    said("bake", run, tmp_path / "baked")
+    given = ["--chat", "--prompt", "the cat"] if command == "generate" else []
+    output = said(command, tmp_path / "baked", *given, "--temperature", 0, "--tokens", 6, stdin="the cat\n")
+    assert "sat\n" in output
+
+
 def test_a_conversation_ends_with_its_input(run: Path):
     assert "ran far" in said("chat", run, "--temperature", 0, "--tokens", 6, stdin="the dog\n")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adapterkit.errors import ConfigError
 from adapterkit.training.diffusion.task import DiffusionTask
 from adapterkit.training.plan import plan_of
 from tests.backends.vision_models import pipeline
@@ -68,3 +69,12 @@ def test_every_recipe_works_on_an_outline(name: str, data: Path, tmp_path: Path)
     assert facts["size"] == "32 x 32"
     assert "cut to their sizes" in facts
     assert any(name in facts for name in ("tokens of the longest caption", "captions cut"))
+
+
+def test_a_prompt_of_a_size_that_is_not_drawn_is_told_with_its_line(data: Path, tmp_path: Path):
+    (tmp_path / "words").mkdir()
+    pipeline(tmp_path / "words").save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a\n\nred --w 16 --h 9\nblue --w 8 --h 8\n")
+    run = make_run(tmp_path / "model", data, tmp_path / "run", prompts=str(tmp_path / "prompts.txt"))
+    with pytest.raises(ConfigError, match=r"prompts\.txt, line 3: size \[9, 16\] of the prompt 'red': .* of 2$"):
+        plan_of(run)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from adapterkit.errors import ConfigError
 from adapterkit.training.diffusion.material import Material
+from adapterkit.training.diffusion.sample_sizes import check_sizes
 from adapterkit.training.samples.prompts import Prompt, samples_of
 from adapterkit.training.samples.sample import Sample
 
@@ -43,10 +43,8 @@ class Drawing(Material):
         Raises:
             ConfigError: Its size does not fit the model.
         """
-        size, multiple = sample.size or self.size, self.recipe.multiple
-        if size[0] % multiple or size[1] % multiple:
-            told = f"size {list(size)} of the prompt {sample.prompt!r}: sides must be a multiple of {multiple}"
-            raise ConfigError([told], "options.prompts")
+        check_sizes([sample], self.recipe.multiple)
+        size = sample.size or self.size
         guidance = self.options.guidance_scale if sample.guidance is None else sample.guidance
         noise = torch.Generator().manual_seed(sample.seed)
         [prompt] = self.words([sample.prompt])

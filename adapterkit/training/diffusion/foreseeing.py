@@ -7,8 +7,10 @@ from typing import Any
 
 from adapterkit.training.data_files import listed
 from adapterkit.training.diffusion.recipe import Recipe
+from adapterkit.training.diffusion.sample_sizes import check_sizes
 from adapterkit.training.pictures.plan import Plan
 from adapterkit.training.pictures.survey import Picture
+from adapterkit.training.samples.prompts import samples_of
 from adapterkit.training.sizes import size_of
 
 
@@ -23,6 +25,7 @@ def foreseen(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, str]:
         ConfigError: The options do not fit the model.
     """
     told = {}
+    check_sizes(samples_of(recipe.options.prompts, [0]), recipe.multiple)
     size = size_of(recipe.options.resolution) or recipe.size()
     if size is not None:
         told["size"] = f"{size[1]} x {size[0]}"

@@ -16,12 +16,14 @@ from adapterkit.training.diffusion.loading import denoiser_of, load_pipeline, ou
 from adapterkit.training.diffusion.options import Options, SampleOptions
 from adapterkit.training.diffusion.pipeline_options import PlaceOptions, StartOptions
 from adapterkit.training.diffusion.residence import Residence
+from adapterkit.training.diffusion.sample_sizes import check_sizes
 from adapterkit.training.diffusion.validation import FIGURE, Validation
 from adapterkit.training.diffusion.words import Words
 from adapterkit.training.loading import checkpoint_activations, dtype_of
 from adapterkit.training.parts import parts_of
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.survey import Picture
+from adapterkit.training.samples.prompts import samples_of
 from adapterkit.training.sizes import size_of
 from adapterkit.training.task import Setting
 
@@ -111,4 +113,5 @@ class DiffusionTask(Exporting):
             )
         if size[0] % multiple or size[1] % multiple:
             raise ConfigError([f"options.resolution: must be a multiple of {multiple}, not {told}"], "run")
+        check_sizes(samples_of(self.options.prompts, [0]), multiple)
         self.size = size

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr
 
 from adapterkit.errors import DataError, shown
 from adapterkit.training import yaml_values
-from adapterkit.training.config import Section, Seed
+from adapterkit.training.config import Section, Seed, WholeSentenceError, check_section
 from adapterkit.training.samples.sample import Sample
 from adapterkit.training.sizes import Resolution, size_of
 from adapterkit.training.text_files import read_text
@@ -57,6 +57,29 @@ class Prompt(Section):
     steps: int | None = Field(None, gt=0)
     guidance: float | None = Field(None, ge=0)
     weight: float | None = None
+    _where: str = PrivateAttr("")
+
+    @property
+    def where(self) -> str:
+        """Of a file, which of it; for errors."""
+        return self._where
+
+    @classmethod
+    def of_file(cls, given: object, where: str) -> Prompt:
+        """What a file says there.
+
+        Raises:
+            WholeSentenceError: It is no prompt.
+        """
+        told = {"prompt": given} if isinstance(given, str) else given
+        problems: list[str] = []
+        if not isinstance(told, Mapping):
+            raise WholeSentenceError(f"{where} must be a text, or keys such as prompt and seed, not {shown(given)}")
+        found = check_section(cls, told, problems)
+        if not isinstance(found, Prompt):
+            raise WholeSentenceError(f"{where}: {'; '.join(problems)}")
+        found._where = where
+        return found
 
 
 def samples_of(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Sample]:
@@ -68,19 +91,20 @@ def samples_of(prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Sample]:
     """
     found: list[Sample] = []
     for number, one in enumerate(prompts):
+        place: dict[str, Any] = {"number": number, "where": one.where}
         own = seeds if one.seed is None else one.seed if isinstance(one.seed, list) else [one.seed]
         told = {"negative": one.negative, "steps": one.steps, "guidance": one.guidance, "weight": one.weight}
-        found += [Sample(one.prompt, seed, size=size_of(one.size), number=number, **told) for seed in own]  # type: ignore[arg-type]
+        found += [Sample(one.prompt, seed, size=size_of(one.size), **place, **told) for seed in own]  # type: ignore[arg-type]
     return found
 
 
-def read_prompts(path: Path) -> list[Any]:
-    """What a file holds, as run files may list it: texts, and mappings with the keys of `Prompt`.
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file.
 
     Raises:
-        ValueError: It cannot be read, or it is of another kind; with the line where that is known.
+        WholeSentenceError: It cannot be read, or one is wrong; with its line, or its number in a list.
     """
-    readers: Mapping[str, Callable[[str], list[Any]]] = {
+    readers: Mapping[str, Callable[[str], dict[str, Any]]] = {
         ".txt": _lines,
         ".jsonl": _json_lines,
         ".yaml": _document,
@@ -89,22 +113,23 @@ def read_prompts(path: Path) -> list[Any]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path} must end in {', '.join(readers)}, or prompts must be a list")
+        raise WholeSentenceError(f"{path} must end in {', '.join(readers)}, or prompts must be a list")
     try:
         found = reader(read_text(path))
     except DataError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise WholeSentenceError(" ".join(str(error).split())) from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise WholeSentenceError(f"{path}: {' '.join(str(error).split())}") from error
     if not found:
-        raise ValueError(f"{path} holds no prompt")
-    return found
+        raise WholeSentenceError(f"{path} holds no prompt")
+    return [Prompt.of_file(one, f"{path}, {where}") for where, one in found.items()]
 
 
-def _lines(text: str) -> list[Any]:
+def _lines(text: str) -> dict[str, Any]:
     """One prompt a line; empty lines and those that begin with `#` say nothing."""
     numbered = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    return [_flagged(line, number) for number, line in numbered if line and not line.startswith("#")]
+    said = {number: line for number, line in numbered if line and not line.startswith("#")}
+    return {f"line {number}": _flagged(line, number) for number, line in said.items()}
 
 
 def _flagged(line: str, number: int) -> Any:
@@ -126,22 +151,22 @@ def _flagged(line: str, number: int) -> Any:
     return {"prompt": prompt, **found} if found else prompt
 
 
-def _json_lines(text: str) -> list[Any]:
-    found: list[Any] = []
+def _json_lines(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                found.append(json.loads(line))
+                found[f"line {number}"] = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number} is no JSON: {error}") from error
     return found
 
 
-def _document(text: str) -> list[Any]:
+def _document(text: str) -> dict[str, Any]:
     found = yaml_values.parse(text)
     if not isinstance(found, list):
         raise ValueError(f"must hold a list of prompts, not {type(found).__name__}")
-    return found
+    return {f"prompt {number}": one for number, one in enumerate(found, 1)}
 
 
 def _given(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapterkit.training.sizes import Size
 
@@ -20,6 +20,7 @@ class Sample:
         guidance: How strongly the prompt is followed.
         weight: How strongly the adapter acts; the loop sees to it.
         number: That of its prompt, which files are named by.
+        where: Of a file of prompts, which of it; for errors.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Sample:
     guidance: float | None = None
     weight: float | None = None
     number: int = 0
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def label(self) -> str:

@@ -81,18 +81,27 @@ def test_other_files_say_the_same(tmp_path: Path, name: str, text: str):
         ("p.txt", "# nothing\n", "holds no prompt"),
         ("p.jsonl", '"one"\n{', "line 2 is no JSON"),
         ("p.yaml", "prompt: a", "must hold a list of prompts, not dict"),
-        ("p.yaml", "- {prompt: a, seeed: 1}", "unknown key 'prompts.0.seeed'"),
+        ("p.yaml", "- a\n- {prompt: a, seeed: 1}", "p.yaml, prompt 2: unknown key 'seeed'. Did you mean 'seed'?"),
+        (
+            "p.txt",
+            "a\n\nb --w 0 --h 64",
+            "p.txt, line 3: size: must be a side in pixels, or [height, width], not [64",
+        ),
+        ("p.jsonl", '"a"\n{"prompt": "b", "size": "large"}', "p.jsonl, line 2: size: must be a side in pixels"),
+        ("p.jsonl", "3", "p.jsonl, line 1 must be a text, or keys such as prompt and seed, not 3"),
         ("p.md", "a", "must end in .txt, .jsonl"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path: Path, name: str, text: str, told: str):
     (tmp_path / name).write_text(text)
-    assert told in " ".join(problems(str(tmp_path / name)))
+    [problem] = problems(str(tmp_path / name))
+    assert told in problem
+    assert not problem.endswith(f"not {str(tmp_path / name)!r}")
 
 
 def test_what_is_no_prompt_is_told(tmp_path: Path):
     path = str(tmp_path / "absent.txt")
-    assert problems(path) == [f"prompts: cannot be read (No such file or directory): {path}, not {path!r}"]
+    assert problems(path) == [f"prompts: cannot be read (No such file or directory): {path}"]
     assert problems([3]) == ["prompts.0: input should be a valid dictionary or instance of Prompt, not 3"]
     assert "prompts.0.steps: input should be greater than 0" in problems([{"prompt": "a", "steps": 0}])[0]
     assert "prompts.0.seed" in problems([{"prompt": "a", "seed": 2**63}])[0]
