@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -194,6 +195,25 @@ class WriteReport:
     error: float = 0.0
 
 
+@dataclass(frozen=True)
+class OtherReader:
+    """Another library that reads files of adapters.
+
+    Attributes:
+        name: Its name and version.
+        reading: From a file to a context in which the model computes what that library reads there.
+        lacking: What would have to be installed.
+        own: Whether the format is its own; otherwise it need not know it.
+        usage: From a file to the line of a program that reads it there, for the model card.
+    """
+
+    name: str
+    reading: Callable[[Path], AbstractContextManager[object]]
+    lacking: str = ""
+    own: bool = True
+    usage: Callable[[Path], str] | None = None
+
+
 class Format(ABC):
     """A file format. Stateless; one instance per use.
 
@@ -235,6 +255,10 @@ class Format(ABC):
         Raises:
             CheckpointError: Anything that is wrong with it.
         """
+
+    def reader(self, model: Any) -> OtherReader | None:
+        """The library that such files are for, where it reads them into that model, a pipeline or a module."""
+        return None
 
     def place(self, folder: Path, title: str) -> Path:
         """What `write` writes into an empty folder: a file of that title, or the folder itself."""

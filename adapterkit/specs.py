@@ -176,11 +176,12 @@ class LayerSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class FormatSpec(Spec):
-    """A file layout for adapters."""
+    """A file layout for adapters. `apart` are types that it alone holds, beside the others of an adapter."""
 
     kind: ClassVar[str] = "format"
 
     summary: str = ""
+    apart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ by saving and reading back: `python -m tests.format_table`.
 - With `approximate=True` what adds to a weight is written as the nearest LoRA, and the error is told.
 - `union` is written as what its members are. `fuse` is in files of `native` and `adapterhub` alone.
 - `tied` is in files of `native`, and in those of `peft` (`ensure_weight_tying`) where it is LoRA or rows.
+- `embeddings` of [adapterkit-textual-inversion](adapterkit-textual-inversion) holds `textual_inversion` alone.
 - `native` holds every type, of any package. A type of yours is in other tools' files once it has a codec; see
   [HOOKS.md](HOOKS.md).
 """

@@ -12,7 +12,16 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from adapterkit.checkpoint import Checkpoint, Format, Part, ReadOptions, ReadReport, WriteOptions, WriteReport
+from adapterkit.checkpoint import (
+    Checkpoint,
+    Format,
+    OtherReader,
+    Part,
+    ReadOptions,
+    ReadReport,
+    WriteOptions,
+    WriteReport,
+)
 from adapterkit.errors import (
     AdapterKitError,
     AmbiguousFormatError,
@@ -88,6 +97,10 @@ class NamedFormat(Format):
         for checkpoint in checkpoints.values():
             self._check(checkpoint, where)
         return dict(checkpoints), dataclasses.replace(report, format=self.spec.name)
+
+    def reader(self, model: Any) -> OtherReader | None:
+        with self._blaming("reader", type(model).__name__):
+            return self.inner.reader(model)
 
     def place(self, folder: Path, title: str) -> Path:
         """See `Format.place`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,9 @@ class CheckedTask(Task):
         if found is None or isinstance(found, OtherReader):
             return found
         raise self._wrong("other_reader", found, "an OtherReader, or None")
+
+    def as_loaded(self) -> AbstractContextManager[object]:
+        return self._ask("as_loaded", self.inner.as_loaded)
 
     def _ask(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

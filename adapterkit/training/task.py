@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig
+from adapterkit.checkpoint import OtherReader
 from adapterkit.errors import ConfigError, DataError, StateError
 from adapterkit.points import Points
 from adapterkit.training.config import RunConfig, Section, Seed
@@ -90,25 +91,6 @@ class Setting:
     def components(self) -> frozenset[str]:
         """The parts of the model that the adapter will act in."""
         return frozenset(point.component for point in self.points)
-
-
-@dataclass(frozen=True)
-class OtherReader:
-    """Another library that reads files of adapters.
-
-    Attributes:
-        name: Its name and version.
-        reading: From a file to a context in which the model computes what that library reads there.
-        lacking: What would have to be installed.
-        own: Whether the format is its own; otherwise it need not know it.
-        usage: From a file to the line of a program that reads it there, for the model card.
-    """
-
-    name: str
-    reading: Callable[[Path], AbstractContextManager[object]]
-    lacking: str = ""
-    own: bool = True
-    usage: Callable[[Path], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -312,3 +294,7 @@ class Task(ABC):
     def other_reader(self, format: str) -> OtherReader | None:
         """The library that reads files of that format into the model; None where there is none."""
         return None
+
+    def as_loaded(self) -> AbstractContextManager[object]:
+        """A context for other libraries: what a run changes beside modules, such as tokenizers, is as it was loaded."""
+        return nullcontext()

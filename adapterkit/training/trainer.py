@@ -202,7 +202,7 @@ class Trainer:
             self._sample()
             self.learner.begin(lambda: self.steps.observe(self.model), self.progress.message)
         if self.main:
-            check_formats(self.config, self.task, self.learner.adapters, self.progress.message)
+            check_formats(self.config, self.task, self.model, self.learner.adapters, self.progress.message)
         self.learner.train_mode()
         self.progress.begin(self.config.steps, self.done, self.folder.recent_losses(RECENT))
 

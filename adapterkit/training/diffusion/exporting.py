@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -41,6 +42,10 @@ class Exporting(Drawing):
         sample = dataclasses.replace(next(iter(self.samples()), Sample("")), steps=None)
         picture = self.picture(sample, min(_PROBED, self.options.sample_steps), "np")
         return torch.from_numpy(np.asarray(picture, dtype=np.float32))
+
+    def as_loaded(self) -> AbstractContextManager[object]:
+        """Without the words that adapters have brought."""
+        return self.words.untaught()
 
     def other_reader(self, format: str) -> OtherReader | None:
         """The pipeline's own loader; of files for the UIs it reads those of some models."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +15,9 @@ from adapterkit.contract.config import AdapterConfig
 from adapterkit.errors import AttachError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.diffusion.recipe import Recipe
+
+_LARGEST = 2
+"""With this for the id of the token that ends a text, CLIP takes the largest id there is."""
 
 
 class Words:
@@ -24,6 +30,8 @@ class Words:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._known: set[str] = set()
+        self._before: dict[str, Any] = {}
+        self._ends: list[Any] = []
         self._taught: weakref.WeakSet[AdapterModule] = weakref.WeakSet()
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
@@ -35,6 +43,26 @@ class Words:
         for config in configs:
             texts = [config.written(text) for text in texts]
         return [*texts]
+
+    @contextlib.contextmanager
+    def untaught(self) -> Iterator[None]:
+        """In which tokenizers and encoders are as they were loaded, and every text is written as it is."""
+        names = dict(zip(self.recipe.encoders, self.recipe.tokenizers, strict=True))
+        taught, known, ends = {part: self.recipe.readers()[part] for part in self._before}, self._known, self._ends
+        ids = [module.eos_token_id for module in ends]
+        self._known = set()
+        for part, tokenizer in self._before.items():
+            setattr(self.recipe.pipe, names[part], copy.deepcopy(tokenizer))
+        for module in ends:
+            module.eos_token_id = _LARGEST
+        try:
+            yield
+        finally:
+            for part, tokenizer in taught.items():
+                setattr(self.recipe.pipe, names[part], tokenizer)
+            for module, end in zip(ends, ids, strict=True):
+                module.eos_token_id = end
+            self._known = known
 
     def _acting(self) -> list[AdapterConfig]:
         """The configs of those that act and have words, which the tokenizers know now."""
@@ -53,17 +81,20 @@ class Words:
         if all(module in self._taught for module in modules.values()):
             return
         components = {point.id: point.component for point in adapters.points()}
-        for component, tokenizer in self.recipe.readers().items():
+        readers = self.recipe.readers()
+        self._before = {part: copy.deepcopy(one) for part, one in readers.items()} if not self._before else self._before
+        for component, tokenizer in readers.items():
             own = {point: module for point, module in modules.items() if components[point] == component}
             if own:
                 config.teach(own, tokenizer)
-                _end_texts(self.recipe.text_parts()[component], tokenizer.eos_token_id)
+                self._ends += _end_texts(self.recipe.text_parts()[component], tokenizer.eos_token_id)
         self._known |= {*config.words}
         self._taught |= weakref.WeakSet(modules.values())
 
 
-def _end_texts(encoder: nn.Module, end: int) -> None:
+def _end_texts(encoder: nn.Module, end: int) -> list[nn.Module]:
     """Tells CLIP which token ends a text: with the 2 of early configs it takes the largest, and so a new word."""
-    for module in encoder.modules():
-        if vars(module).get("eos_token_id") == 2:
-            module.eos_token_id = end  # type: ignore[assignment]
+    found = [module for module in encoder.modules() if vars(module).get("eos_token_id") == _LARGEST]
+    for module in found:
+        module.eos_token_id = end  # type: ignore[assignment]
+    return found

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.errors import AdapterKitError
+from adapterkit.formats.registry import NamedFormat
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.task import Task
 
@@ -78,7 +79,7 @@ class Checks:
             adapters.activate(_NAME)
             self._wanted = task.probe()
 
-    def of(self, format: str, path: Path) -> Sequence[Check]:
+    def of(self, format: NamedFormat, path: Path) -> Sequence[Check]:
         """What every reader makes of a file."""
         ours = self._by_us(path)
         theirs = self._by_others(format, path, whole=ours.agrees)
@@ -93,15 +94,17 @@ class Checks:
         except AdapterKitError as error:
             return Check(self._own, problem=str(error))
 
-    def _by_others(self, format: str, path: Path, *, whole: bool) -> Check | None:
+    def _by_others(self, format: NamedFormat, path: Path, *, whole: bool) -> Check | None:
         """What the other library makes of a file; of a whole one in a format of others it need make nothing."""
-        reader = self._task.other_reader(format)
+        reader, as_loaded = self._task.other_reader(format.spec.name), contextlib.nullcontext()
+        if reader is None:
+            reader, as_loaded = format.reader(self._model), self._task.as_loaded()
         if reader is None:
             return None
         if reader.lacking:
             return Check(reader.name, lacking=reader.lacking)
         try:
-            with reader.reading(path):
+            with as_loaded, reader.reading(path):
                 found = self._task.probe()
         except Exception as error:  # noqa: BLE001 - what another library raises is what was to be found
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import adapterkit
 from adapterkit.checkpoint import Checkpoint
 from adapterkit.errors import AdapterKitError, ConfigError
-from adapterkit.formats.registry import find_format, named_format, only
+from adapterkit.formats.registry import NamedFormat, find_format, named_format, only
 from adapterkit.formats.source import Source
 from adapterkit.handle.adapters import Adapters
 from adapterkit.handle.view import seen
@@ -23,6 +24,7 @@ from adapterkit.points import Points
 from adapterkit.training.config import RunConfig
 from adapterkit.training.export.baked import check_bakeable
 from adapterkit.training.export.checks import Check, Checks
+from adapterkit.training.export.dividing import divided
 from adapterkit.training.export.record import trigger_of
 from adapterkit.training.export.thumbnail import thumbnail
 from adapterkit.training.loading import dtype_of
@@ -74,24 +76,30 @@ def export(config: RunConfig, task: Task, model: Any, adapter: Path, samples: Se
         adapter: The adapter's own file.
         samples: Its last samples; the first is a file's thumbnail.
     """
-    formats = task.exports() if config.export is None else config.export
-    if not formats:
+    usual = task.exports()
+    if not (usual if config.export is None else config.export):
         return []
     points = seen(map_model(model))
     source = Source.of(adapter)
     reader = find_format(source)
     trained = only(reader.read(source, points)[0], adapter)
-    writer = _Writer(config, task, trained, points, adapter.parent / "export", samples)
-    checks = Checks(task, model, trained, f"adapterkit {adapterkit.__version__}")
-    return [writer.write(format, checks) for format in formats]
+    writer = _Writer(config, task, model, points, adapter.parent / "export", samples)
+    found: list[Exported] = []
+    groups = itertools.groupby(divided(trained, config.export, usual), key=lambda one: id(one[1]))
+    for _, group in groups:
+        listed = [*group]
+        checks = Checks(task, model, listed[0][1], f"adapterkit {adapterkit.__version__}")
+        found += [writer.write(format, part, checks) for format, part in listed]
+    return found
 
 
-def check_formats(config: RunConfig, task: Task, adapters: Adapters, tell: Callable[[str], object]) -> None:
+def check_formats(config: RunConfig, task: Task, model: Any, adapters: Adapters, tell: Callable[[str], object]) -> None:
     """Writes the adapter as it is before its first step, so that what cannot be exported is known before, not after.
 
     Args:
         config: The run.
         task: Its task.
+        model: Its model.
         adapters: With the adapter.
         tell: Takes a line for the user, of a format that the run has not named.
 
@@ -101,12 +109,13 @@ def check_formats(config: RunConfig, task: Task, adapters: Adapters, tell: Calla
     if config.bake:
         check_bakeable(adapters, config.adapter_name)
     problems: list[str] = []
-    for format in task.exports() if config.export is None else config.export:
+    points = seen(map_model(model))
+    for format, part in divided(adapters.checkpoint(config.adapter_name), config.export, task.exports()):
         with tempfile.TemporaryDirectory(dir=config.output, prefix=".export-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes for readers of a file that nobody reads
-            path = named_format(format).place(Path(folder), "adapter")
+            writer = named_format(format)
             try:
-                adapters.save(config.adapter_name, path, format=format)
+                writer.write({"": part}, writer.place(Path(folder), "adapter"), points)
             except AdapterKitError as error:
                 problems.append(f"export: {format} cannot hold this adapter: {error}".replace(f"{folder}/", ""))
     if problems and config.export is not None:
@@ -124,11 +133,10 @@ class _Writer:
     """One adapter on its way into several formats."""
 
     def __init__(
-        self, config: RunConfig, task: Task, trained: Checkpoint, points: Points, folder: Path, samples: Sequence[Path]
+        self, config: RunConfig, task: Task, model: Any, points: Points, folder: Path, samples: Sequence[Path]
     ) -> None:
-        self._task, self._points, self._folder = task, points, folder
+        self._task, self._model, self._points, self._folder = task, model, points, folder
         self._stem = _UNFIT.sub("_", title_of(config)).strip("._") or "adapter"
-        self._trained = trained
         self._told: Mapping[str, Any] = {
             **config.card.model_dump(exclude={"thumbnail"}),
             "title": title_of(config),
@@ -137,24 +145,24 @@ class _Writer:
             "dtype": None if config.export_dtype is None else dtype_of(config.export_dtype),
         }
 
-    def write(self, format: str, checks: Checks) -> Exported:
+    def write(self, format: str, part: Checkpoint, checks: Checks) -> Exported:
         own = self._folder / _UNFIT.sub("-", format)  # a plug-in's may be `plugin:name`
         shutil.rmtree(own, ignore_errors=True)
         try:
             writer = named_format(format)
             path = writer.place(own, self._stem)
             own.mkdir(parents=True)
-            report = writer.write({"": self._trained}, path, self._points, writer.writing_known(**self._told))
+            report = writer.write({"": part}, path, self._points, writer.writing_known(**self._told))
         except AdapterKitError as error:
             shutil.rmtree(own, ignore_errors=True)
             return Exported(format, own, problem=str(error))
-        found = checks.of(format, path)
+        found = checks.of(writer, path)
         notes = dict.fromkeys([*report.notes, *(note for check in found for note in check.notes)])
-        return Exported(format, path, [*notes], found, usage=self._usage(format, path, found))
+        return Exported(format, path, [*notes], found, usage=self._usage(writer, path, found))
 
-    def _usage(self, format: str, path: Path, checks: Sequence[Check]) -> str:
+    def _usage(self, format: NamedFormat, path: Path, checks: Sequence[Check]) -> str:
         """The line for the library that reads the file, as seen from the run folder."""
-        reader = self._task.other_reader(format)
+        reader = self._task.other_reader(format.spec.name) or format.reader(self._model)
         if reader is None or reader.usage is None or any(check.unknown or not check.agrees for check in checks):
             return ""
         return reader.usage(path.relative_to(self._folder.parent))

@@ -53,7 +53,7 @@ def _reader(library: str, reading: Any, *, own: bool) -> OtherReader:
 
 @contextlib.contextmanager
 def _read_by_diffusers(pipe: Any, path: Path) -> Iterator[None]:
-    with _quiet(), _as_it_was(pipe):
+    with quiet(), as_it_was(pipe):
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
         try:
             yield
@@ -64,7 +64,7 @@ def _read_by_diffusers(pipe: Any, path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _read_by_peft(model: nn.Module, path: Path) -> Iterator[None]:
     peft: Any = importlib.import_module("peft")
-    with _quiet(), _as_it_was(model):
+    with quiet(), as_it_was(model):
         wrapped = peft.PeftModel.from_pretrained(model, str(path)).eval()
         try:
             yield
@@ -73,7 +73,7 @@ def _read_by_peft(model: nn.Module, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
+def as_it_was(model: Any) -> Iterator[None]:
     """Puts back which modules are where: a library that fails half-way leaves its own."""
     before = [(one, dict(one._modules)) for part in parts_of(model).values() for one in part.modules()]
     try:
@@ -85,7 +85,7 @@ def _as_it_was(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what they say to programmers, and of each model that a file says nothing of."""
     logging: Any = importlib.import_module("transformers.utils.logging")
     found = [logging] if not importlib.util.find_spec("diffusers") else [logging, _diffusers_logging()]

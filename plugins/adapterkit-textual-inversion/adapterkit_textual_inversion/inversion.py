@@ -65,7 +65,7 @@ class TextualInversion(AdapterConfig):
     Attributes:
         targets: Token embeddings.
         tokens: The strings.
-        vectors: Vectors of each string: tokens `<cat>`, `<cat>_1`, `<cat>_2`, ...
+        vectors: Vectors of each string: tokens `<cat>`, `<cat>#1`, `<cat>#2`, ...
         init_ids: Tokens of the base, such as those of a word, from whose vectors these start; by default from the mean.
         ids: Theirs, one after the other for each string; by default those behind the embedding's last row, until a
             tokenizer says others.
@@ -86,8 +86,8 @@ class TextualInversion(AdapterConfig):
 
     @property
     def placeholders(self) -> list[str]:
-        """The tokens of all vectors, in order."""
-        return [token if i == 0 else f"{token}_{i}" for token in self.tokens for i in range(self.vectors)]
+        """The tokens of all vectors, in order. With `_1` diffusers' pipelines would write them a second time."""
+        return [token if i == 0 else f"{token}#{i}" for token in self.tokens for i in range(self.vectors)]
 
     @property
     def words(self) -> Sequence[str]:
@@ -106,9 +106,9 @@ class TextualInversion(AdapterConfig):
         return ids
 
     def written(self, text: str) -> str:
-        """A text in which each string stands for all its vectors: `a <cat>` is `a <cat> <cat>_1`."""
+        """A text in which each string stands for all its vectors: `a <cat>` is `a <cat> <cat>#1`."""
         for token in sorted(self.tokens, key=len, reverse=True):
-            text = text.replace(token, " ".join([token, *(f"{token}_{i}" for i in range(1, self.vectors))]))
+            text = text.replace(token, " ".join([token, *(f"{token}#{i}" for i in range(1, self.vectors))]))
         return text
 
     def problems(self) -> list[str]:

@@ -75,7 +75,7 @@ def test_it_is_a_larger_embedding(rows: int) -> None:
     adapters = ak.Adapters(model)
     adapters.add("mine", TextualInversion(tokens=("<cat>", "<dog>"), vectors=2, init_ids=(5,)))
     ids = add_tokens(adapters, "mine", words)
-    assert ids == {"<cat>": 8, "<cat>_1": 9, "<dog>": 10, "<dog>_1": 11}
+    assert ids == {"<cat>": 8, "<cat>#1": 9, "<dog>": 10, "<dog>#1": 11}
     [module] = adapters.modules("mine").values()
     assert torch.equal(module.values, before["model.embed_tokens.weight"][[5, 5, 5, 5]])
     nn.init.normal_(module.values)
@@ -151,7 +151,7 @@ def test_files_and_tokenizers(tmp_path: Path) -> None:
         for parameter in adapters.parameters(name):
             nn.init.normal_(parameter)
     adapters.activate(["mine", "style"])
-    text = "the <cat> <cat>_1 photo"
+    text = "the <cat> <cat>#1 photo"
     expected = model(ids_of(words, text)).logits
     path = adapters.save(["mine", "style"], tmp_path / "both.safetensors")
 
@@ -161,11 +161,11 @@ def test_files_and_tokenizers(tmp_path: Path) -> None:
     again.load_all(path)
     again.activate(["mine", "style"])
     assert torch.equal(other(ids_of(words, text)).logits, expected)  # the ids that it was written with
-    assert add_tokens(again, "mine", more) == {"<cat>": 10, "<cat>_1": 11}
+    assert add_tokens(again, "mine", more) == {"<cat>": 10, "<cat>#1": 11}
     assert ids_of(more, text).tolist() == [[7, 10, 11, 3]]
     assert torch.equal(other(ids_of(more, text)).logits, expected)
     size = len(more)
-    assert add_tokens(again, "mine", more) == {"<cat>": 10, "<cat>_1": 11}
+    assert add_tokens(again, "mine", more) == {"<cat>": 10, "<cat>#1": 11}
     assert len(more) == size
 
 
@@ -201,7 +201,7 @@ def test_clashes_are_errors_and_leave_the_tokenizer_alone() -> None:
         ({"tokens": ()}, "different strings"),
         ({"tokens": ("<a>", "<a>")}, "different strings"),
         ({"tokens": ("a b",)}, "without spaces"),
-        ({"tokens": ("<a>", "<a>_1"), "vectors": 2}, "named alike"),
+        ({"tokens": ("<a>", "<a>#1"), "vectors": 2}, "named alike"),
         ({"vectors": 0}, "vectors must be from 1"),
         ({"ids": (1, 2)}, "ids must be 1, one for each vector, not 2"),
         ({"ids": (-1,)}, "whole numbers from 0"),
@@ -243,7 +243,7 @@ def test_pivotal_tuning_of_a_pipeline(tmp_path: Path) -> None:
     adapters.add("style", ak.LoRA(rank=2, targets="cross.*"))
     adapters.train("cat", "style")
     adapters.activate(["cat", "style"])
-    text = ids_of(words, "a <cat> <cat>_1")
+    text = ids_of(words, "a <cat> <cat>#1")
     groups = [*adapters.parameter_groups("cat", lr=1e-2), *adapters.parameter_groups("style", lr=1e-3)]
     optimizer = torch.optim.AdamW(groups)
     losses = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapterkit_textual_inversion import adapterkit_register_adapters
+from adapterkit_textual_inversion import adapterkit_register_adapters, adapterkit_register_formats
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,7 +23,8 @@ def _registered() -> Iterator[None]:
     manager = ak.get_plugin_manager()
     known = "textual_inversion" in manager.adapters()
     if not known:
-        plugin = type("Plugin", (), {"adapterkit_register_adapters": staticmethod(adapterkit_register_adapters)})()
+        hooks = (adapterkit_register_adapters, adapterkit_register_formats)
+        plugin = type("Plugin", (), {hook.__name__: staticmethod(hook) for hook in hooks})()
         manager.register(plugin, name="textual_inversion_trained")
     yield
     if not known:
@@ -104,8 +105,9 @@ def test_a_word_is_not_said_where_nobody_knows_it(folder: Path, tmp_path: Path):
     assert task.words(["one <ink> circle"]) == ["one <ink> circle"]  # a string like others so far
     adapters = ak.Adapters(pipe)
     adapters.add("ink", make_run(folder, tmp_path / "run", WORD).adapter)
-    assert task.words(["one <ink> circle"]) == ["one <ink> <ink>_1 circle"]
-    assert len(pipe.tokenizer("<ink> <ink>_1", add_special_tokens=False).input_ids) == 2
+    assert task.words(["one <ink> circle"]) == ["one <ink> <ink>#1 circle"]
+    assert len(pipe.tokenizer("<ink> <ink>#1", add_special_tokens=False).input_ids) == 2
+    assert pipe.maybe_convert_prompt("one <ink> <ink>#1", pipe.tokenizer) == "one <ink> <ink>#1"  # not twice
     with adapters.disabled():
         assert task.words(["one <ink> circle"]) == ["one circle"]
     adapters.detach()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import adapterkit as ak
 from adapterkit.errors import ConfigError
+from adapterkit.formats.registry import named_format
 from adapterkit.formats.source import Source
 from adapterkit.tools.files import read
 from adapterkit.training import yaml_values
@@ -130,14 +131,14 @@ def test_a_file_that_is_not_what_was_trained_is_found_out(trained: Path, tmp_pat
     model, check = checks
     before = {key: tensor.clone() for key, tensor in model.unet.state_dict().items()}
     with torch.no_grad():
-        assert [one.agrees for one in check.of("kohya", trained / "run" / KOHYA)] == [True, True]
+        assert [one.agrees for one in check.of(named_format("kohya"), trained / "run" / KOHYA)] == [True, True]
         weaker = tmp_path / "weaker.safetensors"
         with safe_open(trained / "run" / KOHYA, "pt") as opened:
             halved = {k: t / 2 if "lora_up" in k else t for k, t in load_file(trained / "run" / KOHYA).items()}
             save_file(halved, weaker, opened.metadata())
-        own, theirs = check.of("kohya", weaker)
+        own, theirs = check.of(named_format("kohya"), weaker)
         (tmp_path / "broken.safetensors").write_bytes(b"no")
-        broken = check.of("kohya", tmp_path / "broken.safetensors")
+        broken = check.of(named_format("kohya"), tmp_path / "broken.safetensors")
     assert (own.agrees, theirs.agrees) == (False, False)
     assert own.error is not None
     assert own.error > 0.1
@@ -160,7 +161,8 @@ def test_a_library_need_not_know_the_formats_of_others(
     for other, told in ((refuse, " (KeyError: 'blocks_0')"), (lambda self, *given, **options: None, "")):
         monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", other)
         with torch.no_grad():
-            theirs, own = (checks[1].of(name, trained / "run" / KOHYA)[1] for name in ("kohya", "diffusers"))
+            formats = [named_format(name) for name in ("kohya", "diffusers")]
+            theirs, own = (checks[1].of(format, trained / "run" / KOHYA)[1] for format in formats)
         assert str(theirs) == f"diffusers {diffusers.__version__} does not read this format for such a model{told}"
         assert (theirs.agrees, own.agrees) == (True, False)
 
