@@ -114,7 +114,9 @@ def test_what_cannot_start_so_is_refused() -> None:
     vision = t.ViTModel(
         t.ViTConfig(**{k: v for k, v in SMALL.items() if k != "vocab_size"}, image_size=16, patch_size=8)
     )
-    with pytest.raises(errors.IncompatibleTargetError, match="token embedding, and ViTModel has none with 16 features"):
+    with pytest.raises(
+        errors.IncompatibleTargetError, match="token embedding, and ViTModel has none with 16 features for prompt@"
+    ):
         ak.Adapters(vision).add("p", ak.Prompt(init="vocabulary"))
 
 

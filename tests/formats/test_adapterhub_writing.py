@@ -309,6 +309,25 @@ def test_a_fusion_and_its_parts(tmp_path: Path) -> None:
         adapters.save(["it", "other", "swapped"], tmp_path / "no", format="adapterhub")
 
 
+@pytest.mark.parametrize("options", [{"dropout": 0.25, "regularisation": 0.0}, {"value": False, "query": "output"}])
+def test_what_a_fusion_is_trained_with(options: dict[str, Any], tmp_path: Path) -> None:
+    adapters = stirred(model := Fixture(BERT, HERE).model(), Bottleneck.houlsby(targets="mlp", width=3))
+    adapters.add("other", Bottleneck.pfeiffer(width=5))
+    adapters.add("mixed", ak.Fuse(("it", "other"), **options))
+    adapters.save(["it", "other", "mixed"], tmp_path, format="adapterhub")
+    [path] = tmp_path.glob("*/adapter_fusion_config.json")
+    said = json.loads(path.read_text())["config"]
+    assert said["dropout_prob"] == options.get("dropout")
+    assert said["regularization"] is ("dropout" not in options)
+    assert (said["value"], said["query_before_ln"]) == (options.get("value", True), "query" in options)
+    adapters.detach()
+    (again := ak.Adapters(model)).load_all(tmp_path)
+    config: Any = again.config("fusion")
+    assert (config.dropout, config.value) == (options.get("dropout", 0), options.get("value", True))
+    assert config.query == options.get("query", "part")
+    assert (config.regularisation > 0) is ("dropout" not in options)
+
+
 def test_dtypes(tmp_path: Path) -> None:
     adapters = stirred(Fixture(BERT, HERE).model(), Bottleneck.pfeiffer(width=5))
     adapters.save("it", tmp_path / "it", format="adapterhub", dtype=torch.float16)

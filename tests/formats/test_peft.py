@@ -23,7 +23,9 @@ from transformers import (
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.formats.codecs import peft_lora
 from adapterkit.formats.source import Source
+from adapterkit.torchvision_ops import ensure_torchvision_ops
 
 
 def folder(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
@@ -51,6 +53,24 @@ def test_ranks_and_alphas_of_patterns_are_those_of_their_modules(tmp_path: Path)
     x = torch.randn(2, 4)
     hidden = x @ (model[0].weight + 2 * b @ a).mT + model[0].bias
     torch.testing.assert_close(model(x), hidden @ (model[1].weight + 1.5 * d @ c).mT + model[1].bias)
+
+
+def test_every_option_of_lora_in_peft_is_known_and_another_is_told(tmp_path: Path) -> None:
+    ensure_torchvision_ops()
+    peft = pytest.importorskip("peft")
+    assert set(peft.LoraConfig.__dataclass_fields__) <= peft_lora._KNOWN
+    tensors = {
+        "base_model.model.0.lora_A.weight": torch.randn(1, 4),
+        "base_model.model.0.lora_B.weight": torch.ones(3, 1),
+    }
+    for said, told in (
+        ({"fan_in_fan_out": True, "bias": "none", "newer": None}, ()),
+        ({"newer": 1}, ("sets 'newer'",)),
+    ):
+        adapters = ak.Adapters(nn.Sequential(nn.Linear(4, 3)))
+        notes = adapters.load(folder(tmp_path, {"peft_type": "LORA", "r": 1, **said}, tensors), "it").notes
+        assert len(notes) == len(told)
+        assert all(part in note for part, note in zip(told, notes, strict=True))
 
 
 def test_what_is_written_reads_back_with_mixed_ranks_and_alphas(tmp_path: Path) -> None:

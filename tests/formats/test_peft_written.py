@@ -71,7 +71,9 @@ def check(config: ak.AdapterConfig, path: Path, base: nn.Module | None = None) -
     model: Any = next(iter(adapters._mapped.components.values())).root
     with torch.no_grad():
         wanted = model(IDS)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     adapters.save("it", path / "it", format="peft")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert close(read_by_peft(path / "it", base, IDS), wanted)
     again = ak.Adapters(base_again := copy.deepcopy(base))
     again.load(path / "it")
