@@ -23,6 +23,7 @@ _WORDS = {
     "dim": "rank",
     "early_stopping_patience": "early_stop",
     "ema": "ema_decay",
+    "enable_wildcard": "caption_lines",
     "grad_accum": "gradient_accumulation",
     "gradient_accumulation_steps": "gradient_accumulation",
     "image_size": "resolution",

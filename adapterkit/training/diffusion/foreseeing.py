@@ -36,7 +36,7 @@ def foreseen(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, str]:
 def too_long(pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, list[str]]:
     """How many tokens are read, and which captions have more; of the tokenizer that reads least."""
     for tokenizer, limit in recipe.token_limits():
-        counts = {picture.path.name: count_tokens(tokenizer, picture.caption) for picture in pictures}
+        counts = {picture.path.name: _most(tokenizer, picture) for picture in pictures}
         if long := [f"{name}, {count} tokens" for name, count in counts.items() if count > limit]:
             return limit, long
     return 0, []
@@ -47,9 +47,14 @@ def count_tokens(tokenizer: Any, caption: str) -> int:
     return len(tokenizer(caption, verbose=False)["input_ids"])
 
 
+def _most(tokenizer: Any, picture: Picture) -> int:
+    """Of its longest caption."""
+    return max(count_tokens(tokenizer, caption) for caption in picture.captions)
+
+
 def _tokens(pictures: Sequence[Picture], recipe: Recipe) -> dict[str, str]:
     limit, long = too_long(pictures, recipe)
     if long:
         return {"captions cut": f"to {limit} tokens, {listed(long)}"}
-    most = [f"{max(count_tokens(t, one.caption) for one in pictures)} of {limit}" for t, limit in recipe.token_limits()]
+    most = [f"{max(_most(t, one) for one in pictures)} of {limit}" for t, limit in recipe.token_limits()]
     return {"tokens of the longest caption": ", ".join(dict.fromkeys(most))} if most else {}

@@ -109,7 +109,7 @@ class Material(Task):
         model = f"{self._identity(*encoders.values())} {self.options.caption_chunks}" if fixed else ""
         reading = functools.partial(self.residence.needing, encoders)
         texts = Texts(self.recipe, self.words, setting.device, live, self._store() if fixed else None, model, reading)
-        shown = [picture.caption for picture in (*pictures, *self.measured)]
+        shown = [caption for picture in (*pictures, *self.measured) for caption in picture.captions]
         to_be_made = [c.wording.whole(c.caption) for c in self.options.folders() if c.generate and c.caption]
         with reading():
             kept = fixed and texts.prepare(list(dict.fromkeys(["", *shown, *to_be_made])), setting.tell)

@@ -61,5 +61,6 @@ def held_out(pictures: Sequence[Picture], fraction: float, seed: int) -> list[Pi
 
 
 def still(picture: Picture) -> Picture:
-    """The picture as it is measured: once, as it is, under its whole caption."""
-    return replace(picture, concept=picture.concept.model_copy(update={**_STILL, "repeats": 1}))
+    """The picture as it is measured: once, as it is, under its whole first caption."""
+    found = replace(picture.found, captions=picture.found.captions[:1])
+    return replace(picture, found=found, concept=picture.concept.model_copy(update={**_STILL, "repeats": 1}))

@@ -56,7 +56,7 @@ class Pictures:
         mean, spread = entry["mean"], entry["spread"]
         item = {
             "latents": mean + spread * torch.randn(mean.shape, generator=generator),
-            "caption": concept.wording.said(example.picture.found.caption, generator),
+            "caption": concept.wording.said(_drawn(example.picture.found.captions, generator), generator),
             "noise": torch.randn(mean.shape, generator=generator),
             "u": torch.rand((), generator=generator),
             "sizes": torch.tensor(shot.look.conditioning),
@@ -71,3 +71,8 @@ class Pictures:
             return item
         mask = entry.get("mask", torch.ones(1, *mean.shape[-2:]))
         return {**item, "mask": self.unmasked + (1 - self.unmasked) * mask}
+
+
+def _drawn(captions: Sequence[str], generator: torch.Generator) -> str:
+    """One of them; where there is one, no random number is drawn."""
+    return captions[int(torch.randint(len(captions), (), generator=generator)) if len(captions) > 1 else 0]

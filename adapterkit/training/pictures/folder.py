@@ -23,17 +23,22 @@ class Found:
 
     Attributes:
         path: The picture.
-        caption: What it shows.
+        captions: What it shows; of several, one draw says one.
         source: The file that says so.
         mask: The picture's mask in a file of its own.
         repeats: How often its folder's name says that it is shown.
     """
 
     path: Path
-    caption: str
+    captions: tuple[str, ...]
     source: Path | None = None
     mask: Path | None = None
     repeats: int = 1
+
+    @property
+    def caption(self) -> str:
+        """The first."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Reading:
     Attributes:
         caption: For pictures without one; where it is None the name in `10_name` is.
         column: Of tables, which holds the captions.
+        lines: Whether each line of a text file is a caption.
         masks: A folder with the masks, or `BESIDE`; None where files hold none.
         named_repeats: Whether `10_name` means that what lies there is shown ten times.
         apart: A folder that holds no data, even where it lies in that of the data.
@@ -53,6 +59,7 @@ class Reading:
     masks: Path | str | None = None
     named_repeats: bool = True
     apart: Path | None = None
+    lines: bool = False
 
     def find(self, folder: Path, notes: Notes) -> list[Found]:
         """The pictures of a folder and its subfolders, sorted by path.
@@ -65,15 +72,16 @@ class Reading:
         beside = masks_beside(files)
         pictures = _pictures_among(files, set(beside.values()), folder, notes)
         _refuse_splits(folder, pictures)
-        captions = captions_of(pictures, files, self.column, notes)
+        captions = captions_of(pictures, files, self.column, notes, lines=self.lines)
         folders = dict.fromkeys(path.parent for path in pictures)
         names = named(folders, folder, notes) if self.named_repeats else dict.fromkeys(folders, Named())
         spare = {path: self._spare(names[path.parent]) for path in pictures if path not in captions}
         self._refuse_lacking([path for path, text in spare.items() if text is None], pictures, files, folder)
         masks = self._masks(pictures, beside, folder, notes)
         return [
-            Found(path, *captions.get(path, (spare.get(path) or "", None)), masks.get(path), names[path.parent].repeats)
+            Found(path, *captions.get(path, ((spare.get(path) or "",), None)), masks.get(path), repeats)
             for path in pictures
+            for repeats in (names[path.parent].repeats,)
         ]
 
     def _without_others(self, files: Sequence[Path], folder: Path) -> list[Path]:

@@ -27,6 +27,8 @@ class Manner(Section):
 
     Attributes:
         caption: For pictures that have none.
+        caption_lines: Whether each line of a `NAME.txt` is a caption, of which a draw says one; otherwise all are one
+            together. In a table, a list is several captions.
         trigger: A word that every caption gets: in front, or in place of `[trigger]`, unless it says it already.
         caption_dropout: Share of the draws whose caption is left out, so that guidance keeps working.
         shuffle_tags: Draw the tags of a caption in another order each time.
@@ -42,6 +44,7 @@ class Manner(Section):
     """
 
     caption: str | None = None
+    caption_lines: bool = False
     trigger: str = ""
     caption_dropout: Share = 0.1
     shuffle_tags: bool = False
@@ -135,7 +138,9 @@ class PictureOptions(Manner):
         """How a concept's folder is read."""
         masks = {None: None, ALPHA: None, RANDOM: None, BESIDE: BESIDE}.get(concept.masks, data / (concept.masks or ""))
         apart = None if self.cache is None else Path(self.cache)
-        return Reading(concept.caption, self.caption_column, masks, self.named_repeats, apart)
+        return Reading(
+            concept.caption, self.caption_column, masks, self.named_repeats, apart, lines=concept.caption_lines
+        )
 
     def buckets_of(self, size: Size, multiple: int, longest: int | None = None) -> Buckets:
         """The sizes that pictures are brought to.

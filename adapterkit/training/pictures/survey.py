@@ -41,9 +41,19 @@ class Picture:
         return self.found.path
 
     @property
-    def caption(self) -> str:
+    def captions(self) -> list[str]:
         """What it shows, with the trigger."""
-        return self.concept.wording.whole(self.found.caption)
+        return [self.concept.wording.whole(caption) for caption in self.found.captions]
+
+    @property
+    def caption(self) -> str:
+        """The first of these."""
+        return self.captions[0]
+
+    @property
+    def longest_caption(self) -> str:
+        """The one with most words."""
+        return max(self.captions, key=lambda caption: len(caption.split()))
 
     @property
     def repeats(self) -> int:
@@ -98,12 +108,13 @@ def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
 def _facts(pictures: Sequence[Picture]) -> dict[str, str]:
     heights, widths = zip(*(picture.size for picture in pictures), strict=True)
     sizes = dict.fromkeys((f"{min(widths)} x {min(heights)}", f"{max(widths)} x {max(heights)}"))
-    longest = max(pictures, key=lambda picture: len(picture.caption.split()))
+    longest = max(pictures, key=lambda picture: len(picture.longest_caption.split()))
     told = {
         "pictures": f"{len(pictures)}, of {' to '.join(sizes)} pixels",
         "without a caption of their own": str(sum(picture.found.source is None for picture in pictures)),
         "with a mask": str(sum(picture.mask is not None for picture in pictures)),
-        "longest caption": f"{len(longest.caption.split())} words, of {longest.path.name}",
+        "with several captions": str(sum(len(picture.captions) > 1 for picture in pictures)),
+        "longest caption": f"{len(longest.longest_caption.split())} words, of {longest.path.name}",
     }
     return {name: value for name, value in told.items() if value != "0"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from adapterkit.errors import DataError, shown
@@ -14,8 +15,8 @@ _FILE = "file_name"
 _CAPTIONS = ("text", "caption", "prompt")
 
 
-def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, str]:
-    """The captions of a table, by the files that they are of.
+def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, tuple[str, ...]]:
+    """The captions of a table, by the files that they are of: several where a row has a list of them.
 
     Args:
         table: One of `TABLES`; its file names are relative to its folder.
@@ -36,7 +37,7 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
         return {}
     if found not in names:
         raise DataError(f"has no column {shown(found)} (options.caption_column), but {', '.join(names)}", [table])
-    captions: dict[Path, str] = {}
+    captions: dict[Path, tuple[str, ...]] = {}
     for row in rows:
         name, caption = row.values.get(_FILE), row.values.get(found)
         if not isinstance(name, str) or not name:
@@ -45,5 +46,12 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
         if not path.is_file():
             notes.add("named in a table, but not there", path)
         elif isinstance(caption, str):
-            captions[path] = " ".join(caption.split())
+            captions[path] = (" ".join(caption.split()),)
+        elif isinstance(caption, (list, tuple)) and caption and all(isinstance(one, str) for one in caption):
+            captions[path] = several(caption)
     return captions
+
+
+def several(captions: Iterable[str]) -> tuple[str, ...]:
+    """Captions of one picture, each once and none empty; one that is empty where all are."""
+    return tuple(dict.fromkeys(text for one in captions if (text := " ".join(one.split())))) or ("",)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from adapterkit.errors import DataError
+from adapterkit.training.diffusion.validation import still
 from adapterkit.training.image_files import open_image, unit_tensor
 from adapterkit.training.order import Draw, Order
 from adapterkit.training.pictures.dataset import Pictures
@@ -60,6 +61,24 @@ def data(tmp_path: Path) -> Path:
     for name, size in (("square", (16, 16)), ("wide", (64, 16)), ("tall", (20, 30)), ("large", (32, 32))):
         noisy(tmp_path / "data" / f"{name}.png", size)
     return tmp_path / "data"
+
+
+def test_of_several_captions_a_draw_says_one_always_the_same(data: Path):
+    (data / "square.txt").write_text("first\nsecond\nthird")
+    plan = planned(data, caption_lines=True, trigger="ink")
+    images = made(plan)
+    index = [example.picture.path.stem for example in images.examples].index("square")
+    said = [images[Draw(index, seed)]["caption"] for seed in range(60)]
+    assert {caption: said.count(caption) > 9 for caption in said} == {
+        "ink, first": True, "ink, second": True, "ink, third": True,
+    }  # fmt: skip
+    assert said == [images[Draw(index, seed)]["caption"] for seed in range(60)]
+    picture = images.examples[index].picture
+    assert picture.captions == ["ink, first", "ink, second", "ink, third"]
+    assert still(picture).captions == ["ink, first"]
+    one = made(planned(data, trigger="ink"))
+    assert one[Draw(index, 5)]["caption"] == "ink, first second third"
+    assert torch.equal(one[Draw(0, 5)]["noise"], images[Draw(0, 5)]["noise"])  # of others nothing changes
 
 
 def test_an_example_is_what_the_draw_says(data: Path):

@@ -48,7 +48,11 @@ def test_captions_come_from_the_text_file_of_the_same_name(tmp_path: Path):
     items, told = found(tmp_path)
     assert [(c.path.name, c.caption) for c in items] == [("a.JPG", "ein Bär"), ("b.png", "a bear"), ("c.webp", "")]
     assert [c.source and c.source.name for c in items] == ["a.txt", "b.caption", "c.txt"]
-    assert sorted(told) == ["empty caption: 1 (sub/c.txt)", "left out, not a kind of image that is read: 1 (notes.md)"]
+    assert sorted(told) == [
+        "empty caption: 1 (sub/c.txt)",
+        "left out, not a kind of image that is read: 1 (notes.md)",
+        "of several lines, taken as one caption (options.caption_lines: true draws one of them): 1 (a.txt)",
+    ]
 
 
 def test_images_without_captions_are_all_named_unless_there_is_a_fallback(tmp_path: Path):
@@ -89,8 +93,22 @@ def test_captions_that_are_empty_odd_or_alone_are_told(tmp_path: Path):
     assert notes.sentences() == [
         "left out, a caption without an image: 1 (typo.txt)",
         "left out, a second caption of the same image: 1 (b.caption)",
+        "of several lines, taken as one caption (options.caption_lines: true draws one of them): 1 (a.txt)",
         "empty caption: 1 (c.txt)",
     ]
+
+
+def test_lines_of_a_file_and_lists_in_a_table_are_several_captions(tmp_path: Path):
+    for name in ("a", "b", "c", "d"):
+        picture(tmp_path / f"{name}.png")
+    write(tmp_path / "a.txt", " a bear\n\nred,  fur\r\na bear\n")
+    write(tmp_path / "b.txt", "\n")
+    rows = [{"file_name": "c.png", "text": ["one", " two ", ""]}, {"file_name": "d.png", "text": []}]
+    write(tmp_path / "metadata.jsonl", "\n".join(json.dumps(row) for row in rows))
+    items, told = found(tmp_path, lines=True, caption="any")
+    assert [item.captions for item in items] == [("a bear", "red, fur"), ("",), ("one", "two"), ("any",)]
+    assert told == ["empty caption: 1 (b.txt)"]
+    assert [item.caption for item in found(tmp_path, caption="any")[0]] == ["a bear red, fur a bear", "", "one", "any"]
 
 
 def test_captions_of_other_names_are_told_where_some_are_lacking(tmp_path: Path):
