@@ -174,6 +174,7 @@ HEADERS: list[tuple[str, type[AdapterKitError], str, Callable[[str], str]]] = [
         "pip install adapterkit-ia9",
         _part(type="ia9", distribution="adapterkit-ia9"),
     ),
+    ("row37_type_misspelt", UnknownAdapterTypeError, "Did you mean", _part(type="lroa")),
     ("row37_type_is_a_path", UnknownAdapterTypeError, "os:system", _part(type="os:system")),
     ("row37_config_key", InvalidHeaderError, "ranc", _config(ranc=4)),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,14 @@ def test_hooks_may_go_while_an_adapter_is_attached() -> None:
     torch.testing.assert_close(hooked(x), plain(x))
     cpu_offload(hooked, CPU)
     torch.testing.assert_close(hooked(x), plain(x))
+
+
+def test_hooks_see_the_signature_that_the_forward_has() -> None:
+    cpu_offload(hooked := untied(), CPU)
+    adapted(hooked, CONFIGS["weights"])
+    up: Any = hooked.blocks[0].up
+    own = inspect.signature(nn.Linear(1, 1).forward)
+    assert inspect.signature(up.forward) == inspect.signature(up._old_forward) == own
 
 
 def test_another_kind_of_point_changes_the_class_beneath_the_same_hooks() -> None:
