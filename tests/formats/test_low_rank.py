@@ -44,7 +44,7 @@ def test_a_module_holds_what_is_said_and_is_frozen() -> None:
 def test_what_is_no_type_or_not_its_tensors_is_told_with_its_place() -> None:
     with pytest.raises(errors.UnknownAdapterTypeError, match=r"it\.bin.*'lroa' is unknown here.*Did you mean .*'lora'"):
         module_of(said("lroa"), POINT, "it.bin")
-    with pytest.raises(errors.CheckpointError, match="it.bin.*its tensors are not those of lora") as refused:
+    with pytest.raises(errors.CheckpointError, match=r"it\.bin.*its tensors are not those of lora") as refused:
         module_of(said(A=A[:, :5]), POINT, "it.bin")
     assert POINT.id in str(refused.value)
     with pytest.raises(errors.CheckpointError, match=r"its tensors are not those of lora: (.|\n)*\"C\""):
