@@ -89,6 +89,13 @@ class Conversation:
         """The places of the assistant's messages."""
         return [number for number, message in enumerate(self.messages) if message["role"] == ASSISTANT]
 
+    @property
+    def replies(self) -> int:
+        """Stretches in which the assistant speaks, calls tools and hears what they say, between what others say."""
+        roles = [message["role"] for message in self.messages]
+        own = [role in (ASSISTANT, "tool") for role in roles]
+        return sum(now and not before for before, now in zip([False, *own], own, strict=False))
+
     def learnt(self, *, last: bool) -> list[int]:
         """Of these the ones to be learnt: but for those with a `weight` of 0, and all or the last."""
         weighty = [place for place in self.answers if self.messages[place].get("weight", 1) != 0]

@@ -64,6 +64,9 @@ class Template:
 
     def _marked(self, conversation: Conversation, places: Sequence[int]) -> Rendered:
         text, spans = self._rendered(conversation)
+        if len(spans) < conversation.replies:
+            told = f"{len(spans)} answers of {len(conversation.answers)}"
+            raise ValueError(f"has answers that the template does not mark: {told}; mend its {{% generation %}}")
         if len(places) == len(conversation.answers):
             return Rendered(text, spans)
         if len(spans) != len(conversation.answers):
