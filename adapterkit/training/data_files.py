@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,11 @@ class Notes:
         """Notes what others have noted of the same data."""
         for reason, names in others._names.items():
             self._names.setdefault(reason, {}).update(names)
+
+    def warn(self) -> None:
+        """Tells whoever calls, where there is no run that would."""
+        for sentence in self.sentences():
+            warnings.warn(f"{self.folder}: {sentence}", stacklevel=3)
 
     def sentences(self) -> list[str]:
         """Each reason with the number of files, and the first of them."""

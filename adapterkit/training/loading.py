@@ -7,7 +7,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from adapterkit.errors import (
 )
 from adapterkit.formats.files import open_plain
 from adapterkit.torchvision_ops import ensure_torchvision_ops
+from adapterkit.training.classifiers import heads_of
+from adapterkit.training.data_files import listed
 
 _CONFIG_LIMIT = 1 << 24
 TIMM = "timm:"
@@ -64,15 +67,14 @@ def load_text_classifier(name: str, dtype: str, classes: int | None) -> tuple[nn
     Returns:
         It, and the paths of the modules of which the checkpoint has no weights that fit: they are random.
     """
-    with reading(name, "llm", "transformers"):
+    with reading(name, "llm", "transformers"), _unreported(unless=classes is None):
         from transformers import AutoModelForSequenceClassification
 
         fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=dtype_of(dtype), output_loading_info=True, **NO_CODE, **fresh
         )
-    keys = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
-    return model, sorted({key.rpartition(".")[0] for key in keys})
+    return model, _lacking(told)
 
 
 def outline_text_classifier(name: str, classes: int | None) -> nn.Module:
@@ -81,7 +83,8 @@ def outline_text_classifier(name: str, classes: int | None) -> nn.Module:
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         fresh = {"num_labels": classes} if classes else {}
-        config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
+        with _unreported(unless=classes is None):
+            config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
         return AutoModelForSequenceClassification.from_config(config, **NO_CODE)
 
 
@@ -126,11 +129,17 @@ def load_image_classifier(name: str, dtype: str, classes: int | None, **argument
         return _load_timm(name, classes, arguments).to(dtype_of(dtype))
     if arguments:
         raise ConfigError([f"options.model_args: {name} is no model of timm, and takes none"], "run")
-    with reading(name, "vision", "transformers"):
+    with reading(name, "vision", "transformers"), _unreported(unless=classes is None):
         from transformers import AutoModelForImageClassification
 
         fresh: dict[str, Any] = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
-        return AutoModelForImageClassification.from_pretrained(name, dtype=dtype_of(dtype), **NO_CODE, **fresh)
+        model, told = AutoModelForImageClassification.from_pretrained(
+            name, dtype=dtype_of(dtype), output_loading_info=True, **NO_CODE, **fresh
+        )
+    random = [path for path in _lacking(told) if path not in heads_of(model, classes)] if classes else []
+    if random:
+        warnings.warn(f"{name} has no weights for {listed(random)}; they are random", stacklevel=2)
+    return model
 
 
 def outline_image_classifier(name: str, classes: int | None, **arguments: Any) -> nn.Module:
@@ -142,7 +151,8 @@ def outline_image_classifier(name: str, classes: int | None, **arguments: Any) -
         from transformers import AutoConfig, AutoModelForImageClassification
 
         fresh = {"num_labels": classes} if classes else {}
-        config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
+        with _unreported(unless=classes is None):
+            config = AutoConfig.from_pretrained(name, **NO_CODE, **fresh)
         return AutoModelForImageClassification.from_config(config, **NO_CODE)
 
 
@@ -256,6 +266,25 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
         place = "" if Path(name).exists() or name.startswith(TIMM) else f"; there is no such folder in {Path.cwd()}"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelNotFoundError(f"cannot load the model {shown(name)}{place}. {reason}") from error
+
+
+def _lacking(told: Mapping[str, Any]) -> list[str]:
+    """The paths of modules of which a checkpoint has no weights that fit."""
+    keys = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    return sorted({key.rpartition(".")[0] for key in keys})
+
+
+@contextlib.contextmanager
+def _unreported(*, unless: bool) -> Iterator[None]:
+    """Without transformers' report of what a checkpoint lacks, where a fresh head is the reason."""
+    logging: Any = importlib.import_module("transformers.utils.logging")
+    before = logging.get_verbosity()
+    if not unless:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -153,6 +153,18 @@ def test_a_run_that_is_not_there_is_told_with_what_is(trained: Path):
     assert f"no run folder or file {trained / 'rum'} " in " ".join(call(f"{trained}/rum@30", "x.png").stderr.split())
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_what_is_no_image_in_a_folder_is_told(trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "new", tmp_path / "new")
+    for name in ("notes.txt", ".hidden.png"):
+        (tmp_path / "new" / name).write_text("no image")
+    result = call(trained / "run", tmp_path / "new", "--csv")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 3
+    assert f"warning: {tmp_path / 'new'}: left out, hidden: 1 (.hidden.png)\n" in result.stderr
+    assert "new: left out, not a kind of image that is read: 1 (notes.txt)\n" in result.stderr
+
+
 def test_what_does_not_name_classes_is_refused(trained: Path, tmp_path: Path):
     model = timm.create_model("vit_tiny_patch16_224", **SIZES)
     adapters = ak.Adapters(model)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ViTForImageClassification
 
 import adapterkit
 from adapterkit.errors import ModelNotFoundError
@@ -17,12 +21,13 @@ from adapterkit.training import loading
 from adapterkit.training.diffusion.loading import load_pipeline
 from adapterkit.training.diffusion.options import Options
 from adapterkit.training.skeleton import skeleton
+from tests.backends.vision_models import vit_config
 
 LOADS: dict[str, Callable[[str], Any]] = {
     "language model": lambda name: loading.load_causal_lm(name, "float32"),
     "classifier": lambda name: loading.load_image_classifier(name, "float32", 2),
     "skeleton": skeleton,
-    "pipeline": lambda name: load_pipeline(name, "float32", Options()),
+    "pipeline": lambda name: load_pipeline(name, "float32", Options.model_validate({})),
 }
 
 
@@ -71,6 +76,39 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path: Path, load: str, config:
     with pytest.raises(ModelNotFoundError) as caught:
         LOADS[load](str(tmp_path))
     assert str(caught.value).isprintable()
+
+
+class Listener(logging.Handler):
+    """Hears what transformers says of a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    listener, log = Listener(), logging.getLogger("transformers")
+    log.addHandler(listener)
+    yield listener.heard
+    log.removeHandler(listener)
+
+
+def test_a_fresh_head_is_no_alarm_and_other_weights_that_are_lacking_are(tmp_path: Path, heard: list[str]):
+    torch.manual_seed(0)
+    model = ViTForImageClassification(vit_config(num_labels=5))
+    model.save_pretrained(tmp_path)
+    loading.outline_image_classifier(str(tmp_path), 3)
+    loading.load_image_classifier(str(tmp_path), "float32", 3)
+    assert heard == []
+    left = {key: tensor for key, tensor in load_file(tmp_path / "model.safetensors").items() if "layernorm" not in key}
+    assert len(left) < len(model.state_dict())
+    save_file(left, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"has no weights for \d+ \(vit\.layernorm, .*\); they are random"):
+        loading.load_image_classifier(str(tmp_path), "float32", 3)
 
 
 def test_every_load_says_that_no_code_is_run():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapterkit.errors import DataError
 from adapterkit.training.classification.preprocessing import Pixels
+from adapterkit.training.data_files import Notes
 from adapterkit.training.image_folder import image_files
 from adapterkit.training.reading_processes import in_portions, read_batches
 
@@ -61,9 +62,16 @@ def read_images(paths: Sequence[Path], pixels: Pixels, workers: int) -> Generato
 
 
 def files_of(inputs: Sequence[Path]) -> list[Path]:
-    """The files, and the images in the folders.
+    """The files, and the images in the folders; what else is there is told in a warning.
 
     Raises:
         DataError: There is no such file or folder, or none that is read.
     """
-    return [path for place in inputs for path in ([place] if place.is_file() else image_files(place))]
+    return [path for place in inputs for path in ([place] if place.is_file() else _images_in(place))]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    notes = Notes(folder)
+    found = image_files(folder, notes)
+    notes.warn()
+    return found

@@ -18,6 +18,7 @@ from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of, in_order_of
+from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
@@ -110,6 +111,10 @@ class TextClassificationTask(Task):
     def prepare(self, setting: Setting) -> Texts:
         """The texts to train on."""
         self.device = setting.device
+        if self.fresh:
+            setting.tell(
+                f"model: no weights for {listed(self.fresh)}, which begin at random and train with the adapter"
+            )
         return Texts(self.split[0])
 
     def collate(self, items: Sequence[Encoding]) -> dict[str, Any]:
@@ -145,7 +150,9 @@ class TextClassificationTask(Task):
         """The probabilities of every row of the files, and of the files in the folders."""
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
         for path in inputs:
-            read = read_as(read_rows(row_files(path)), UNLABELLED, columns)
+            notes = Notes(path)
+            read = read_as(read_rows(row_files(path, notes)), UNLABELLED, columns)
+            notes.warn()
             for start in range(0, len(read.found), _AT_ONCE):
                 texts, rows = read.found[start : start + _AT_ONCE], read.rows[start : start + _AT_ONCE]
                 items = [unlabelled(text, pair, self.tokenizer, self.options.block_size) for text, pair in texts]
