@@ -17,6 +17,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.needs import Needs, check_room, needs_of
 from adapterkit.training.run import Run
 from adapterkit.training.task import Task
+from adapterkit.training.timing import foretold
 from adapterkit.training.trackers import tracker_names
 
 
@@ -29,17 +30,20 @@ class Plan:
         becomes: What that becomes for the model.
         points: Where the adapter would act, with what it costs there.
         needs: Of memory and disk.
+        time: What runs of before tell; None where there are none like it.
     """
 
     record: DataRecord
     becomes: Mapping[str, str]
     points: Points
     needs: Needs
+    time: str | None = None
 
     @property
     def facts(self) -> Mapping[str, str]:
         """What is told, by name."""
-        return {**self.record.facts, **self.becomes, "it takes": str(self.needs)}
+        time = {} if self.time is None else {"time": self.time}
+        return {**self.record.facts, **self.becomes, "it takes": str(self.needs), **time}
 
 
 def plan_of(run: Run) -> Plan:
@@ -59,7 +63,7 @@ def plan_of(run: Run) -> Plan:
     model = task.load_model() if outline is None else outline
     chosen, needs = foreseen(run, model, task)
     becomes = {} if outline is None else task.foresee(outline)
-    return Plan(record, becomes, chosen, needs)
+    return Plan(record, becomes, chosen, needs, foretold(run))
 
 
 def parts_of_adapter(run: Run, model: Any, task: Task) -> list[tuple[AdapterConfig, Points]]:

@@ -36,21 +36,21 @@ def check_same(before: Run, now: Run, path: Path) -> None:
     free = FREE_ON_RESUME | {f"options.{name}" for name in now.task.free_options}
     changed = [
         f"{key} is {new!r}, but the run began with {old!r}"
-        for key, old, new in _differences(before.resolved(), now.resolved())
+        for key, old, new in differences(before.resolved(), now.resolved())
         if not any(key == one or key.startswith(f"{one}.") for one in free)
     ]
     if changed:
         raise ConfigError([*changed, "only a run of the same configuration can be resumed"], str(path))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted key, value before and value now, of all that differ."""
     for key in dict.fromkeys((*now, *before)):
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from differences(old, new, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", old, new
 

@@ -77,7 +77,7 @@ def close(
         except (CheckpointError, StateError) as error:
             failed.append(f"bake: NOT WRITTEN: {error}")
             tell(failed[-1])
-    return Left({**figures, **found}, failed)
+    return Left({**figures, **found}, tuple(failed))
 
 
 def _counts(one: Exported, config: RunConfig) -> bool:
