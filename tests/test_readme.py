@@ -231,3 +231,15 @@ def test_the_assistant_of_the_readme(folder: Path) -> None:
     done = run_small(recipe("causal-lm"), model=str(model), epochs=1.0, options={"block_size": 32})
     assert done.figures["perplexity"] > 0
     assert done.adapter is not None
+
+
+def test_every_test_that_the_table_of_features_names_is_there() -> None:
+    table = (ROOT / "examples/TRAINING.md").read_text(encoding="utf-8").partition("## What there is")[2]
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`[^|]+`) \|$", table, re.MULTILINE)
+    assert len(rows) > 35
+    for row in rows:
+        folder = Path()
+        for name in re.findall(r"`([^`]+)`", row):
+            path = Path(name) if name.startswith(("tests/", "plugins/")) else folder / name
+            assert (ROOT / path).exists(), f"{name} in {row}"
+            folder = path.parent
