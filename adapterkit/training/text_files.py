@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapterkit.errors import DataError
@@ -16,20 +17,32 @@ _MARKS = {  # the longer first: that of UTF-32 begins with that of UTF-16
 }
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, with lines that end in a newline alone and without byte order marks.
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file, one at a time, with their ends, which are a newline alone, and without byte order marks.
 
     Raises:
         DataError: It is no text, or of an encoding that it does not tell.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(4)
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-        text = data.decode(encoding)
+        with path.open(encoding=encoding) as lines:
+            for line in lines:
+                if "\0" in line:
+                    told = "holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8"
+                    raise DataError(told, [path])
+                yield line.replace("\ufeff", "")
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", [path]) from error
     except UnicodeDecodeError as error:
         raise DataError(f"cannot be read as UTF-8 text ({error}); save it as UTF-8", [path]) from error
-    if "\0" in text:
-        raise DataError("holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8", [path])
-    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, as `lines_of` reads it.
+
+    Raises:
+        DataError: See there.
+    """
+    return "".join(lines_of(path))

@@ -37,7 +37,7 @@ class LanguageTask(Task):
 
     options: Options
     sampling = ("chat_template", "sample_as", "sample_tokens", "temperature")
-    free_options = frozenset({"prompts", "sample_as", "sample_seeds", "sample_tokens", "temperature"})
+    free_options = frozenset({"cache", "prompts", "sample_as", "sample_seeds", "sample_tokens", "temperature"})
 
     def outline(self) -> nn.Module:
         """The model's shape."""

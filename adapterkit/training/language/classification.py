@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
+from adapterkit.training.language.examples import cache_of
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.labelled import (
     LABELLED,
@@ -37,7 +39,9 @@ from adapterkit.training.language.labelled import (
 )
 from adapterkit.training.language.layouts import read_as
 from adapterkit.training.language.options import Reading, check_length
-from adapterkit.training.language.rows import read_rows, row_files
+from adapterkit.training.language.rows import row_files
+from adapterkit.training.language.shelf import Shelf
+from adapterkit.training.language.token_cache import TokenCache, identity_of_tokenizer
 from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import (
     checkpoint_activations,
@@ -73,21 +77,24 @@ class TextClassificationTask(Task):
     Options = Options
     options: Options
     larger_is_better = frozenset({"accuracy", "f1"})
+    free_options = frozenset({"cache"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
-        record = DataRecord(files_of(self.source, self.validation), class_names(self.source.read.found))
+        counts = Counter(one.label for one, _ in self.source)
+        record = DataRecord(files_of(self.source, self.validation), class_names(counts))
         record = self._numbered(record, before)
         self.classes = list(record.classes)
-        counts = Counter(one.label for one in self.source.read.found)
+        training, held_out = self.split
         facts = {
-            "rows": f"{len(self.source.read.found)}, {'; '.join(self.source.read.layouts)}",
+            "rows": f"{self.source.rows}, {'; '.join(self.source.layouts)}",
             "classes": ", ".join(f"{name} {counts[name]}" for name in self.classes),
-            "longest": f"{max(map(len, self.split[0]))} tokens",
-            "examples": f"{len(self.split[0])}, and {len(self.split[1])} to measure with",
+            "longest": f"{self.longest} tokens",
+            "examples": f"{len(training)}, and {len(held_out)} to measure with",
         }
         cut = [f"cut after {self.options.block_size} tokens: {self.cut} texts"] if self.cut else []
-        return replace(record, notes=[*record.notes, *self.source.notes, *cut], facts=facts)
+        notes = [*record.notes, *self.source.notes, *cut, *self.cache.notes]
+        return replace(record, notes=notes, facts=facts)
 
     def outline(self) -> nn.Module:
         """The classifier's shape."""
@@ -115,7 +122,7 @@ class TextClassificationTask(Task):
             setting.tell(
                 f"model: no weights for {listed(self.fresh)}, which begin at random and train with the adapter"
             )
-        return Texts(self.split[0])
+        return self.split[0]
 
     def collate(self, items: Sequence[Encoding]) -> dict[str, Any]:
         """See `collated`."""
@@ -149,15 +156,12 @@ class TextClassificationTask(Task):
     def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
         """The probabilities of every row of the files, and of the files in the folders."""
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
-        for path in inputs:
-            notes = Notes(path)
-            read = read_as(read_rows(row_files(path, notes)), UNLABELLED, columns)
-            notes.warn()
-            for start in range(0, len(read.found), _AT_ONCE):
-                texts, rows = read.found[start : start + _AT_ONCE], read.rows[start : start + _AT_ONCE]
-                items = [unlabelled(text, pair, self.tokenizer, self.options.block_size) for text, pair in texts]
+        for file in _files_of(inputs):
+            rows = iter(read_as(file, UNLABELLED, columns) or ())
+            while some := list(itertools.islice(rows, _AT_ONCE)):
+                items = [unlabelled(*said, self.tokenizer, self.options.block_size) for said, _ in some]
                 logits = self._logits(to_device(self.collate(items), next(self.model.parameters()).device))
-                for row, shares in zip(rows, logits.double().softmax(-1).cpu(), strict=True):
+                for (_, row), shares in zip(some, logits.double().softmax(-1).cpu(), strict=True):
                     yield Prediction(f"{row.file}:{row.number}", shares.tolist(), [int(shares.argmax())])
 
     def probe(self) -> Tensor:
@@ -180,7 +184,7 @@ class TextClassificationTask(Task):
             return {}
         batches = (self.collate(held_out[start : start + size]) for start in range(0, len(held_out), size))
         logits = torch.cat([self._logits(to_device(batch, self.device)).double().cpu() for batch in batches])
-        labels = torch.tensor([one.label for one in held_out])
+        labels = torch.from_numpy(held_out.labels.copy())
         return {"loss": F.cross_entropy(logits, labels).item(), **scores(logits.argmax(-1), labels, len(self.classes))}
 
     def measures(self) -> Collection[str]:
@@ -208,14 +212,27 @@ class TextClassificationTask(Task):
         return load_tokenizer(self.config.model)
 
     @functools.cached_property
-    def split(self) -> tuple[list[Encoding], list[Encoding]]:
+    def cache(self) -> TokenCache:
+        """Where tokens are kept."""
+        return cache_of(self.options, self.config)
+
+    @functools.cached_property
+    def split(self) -> tuple[Texts, Texts]:
         """The texts to train on, and those that are held out."""
         sources = [one for one in (self.source, self.validation) if one is not None]
-        found = [encode(one.read.found, self.classes, self.tokenizer, self.options.block_size) for one in sources]
-        self.cut = sum(cut for _, cut in found)
+        found = [self._encoded(one) for one in sources]
+        self.cut = sum(record["cut"] for _, record in found)
+        self.longest = found[0][1]["longest"]
+        texts = [Texts(shelf, record["inputs"]) for shelf, record in found]
         if self.validation is not None:
-            return found[0][0], found[1][0]
-        return split_classes(found[0][0], self.classes, self.options.validation_fraction, self.config.seed)
+            return texts[0], texts[1]
+        return split_classes(texts[0], self.classes, self.options.validation_fraction, self.config.seed)
+
+    def _encoded(self, source: Source) -> tuple[Shelf, Mapping[str, Any]]:
+        limit, known = self.options.block_size, self.cache.folder is not None
+        parts = (*source.identity, self.classes, limit, identity_of_tokenizer(self.tokenizer)) if known else ()
+        said = (one for one, _ in source)
+        return self.cache.get(parts, lambda shelf: encode(said, self.classes, self.tokenizer, limit, shelf))
 
     @property
     def _fresh(self) -> int | None:
@@ -242,6 +259,15 @@ class TextClassificationTask(Task):
             ],
             "run",
         )
+
+
+def _files_of(inputs: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in inputs:
+        notes = Notes(path)
+        found += row_files(path, notes)
+        notes.warn()
+    return found
 
 
 def _probed(model: Any) -> Tensor:

@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.data_files import Notes, content_key, name_of
+from adapterkit.training.data_files import Notes, content_key, gather, name_of
 from adapterkit.training.language.conversations import Conversation, Document, Exchange, Rendered
 from adapterkit.training.language.layouts import LANGUAGE, Columns, Layout, Read, read_as
-from adapterkit.training.language.rows import Row, read_rows, row_files
+from adapterkit.training.language.rows import Row, row_files
 from adapterkit.training.language.templates import PLAIN, TURNS, Template
-from adapterkit.training.language.tokens import Encoded
 
 Said = Document | Exchange | Conversation
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder that was read.
+    """A file or folder. Its rows are read whenever they are asked for, and never all of them are in memory.
 
     Attributes:
         path: The file or folder.
         files: Name -> `content_key`.
-        read: What its rows say.
+        parts: The files that have rows.
         notes: What was left out, and in which columns what was found.
+        rows: How many there are with a word to learn.
+        is_text: Whether all of them are documents.
     """
 
     path: Path
     files: dict[str, str]
-    read: Read[Any]
+    parts: Sequence[Read[Any]]
     notes: Sequence[str]
+    rows: int
+    is_text: bool
 
     @property
-    def is_text(self) -> bool:
-        """Whether all rows are documents."""
-        return all(isinstance(one, Document) for one in self.read.found)
+    def layouts(self) -> list[str]:
+        """A sentence for each way in which files say something."""
+        return list(dict.fromkeys(part.sentence for part in self.parts))
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What its rows follow from."""
+        return tuple((self.files[name_of(one.file, self.path)], one.layout.name, one.columns) for one in self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Any, Row]]:
+        """What each row says, of those with a word to learn."""
+        return ((said, row) for part in self.parts for said, row in part if _has_words(said))
 
 
 def read_source(path: Path, columns: Columns, layouts: Sequence[Layout[Any]] = LANGUAGE) -> Source:
-    """Reads a file or a folder.
+    """Looks at every row of a file or a folder.
 
     Raises:
         DataError: There is nothing to be learnt, or some of it cannot be read.
@@ -49,32 +61,46 @@ def read_source(path: Path, columns: Columns, layouts: Sequence[Layout[Any]] = L
     """
     notes = Notes(path)
     files = row_files(path, notes)
-    rows = read_rows(files)
-    empty = set(files) - {row.file for row in rows}
-    for file in sorted(empty):
+    found = dict(zip(files, gather(files, lambda file: read_as(file, layouts, columns)), strict=True))
+    parts = {file: part for file, part in found.items() if part is not None}
+    seen = dict(zip(parts, gather(parts, lambda file: _seen(parts[file])), strict=True))
+    for file in (file for file in files if file not in parts):
         notes.add("left out, a file without a row", file)
-    kept = _with_words(read_as(rows, layouts, columns), notes) if rows else None
-    if kept is None or not kept.found:
+    for file in (file for file, one in seen.items() if not one.with_words):
+        notes.add("left out, a file without a word", file)
+    for file in (file for file, one in seen.items() if one.with_words and one.without):
+        notes.add("left out, rows without a word to learn", file)
+    if not any(one.with_words for one in seen.values()):
         raise DataError("no text in the data", files)
-    keys = {name_of(file, path): content_key(file) for file in files}
-    return Source(path, keys, kept, [*notes.sentences(), *(f"read as {sentence}" for sentence in kept.layouts)])
+    source = Source(
+        path,
+        {name_of(file, path): content_key(file) for file in files},
+        [*parts.values()],
+        notes.sentences(),
+        sum(one.with_words for one in seen.values()),
+        all(one.is_text for one in seen.values()),
+    )
+    return replace(source, notes=[*source.notes, *(f"read as {sentence}" for sentence in source.layouts)])
 
 
-def _with_words(read: Read[Any], notes: Notes) -> Read[Any]:
-    """Without rows of which nothing could be learnt."""
-    kept: list[tuple[Any, Row]] = []
-    spoken: set[Path] = set()
-    for said, row in zip(read.found, read.rows, strict=True):
+@dataclass
+class _Seen:
+    """Of a file how many rows have a word to learn, how many have none, and whether those that have are documents."""
+
+    with_words: int = 0
+    without: int = 0
+    is_text: bool = True
+
+
+def _seen(part: Read[Any]) -> _Seen:
+    found = _Seen()
+    for said, _ in part:
         if _has_words(said):
-            kept.append((said, row))
-            spoken.add(row.file)
-    for row in read.rows if len(kept) < len(read.rows) else ():
-        if row.file not in spoken:
-            notes.add("left out, a file without a word", row.file)
-    for said, row in zip(read.found, read.rows, strict=True):
-        if row.file in spoken and not _has_words(said):
-            notes.add("left out, rows without a word to learn", row.file)
-    return Read([said for said, _ in kept], [row for _, row in kept], read.layouts)
+            found.with_words += 1
+            found.is_text = found.is_text and isinstance(said, Document)
+        else:
+            found.without += 1
+    return found
 
 
 def _has_words(said: Any) -> bool:
@@ -83,11 +109,13 @@ def _has_words(said: Any) -> bool:
     return not isinstance(said, Exchange) or bool(said.completion.strip())
 
 
-def rendered(read: Read[Any], template: Template | None, model: str, *, last: bool = False) -> list[list[Rendered]]:
-    """What each row is as text; more than one where the template writes earlier answers otherwise than the last.
+def rendered(
+    source: Source, template: Template | None, model: str, *, last: bool = False
+) -> Iterator[tuple[int, Rendered]]:
+    """What each row is as text, with its number; more than one where a template writes earlier answers otherwise.
 
     Args:
-        read: The rows.
+        source: The rows.
         template: Of conversations; without one, a prompt and its completion follow each other as they are.
         model: Whose template it is, for errors.
         last: Of each conversation only the last answer is learnt.
@@ -96,16 +124,18 @@ def rendered(read: Read[Any], template: Template | None, model: str, *, last: bo
         ConfigError: There are conversations and no template.
         DataError: The template does not take a row.
     """
-    if template is None and any(isinstance(said, Conversation) for said in read.found):
-        raise ConfigError(
-            [
-                f"options.chat_template: the tokenizer of {model} has no chat template, and the data holds "
-                f"conversations. Name a file of one (such as that of the model's chat version), or {TURNS} for a "
-                f"simple one; {PLAIN} serves prompts and completions alone"
-            ],
-            "run",
-        )
-    return [_rendered(said, row, template, last=last) for said, row in zip(read.found, read.rows, strict=True)]
+    for number, (said, row) in enumerate(source):
+        if template is None and isinstance(said, Conversation):
+            raise ConfigError(
+                [
+                    f"options.chat_template: the tokenizer of {model} has no chat template, and the data holds "
+                    f"conversations. Name a file of one (such as that of the model's chat version), or {TURNS} for a "
+                    f"simple one; {PLAIN} serves prompts and completions alone"
+                ],
+                "run",
+            )
+        for one in _rendered(said, row, template, last=last):
+            yield number, one
 
 
 def _rendered(said: Said, row: Row, template: Template | None, *, last: bool) -> list[Rendered]:
@@ -119,13 +149,6 @@ def _rendered(said: Said, row: Row, template: Template | None, *, last: bool) ->
         return template.answers(conversation, conversation.learnt(last=last))
     except ValueError as error:
         raise row.error(str(error)) from error
-
-
-def stops(examples: Sequence[Encoded], ends: Sequence[int]) -> Iterator[str]:
-    """A sentence where answers do not end with a token at which generation stops."""
-    endless = sum(not set(one.tokens[one.learnt].tolist()) & set(ends) for one in examples)
-    if ends and endless:
-        yield f"answers without the token {ends[0]}, at which generation ends: {endless} examples"
 
 
 def files_of(source: Source, validation: Source | None) -> dict[str, str]:

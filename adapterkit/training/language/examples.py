@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
 
 from adapterkit.errors import DataError
 from adapterkit.training.config import RunConfig
-from adapterkit.training.language.corpus import Source, files_of, rendered, stops
+from adapterkit.training.language.conversations import Rendered
+from adapterkit.training.language.corpus import Source, files_of, rendered
+from adapterkit.training.language.encoded import Counts, Stretches, Tokens, blocks, fitted, held_out, put
 from adapterkit.training.language.lengths import Fitting
 from adapterkit.training.language.options import Reading
-from adapterkit.training.language.packing import Lines, Packing, joined, packed
+from adapterkit.training.language.packing import Lines, Packing, Rows, packed
 from adapterkit.training.language.templates import Template
+from adapterkit.training.language.token_cache import TokenCache, identity_of_tokenizer
 from adapterkit.training.language.tokens import Encoded, Encoder, end_marks
-from adapterkit.training.order import derive_seed
-
-_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def make_examples(
         validation: To measure with; None holds a share of the source out.
         template: Of conversations.
         encoder: Makes tokens.
-        options: Which examples fit, and what is held out.
+        options: Which examples fit, what is held out, and where tokens are kept.
         packing: How examples are in rows; None joins texts.
         config: The run.
 
@@ -65,94 +65,94 @@ def make_examples(
         DataError: There is too little, or the chat template does not take it.
         ConfigError: There is no chat template, and it is needed.
     """
-    found = [_encoded(one, encoder, template, config.model) for one in (source, validation) if one is not None]
-    facts, notes = _facts(source, found[0]), _notes(source, found[0], template, encoder)
+    cache = cache_of(options, config)
+    found = [_encoded(one, encoder, template, config.model, cache) for one in (source, validation) if one is not None]
+    facts, notes = _facts(source, found[0].counts), _notes(source, found, template, encoder)
     files = files_of(source, validation)
     packing = packing or ("joined" if source.is_text else "rows")
     if packing == "joined":
-        training, held_out = _blocks(found, options, source)
-        facts["blocks"] = f"{len(training)} of {options.block_size} tokens, and {len(held_out)} to measure with"
-        rows = [[number] for number in range(len(training))]
-        return Examples(Lines(training, rows), held_out, packing, files, source.is_text, facts, notes)
-    training, measured = (
-        found if validation is not None else split_rows(found[0], options.validation_fraction, config.seed)
-    )
+        training, measured = _blocks(found, options, source)
+        facts["blocks"] = f"{len(training)} of {options.block_size} tokens, and {len(measured)} to measure with"
+        lines = Lines(training, Rows.single(len(training)))
+        return Examples(lines, measured, packing, files, source.is_text, facts, [*notes, *cache.notes])
     fitting = Fitting(options.block_size, options.too_long)
-    examples, held_out = (fitting([one for row in rows for one in row]) for rows in (training, measured))
-    if not examples:
+    if validation is not None:
+        examples, measured = (fitted(one, None, fitting) for one in found)
+    else:
+        apart = held_out(source.rows, options.validation_fraction, config.seed)
+        examples, measured = (fitted(found[0], rows, fitting) for rows in (~apart, apart))
+    if not len(examples):
         raise DataError(
             f"data {source.path} has nothing to learn in the first {options.block_size} tokens of its rows; raise "
             "options.block_size"
         )
-    rows = [[number] for number in range(len(examples))]
+    rows = Rows.single(len(examples))
     if packing == "documents":
-        rows = packed([len(one) for one in examples], options.block_size)
+        rows = packed(examples.lengths, options.block_size)
         facts["rows of batches"] = f"{len(rows)} of at most {options.block_size} tokens"
-    facts["examples"] = f"{len(examples)}, and {len(held_out)} to measure with"
-    notes += fitting.notes(sum(map(len, found[0])))
-    return Examples(Lines(examples, rows), held_out, packing, files, source.is_text, facts, notes)
+    facts["examples"] = f"{len(examples)}, and {len(measured)} to measure with"
+    notes += [*fitting.notes(found[0].counts.examples), *cache.notes]
+    return Examples(Lines(examples, rows), measured, packing, files, source.is_text, facts, notes)
 
 
-def _facts(source: Source, rows: Sequence[list[Encoded]]) -> dict[str, str]:
-    examples = [one for row in rows for one in row]
-    learnt, longest = sum(int(one.learnt.sum()) for one in examples), max(map(len, examples))
+def cache_of(options: Reading, config: RunConfig) -> TokenCache:
+    """Where the tokens of a run are kept."""
+    return TokenCache(None if options.cache is None else Path(options.cache), Path(config.output))
+
+
+def _facts(source: Source, counts: Counts) -> dict[str, str]:
     return {
-        "rows": f"{len(rows)}, {'; '.join(source.read.layouts)}",
-        "tokens": f"{sum(map(len, examples))}, of which {learnt} are learnt",
-        "longest": f"{longest} tokens",
+        "rows": f"{source.rows}, {'; '.join(source.layouts)}",
+        "tokens": f"{counts.tokens}, of which {counts.learnt} are learnt",
+        "longest": f"{counts.longest} tokens",
     }
 
 
-def _notes(source: Source, rows: Sequence[list[Encoded]], template: Template | None, encoder: Encoder) -> list[str]:
-    examples = [one for row in rows for one in row]
-    notes = [*source.notes]
-    if template is not None:
-        notes += stops([one for one in examples if not one.whole], end_marks(encoder.tokenizer))
-    if encoder.shared:
-        notes.append(
-            f"answers that share their first token with what is before it, which is not learnt: {encoder.shared}"
-        )
-    if more := len(examples) - len(rows):
+def _notes(source: Source, found: Sequence[Tokens], template: Template | None, encoder: Encoder) -> list[str]:
+    notes, counts, ends = [*source.notes], found[0].counts, end_marks(encoder.tokenizer)
+    if template is not None and ends and counts.endless:
+        notes.append(f"answers without the token {ends[0]}, at which generation ends: {counts.endless} examples")
+    if shared := sum(one.counts.shared for one in found):
+        notes.append(f"answers that share their first token with what is before it, which is not learnt: {shared}")
+    if (more := counts.examples - source.rows) > 0:
         notes.append(f"the template writes earlier answers otherwise than the last: {more} more examples than rows")
     return notes
 
 
-def _encoded(source: Source, encoder: Encoder, template: Template | None, model: str) -> list[list[Encoded]]:
-    texts = rendered(source.read, template, model, last=encoder.learn == "last")
-    encoded = encoder(one for row in texts for one in row)
-    return [[next(encoded) for _ in row] for row in texts]
+def _encoded(source: Source, encoder: Encoder, template: Template | None, model: str, cache: TokenCache) -> Tokens:
+    def texts() -> Iterator[tuple[int, Rendered, bool]]:
+        for row, text in rendered(source, template, model, last=encoder.learn == "last"):
+            yield row, text, text.whole
+
+    return encoded(source, template, encoder, cache, texts(), "answers")
 
 
-def split_rows(rows: Sequence[_Row], share: float, seed: int) -> tuple[list[_Row], list[_Row]]:
-    """The rows to train on and those that are held out, at least one of either; none where the share is 0.
-
-    Raises:
-        DataError: There is one row.
-    """
-    if not share:
-        return list(rows), []
-    if len(rows) < 2:
-        raise DataError("there is one row; two are needed, one to train and one to measure. Give options.validation")
-    count = min(max(round(len(rows) * share), 1), len(rows) - 1)
-    order = sorted(range(len(rows)), key=lambda number: derive_seed(seed, "held out", number))
-    chosen = frozenset(order[:count])
-    return (
-        [row for number, row in enumerate(rows) if number not in chosen],
-        [row for number, row in enumerate(rows) if number in chosen],
-    )
+def encoded(
+    source: Source,
+    template: Template | None,
+    encoder: Encoder,
+    cache: TokenCache,
+    texts: Iterable[tuple[int, Rendered, bool]],
+    kind: str,
+) -> Tokens:
+    """The texts of a source as tokens, which follow from it, template, tokenizer, what is learnt, and their kind."""
+    parts: tuple[object, ...] = ()
+    if cache.folder is not None:
+        told = None if template is None else template.text
+        parts = (kind, *source.identity, told, encoder.learn, identity_of_tokenizer(encoder.tokenizer))
+    shelf, counts = cache.get(parts, lambda shelf: put(texts, encoder, shelf))
+    return Tokens(shelf, Counts(**counts))
 
 
-def _blocks(
-    found: Sequence[list[list[Encoded]]], options: Reading, source: Source
-) -> tuple[list[Encoded], list[Encoded]]:
+def _blocks(found: Sequence[Tokens], options: Reading, source: Source) -> tuple[Stretches, Stretches]:
     """Everything joined and cut into blocks, the last of which are held out."""
-    parts = [joined([one for row in rows for one in row], options.block_size) for rows in found]
-    blocks, share = parts[0], options.validation_fraction
-    count = max(1, round(len(blocks) * share)) if share and len(parts) == 1 else 0
-    if len(blocks) < 1 + bool(count):
+    parts = [blocks(one, options.block_size) for one in found]
+    whole, share = parts[0], options.validation_fraction
+    count = max(1, round(len(whole) * share)) if share and len(parts) == 1 else 0
+    if len(whole) < 1 + bool(count):
         raise DataError(
-            f"data {source.path} fills {len(blocks)} block of {options.block_size} tokens; two are "
+            f"data {source.path} fills {len(whole)} block of {options.block_size} tokens; two are "
             "needed, one to train and one to measure. Lower options.block_size"
         )
-    training, held_out = (blocks[: len(blocks) - count], blocks[len(blocks) - count :])
-    return training, held_out if len(parts) == 1 else parts[1]
+    training, measured = whole[: len(whole) - count], whole[len(whole) - count :]
+    return training, measured if len(parts) == 1 else parts[1]

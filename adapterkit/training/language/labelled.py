@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapterkit.errors import DataError
 from adapterkit.training.language.layouts import Layout, Part, text_of
 from adapterkit.training.language.rows import Row
+from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.order import Draw, derive_seed
 
 
@@ -54,13 +57,15 @@ LABELLED = (
 """What a classifier learns from."""
 
 
-def class_names(found: Sequence[Labelled]) -> list[str]:
+def class_names(names: Collection[str]) -> list[str]:
     """The classes, by number where all are whole numbers, else by name.
+
+    Args:
+        names: All that there are, each once.
 
     Raises:
         DataError: There are fewer than two.
     """
-    names = {one.label for one in found}
     if len(names) < 2:
         raise DataError(f"two or more classes are needed; the labels are all {', '.join(names)}")
     numbers = all(name.lstrip("-").isdecimal() for name in names)
@@ -83,29 +88,41 @@ class Encoding:
         return len(self.inputs["input_ids"])
 
 
-def encode(found: Sequence[Labelled], classes: Sequence[str], tokenizer: Any, limit: int) -> tuple[list[Encoding], int]:
-    """The texts as tokens, cut to the limit, and how many were longer.
+def encode(
+    found: Iterable[Labelled], classes: Sequence[str], tokenizer: Any, limit: int, shelf: Shelf
+) -> dict[str, Any]:
+    """Puts the texts as tokens, cut to the limit, on a shelf: of each all inputs, one behind the other.
 
     Args:
         found: Texts.
-        classes: Their classes by number.
+        classes: Their classes by number, which are the tags.
         tokenizer: Of the model.
         limit: Most tokens.
+        shelf: Is empty.
+
+    Returns:
+        The `inputs` by name, and of the texts how many were `cut` and the `longest` of them.
 
     Raises:
         DataError: A label is of no class.
     """
     number = {name: place for place, name in enumerate(classes)}
-    if strangers := sorted({one.label for one in found} - set(number)):
-        raise DataError(f"labels that the training data does not have: {', '.join(strangers[:5])}")
-    encoded, cut = [], 0
+    strangers: set[str] = set()
+    names: list[str] = []
+    cut = longest = 0
     for one in found:
+        if one.label not in number:
+            strangers.add(one.label)
+            continue
         whole = tokenizer(one.text, one.pair, verbose=False)
         if len(whole["input_ids"]) > limit:
             cut += 1
             whole = tokenizer(one.text, one.pair, truncation=True, max_length=limit)
-        encoded.append(Encoding({name: list(values) for name, values in whole.items()}, number[one.label]))
-    return encoded, cut
+        names, longest = list(whole), max(longest, len(whole["input_ids"]))
+        shelf.append([value for values in whole.values() for value in values], number[one.label])
+    if strangers:
+        raise DataError(f"labels that the training data does not have: {', '.join(sorted(strangers)[:5])}")
+    return {"inputs": names, "cut": cut, "longest": longest}
 
 
 def unlabelled(text: str, pair: str | None, tokenizer: Any, limit: int) -> Encoding:
@@ -114,21 +131,39 @@ def unlabelled(text: str, pair: str | None, tokenizer: Any, limit: int) -> Encod
     return Encoding({name: list(values) for name, values in found.items()}, 0)
 
 
-class Texts:
-    """Texts by number; nothing about one is random."""
+class Texts(Sequence[Encoding]):
+    """Texts by number, read when they are asked for; nothing about one is random.
 
-    def __init__(self, encoded: Sequence[Encoding]) -> None:
-        self.encoded = encoded
+    Args:
+        shelf: See `encode`.
+        names: Of the inputs.
+        places: Those of the shelf that are meant; None for all.
+    """
+
+    def __init__(self, shelf: Shelf, names: Sequence[str], places: np.ndarray | None = None) -> None:
+        self.shelf, self.names = shelf, names
+        self.places = np.arange(len(shelf)) if places is None else places
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.places)
 
-    def __getitem__(self, draw: Draw) -> Encoding:
-        return self.encoded[draw.index]
+    def __getitem__(self, which: Any) -> Any:
+        """A text by its number or by a draw, or those of a slice."""
+        if isinstance(which, slice):
+            return Texts(self.shelf, self.names, self.places[which])
+        place = int(self.places[which.index if isinstance(which, Draw) else which])
+        rows = self.shelf[place].view(len(self.names), -1).tolist()
+        return Encoding(dict(zip(self.names, rows, strict=True)), int(self.shelf.tags[place]))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The numbers of their classes: [texts]."""
+        return self.shelf.tags[self.places]
 
 
 def collated(items: Sequence[Encoding], pad: int) -> dict[str, Any]:
     """`inputs` [texts, length] by name, filled up on the right with `pad` and zeros, and `labels` [texts]."""
+    items = list(items)
     length = max(map(len, items))
     inputs = {
         name: torch.tensor(
@@ -139,28 +174,24 @@ def collated(items: Sequence[Encoding], pad: int) -> dict[str, Any]:
     return {"inputs": inputs, "labels": torch.tensor([one.label for one in items])}
 
 
-def split_classes(
-    encoded: Sequence[Encoding], classes: Sequence[str], share: float, seed: int
-) -> tuple[list[Encoding], list[Encoding]]:
+def split_classes(texts: Texts, classes: Sequence[str], share: float, seed: int) -> tuple[Texts, Texts]:
     """Of each class the same share held out, at least one text on either side; none where the share is 0.
 
     Raises:
         DataError: A class has one text.
     """
-    held_out: set[int] = set()
+    labels = texts.labels
+    apart = np.zeros(len(texts), bool)
     for label, name in enumerate(classes):
-        mine = [number for number, one in enumerate(encoded) if one.label == label]
+        mine = np.flatnonzero(labels == label)
         if share and len(mine) < 2:
             raise DataError(
                 f"class {name!r} has {len(mine)} text; two are needed, one to train and one to measure. Give "
                 "options.validation, or set options.validation_fraction=0"
             )
         count = min(max(round(len(mine) * share), 1), len(mine) - 1) if share else 0
-        held_out.update(sorted(mine, key=lambda number: derive_seed(seed, "held out", number))[:count])
-    return (
-        [one for number, one in enumerate(encoded) if number not in held_out],
-        [one for number, one in enumerate(encoded) if number in held_out],
-    )
+        apart[heapq.nsmallest(count, map(int, mine), key=lambda number: derive_seed(seed, "held out", number))] = True
+    return tuple(Texts(texts.shelf, texts.names, texts.places[which]) for which in (~apart, apart))  # type: ignore[return-value]
 
 
 def scores(found: Tensor, labels: Tensor, classes: int) -> dict[str, float]:

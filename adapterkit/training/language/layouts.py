@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from adapterkit.errors import DataError
-from adapterkit.training.data_files import gather, listed
+from adapterkit.training.data_files import listed
 from adapterkit.training.language.conversations import (
     ASSISTANT,
     Conversation,
@@ -19,7 +18,7 @@ from adapterkit.training.language.conversations import (
     asked,
     conversation_of,
 )
-from adapterkit.training.language.rows import Row
+from adapterkit.training.language.rows import Row, rows_in
 
 _Found = TypeVar("_Found")
 Part = Mapping[str, Any]
@@ -59,48 +58,61 @@ def _names(what: str, names: Sequence[str], told: Columns) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Read(Generic[_Found]):
-    """What rows say.
+    """The rows of a file, as a layout reads them. They are read each time they are asked for.
 
     Attributes:
-        found: In the order of the rows.
-        rows: Where each is from.
-        layouts: A sentence for each way in which a file said it: the columns that were read, and those that were not.
+        file: It.
+        layout: How its rows say something.
+        columns: What -> the column that has it.
+        present: All columns.
     """
 
-    found: Sequence[_Found]
-    rows: Sequence[Row]
-    layouts: Sequence[str]
+    file: Path
+    layout: Layout[_Found]
+    columns: Columns
+    present: Sequence[str]
+
+    @property
+    def sentence(self) -> str:
+        """The columns that are read, and those that are not."""
+        return _sentence(self.layout.name, self.columns, self.present)
+
+    def __iter__(self) -> Iterator[tuple[_Found, Row]]:
+        """What each row says.
+
+        Raises:
+            DataError: A row lacks something.
+        """
+        for row in rows_in(self.file):
+            yield self.layout.make(_part(row, self.columns, self.layout), row), row
 
 
-def read_as(rows: Sequence[Row], layouts: Sequence[Layout[_Found]], told: Columns) -> Read[_Found]:
-    """What the rows say, a layout for each file: the first that its columns have.
+def read_as(file: Path, layouts: Sequence[Layout[_Found]], told: Columns) -> Read[_Found] | None:
+    """Finds the first layout that a file's columns have; None where it has no row.
 
     Args:
-        rows: Those of one file one behind the other.
+        file: It is read once for that.
         layouts: The more telling first.
         told: What -> the column that has it, where the user has said so.
 
     Raises:
-        DataError: A file's columns are none of the layouts', or a row lacks something.
+        DataError: Its columns are none of the layouts', or it cannot be read.
     """
-    files = {file: list(group) for file, group in groupby(rows, lambda row: row.file)}
-    sentences: dict[str, None] = {}
-
-    def of_file(file: Path) -> list[_Found]:
-        present = dict.fromkeys(column for row in files[file] for column in row.values)
-        for layout in layouts:
-            if (columns := layout.columns(present, told)) is not None:
-                sentences[_sentence(layout.name, columns, present)] = None
-                return [layout.make(_part(row, columns, layout), row) for row in files[file]]
-        ways = "; ".join(f"{one.name}: {', '.join(one.needed)}" for one in layouts)
-        raise DataError(
-            f"has the columns {listed(present)}, and none of what is read ({ways}). Say which is which, such as "
-            "options.columns={prompt: question, completion: answer}",
-            [file],
-        )
-
-    found = [one for ones in gather(files, of_file) for one in ones]
-    return Read(found, list(rows), list(sentences))
+    rows, present = 0, dict[str, None]()
+    for row in rows_in(file):
+        rows += 1
+        present.update(dict.fromkeys(row.values))
+    if not rows:
+        return None
+    for layout in layouts:
+        if (columns := layout.columns(present, told)) is not None:
+            return Read(file, layout, columns, list(present))
+    ways = "; ".join(f"{one.name}: {', '.join(one.needed)}" for one in layouts)
+    raise DataError(
+        f"has the columns {listed(present)}, and none of what is read ({ways}). Say which is which, such as "
+        "options.columns={prompt: question, completion: answer}",
+        [file],
+    )
 
 
 def _sentence(name: str, columns: Columns, present: Iterable[str]) -> str:

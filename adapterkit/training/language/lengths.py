@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Literal
 
 from adapterkit.training.language.tokens import Encoded
 
+Stretch = tuple[int, int]
 TooLong = Literal["split", "cut", "leave out"]
 
 
@@ -23,30 +23,28 @@ class Fitting:
         self.limit, self.too_long = limit, too_long
         self.counts: Counter[str] = Counter()
 
-    def __call__(self, examples: Sequence[Encoded]) -> list[Encoded]:
-        """Examples of at most `limit` tokens, each with something to learn."""
-        return [part for one in examples for part in self._fit(one)]
-
-    def notes(self, total: int) -> list[str]:
-        """A sentence for each thing that was done, of that many examples."""
-        return [f"{what}: {count} of {total} examples" for what, count in self.counts.items()]
-
-    def _fit(self, one: Encoded) -> list[Encoded]:
+    def __call__(self, one: Encoded) -> list[Stretch]:
+        """Which stretches of an example are kept: of at most `limit` tokens, each with something to learn."""
         if len(one) <= self.limit:
-            return [one] if self._teaches(one, "left out, nothing to learn in them") else []
+            return [(0, len(one))] if self._teaches(one, "left out, nothing to learn in them") else []
         way = self.too_long or ("split" if one.whole else "cut")
         if way == "leave out":
             self.counts[f"left out, longer than {self.limit} tokens"] += 1
             return []
         if way == "cut":
-            cut = one.part(0, self.limit)
-            if not self._teaches(cut, f"left out, nothing to learn in the first {self.limit} tokens"):
+            if not self._teaches(
+                one.part(0, self.limit), f"left out, nothing to learn in the first {self.limit} tokens"
+            ):
                 return []
             self.counts[f"cut after {self.limit} tokens"] += 1
-            return [cut]
+            return [(0, self.limit)]
         self.counts[f"split, longer than {self.limit} tokens"] += 1
-        parts = (one.part(start, start + self.limit) for start in range(0, len(one), self.limit))
-        return [part for part in parts if part.teaches]
+        parts = ((start, min(start + self.limit, len(one))) for start in range(0, len(one), self.limit))
+        return [part for part in parts if one.part(*part).teaches]
+
+    def notes(self, total: int) -> list[str]:
+        """A sentence for each thing that was done, of that many examples."""
+        return [f"{what}: {count} of {total} examples" for what, count in self.counts.items()]
 
     def _teaches(self, one: Encoded, otherwise: str) -> bool:
         if not one.teaches:

@@ -21,6 +21,8 @@ class Reading(Section):
             texts are split, and conversations cut.
         validation: A file or folder to measure with, of the same kind as the data.
         validation_fraction: Without that, the share that is held out: of the rows, or of joined blocks the last ones.
+        cache: A folder that keeps tokens, for this run when it is resumed and for others; by default they lie in files
+            without a name, beside the run folder, while it trains.
     """
 
     columns: dict[str, str] = Field({})
@@ -28,6 +30,7 @@ class Reading(Section):
     too_long: TooLong | None = None
     validation: str | None = None
     validation_fraction: float = Field(0.05, ge=0, lt=1)
+    cache: str | None = None
 
 
 def check_length(model: Any, size: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,33 @@ class Line:
     tokens: Tensor
     learnt: Tensor
     positions: Tensor
+
+
+class Rows(Sequence[Sequence[int]]):
+    """Which examples are in which row.
+
+    Args:
+        members: The examples of all rows, one row behind the other.
+        ends: Where each row ends among them.
+    """
+
+    def __init__(self, members: np.ndarray, ends: np.ndarray) -> None:
+        self.members, self.ends = members, ends
+
+    @classmethod
+    def single(cls, count: int) -> Rows:
+        """Each example in a row of its own."""
+        numbers = np.arange(count)
+        return cls(numbers, numbers + 1)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The examples of a row."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.members[self.ends[number - 1] if number else 0 : self.ends[number]].tolist()
 
 
 class Lines:
@@ -67,33 +96,37 @@ def line_of(examples: Sequence[Encoded]) -> Line:
     )
 
 
-def packed(lengths: Sequence[int], limit: int) -> list[list[int]]:
+def packed(lengths: Any, limit: int) -> Rows:
     """Which examples are in which row: the longest first, each where the least room is left (best-fit decreasing).
 
     Args:
-        lengths: Of the examples, none above the limit.
+        lengths: Of the examples, none above the limit: [examples].
         limit: Tokens of a row.
     """
-    rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # room that is left, number of the row: sorted
-    for example in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        place = bisect.bisect_left(rooms, (lengths[example], -1))
-        if place < len(rooms):
-            room, row = rooms.pop(place)
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    row_of, count = np.empty(len(lengths), np.int64), 0
+    open_rows: dict[int, list[int]] = {}  # room that is left -> the rows that have it, a heap
+    rooms: list[int] = []  # those of them that there are, sorted
+    for place, example in enumerate(order):
+        length = int(lengths[example])
+        at = bisect.bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            row = heapq.heappop(open_rows[room])
+            if not open_rows[room]:
+                del open_rows[room], rooms[at]
         else:
-            room, row = limit, len(rows)
-            rows.append([])
-        rows[row].append(example)
-        bisect.insort(rooms, (room - lengths[example], row))
-    return rows
-
-
-def joined(examples: Sequence[Encoded], size: int) -> list[Encoded]:
-    """All examples one behind the other, cut into blocks; what is left over at the end is not used."""
-    tokens = torch.cat([one.tokens for one in examples])
-    learnt = torch.cat([one.learnt for one in examples])
-    blocks = (Encoded(tokens[at : at + size], learnt[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
-    return [block for block in blocks if block.teaches]
+            room, row, count = limit, count, count + 1
+        row_of[place], room = row, room - length
+        if not room:
+            continue
+        if room not in open_rows:
+            open_rows[room] = []
+            bisect.insort(rooms, room)
+        heapq.heappush(open_rows[room], row)
+    by_row = np.argsort(row_of, kind="stable")
+    return Rows(order[by_row], np.cumsum(np.bincount(row_of, minlength=count)))
 
 
 def collated(lines: Sequence[Line], pad: int, *, apart: bool) -> dict[str, Tensor]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import DataError, MissingDependencyError
 from adapterkit.training.data_files import Notes, gather, walk
-from adapterkit.training.text_files import read_text
+from adapterkit.training.text_files import lines_of, read_text
 
+_AT_ONCE = 1024  # rows that are taken from a Parquet file
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "eval", "test", "testing", "dev"})
 
 
@@ -78,23 +79,34 @@ def _split_of(name: Path) -> list[str]:
     return [first] if first.partition("-")[0].casefold() in _SPLITS else []
 
 
-def read_rows(files: list[Path]) -> list[Row]:
-    """The rows of files, one file after the other.
+def read_rows(files: Sequence[Path]) -> list[Row]:
+    """The rows of files, one file after the other, all at once.
 
     Raises:
         DataError: Naming all files that cannot be read, with the reason of the first.
         MissingDependencyError: A Parquet file, and nothing that reads it.
     """
-    return [row for rows in gather(files, lambda file: READERS[file.suffix.lower()](file)) for row in rows]
+    return [row for rows in gather(files, lambda file: list(rows_in(file))) for row in rows]
 
 
-def _json_lines(file: Path) -> list[Row]:
-    return _parsed_lines(read_text(file), file)
+def rows_in(file: Path) -> Iterator[Row]:
+    """The rows of a file, one at a time.
+
+    Raises:
+        DataError: When the reader comes to what cannot be read.
+        MissingDependencyError: It is a Parquet file, and nothing is installed that reads it.
+    """
+    return READERS[file.suffix.lower()](file)
 
 
-def _parsed_lines(text: str, file: Path) -> list[Row]:
-    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    return [Row(_object(_parsed(line, number, file), number, file), file, number) for number, line in lines]
+def _json_lines(file: Path) -> Iterator[Row]:
+    return _parsed_lines(lines_of(file), file)
+
+
+def _parsed_lines(lines: Iterable[str], file: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield Row(_object(_parsed(line, number, file), number, file), file, number)
 
 
 def _parsed(line: str, number: int, file: Path) -> Any:
@@ -115,43 +127,42 @@ def _object(value: Any, number: int, file: Path) -> dict[str, Any]:
     raise DataError(f'row {number} must be an object with columns, such as {{"text": "..."}}', [file])
 
 
-def _json(file: Path) -> list[Row]:
-    """An array of objects, an object with one such array, or, as some write it, a line each."""
+def _json(file: Path) -> Iterator[Row]:
+    """An array of objects, an object with one such array, or, as some write it, a line each. It is read whole."""
     text = read_text(file)
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        return _parsed_lines(text, file)
+        yield from _parsed_lines(text.split("\n"), file)
+        return
     value = _parsed(text, 1, file)
     if isinstance(value, dict):
         arrays = [one for one in value.values() if isinstance(one, list) and one and isinstance(one[0], dict)]
         value = arrays[0] if len(value) == 1 and arrays else [value]
     if not isinstance(value, list):
         raise DataError("must hold an array of objects", [file])
-    return [Row(_object(one, number, file), file, number) for number, one in enumerate(value, 1)]
+    for number, one in enumerate(value, 1):
+        yield Row(_object(one, number, file), file, number)
 
 
-def _table(file: Path) -> list[Row]:
-    text = read_text(file)
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
+def _table(file: Path) -> Iterator[Row]:
+    lines = lines_of(file)
+    header = next(lines, "")
+    reader = csv.reader(itertools.chain([header], lines), delimiter=max(",;\t", key=header.count), strict=True)
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        rows = (line for line in reader if line)
+        columns = next(rows, [])
+        if len(set(columns)) < len(columns) or not all(columns):
+            raise DataError(f"must begin with a line of different names of columns, not {columns!r:.80}", [file])
+        for number, line in enumerate(rows, 1):
+            if len(line) != len(columns):
+                raise DataError(f"row {number} has {len(line)} fields, and there are {len(columns)} columns", [file])
+            yield Row(dict(zip(columns, line, strict=True)), file, number)
     except csv.Error as error:
         raise DataError(f"is no table ({error}); write it as .jsonl", [file]) from error
-    lines = [line for line in lines if line]
-    columns, body = (lines[0], lines[1:]) if lines else ([], [])
-    if len(set(columns)) < len(columns) or not all(columns):
-        raise DataError(f"must begin with a line of different names of columns, not {columns!r:.80}", [file])
-    rows = []
-    for number, line in enumerate(body, 1):
-        if len(line) != len(columns):
-            raise DataError(f"row {number} has {len(line)} fields, and there are {len(columns)} columns", [file])
-        rows.append(Row(dict(zip(columns, line, strict=True)), file, number))
-    return rows
 
 
-def _parquet(file: Path) -> list[Row]:
+def _parquet(file: Path) -> Iterator[Row]:
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
@@ -160,17 +171,19 @@ def _parquet(file: Path) -> list[Row]:
             ".jsonl"
         ) from error
     try:
-        values = parquet.read_table(file).to_pylist()
+        with parquet.ParquetFile(file) as table:
+            batches = (batch.to_pylist() for batch in table.iter_batches(batch_size=_AT_ONCE))
+            for number, values in enumerate(itertools.chain.from_iterable(batches), 1):
+                yield Row(values, file, number)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise DataError(f"is no Parquet file ({error!s:.200})", [file]) from error
-    return [Row(value, file, number) for number, value in enumerate(values, 1)]
 
 
-def _text(file: Path) -> list[Row]:
+def _text(file: Path) -> Iterator[Row]:
     text = read_text(file)
     if text.lstrip()[:1] in ("[", "{") and (ending := _ending_of(text)):
         raise DataError(f"holds rows of JSON, not text; name it with the ending {ending}", [file])
-    return [Row({"text": text}, file, 1)]
+    yield Row({"text": text}, file, 1)
 
 
 def _ending_of(text: str) -> str:
@@ -185,7 +198,7 @@ def _ending_of(text: str) -> str:
     return ""
 
 
-READERS: Mapping[str, Callable[[Path], list[Row]]] = {
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".txt": _text,
     ".md": _text,
     ".jsonl": _json_lines,

@@ -14,6 +14,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.language.conversations import Rendered, Span
 
 _AT_ONCE = 256
+_CHARACTERS = 1 << 20  # after which a portion is full, too
 Learn = Literal["completions", "last", "everything"]
 
 
@@ -118,7 +119,7 @@ def _portions(texts: Iterable[Rendered]) -> Iterator[list[Rendered]]:
     some: list[Rendered] = []
     for one in texts:
         some.append(one)
-        if len(some) == _AT_ONCE:
+        if len(some) == _AT_ONCE or sum(len(text.text) for text in some) > _CHARACTERS:
             yield some
             some = []
     if some:

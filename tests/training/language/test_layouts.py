@@ -19,7 +19,7 @@ SHARED = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes?"}]
 def read(folder: Path, row: dict[str, Any], **columns: str) -> tuple[Any, list[str]]:
     (folder / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
     source = read_source(folder / "a.jsonl", columns)
-    return source.read.found[0], list(source.read.layouts)
+    return next(iter(source))[0], source.layouts
 
 
 @pytest.mark.parametrize(

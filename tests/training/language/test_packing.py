@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 import adapterkit as ak
 from adapterkit.errors import ConfigError
 from adapterkit.training.language.apart import check_apart
+from adapterkit.training.language.encoded import Counts, Tokens, blocks, fitted
 from adapterkit.training.language.lengths import Fitting
 from adapterkit.training.language.likelihood import learnt_in, token_losses
-from adapterkit.training.language.packing import Lines, collated, joined, line_of, packed
+from adapterkit.training.language.packing import Lines, collated, line_of, packed
+from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.language.tokens import Encoded
 from adapterkit.training.loading import load_causal_lm
 from tests.training.language.tiny import WORDS, gpt2, llama
@@ -29,10 +32,10 @@ def example(length: int, seed: int = 0, learnt: int = 0) -> Encoded:
 
 
 def test_rows_are_full_and_hold_every_example_once():
-    rows = packed(LENGTHS, 10)
+    rows = list(packed(LENGTHS, 10))
     assert sorted(example for row in rows for example in row) == list(range(len(LENGTHS)))
     assert [sum(LENGTHS[example] for example in row) for row in rows] == [10, 10, 9, 2]
-    assert packed([10, 10], 10) == [[0], [1]]
+    assert list(packed([10, 10], 10)) == [[0], [1]]
 
 
 def test_a_batch_says_where_documents_begin_and_what_is_learnt():
@@ -57,7 +60,7 @@ ADAPTERS: dict[str, ak.AdapterConfig] = {
 EXAMPLES = [example(length, seed, learnt=seed % 2) for seed, length in enumerate(LENGTHS)]
 
 
-def measured(model: Any, adapters: ak.Adapters, rows: list[list[int]], *, apart: bool) -> list[Tensor]:
+def measured(model: Any, adapters: ak.Adapters, rows: Sequence[Sequence[int]], *, apart: bool) -> list[Tensor]:
     """The loss of the examples in these rows, and the gradients of the adapter."""
     batch = collated([line_of([EXAMPLES[number] for number in row]) for row in rows], 0, apart=apart)
     loss = token_losses(model, batch).sum() / learnt_in(batch)
@@ -75,7 +78,7 @@ def test_loss_and_gradient_are_those_of_documents_by_themselves(tmp_path: Path, 
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     alone = [[number] for number in range(len(EXAMPLES))]
     expected = measured(model, adapters, alone, apart=False)
-    for rows in (packed(LENGTHS, 12), [list(range(len(EXAMPLES)))], alone):
+    for rows in ([*packed(LENGTHS, 12)], [list(range(len(EXAMPLES)))], alone):
         found = measured(model, adapters, rows, apart=True)
         assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(found, expected, strict=True))
     assert all(gradient.abs().max() > 0 for gradient in expected)
@@ -113,11 +116,18 @@ def test_a_model_that_lets_documents_see_each_other_is_found_out(tmp_path: Path)
         check_apart(MambaForCausalLM(MambaConfig(vocab_size=len(WORDS), **state)).eval(), torch.device("cpu"))
 
 
+def shelved(*examples: Encoded) -> Tokens:
+    shelf = Shelf.temporary(Path.cwd())
+    for row, one in enumerate(examples):
+        shelf.append(one.tokens << 1 | one.learnt, row << 1 | one.whole)
+    return Tokens(shelf.finish(), Counts())
+
+
 def test_blocks_are_joined_across_documents():
-    blocks = joined([example(5, 1), example(6, 2, learnt=2)], 4)
+    found = blocks(shelved(example(5, 1), example(6, 2, learnt=2)), 4)
     whole = torch.cat([example(5, 1).tokens, example(6, 2).tokens])
-    assert [block.tokens.tolist() for block in blocks] == [whole[:4].tolist(), whole[4:8].tolist()]
-    assert blocks[1].learnt.tolist() == [True, False, False, True]
+    assert [block.tokens.tolist() for block in found] == [whole[:4].tolist(), whole[4:8].tolist()]
+    assert found[1].learnt.tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -131,15 +141,16 @@ def test_blocks_are_joined_across_documents():
 def test_long_documents_are_split_cut_or_left_out_and_told(way: Any, lengths: list[int], told: dict[str, int]):
     fitting = Fitting(4, way)
     long = Encoded(*(getattr(example(10, 1), name) for name in ("tokens", "learnt")), whole=True)
-    found = fitting([example(4), long, example(1)])
+    found = fitted(shelved(example(4), long, example(1)), None, fitting)
     assert fitting.counts == told
     assert [len(one) for one in found][: len(lengths) - (way is None)] == lengths[: len(lengths) - (way is None)]
 
 
 def test_long_conversations_are_cut_and_left_out_where_nothing_is_learnt():
     fitting = Fitting(4)
-    (kept,) = fitting([example(6, learnt=2), example(6, learnt=4)])
+    (kept,) = fitted(shelved(example(6, learnt=2), example(6, learnt=4)), None, fitting)
     assert len(kept) == 4
+    assert kept.learnt.tolist() == [False, False, True, True]
     assert fitting.notes(2) == [
         "cut after 4 tokens: 1 of 2 examples",
         "left out, nothing to learn in the first 4 tokens: 1 of 2 examples",

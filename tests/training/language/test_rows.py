@@ -29,7 +29,7 @@ def values(path: Path) -> list[Any]:
 
 
 def texts(path: Path) -> list[str]:
-    return [one.text for one in read_source(path, {}).read.found]
+    return [one.text for one, _ in read_source(path, {})]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_is_left_out_is_told(tmp_path: Path):
         write(tmp_path / name, "")
     write(tmp_path / "d.jsonl", '{"text": " "}\n{"text": "two", "id": 3}')
     source = read_source(tmp_path, {})
-    assert [one.text for one in source.read.found] == ["one", "two"]
+    assert [one.text for one, _ in source] == ["one", "two"]
     assert list(source.notes) == [
         "left out, hidden: 2 (.a.txt, __MACOSX)",
         "left out, not a kind of text that is read: 1 (e.docx)",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from adapterkit.training.language.layouts import Layout, Part, text_of
 from adapterkit.training.language.rows import Row
+from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.order import Draw
 
 
@@ -71,29 +74,51 @@ class Group:
     score: float | None
 
 
-class Groups:
-    """Rows by number; nothing about one is random."""
+class Groups(Sequence[Group]):
+    """Rows by number, read when they are asked for; nothing about one is random.
 
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.items = groups
+    Args:
+        shelf: See `encode`.
+        places: Those of the shelf that are meant; None for all.
+    """
+
+    def __init__(self, shelf: Shelf, places: np.ndarray | None = None) -> None:
+        self.shelf, self.places = shelf, np.arange(len(shelf)) if places is None else places
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.places)
 
-    def __getitem__(self, draw: Draw) -> Group:
-        return self.items[draw.index]
+    def __getitem__(self, which: Any) -> Any:
+        """A row by its number or by a draw, or those of a slice."""
+        if isinstance(which, slice):
+            return Groups(self.shelf, self.places[which])
+        place = int(self.places[which.index if isinstance(which, Draw) else which])
+        count, *numbers = self.shelf[place].tolist()
+        lengths, tokens = numbers[:count], iter(numbers[count:])
+        score = float(self.shelf.tags[place : place + 1].view(np.float64)[0])
+        return Group(
+            tuple(tuple(itertools.islice(tokens, length)) for length in lengths), score if score >= 0 else None
+        )
 
 
-def encode(found: Sequence[Related], tokenizer: Any, limit: int) -> tuple[list[Group], int]:
-    """The texts as tokens, cut to the limit, and how many were longer."""
-    groups, cut = [], 0
+def encode(found: Iterable[Related], tokenizer: Any, limit: int, shelf: Shelf) -> dict[str, Any]:
+    """Puts the texts of each row as tokens, cut to the limit, on a shelf: how many, their lengths, and their tokens.
+
+    The tag of a row has the bits of its score, of -1 where it has none.
+
+    Returns:
+        Of the texts how many were `cut`, and the `longest`; how many rows are `scored`.
+    """
+    cut = longest = scored = 0
     for one in found:
         texts = [one.anchor, one.positive, *([] if one.negative is None else [one.negative])]
         whole = tokenizer(texts, verbose=False)["input_ids"]
         cut += sum(len(tokens) > limit for tokens in whole)
         kept = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-        groups.append(Group(tuple(map(tuple, kept)), one.score))
-    return groups, cut
+        scored, longest = scored + (one.score is not None), max(longest, *map(len, kept))
+        row = [len(kept), *map(len, kept), *itertools.chain.from_iterable(kept)]
+        shelf.append(row, int(np.float64(-1.0 if one.score is None else one.score).view(np.int64)))
+    return {"cut": cut, "longest": longest, "scored": scored}
 
 
 def collated(groups: Sequence[Group], pad: int) -> dict[str, Any]:
@@ -104,6 +129,7 @@ def collated(groups: Sequence[Group], pad: int) -> dict[str, Any]:
         `same` [anchors, others], true where a text belongs to the anchor, by any row of the batch; `scores` [anchors]
         or None.
     """
+    groups = list(groups)
     anchors, positives = [one.texts[0] for one in groups], [one.texts[1] for one in groups]
     others = [*positives, *(one.texts[2] for one in groups if len(one.texts) > 2)]
     belonging: dict[tuple[int, ...], set[tuple[int, ...]]] = {anchor: {anchor} for anchor in anchors}

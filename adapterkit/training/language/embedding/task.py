@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ from adapterkit.training.language.embedding.objectives import (
     retrieval,
 )
 from adapterkit.training.language.embedding.sentence_files import sentence_pooling, write_sentence_files
-from adapterkit.training.language.examples import split_rows
+from adapterkit.training.language.encoded import held_out
+from adapterkit.training.language.examples import cache_of
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.options import Reading, check_length
+from adapterkit.training.language.shelf import Shelf
+from adapterkit.training.language.token_cache import TokenCache, identity_of_tokenizer
 from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import checkpoint_activations, load_encoder, load_tokenizer, outline_encoder
 from adapterkit.training.parts import to_device
@@ -57,18 +61,19 @@ class TextEmbeddingTask(Task):
     Options = Options
     options: Options
     larger_is_better = frozenset({"accuracy", "mrr", "correlation"})
+    free_options = frozenset({"cache"})
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Reads and tokenizes everything."""
-        training, held_out, cut = self.split
-        longest = max(len(text) for one in training for text in one.texts)
+        training, held_out = self.split
         facts = {
-            "rows": f"{len(self.source.read.found)}, {'; '.join(self.source.read.layouts)}",
-            "longest": f"{longest} tokens",
+            "rows": f"{self.source.rows}, {'; '.join(self.source.layouts)}",
+            "longest": f"{self.longest} tokens",
             "examples": f"{len(training)}, and {len(held_out)} to measure with",
             "pooling": self.pooling,
         }
-        notes = [*self.source.notes, *([f"cut after {self.options.block_size} tokens: {cut} texts"] if cut else [])]
+        cut = [f"cut after {self.options.block_size} tokens: {self.cut} texts"] if self.cut else []
+        notes = [*self.source.notes, *cut, *self.cache.notes]
         return DataRecord(files_of(self.source, self.validation), notes=notes, facts=facts)
 
     def outline(self) -> nn.Module:
@@ -85,7 +90,7 @@ class TextEmbeddingTask(Task):
     def prepare(self, setting: Setting) -> Groups:
         """The rows to train on."""
         self.device = setting.device
-        return Groups(self.split[0])
+        return self.split[0]
 
     def collate(self, items: Sequence[Group]) -> dict[str, Any]:
         """See `collated`."""
@@ -179,16 +184,29 @@ class TextEmbeddingTask(Task):
         return load_tokenizer(self.config.model)
 
     @functools.cached_property
-    def split(self) -> tuple[list[Group], list[Group], int]:
-        """The rows to train on, those that are held out, and how many texts were cut."""
+    def cache(self) -> TokenCache:
+        """Where tokens are kept."""
+        return cache_of(self.options, self.config)
+
+    @functools.cached_property
+    def split(self) -> tuple[Groups, Groups]:
+        """The rows to train on, and those that are held out."""
         sources = [one for one in (self.source, self.validation) if one is not None]
-        found = [encode(one.read.found, self.tokenizer, self.options.block_size) for one in sources]
-        if len({one.score is None for groups, _ in found for one in groups}) > 1:
+        found = [self._encoded(one) for one in sources]
+        if sum(record["scored"] for _, record in found) not in (0, sum(len(shelf) for shelf, _ in found)):
             raise DataError("some pairs have a score, and some have none; put them in runs of their own")
-        cut = sum(count for _, count in found)
+        self.cut = sum(record["cut"] for _, record in found)
+        self.longest = found[0][1]["longest"]
         if self.validation is not None:
-            return found[0][0], found[1][0], cut
-        return *split_rows(found[0][0], self.options.validation_fraction, self.config.seed), cut
+            return Groups(found[0][0]), Groups(found[1][0])
+        apart = held_out(self.source.rows, self.options.validation_fraction, self.config.seed)
+        return Groups(found[0][0], np.flatnonzero(~apart)), Groups(found[0][0], np.flatnonzero(apart))
+
+    def _encoded(self, source: Source) -> tuple[Shelf, Mapping[str, Any]]:
+        limit, known = self.options.block_size, self.cache.folder is not None
+        parts = (*source.identity, limit, identity_of_tokenizer(self.tokenizer)) if known else ()
+        said = (one for one, _ in source)
+        return self.cache.get(parts, lambda shelf: encode(said, self.tokenizer, limit, shelf))
 
 
 def _probed(model: Any, pooling: Pooling) -> Tensor:

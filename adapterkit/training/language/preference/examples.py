@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import RunConfig
+from adapterkit.training.language.conversations import Rendered
 from adapterkit.training.language.corpus import Source, files_of
-from adapterkit.training.language.examples import split_rows
+from adapterkit.training.language.encoded import Stretches, Tokens, as_table, held_out
+from adapterkit.training.language.examples import cache_of, encoded
 from adapterkit.training.language.lengths import Fitting
 from adapterkit.training.language.options import Reading
 from adapterkit.training.language.packing import Line, collated, line_of
-from adapterkit.training.language.preference.judgements import Answer, Judged, Pair
+from adapterkit.training.language.preference.judgements import Judged
 from adapterkit.training.language.templates import Template
+from adapterkit.training.language.token_cache import TokenCache
 from adapterkit.training.language.tokens import Encoded, Encoder
 from adapterkit.training.order import Draw
 
-Item = tuple[Encoded, Encoded] | tuple[Encoded, bool]
-
 
 class Pairs:
-    """The better answer and the other; nothing about them is random."""
+    """The better answer and the other, by number; nothing about them is random."""
 
-    def __init__(self, items: Sequence[tuple[Encoded, Encoded]]) -> None:
-        self.items = items
+    def __init__(self, chosen: Sequence[Encoded], rejected: Sequence[Encoded]) -> None:
+        self.chosen, self.rejected = chosen, rejected
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.chosen)
 
     def __getitem__(self, draw: Draw) -> tuple[Line, Line]:
         return self.item(draw.index)
 
     def item(self, number: int) -> tuple[Line, Line]:
         """A pair by its number."""
-        chosen, rejected = self.items[number]
-        return line_of([chosen]), line_of([rejected])
+        return line_of([self.chosen[number]]), line_of([self.rejected[number]])
 
     @staticmethod
     def collate(items: Sequence[tuple[Line, Line]], pad: int) -> dict[str, Any]:
@@ -51,20 +54,19 @@ class Pairs:
 class Judgements:
     """An answer, what answers the prompt of the next one, and whether the answer is good."""
 
-    def __init__(self, items: Sequence[tuple[Encoded, bool]]) -> None:
-        self.items = items
+    def __init__(self, answers: Sequence[Encoded], good: np.ndarray) -> None:
+        self.answers, self.good = answers, good
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.answers)
 
     def __getitem__(self, draw: Draw) -> tuple[Line, Line, bool]:
         return self.item(draw.index)
 
     def item(self, number: int) -> tuple[Line, Line, bool]:
         """An answer by its number."""
-        own, good = self.items[number]
-        other, _ = self.items[(number + 1) % len(self.items)]
-        return line_of([own]), line_of([_answered_by(own, other)]), good
+        own, other = self.answers[number], self.answers[(number + 1) % len(self.answers)]
+        return line_of([own]), line_of([_answered_by(own, other)]), bool(self.good[number])
 
     @staticmethod
     def collate(items: Sequence[tuple[Line, Line, bool]], pad: int) -> dict[str, Any]:
@@ -130,59 +132,70 @@ def make_preferences(
     """
     if options.too_long == "split":
         raise ConfigError(["options.too_long: an answer cannot be split; use cut, or leave out"], "run")
-    counts: Counter[str] = Counter()
-    found = [_rows(one, template, encoder, paired=paired) for one in (source, validation) if one is not None]
-    lengths = [len(answer) for row in found[0] for item in row for answer in item if isinstance(answer, Encoded)]
-    training, measured = (
-        found if validation is not None else split_rows(found[0], options.validation_fraction, config.seed)
-    )
+    cache, counts = cache_of(options, config), Counter[str]()
+    sources = [one for one in (source, validation) if one is not None]
+    found = [_encoded(one, template, encoder, cache, paired=paired) for one in sources]
     fitting = Fitting(options.block_size, options.too_long or "cut")
-    kept, held_out = (
-        _fitting([item for row in rows for item in row], fitting, counts) for rows in (training, measured)
-    )
-    notes = [*source.notes, *fitting.notes(len(lengths)), *(f"{why}: {count}" for why, count in counts.items())]
-    if not kept:
+    fit = functools.partial(_pairs if paired else _judgements, fitting=fitting, counts=counts)
+    if validation is not None:
+        kept, measured = (fit(one, np.ones(rows.rows, bool)) for one, rows in zip(found, sources, strict=True))
+    else:
+        apart = held_out(source.rows, options.validation_fraction, config.seed)
+        kept, measured = (fit(found[0], rows) for rows in (~apart, apart))
+    told = found[0].counts
+    notes = [*source.notes, *fitting.notes(told.examples), *(f"{why}: {count}" for why, count in counts.items())]
+    if not len(kept):
         raise DataError(f"data {source.path} has nothing to learn in {options.block_size} tokens: {'; '.join(notes)}")
     facts = {
-        "rows": f"{len(found[0])}, {'; '.join(source.read.layouts)}",
-        "tokens": str(sum(lengths)),
-        "longest": f"{max(lengths)} tokens",
-        "examples": f"{len(kept)}, and {len(held_out)} to measure with",
+        "rows": f"{source.rows}, {'; '.join(source.layouts)}",
+        "tokens": str(told.tokens),
+        "longest": f"{told.longest} tokens",
+        "examples": f"{len(kept)}, and {len(measured)} to measure with",
     }
-    kind: Any = Pairs if paired else Judgements
-    return Preferences(kind(kept), kind(held_out), files_of(source, validation), facts, notes)
+    return Preferences(kept, measured, files_of(source, validation), facts, [*notes, *cache.notes])
 
 
-def _rows(source: Source, template: Template | None, encoder: Encoder, *, paired: bool) -> list[list[Item]]:
-    """The items of each row."""
-    answers: list[list[tuple[Answer, bool]]] = []
-    for said, row in zip(source.read.found, source.read.rows, strict=True):
-        if isinstance(said, Judged):
-            if paired:
+def _encoded(source: Source, template: Template | None, encoder: Encoder, cache: TokenCache, *, paired: bool) -> Tokens:
+    """The answers of each row, marked where they are good."""
+
+    def texts() -> Iterator[tuple[int, Rendered, bool]]:
+        for number, (said, row) in enumerate(source):
+            if isinstance(said, Judged) and paired:
                 raise row.error("is one answer that is judged; such rows are for options.objective=kto")
-            answers.append([(said.answer, said.good)])
-        else:
-            assert isinstance(said, Pair)
-            answers.append([(said.chosen, True), (said.rejected, False)])
-    rows = zip(answers, source.read.rows, strict=True)
-    encoded = encoder(answer.rendered(template, row) for some, row in rows for answer, _ in some)
-    found: list[list[Item]] = []
-    for some in answers:
-        items = [(next(encoded), good) for _, good in some]
-        found.append([(items[0][0], items[1][0])] if paired else list(items))
-    return found
+            judged = isinstance(said, Judged)
+            answers = [(said.answer, said.good)] if judged else [(said.chosen, True), (said.rejected, False)]
+            for answer, good in answers:
+                yield number, answer.rendered(template, row), good
+
+    return encoded(source, template, encoder, cache, texts(), "pairs" if paired else "judgements")
 
 
-def _fitting(items: Sequence[Item], fitting: Fitting, counts: Counter[str]) -> list[Item]:
-    kept: list[Item] = []
-    for first, second in items:
-        if isinstance(second, bool):
-            kept += [(one, second) for one in fitting([first])]
+def _pairs(tokens: Tokens, rows: np.ndarray, fitting: Fitting, counts: Counter[str]) -> Pairs:
+    """Of these rows those whose answers fit and differ."""
+    found, row_of = array("q"), tokens.rows
+    for place in range(0, len(tokens), 2):
+        if not rows[row_of[place]]:
             continue
-        if first.tokens.tolist() == second.tokens.tolist():
+        both = tokens.example(place), tokens.example(place + 1)
+        if both[0].tokens.tolist() == both[1].tokens.tolist():
             counts["left out, pairs of one answer"] += 1
             continue
-        both = [fitting([one]) for one in (first, second)]
-        if all(both):
-            kept.append((both[0][0], both[1][0]))
-    return kept
+        parts = [fitting(one) for one in both]
+        if all(parts):
+            for number, ((start, end), *_) in enumerate(parts, place):
+                begin, _ = tokens.shelf.span(number)
+                found.extend((begin + start, begin + end))
+    spans = as_table(found, 4)
+    return Pairs(Stretches(tokens, spans[:, :2]), Stretches(tokens, spans[:, 2:]))
+
+
+def _judgements(tokens: Tokens, rows: np.ndarray, fitting: Fitting, counts: Counter[str]) -> Judgements:
+    """Of these rows the answers that fit."""
+    found, row_of, good = array("q"), tokens.rows, tokens.marks
+    for place in range(len(tokens)):
+        if rows[row_of[place]]:
+            begin, _ = tokens.shelf.span(place)
+            for start, end in fitting(tokens.example(place)):
+                found.extend((begin + start, begin + end, int(good[place])))
+    spans = as_table(found, 3)
+    return Judgements(Stretches(tokens, spans[:, :2]), spans[:, 2].astype(bool))
