@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapterkit.errors import DataError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import RunConfig
 from adapterkit.training.language.conversations import Rendered
 from adapterkit.training.language.corpus import Source, files_of, rendered
@@ -96,8 +96,18 @@ def make_examples(
 
 
 def cache_of(options: Reading, config: RunConfig) -> TokenCache:
-    """Where the tokens of a run are kept."""
-    return TokenCache(None if options.cache is None else Path(options.cache), Path(config.output))
+    """Where the tokens of a run are kept.
+
+    Raises:
+        ConfigError: That is among the data.
+    """
+    if options.cache is None:
+        return TokenCache(None, Path(config.output))
+    folder, data = Path(options.cache), Path(config.data)
+    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+        told = f"{folder} lies in the data folder {data}, where what it keeps would be data; choose another one"
+        raise ConfigError([f"options.cache: {told}"], "run")
+    return TokenCache(folder, Path(config.output))
 
 
 def _facts(source: Source, counts: Counts) -> dict[str, str]:

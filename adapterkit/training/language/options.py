@@ -30,7 +30,7 @@ class Reading(Section):
     too_long: TooLong | None = None
     validation: str | None = None
     validation_fraction: float = Field(0.05, ge=0, lt=1)
-    cache: str | None = None
+    cache: str | None = Field(None, min_length=1)
 
 
 def check_length(model: Any, size: int) -> None:

@@ -16,6 +16,7 @@ from adapterkit.training.pictures.store import Store, Tensors, key_of, make
 from adapterkit.training.pictures.survey import Picture
 
 _VERSION = 1  # of what an entry holds
+_MUCH = 1 << 30  # bytes in memory, of which people should know
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Pictures [n, 3, height, width], 0 to 1, to means and deviations of latents [n, channels, ..., height, width]."""
 
@@ -59,6 +60,9 @@ class Latents:
         """
         keys = [shot.key(self.model) for shot in shots]
         make(self.store, "latents", keys, lambda number: self._made(shots[number], encode), tell)
+        if self.store.held > _MUCH:
+            size = f"{self.store.held / (1 << 30):.1f} GiB of memory"
+            tell(f"latents: they take {size}; options.cache=FOLDER keeps any number of them on disk")
 
     def get(self, shot: Shot) -> Tensors:
         """`mean`, `spread`, and `mask` [1, height, width] where the picture has one.

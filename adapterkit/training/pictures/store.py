@@ -34,9 +34,11 @@ class Store(Protocol):
 
     Attributes:
         damaged: What was found and could not be used.
+        held: Bytes of what is kept in memory.
     """
 
     damaged: list[Path]
+    held: int
 
     def get(self, key: str) -> Tensors | None:
         """What was put there; None where there is nothing, or nothing that is whole."""
@@ -58,6 +60,7 @@ class MemoryStore:
         self.most = most
         self.damaged: list[Path] = []
         self._entries: dict[str, Tensors] = {}
+        self.held = 0
 
     def get(self, key: str) -> Tensors | None:
         """See `Store`."""
@@ -68,9 +71,10 @@ class MemoryStore:
 
     def put(self, key: str, tensors: Tensors) -> None:
         """See `Store`."""
+        self.held += _size(tensors) - _size(self._entries.pop(key, {}))
         self._entries[key] = tensors
         if self.most is not None and len(self._entries) > self.most:
-            del self._entries[next(iter(self._entries))]
+            self.held -= _size(self._entries.pop(next(iter(self._entries))))
 
 
 class FolderStore:
@@ -83,7 +87,7 @@ class FolderStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.held = folder, 0
         self.damaged: list[Path] = []
 
     def get(self, key: str) -> Tensors | None:
@@ -159,6 +163,10 @@ def _own_first(keys: Sequence[str]) -> list[str]:
     together = distributed.is_available() and distributed.is_initialized()
     first = len(keys) * distributed.get_rank() // distributed.get_world_size() if together else 0
     return [*keys[first:], *keys[:first]]
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _digest(data: bytes) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapterkit.errors import DataError
+from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.language import examples as examples_of
 from adapterkit.training.language.conversations import Rendered
@@ -139,6 +139,15 @@ def test_kept_tokens_serve_other_runs_are_checked_and_change_nothing(
     assert not told()
     assert len(made) == 7
     assert len(list((tmp_path / "cache/tokens").iterdir())) == 4
+
+
+def test_a_cache_among_the_data_is_refused(model: Path, data: Path, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    data = data.rename(tmp_path / "folder/data.jsonl").parent
+    run = tiny.run_of(model, data, tmp_path / "run", cache=str(data / "cache"))
+    with pytest.raises(ConfigError, match=r"options\.cache: .*folder/cache lies in the data folder"):
+        CheckedTask(run).survey(None)
+    assert len(list(data.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

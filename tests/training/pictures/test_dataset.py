@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from adapterkit.errors import DataError
 from adapterkit.training.diffusion.validation import still
 from adapterkit.training.image_files import open_image, unit_tensor
 from adapterkit.training.order import Draw, Order
+from adapterkit.training.pictures import latents as latents_module
 from adapterkit.training.pictures.dataset import Pictures
 from adapterkit.training.pictures.latents import Latents
 from adapterkit.training.pictures.options import PictureOptions
@@ -244,3 +246,36 @@ def test_examples_can_be_sent_to_other_processes(data: Path, tmp_path: Path):
         images = made(planned(data), store)
         sent = pickle.loads(pickle.dumps(images))
         assert torch.equal(sent[Draw(1, 3)]["latents"], images[Draw(1, 3)]["latents"])
+
+
+def test_latents_in_a_folder_are_in_memory_one_at_a_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(12):
+        noisy(data / f"{number}.png", (16, 16))
+    alive: set[int] = set()
+    most = [0]
+
+    class Watched(Encoder):
+        def __call__(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, spread = super().__call__(pictures)
+            watch(mean)
+            return mean, spread
+
+    def watch(tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        alive.add(id(storage))
+        weakref.finalize(storage, alive.discard, id(storage))
+        most[0] = max(most[0], len(alive))
+
+    monkeypatch.setattr(latents_module, "_MUCH", 1000)
+    told: list[str] = []
+    made(planned(data), MemoryStore(), Watched(), told)
+    assert most[0] > 10
+    assert any("GiB of memory; options.cache=FOLDER" in line for line in told)
+    most[0] = 0
+    told.clear()
+    pictures = made(planned(data), FolderStore(tmp_path / "cache"), Watched(), told)
+    assert most[0] <= 2
+    assert not any("GiB" in line for line in told)
+    for number in range(len(pictures)):
+        watch(pictures.latents.get(pictures.examples[number].shots[0])["mean"])
+    assert most[0] <= 2

@@ -47,6 +47,8 @@ def test_memory_may_keep_what_was_used_last():
     memory.get("a")
     memory.put("c", ENTRY)
     assert [memory.get(key) is not None for key in "abc"] == [True, False, True]
+    memory.put("a", {"one": torch.zeros(5)})
+    assert memory.held == 4 * 5 + sum(tensor.nbytes for tensor in ENTRY.values())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
