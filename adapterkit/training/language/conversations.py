@@ -10,7 +10,7 @@ from adapterkit.training.language.rows import Row
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
-ASSISTANT = "assistant"
+ASSISTANT, CALLS = "assistant", "tool_calls"
 _ROLES = {
     "system": "system",
     "developer": "developer",
@@ -136,7 +136,7 @@ def _normal(message: Any, row: Row) -> Message:
     content = _plain(message.get("content", message.get("value")))
     told_apart = ("role", "from", "content", "value")
     rest = {key: value for key, value in message.items() if key not in told_apart and value not in (None, "", [])}
-    if content is None and not rest.get("tool_calls"):
+    if content is None and not rest.get(CALLS):
         raise row.error(f"holds a message of the role {told!r} without text; expected 'content' or 'value'")
     return {"role": role, "content": content or "", **rest}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.language.conversations import Conversation, Message, Rendered, Span
+from adapterkit.training.language.conversations import CALLS, Conversation, Message, Rendered, Span
 from adapterkit.training.text_files import read_text
 
 PLAIN, TURNS = "plain", "turns"
@@ -55,12 +56,24 @@ class Template:
             ValueError: The template does not take these messages, or does not write what it asks with.
         """
         places = conversation.answers if places is None else places
+        self._check_written(conversation)
         if self.marked:
             return [self._marked(conversation, places)]
         examples = [self._last(conversation.until(place + 1)) for place in places]
         text = self.render(conversation)
         spans = [_span_in(text, one, conversation.messages[at]) for one, at in zip(examples, places, strict=True)]
         return examples if None in spans else [Rendered(text, [span for span in spans if span is not None])]
+
+    def _check_written(self, conversation: Conversation) -> None:
+        """Refuses a conversation of which the template would leave something out without a word."""
+        bare = tuple({key: value for key, value in one.items() if key != CALLS} for one in conversation.messages)
+        without = {
+            "tools": replace(conversation, tools=None) if conversation.tools else conversation,
+            "tool_calls": replace(conversation, messages=bare),
+        }
+        for what, other in without.items():
+            if other != conversation and self.render(other) == self.render(conversation):
+                raise ValueError(f"has {what!r}, which the chat template does not write; name one that does")
 
     def _marked(self, conversation: Conversation, places: Sequence[int]) -> Rendered:
         text, spans = self._rendered(conversation)

@@ -171,3 +171,27 @@ def test_one_mark_may_cover_all_that_the_assistant_says_in_a_row():
     (one,) = Template(marked, {}).answers(said)
     assert [one.text[slice(*span)] for span in one.learnt] == ["call42so"]
     assert said.replies == 1
+
+
+CALLING = (
+    "{% if tools %}[{% for tool in tools %}{{ tool.name }}{% endfor %}]{% endif %}{% for m in messages %}<{{ m.role }}>"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}!{{ call.name }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_calls_of_tools_are_learnt_and_a_template_that_leaves_them_out_is_refused():
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "weather"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]},
+        {"role": "tool", "content": "sun"},
+        {"role": "assistant", "content": "sunny"},
+    ]
+    said = Conversation(tuple(messages), [{"name": "look"}])
+    (one,) = Template(CALLING, {}).answers(said)
+    assert one.text == "[look]<user>weather<assistant>!look<tool>sun<assistant>sunny"
+    assert [one.text[slice(*span)] for span in one.learnt] == ["!look", "sunny"]
+    with pytest.raises(ValueError, match="has 'tools', which the chat template does not write; name one that does"):
+        Template(tiny.BY_ROLE.replace("'system': '<s>'", "'tool': '<s>'"), {}).answers(said)
+    with pytest.raises(ValueError, match="has 'tool_calls', which the chat template does not write"):
+        Template(tiny.BY_ROLE.replace("'system': '<s>'", "'tool': '<s>'"), {}).answers(Conversation(said.messages))
