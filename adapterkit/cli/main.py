@@ -12,6 +12,7 @@ import click
 
 from adapterkit import __version__
 from adapterkit.cli.messages import say
+from adapterkit.cli.processes import tells_error
 from adapterkit.errors import AdapterKitError, PluginLoadError, did_you_mean
 from adapterkit.plugins import get_plugin_manager
 from adapterkit.specs import CommandSpec
@@ -21,8 +22,9 @@ class Failure(click.ClickException):
     """An error of adapterkit's own or of the system, printed as one line; the exit code is 1 (wrong usage: 2)."""
 
     def show(self, file: Any = None) -> None:
-        """Write the message to stderr."""
-        say(f"error: {self.message}", err=True)
+        """Write the message to stderr, of processes that train together once."""
+        if tells_error():
+            say(f"error: {self.message}", err=True)
 
 
 class LazyGroup(click.Group):
@@ -72,6 +74,10 @@ def _plain_errors(*, debug: bool) -> Iterator[None]:
         if debug:
             say(traceback.format_exc(), err=True)
         raise Failure(str(error)) from error
+    except Exception as error:
+        if isinstance(error, click.ClickException | click.Abort | click.exceptions.Exit) or tells_error():
+            raise
+        raise click.exceptions.Exit(1) from error  # another process has ended before, and the two can no longer talk
 
 
 def _load(spec: CommandSpec) -> click.Command:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterkit.cli.messages import plain_warnings, say
+from adapterkit.cli.processes import is_first
 
 if TYPE_CHECKING:
     from adapterkit.training.result import Result
@@ -62,11 +62,6 @@ def command(
         say("nothing is left to do: the run is finished. For more: --resume with more steps or epochs", err=True)
     summary(result)
     end(result)
-
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun or accelerate has started together."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def loop() -> ModuleType:

@@ -28,12 +28,20 @@ _RECOMPUTES = "gradient_checkpointing"
 """With this attribute a layer of transformers computes again inside its own forward, where no weights are by then."""
 
 
-def placed(task: Task, model: Any, count: int, device: torch.device) -> BlockSwap:
+def placed(task: Task, model: Any, count: int, device: torch.device | None) -> BlockSwap:
     """Has the task bring its model to the device, without so many of its last blocks.
+
+    Args:
+        task: The task.
+        model: What it has loaded.
+        count: How many blocks wait.
+        device: Where it computes; None where another brings it there, and no block waits.
 
     Raises:
         ConfigError: It has fewer.
     """
+    if device is None:
+        return BlockSwap(nn.Module(), (), torch.device("cpu"))
     if not count:
         task.place(model, device)
         return BlockSwap(nn.Module(), (), device)

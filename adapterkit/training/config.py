@@ -136,6 +136,7 @@ class RunConfig(Section):
         block_swap: How many of the model's last blocks keep their frozen weights on the host, and have them on the
             device only while they compute; they recompute their activations in the backward pass.
         torch_compile: Compile the parts that the adapter acts in: true, or settings of its own.
+        shard: Spread the frozen base over the processes, by FSDP2 of torch, where it is too large for each.
         seed: Fixes the data's order, the adapter's initial values, dropout and noise.
         checkpoint_every: Steps between checkpoints; None saves one only when the run is interrupted.
         keep_checkpoints: How many checkpoints are kept; older ones are deleted.
@@ -184,6 +185,7 @@ class RunConfig(Section):
     gradient_checkpointing: bool = False
     block_swap: int = Field(0, ge=0)
     torch_compile: Annotated[Compile | None, BeforeValidator(_switched)] = None
+    shard: bool = False
     seed: Seed = 0
     checkpoint_every: int | None = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
@@ -215,6 +217,7 @@ FREE_ON_RESUME = frozenset(
         "samples",
         "strengths",
         "output",
+        "shard",
         "steps",
         "epochs",
         "checkpoint_every",

@@ -34,6 +34,7 @@ BEFORE = Stage("stopping; no step has been made", at_once=True)
 STEPS = Stage("stopping after this step, with a checkpoint; a second one stops at once")
 SAVING = Stage("stopping when the file is written", held=True)
 SAMPLES = Stage("stopping; this evaluation, or these samples, are left out", at_once=True)
+TOGETHER = Stage("stopping after this evaluation, or these samples; a second one stops at once")
 
 
 class Interrupt:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 
 from adapterkit.adapter import AdapterConfig
@@ -22,7 +23,7 @@ from adapterkit.training.parts import inference, parts_of
 from adapterkit.training.rates import Rates
 from adapterkit.training.run import Run
 from adapterkit.training.snapshots import ADAPTER, Snapshot, Snapshots
-from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, load_modules, save_modules
+from adapterkit.training.state import OPTIMIZER, OptimizerState, Trained, load_modules, own_state, save_modules
 
 
 class Learner:
@@ -56,7 +57,31 @@ class Learner:
         self._model, self._accelerator, self._chosen = model, accelerator, chosen
         self._components = {point.component for _, points in chosen for point in points}
         self._rates = Rates(run, model, chosen, extra)
+        self._attached = False
         self.in_use: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def attach(self, snapshot: Snapshot | None) -> None:
+        """Puts the adapter on: as `begin` and `resume` do, where nobody has before.
+
+        Args:
+            snapshot: The checkpoint that has its values; None for a new one.
+        """
+        self.adapters, self._attached = Adapters(self._model), True
+        if snapshot is None:
+            self.adapters.add(self.name, [config for config, _ in self._chosen], seed=self.run.config.seed)
+        else:
+            self.adapters.load(snapshot.folder / ADAPTER, self.name)
+            self.adapters.activate(self.name)
+            self.adapters.train(self.name)
+
+    def acted_in(self) -> dict[str, nn.Module]:
+        """The parts of the model that the adapter acts in, by name."""
+        parts = parts_of(self._model)
+        return {n: part for n, part in parts.items() if isinstance(self._model, nn.Module) or n in self._components}
+
+    def bare(self) -> AbstractContextManager[None]:
+        """The base as it is without the adapter, before `begin` or `resume`."""
+        return self.adapters.disabled() if self._attached else contextlib.nullcontext()
 
     def begin(self, observe: Callable[[], None], tell: Callable[[str], object]) -> None:
         """Puts a new adapter on.
@@ -68,8 +93,8 @@ class Learner:
         Raises:
             ConfigError: The file that it is to begin from does not fit.
         """
-        self.adapters = Adapters(self._model)
-        self.adapters.add(self.name, [config for config, _ in self._chosen], seed=self.run.config.seed)
+        if not self._attached:
+            self.attach(None)
         if self.run.config.init_from is None:
             observe()
         else:
@@ -82,10 +107,8 @@ class Learner:
         Raises:
             CheckpointError: It is of other parameters.
         """
-        self.adapters = Adapters(self._model)
-        self.adapters.load(snapshot.folder / ADAPTER, self.name)
-        self.adapters.activate(self.name)
-        self.adapters.train(self.name)
+        if not self._attached:
+            self.attach(snapshot)
         self._prepare(snapshot)
 
     def _read(self, path: Path, tell: Callable[[str], object]) -> None:
@@ -118,9 +141,8 @@ class Learner:
         chosen = self.run.config.torch_compile
         if chosen is None:
             return
-        for name, part in parts_of(self._model).items():
-            if isinstance(self._model, nn.Module) or name in self._components:
-                part.compile(**chosen.model_dump())
+        for part in self.acted_in().values():
+            part.compile(**chosen.model_dump())
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         chosen, rates = self.run.optimizer, self.trained.rates
@@ -132,8 +154,9 @@ class Learner:
 
     def train_mode(self) -> None:
         """Train mode for the parts that the adapter acts in; the others only ever infer."""
+        acted = self.acted_in()
         for name, part in parts_of(self._model).items():
-            part.train(isinstance(self._model, nn.Module) or name in self._components)
+            part.train(name in acted)
 
     def set_rates(self, factor: float) -> float:
         """Gives the optimizer its rates, multiplied by what the schedule says; the run's own is returned."""
@@ -148,11 +171,26 @@ class Learner:
         with self.in_use(), inference(self._model), eager:
             yield
 
-    def adopt(self, folder: Path) -> None:
-        """Takes the values that `save` wrote, for good: no step follows."""
+    def adopt(self, folder: Path | None) -> None:
+        """Takes the values that `save` wrote, for good: no step follows.
+
+        Args:
+            folder: Where; None in the processes that take them from the first.
+        """
         self.in_use = contextlib.nullcontext
-        self.adapters.load_into(self.name, folder / ADAPTER)
-        load_modules(self.extra, folder)
+        if folder is not None:
+            self.adapters.load_into(self.name, folder / ADAPTER)
+            load_modules(self.extra, folder)
+        self.share()
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Gives all processes the values of the first."""
+        if self._accelerator.num_processes == 1:
+            return
+        extra = (tensor for module in self.extra.values() for tensor in own_state(module).values())
+        for tensor in (*self.adapters.state_dict(self.name).values(), *extra):
+            tensor.copy_(broadcast(tensor.clone()))
 
     def step(self, step: int, steps: int) -> None:
         """Optimizer step number `step`, from 1, of `steps`, with the gradients that there are."""
@@ -161,10 +199,11 @@ class Learner:
         self._averages.after_step(step)
         self.optimizer.zero_grad()
 
-    def snapshot(self, snapshots: Snapshots, step: int) -> Path:
-        """Writes a checkpoint."""
+    def snapshot(self, snapshots: Snapshots, step: int, portions: Mapping[str, int]) -> Path:
+        """Writes a checkpoint; `portions` is what is kept of how a step is divided."""
         scaler = self._accelerator.scaler
-        values = {"seed": self.run.config.seed, "scaler": scaler.state_dict() if scaler is not None else None}
+        values: dict[str, Any] = {"seed": self.run.config.seed, "portions": dict(portions)}
+        values["scaler"] = scaler.state_dict() if scaler is not None else None
         tensors = {OPTIMIZER: self._state.tensors(list(self.trained.named)), **self._averages.training_values()}
         with self.in_use():
             return snapshots.write(step, values, {**tensors, **self.trained.tensors()}, self._save_adapter)

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from adapterkit.errors import StateError
 from adapterkit.training.interrupt import Interrupt
-from adapterkit.training.processes import make_accelerator
+from adapterkit.training.processes import ignored_of_launcher, make_accelerator
 from adapterkit.training.result import Result
 from adapterkit.training.resuming import read_run
 from adapterkit.training.run import Run
@@ -131,8 +131,11 @@ def _run(
         accelerator = make_accelerator(run)
         with Interrupt(silent=silent or not accelerator.is_main_process) as interrupt:
             trainer = Trainer(run, folder, accelerator, interrupt, snapshot, overwrite=overwrite, silent=silent)
+            ignored = ignored_of_launcher(run.config, accelerator.num_processes)
             try:
-                return trainer.train(notes, accept_changed_data=accept_changed_data, only_finish=only_finish)
+                return trainer.train(
+                    [*notes, *ignored], accept_changed_data=accept_changed_data, only_finish=only_finish
+                )
             except KeyboardInterrupt:
                 if interrupt.signal is None:
                     raise

@@ -69,6 +69,8 @@ class Order:
         first, last: The batches of the run that are wanted, last exclusive.
         rank, world: This process among all.
         groups: Of every example the number of its group; None where any may be in one batch.
+        together: Examples behind each other that are of one group, a multiple of `batch_size`; by default one batch of
+            all processes.
     """
 
     size: int
@@ -79,6 +81,7 @@ class Order:
     rank: int = 0
     world: int = 1
     groups: Sequence[int] | None = None
+    together: int | None = None
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -93,10 +96,10 @@ class Order:
         seed = derive_seed(self.seed, "draw", position)
         if self._grouped is None:
             return Draw(self._example(position, self.size), seed)
-        number, place = divmod(position, self.batch_size * self.world)
+        number, place = divmod(position, self._grouped.batch_size)
         group, count = self._grouped.batch(number)
         members = self._grouped.members[group]
-        position = count * self.batch_size * self.world + place
+        position = count * self._grouped.batch_size + place
         return Draw(members[self._example(position, len(members), group)], seed)
 
     def _example(self, position: int, size: int, *group: int) -> int:
@@ -116,7 +119,7 @@ class Order:
         """None where all examples are of one group, so that the order is that of no groups."""
         if self.groups is None or len(set(self.groups)) < 2:
             return None
-        return _Grouped(self.groups, self.batch_size * self.world, self.seed)
+        return _Grouped(self.groups, self.together or self.batch_size * self.world, self.seed)
 
 
 class _Grouped:

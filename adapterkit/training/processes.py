@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
+from adapterkit.training.config import RunConfig
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.trackers import tracker_names
+
+_UNFIT = {
+    "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm: it has models of its own; leave it out",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config: processes share data alone; leave it out",
+    "ACCELERATE_USE_DEEPSPEED": "use_deepspeed: say --use_fsdp --fsdp_version 2 instead, or shard=true",
+}
+"""What launchers tell by environment variables, and is refused."""
 
 
 def make_accelerator(run: Run) -> Accelerator:
     """What a run computes on.
 
+    The run's keys decide: of its launcher an accelerator would take what the run does not say, as by how many forward
+    passes a loss is divided.
+
     Raises:
-        ConfigError: It cannot compute in the precision that the run asks for.
+        ConfigError: It cannot compute in the precision that the run asks for, or the launcher asks for what is not
+            done here.
     """
+    if unfit := [told for variable, told in _UNFIT.items() if _asked(variable)]:
+        raise ConfigError(unfit, "accelerate launch")
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # or else processes of a CPU do not know of each other
             mixed_precision=run.config.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=tracker_names(run) or None,  # pyright: ignore[reportArgumentType] - it is a list of names
             project_dir=str(RunFolder(run).trackers),
         )
@@ -34,6 +51,25 @@ def make_accelerator(run: Run) -> Accelerator:
     if run.config.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError([f"mixed_precision: fp16 needs a GPU, and this is a {accelerator.device}; try bf16"], "run")
     return accelerator
+
+
+def ignored_of_launcher(config: RunConfig, processes: int) -> Iterator[str]:
+    """What the launcher was told and the run's own keys decide otherwise: a sentence for each."""
+    told = os.environ
+    precision, compiler = told.get("ACCELERATE_MIXED_PRECISION"), told.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    passes = told.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if precision not in (None, config.mixed_precision):
+        yield f"mixed_precision is {config.mixed_precision}, as in the run; the launcher says {precision}"
+    if passes not in (None, "1", str(config.gradient_accumulation)):
+        yield f"gradient_accumulation is {config.gradient_accumulation}, as in the run; the launcher says {passes}"
+    if compiler != "no" and config.torch_compile is None:
+        yield f"torch_compile is off, as in the run; the launcher says {compiler}"
+    if processes == 1 and (config.shard or _asked("ACCELERATE_USE_FSDP")):
+        yield "there is one process, which has all of the base: nothing is spread"
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def mean_over_processes(accelerator: Accelerator, tensor: Any) -> Tensor:

@@ -82,16 +82,13 @@ def with_steps(run: Run, steps: int) -> Run:
     return dataclasses.replace(run, config=run.config.model_copy(update={"steps": steps}))
 
 
-def planned(run: Run, examples: int, processes: int) -> Run:
+def planned(run: Run, examples: int, each: int) -> Run:
     """The run with its number of steps, where it says epochs.
 
     Args:
         run: The run.
         examples: In one epoch.
-        processes: That train together.
+        each: In a step.
     """
-    config = run.config
-    if config.epochs is None:
-        return run
-    each = config.batch_size * config.gradient_accumulation * processes
-    return with_steps(run, math.ceil(config.epochs * examples / each))
+    epochs = run.config.epochs
+    return run if epochs is None else with_steps(run, math.ceil(epochs * examples / each))

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 
 from adapterkit.errors import TrainingError
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.learner import Learner
 from adapterkit.training.order import Order, derive_seed
 from adapterkit.training.parts import inference, to_device
+from adapterkit.training.portions import Portions
 from adapterkit.training.processes import average_gradients, mean_over_processes
 from adapterkit.training.rates import factor
 from adapterkit.training.reading_processes import read_batches
@@ -34,27 +35,36 @@ class Steps:
         accelerator: What computes.
         data: The examples.
         done: Steps that are made already.
+        portions: How the examples of a step are divided.
     """
 
     def __init__(
-        self, run: Run, task: CheckedTask, learner: Learner, accelerator: Accelerator, data: Dataset, done: int
+        self,
+        run: Run,
+        task: CheckedTask,
+        learner: Learner,
+        accelerator: Accelerator,
+        data: Dataset,
+        done: int,
+        portions: Portions,
     ) -> None:
         self._run, self._task, self._learner, self._accelerator, self._data = run, task, learner, accelerator, data
-        self._first = done
+        self._first, self._portions = done, portions
         self._batches: Iterator[Any] | None = None
 
     def batches(self) -> Iterator[Any]:
         """All that are left, in their order."""
-        config, micro = self._run.config, self._run.config.gradient_accumulation
+        config, portions = self._run.config, self._portions
         order = Order(
             size=len(self._data),
-            batch_size=config.batch_size,
+            batch_size=portions.batch_size,
             seed=config.seed,
-            first=self._first * micro,
-            last=config.steps * micro,
+            first=self._first * portions.passes,
+            last=config.steps * portions.passes,
             rank=self._accelerator.process_index,
-            world=self._accelerator.num_processes,
+            world=portions.processes,
             groups=groups_of(self._data),
+            together=portions.together,
         )
         return self._task.batches(read_batches(self._data, order, self._task.collate, config.num_workers))
 
@@ -71,9 +81,7 @@ class Steps:
                 loss = self._task.loss(to_device(batch, self._accelerator.device))
                 if backward:
                     self._accelerator.backward(loss)
-        if self._accelerator.num_processes > 1:  # each has seen data of its own, and all must start alike
-            for tensor in adapters.state_dict(name).values():
-                tensor.copy_(broadcast(tensor))
+        self._learner.share()  # each process has seen data of its own, and all must start alike
 
     def make(self, done: int) -> tuple[dict[str, Any], str]:
         """Makes one step.
@@ -107,7 +115,7 @@ class Steps:
 
     def _backward(self, done: int) -> tuple[float, int, str]:
         """Gradients of a step; its loss, and how much of what it has seen."""
-        accelerator, micro = self._accelerator, self._run.config.gradient_accumulation
+        accelerator, micro = self._accelerator, self._portions.passes
         total, seen, unit = torch.zeros((), device=accelerator.device), 0, ""
         drawn = [self._next() for _ in range(micro)]
         weights = [self._task.weight(batch) for batch in drawn]

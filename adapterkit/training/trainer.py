@@ -21,19 +21,23 @@ from adapterkit.training.events import Callbacks, Training, made
 from adapterkit.training.export.closing import Left, close
 from adapterkit.training.export.files import check_formats
 from adapterkit.training.export.record import metadata_of
-from adapterkit.training.interrupt import BEFORE, SAMPLES, SAVING, STEPS, Interrupt
+from adapterkit.training.interrupt import SAVING, STEPS, Interrupt
 from adapterkit.training.learner import Learner
 from adapterkit.training.order import derive_seed
 from adapterkit.training.parts import describe
 from adapterkit.training.plan import all_points, foreseen, parts_of_adapter
 from adapterkit.training.plots import Plots
-from adapterkit.training.processes import any_process, peak_memory
+from adapterkit.training.portions import Portions
+from adapterkit.training.processes import peak_memory
 from adapterkit.training.progress import RECENT, make_progress
+from adapterkit.training.rank import Rank
 from adapterkit.training.result import Result
 from adapterkit.training.resuming import consequences, planned, with_steps
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
-from adapterkit.training.samples.previews import Previews, told
+from adapterkit.training.samples.previews import Previews
+from adapterkit.training.sharding import Sharding
+from adapterkit.training.showing import Showing
 from adapterkit.training.snapshots import Snapshot, writing
 from adapterkit.training.steps import Steps, every
 from adapterkit.training.task import Setting
@@ -64,16 +68,20 @@ class Trainer:
         overwrite: bool = False,
         silent: bool = False,
     ) -> None:
+        before = snapshot.values.get("portions") if snapshot else None
+        self.portions = Portions.of(run.config, accelerator.num_processes, before)
+        self.notes = self.portions.notes(run.config)
+        run = self.portions.applied(run)
         self.run, self.config, self.folder, self.accelerator = run, run.config, folder, accelerator
         self.interrupt, self.snapshot, self.overwrite = interrupt, snapshot, overwrite
         self.done, self.saved = (snapshot.step, snapshot.step) if snapshot else (0, None)
-        self.main = accelerator.is_main_process
+        self.rank = Rank(run, folder, accelerator, interrupt)
+        self.main = self.rank.main
         self.task = CheckedTask(run)
         self.previews = Previews(self.task, folder.samples)
         self.progress = make_progress(self.config.log_every, silent=silent or not self.main)
         self.best = Keeper(self.config.best, folder.best, self.task.larger_is_better) if self.config.best else None
         self.adapter: Path | None = None
-        self.measured: tuple[int | None, Mapping[str, float]] = (None, {})
         self.left = Left()
 
     def train(self, notes: Sequence[str], *, accept_changed_data: bool, only_finish: bool) -> Result:
@@ -95,12 +103,15 @@ class Trainer:
         chosen = all_points(parts)
         with self.swap, self.progress:
             told = (describe(self.model, chosen), *self.swap.notes, *(f"data: {note}" for note in record.notes))
-            for note in (*notes, *told):
+            for note in (*notes, *self.notes, *told):
                 self.progress.message(note)
             extra, metadata = self.task.extra_modules(), lambda: metadata_of(self.config, self.task)
             self.learner = Learner(self.run, self.model, parts, extra, self.accelerator, metadata)
-            self._prepare(chosen)
-            with self._folder(record, keep=only_finish), self._told():
+            if self.rank.sharding is not None:
+                self._spread(self.rank.sharding)
+            with self.learner.bare():
+                self._prepare(chosen)
+            with self._opened(record, keep=only_finish), self._told():
                 self._start()
                 if not only_finish:
                     self._steps()
@@ -140,10 +151,17 @@ class Trainer:
     def _load_model(self) -> Any:
         set_seed(derive_seed(self.config.seed, "model") % 2**32)
         model = self.task.load_model()
-        self.swap = placed(self.task, model, self.config.block_swap, self.accelerator.device)
+        device = self.accelerator.device if self.rank.sharding is None else None
+        self.swap = placed(self.task, model, self.config.block_swap, device)
         if self.config.gradient_checkpointing:
             self.task.checkpoint_activations()
         return model
+
+    def _spread(self, sharding: Sharding) -> None:
+        """Brings a model that is too large for one process to the devices, with its adapter."""
+        self.learner.attach(self.snapshot)
+        self.progress.message(sharding.spread(self.learner.acted_in()))
+        self.task.place(self.model, self.accelerator.device)
 
     def _prepare(self, chosen: Points) -> None:
         """The data, and how many steps follow from it."""
@@ -159,20 +177,17 @@ class Trainer:
             tell(note)
 
     def _planned(self, run: Run) -> Run:
-        return planned(run, len(self.data), self.accelerator.num_processes)
+        return planned(run, len(self.data), self.portions.examples)
 
     def _take(self, run: Run) -> None:
         self.run, self.config = run, run.config
         self.task.take(run.config)
 
-    def _folder(self, record: DataRecord, *, keep: bool) -> contextlib.AbstractContextManager[None]:
-        """The run folder, in the first process; `keep` leaves what is in it as it is."""
-        self.accelerator.wait_for_everyone()  # all have seen the folder as it was
-        if keep and self.main:
-            self.folder.hold()
-        if keep or not self.main:
-            return contextlib.nullcontext()
-        return self.folder.opened(record, self.done, lambda: self.done > 0, overwrite=self.overwrite)
+    @contextlib.contextmanager
+    def _opened(self, record: DataRecord, *, keep: bool) -> Iterator[None]:
+        with self.rank.opened(record, lambda: self.done, overwrite=self.overwrite, keep=keep):
+            self.previews.folder = self.rank.place / self.folder.samples.name
+            yield
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -190,16 +205,19 @@ class Trainer:
 
     def _start(self) -> None:
         """Puts the adapter on, new or as it was."""
-        self.steps = Steps(self.run, self.task, self.learner, self.accelerator, self.data, self.done)
+        self.steps = Steps(self.run, self.task, self.learner, self.accelerator, self.data, self.done, self.portions)
+        told = (self.folder, self.callbacks, self.progress.message)
+        self.showing = Showing(self.rank, self.task, self.previews, self.learner, self.accelerator, *told)
         if self.snapshot is not None:
             self.progress.message(f"resumed from {self.snapshot.folder}")
             self.learner.resume(self.snapshot)
             if self.best is not None:
                 self.best.recall(self.done)
         else:
-            figures = self._evaluate()
-            check_best(self.config.best, figures if self.main else None)
-            self._sample()
+            with self.learner.bare():
+                figures = self.showing.evaluate(self.done)
+                check_best(self.config.best, figures if self.main else None)
+                self.showing.sample(self.done)
             self.learner.begin(lambda: self.steps.observe(self.model), self.progress.message)
         if self.main:
             check_formats(self.config, self.task, self.model, self.learner.adapters, self.progress.message)
@@ -228,17 +246,17 @@ class Trainer:
         samples = every(self.config.sample_every, self.done) and not last
         evaluate = samples if self.config.evaluate_every is None else every(self.config.evaluate_every, self.done)
         if evaluate and not last:
-            self._judge(self._evaluate())
-        if any_process(self.accelerator, bool(self.callbacks.training.stopped)):
+            self._judge(self.showing.evaluate(self.done))
+        if self.rank.any(bool(self.callbacks.training.stopped)):
             self.progress.message(f"step {self.done}: ending here; {self.callbacks.training.stopped}")
             self._take(with_steps(self.run, self.done))
         elif samples:
-            self._sample()
+            self.showing.sample(self.done)
         return not self._stopped()
 
     def _stopped(self) -> bool:
         """Whether a signal has come, in any process; a checkpoint is then saved."""
-        stop = any_process(self.accelerator, self.interrupt.signal is not None)
+        stop = self.rank.any(self.interrupt.signal is not None)
         if stop:
             self._save()
         return stop
@@ -267,50 +285,10 @@ class Trainer:
             return
         if self.main:
             with self.interrupt.during(SAVING):
-                self.callbacks.tell("save", self.learner.snapshot(self.folder.snapshots, self.done))
+                written = self.learner.snapshot(self.folder.snapshots, self.done, self.portions.record())
+                self.callbacks.tell("save", written)
         self.saved = self.done
         self.accelerator.wait_for_everyone()
-
-    def _evaluate(self) -> Mapping[str, float]:
-        """Figures at a step; training goes on as if it had not happened."""
-        figures = self._figures()
-        self.measured = self.done, figures
-        if figures:
-            self.folder.record({"step": self.done, **figures})
-            self.callbacks.tell("evaluate", figures)
-            self.progress.message(f"step {self.done}: {'  '.join(f'{k} {v:.4g}' for k, v in figures.items())}")
-        self.accelerator.wait_for_everyone()
-        return figures
-
-    def _figures(self) -> Mapping[str, float]:
-        """What the first process measures now."""
-        if self.main and self.interrupt.signal is None:
-            with self._shown():
-                return self.task.evaluate()
-        return {}
-
-    def _sample(self) -> None:
-        """Samples at a step; training goes on as if it had not happened."""
-        files: list[Path] = []
-        if self.main and self.interrupt.signal is None:
-            with self._shown():
-                files = self.previews.draw(self.done, self.learner.adapters if self.done else None)
-            if files:
-                self.callbacks.tell("sample", files)
-            for line in told(self.done, self.previews.samples, files):
-                self.progress.message(line)
-        self.accelerator.wait_for_everyone()
-
-    @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
-        """The model as samples and figures are made with it. A signal after the first step ends the block alone."""
-        stage = SAMPLES if self.done else BEFORE
-        try:
-            with self.interrupt.during(stage), self.learner.shown(), writing(self.folder.samples):
-                yield
-        except KeyboardInterrupt:
-            if self.interrupt.signal is None or not self.done:
-                raise
 
     def _finish(self, *, early: bool) -> None:
         """The adapter's file first, then figures, samples, and files for others."""
@@ -320,32 +298,43 @@ class Trainer:
             if self.config.checkpoint_every and not early:
                 self._save()
             self._write()
-        if self.measured[0] != self.done:  # an early end may follow an evaluation
-            self._judge(self._evaluate())
+        if self.showing.measured[0] != self.done:  # an early end may follow an evaluation
+            self._judge(self.showing.evaluate(self.done))
         figures = self._end_with_best()
-        self._sample()
-        if not self.main or self.interrupt.signal is not None:
+        self.showing.sample(self.done)
+        if not self.rank.shows():
             return
-        with self._shown():
-            figures = {**self.folder.base_figures(), **figures, **self.task.finish(self.folder.samples)}
-            figures |= self.previews.finish(self.done, self.learner.adapters)
-            parts = (self.task, self.model, self.learner.adapters, self.previews, self.folder)
-            self.left = close(*parts, figures, self.progress.message)
+        with self.showing.shown(self.done):
+            figures = {**figures, **self.task.finish(self.previews.folder)}
+            if not self.main:
+                return
+            self.left = self._close({**self.folder.base_figures(), **figures})
             early = early or bool(self.callbacks.training.stopped)
             self.folder.write_summary({"step": self.done, "early": early, "figures": self.left.figures})
 
+    def _close(self, figures: Mapping[str, Any]) -> Left:
+        """Grids, files for others, the card: where the base is spread, no process can make them."""
+        if self.rank.sharding is not None:
+            told = f"left to one process with the whole base: adapterkit finish {self.folder.path}"
+            self.progress.message(f"grids and files for other tools are {told}")
+            return Left(figures)
+        figures = {**figures, **self.previews.finish(self.done, self.learner.adapters)}
+        parts = (self.task, self.model, self.learner.adapters, self.previews, self.folder)
+        return close(*parts, figures, self.progress.message)
+
     def _end_with_best(self) -> Mapping[str, float]:
         """Figures of what the run ends with, which is written anew where that is an earlier step."""
-        figures = self.measured[1]
-        if self.best is None or not self.main or not figures or self.best.step in (None, self.done):
+        figures = self.showing.measured[1]
+        better = self.best.step not in (None, self.done) if self.best is not None else False
+        if not self.rank.any(self.main and bool(figures) and better):
             return figures
         with self.interrupt.during(SAVING):
-            self.learner.adopt(self.folder.best)
+            self.learner.adopt(self.folder.best if self.main else None)
             self._write()
         self.progress.message(f"ending with the best, {self.best}")
-        return self._figures()
+        return self.showing.evaluate(self.done, record=False)
 
     def _write(self) -> None:
-        if self.main:
+        if self.rank.computes:
             with writing(self.folder.adapter):
-                self.adapter = self.learner.save(self.folder.path)
+                self.adapter = self.learner.save(self.rank.place)

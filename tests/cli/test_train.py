@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from adapterkit.cli.main import main
 from adapterkit.training import yaml_values
 from adapterkit.training.run_folder import read_metrics
+from tests.cli.launched import PROGRAM, together
 from tests.training import toy_task
 
 
@@ -129,16 +130,9 @@ def test_a_used_folder_is_refused_with_the_flags_that_mend_it(run_file: Path):
     assert call(run_file, "steps=1", "--overwrite").exit_code == 0
 
 
-PROGRAM = """
-import adapterkit.torchvision_ops as ops; ops.ensure_torchvision_ops()
-from tests.training import toy_task; toy_task.register()
-from adapterkit.cli.main import main; main(prog_name="adapterkit")
-"""
-
-
 def start(*arguments: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, "train", *map(str, arguments)]
+    command = [sys.executable, "-c", PROGRAM.format(""), "train", *map(str, arguments)]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
@@ -200,22 +194,12 @@ def test_runs_that_are_killed_and_resumed_equal_one_that_is_not(run_file: Path, 
     assert losses[0] == losses[1]
 
 
-def together(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A run of two processes, as torchrun starts them where there is no GPU."""
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    command = [*launcher, "train", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-
-
 def test_two_processes_train_as_one_with_batches_twice_as_large(run_file: Path, tmp_path: Path):
     """Over gloo, without dropout: the averaged gradients of two halves are the gradient of the whole."""
     config = yaml_values.parse(run_file.read_text())
     config["adapter"]["dropout"] = 0.0
     run_file.write_text(yaml_values.dump(config))
-    done = together(tmp_path, run_file, f"output={tmp_path / 'two'}", "batch_size=2")
+    done = together(tmp_path, "train", run_file, f"output={tmp_path / 'two'}", "batch_size=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("loss (last steps)") == 1
     assert done.stderr.count("override batch_size=2") == 1
@@ -228,12 +212,3 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(run_file: Path, 
     for name, tensor in files[0].items():
         torch.testing.assert_close(tensor, files[1][name], rtol=0, atol=1e-6)
     assert json.loads((tmp_path / "two/checkpoints/step-000008/state.json").read_text())["step"] == 8
-
-
-@pytest.mark.slow
-def test_a_run_of_two_processes_is_resumed_by_one(run_file: Path, tmp_path: Path):
-    done = together(tmp_path, run_file, "batch_size=2", "steps=4")
-    assert done.returncode == 0, done.stderr
-    assert call(run_file, "batch_size=2", "steps=8", "--resume").exit_code == 0
-    steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
-    assert steps == list(range(1, 9))
