@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapterkit.errors import DataError, printable
+from adapterkit.training.faults import RowError
 
 _LITTER = frozenset(
     {
@@ -135,7 +136,7 @@ def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Resu
     """What `read` makes of every file.
 
     Raises:
-        DataError: Naming all files that it refuses, with the reason of the first.
+        DataError: Naming all files that it refuses, with the reason of the first; of rows all, with their reasons.
     """
     results, failures = [], []
     for path in paths:
@@ -144,6 +145,9 @@ def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Resu
         except DataError as error:
             failures.append((path, error))
     if failures:
+        rows = [error for _, error in failures if isinstance(error, RowError)]
+        if len(rows) == len(failures) and sum(one.count for one in rows) > 1:
+            raise RowError.of(rows)
         told = f"{len(failures)} file{'s' * (len(failures) > 1)}: {failures[0][1].reason}"
         raise DataError(told, [path for path, _ in failures])
     return results

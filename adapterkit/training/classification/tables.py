@@ -12,6 +12,7 @@ from typing import Any
 from adapterkit.errors import DataError
 from adapterkit.training.classification.examples import Example
 from adapterkit.training.data_files import Notes, is_hidden, listed
+from adapterkit.training.faults import Faults, RowError
 from adapterkit.training.image_files import ENDINGS
 from adapterkit.training.language.rows import Row, read_rows
 
@@ -76,13 +77,18 @@ def table_examples(table: Path, columns: Columns, parts: Mapping[str, str], note
     folder = table.parent if columns.folder is None else columns.folder
     missing: list[Path] = []
     found: dict[Path, Example] = {}
+    faults = Faults()
     for row in rows:
-        path = _file(folder, row, reading.file)
-        if not path.is_file():
-            missing.append(path)
-            continue
-        example = Example(path, _names(row, reading, several=columns.several), _part(row, reading.split, parts))
-        found[path] = _joined(found[path], example, row, columns) if path in found else example
+        try:
+            path = _file(folder, row, reading.file)
+            if not path.is_file():
+                missing.append(path)
+                continue
+            example = Example(path, _names(row, reading, several=columns.several), _part(row, reading.split, parts))
+            found[path] = _joined(found[path], example, row, columns) if path in found else example
+        except RowError as error:
+            faults.add(error)
+    faults.check()
     if missing:
         raise DataError(f"{table} names files that are not there (looked in {folder}; see options.images)", missing)
     return [*found.values()]

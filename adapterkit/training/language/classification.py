@@ -21,6 +21,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of, in_order_of
 from adapterkit.training.data_files import Notes, listed
 from adapterkit.training.data_record import DataRecord
+from adapterkit.training.faults import RowError
 from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
 from adapterkit.training.language.examples import cache_of
@@ -157,12 +158,25 @@ class TextClassificationTask(Task):
         """The probabilities of every row of the files, and of the files in the folders."""
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
         for file in _files_of(inputs):
-            rows = iter(read_as(file, UNLABELLED, columns) or ())
+            found = read_as(file, UNLABELLED, columns)
+            rows = found.tried() if found is not None else iter(())
             while some := list(itertools.islice(rows, _AT_ONCE)):
-                items = [unlabelled(*said, self.tokenizer, self.options.block_size) for said, _ in some]
-                logits = self._logits(to_device(self.collate(items), next(self.model.parameters()).device))
-                for (_, row), shares in zip(some, logits.double().softmax(-1).cpu(), strict=True):
-                    yield Prediction(f"{row.file}:{row.number}", shares.tolist(), [int(shares.argmax())])
+                said = [one for one, _ in some if not isinstance(one, RowError)]
+                shares = self._shares([unlabelled(*one, self.tokenizer, self.options.block_size) for one in said])
+                for one, row in some:
+                    name = f"{row.file}:{row.number}"
+                    if isinstance(one, RowError):
+                        yield Prediction(name, problem=one.reason)
+                    else:
+                        own = next(shares)
+                        yield Prediction(name, own.tolist(), [int(own.argmax())])
+
+    def _shares(self, items: Sequence[Encoding]) -> Iterator[Tensor]:
+        """The probabilities [classes] of each text."""
+        if not items:
+            return iter(())
+        logits = self._logits(to_device(self.collate(items), next(self.model.parameters()).device))
+        return iter(logits.double().softmax(-1).cpu())
 
     def probe(self) -> Tensor:
         """The logits [1, classes] of a few tokens, in float32."""

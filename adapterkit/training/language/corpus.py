@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.data_files import Notes, content_key, gather, name_of
+from adapterkit.training.faults import Faults, RowError
 from adapterkit.training.language.conversations import Conversation, Document, Exchange, Rendered
 from adapterkit.training.language.layouts import LANGUAGE, Columns, Layout, Read, read_as
 from adapterkit.training.language.rows import Row, row_files
@@ -93,13 +94,16 @@ class _Seen:
 
 
 def _seen(part: Read[Any]) -> _Seen:
-    found = _Seen()
-    for said, _ in part:
-        if _has_words(said):
+    found, faults = _Seen(), Faults()
+    for said, _ in part.tried():
+        if isinstance(said, RowError):
+            faults.add(said)
+        elif _has_words(said):
             found.with_words += 1
             found.is_text = found.is_text and isinstance(said, Document)
         else:
             found.without += 1
+    faults.check()
     return found
 
 
@@ -122,8 +126,9 @@ def rendered(
 
     Raises:
         ConfigError: There are conversations and no template.
-        DataError: The template does not take a row.
+        RowError: Naming all rows that the template does not take.
     """
+    faults = Faults()
     for number, (said, row) in enumerate(source):
         if template is None and isinstance(said, Conversation):
             raise ConfigError(
@@ -134,8 +139,14 @@ def rendered(
                 ],
                 "run",
             )
-        for one in _rendered(said, row, template, last=last):
+        try:
+            found = _rendered(said, row, template, last=last)
+        except RowError as error:
+            faults.add(error)
+            continue
+        for one in found:
             yield number, one
+    faults.check()
 
 
 def _rendered(said: Said, row: Row, template: Template | None, *, last: bool) -> list[Rendered]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import listed
+from adapterkit.training.faults import Faults, RowError
 from adapterkit.training.language.conversations import (
     ASSISTANT,
     Conversation,
@@ -83,8 +84,25 @@ class Read(Generic[_Found]):
         Raises:
             DataError: A row lacks something.
         """
+        for said, row in self.tried():
+            if isinstance(said, RowError):
+                raise said
+            yield said, row
+
+    def tried(self) -> Iterator[tuple[_Found | RowError, Row]]:
+        """What each row says, or what is wrong with it."""
         for row in rows_in(self.file):
-            yield self.layout.make(_part(row, self.columns, self.layout), row), row
+            try:
+                said = self._made(row)
+            except RowError as error:
+                yield error, row
+            else:
+                yield said, row
+
+    def _made(self, row: Row) -> _Found:
+        if row.fault is not None:
+            raise row.fault
+        return self.layout.make(_part(row, self.columns, self.layout), row)
 
 
 def read_as(file: Path, layouts: Sequence[Layout[_Found]], told: Columns) -> Read[_Found] | None:
@@ -99,14 +117,20 @@ def read_as(file: Path, layouts: Sequence[Layout[_Found]], told: Columns) -> Rea
         DataError: Its columns are none of the layouts', or it cannot be read.
     """
     rows, present = 0, dict[str, None]()
+    faults = Faults()
     for row in rows_in(file):
+        if row.fault is not None:  # which is told with all others, when rows are looked at
+            faults.add(row.fault)
+            continue
         rows += 1
         present.update(dict.fromkeys(row.values))
     if not rows:
+        faults.check()
         return None
     for layout in layouts:
         if (columns := layout.columns(present, told)) is not None:
             return Read(file, layout, columns, list(present))
+    faults.check()
     ways = "; ".join(f"{one.name}: {', '.join(one.needed)}" for one in layouts)
     raise DataError(
         f"has the columns {listed(present)}, and none of what is read ({ways}). Say which is which, such as "

@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterkit.errors import DataError, MissingDependencyError
 from adapterkit.training.data_files import Notes, gather, walk
+from adapterkit.training.faults import Faults, RowError
 from adapterkit.training.text_files import lines_of, read_text
 
 _AT_ONCE = 1024  # rows that are taken from a Parquet file
@@ -27,15 +28,17 @@ class Row:
         values: By column.
         file: Where it is from.
         number: The how manieth it is there, from 1; of JSONL its line.
+        fault: Why it cannot be read, where it cannot.
     """
 
     values: Mapping[str, Any]
     file: Path
     number: int
+    fault: RowError | None = None
 
-    def error(self, reason: str) -> DataError:
+    def error(self, reason: str) -> RowError:
         """What is wrong with it, as an error that names row and file."""
-        return DataError(f"row {self.number} {reason}", [self.file])
+        return RowError(self.file, self.number, reason)
 
 
 def row_files(path: Path, notes: Notes | None = None) -> list[Path]:
@@ -86,14 +89,23 @@ def read_rows(files: Sequence[Path]) -> list[Row]:
         DataError: Naming all files that cannot be read, with the reason of the first.
         MissingDependencyError: A Parquet file, and nothing that reads it.
     """
-    return [row for rows in gather(files, lambda file: list(rows_in(file))) for row in rows]
+    return [row for rows in gather(files, _whole) for row in rows]
+
+
+def _whole(file: Path) -> list[Row]:
+    faults, rows = Faults(), list(rows_in(file))
+    for row in rows:
+        if row.fault is not None:
+            faults.add(row.fault)
+    faults.check()
+    return rows
 
 
 def rows_in(file: Path) -> Iterator[Row]:
-    """The rows of a file, one at a time.
+    """The rows of a file, one at a time, those with a `fault` too.
 
     Raises:
-        DataError: When the reader comes to what cannot be read.
+        DataError: When the reader comes to where it cannot go on.
         MissingDependencyError: It is a Parquet file, and nothing is installed that reads it.
     """
     return READERS[file.suffix.lower()](file)
@@ -106,7 +118,12 @@ def _json_lines(file: Path) -> Iterator[Row]:
 def _parsed_lines(lines: Iterable[str], file: Path) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield Row(_object(_parsed(line, number, file), number, file), file, number)
+            try:
+                values = _object(_parsed(line, number, file), number, file)
+            except RowError as error:
+                yield Row({}, file, number, error)
+            else:
+                yield Row(values, file, number)
 
 
 def _parsed(line: str, number: int, file: Path) -> Any:
@@ -116,15 +133,15 @@ def _parsed(line: str, number: int, file: Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError as error:
-        raise DataError(f"row {number} holds half a character ({error.reason})", [file]) from error
+        raise RowError(file, number, f"holds half a character ({error.reason})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"row {number} is no JSON ({error})", [file]) from error
+        raise RowError(file, number, f"is no JSON ({error})") from error
 
 
 def _object(value: Any, number: int, file: Path) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    raise DataError(f'row {number} must be an object with columns, such as {{"text": "..."}}', [file])
+    raise RowError(file, number, 'must be an object with columns, such as {"text": "..."}')
 
 
 def _json(file: Path) -> Iterator[Row]:
@@ -142,7 +159,10 @@ def _json(file: Path) -> Iterator[Row]:
     if not isinstance(value, list):
         raise DataError("must hold an array of objects", [file])
     for number, one in enumerate(value, 1):
-        yield Row(_object(one, number, file), file, number)
+        try:
+            yield Row(_object(one, number, file), file, number)
+        except RowError as error:
+            yield Row({}, file, number, error)
 
 
 def _table(file: Path) -> Iterator[Row]:
@@ -155,9 +175,11 @@ def _table(file: Path) -> Iterator[Row]:
         if len(set(columns)) < len(columns) or not all(columns):
             raise DataError(f"must begin with a line of different names of columns, not {columns!r:.80}", [file])
         for number, line in enumerate(rows, 1):
-            if len(line) != len(columns):
-                raise DataError(f"row {number} has {len(line)} fields, and there are {len(columns)} columns", [file])
-            yield Row(dict(zip(columns, line, strict=True)), file, number)
+            if len(line) == len(columns):
+                yield Row(dict(zip(columns, line, strict=True)), file, number)
+            else:
+                told = f"has {len(line)} fields, and there are {len(columns)} columns"
+                yield Row({}, file, number, RowError(file, number, told))
     except csv.Error as error:
         raise DataError(f"is no table ({error}); write it as .jsonl", [file]) from error
 

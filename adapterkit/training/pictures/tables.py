@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapterkit.errors import DataError, shown
 from adapterkit.training.data_files import Notes
+from adapterkit.training.faults import Faults
 from adapterkit.training.language.rows import read_rows
 
 TABLES = tuple(f"metadata{ending}" for ending in (".jsonl", ".json", ".csv", ".tsv", ".parquet"))
@@ -38,10 +39,12 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
     if found not in names:
         raise DataError(f"has no column {shown(found)} (options.caption_column), but {', '.join(names)}", [table])
     captions: dict[Path, tuple[str, ...]] = {}
+    faults = Faults()
     for row in rows:
         name, caption = row.values.get(_FILE), row.values.get(found)
         if not isinstance(name, str) or not name:
-            raise row.error(f"has no {_FILE}: {shown(dict(row.values))}")
+            faults.add(row.error(f"has no {_FILE}: {shown(dict(row.values))}"))
+            continue
         path = Path(os.path.normpath(table.parent / name))
         if not path.is_file():
             notes.add("named in a table, but not there", path)
@@ -49,6 +52,7 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
             captions[path] = (" ".join(caption.split()),)
         elif isinstance(caption, (list, tuple)) and caption and all(isinstance(one, str) for one in caption):
             captions[path] = several(caption)
+    faults.check()
     return captions
 
 

@@ -14,6 +14,7 @@ import torch
 
 from adapterkit.errors import ConfigError, DataError
 from adapterkit.training.config import RunConfig
+from adapterkit.training.faults import Faults, RowError
 from adapterkit.training.language.conversations import Rendered
 from adapterkit.training.language.corpus import Source, files_of
 from adapterkit.training.language.encoded import Stretches, Tokens, as_table, held_out
@@ -159,13 +160,20 @@ def _encoded(source: Source, template: Template | None, encoder: Encoder, cache:
     """The answers of each row, marked where they are good."""
 
     def texts() -> Iterator[tuple[int, Rendered, bool]]:
+        faults = Faults()
         for number, (said, row) in enumerate(source):
             if isinstance(said, Judged) and paired:
                 raise row.error("is one answer that is judged; such rows are for options.objective=kto")
             judged = isinstance(said, Judged)
             answers = [(said.answer, said.good)] if judged else [(said.chosen, True), (said.rejected, False)]
-            for answer, good in answers:
-                yield number, answer.rendered(template, row), good
+            try:
+                found = [(answer.rendered(template, row), good) for answer, good in answers]
+            except RowError as error:
+                faults.add(error)
+                continue
+            for answer, good in found:
+                yield number, answer, good
+        faults.check()
 
     return encoded(source, template, encoder, cache, texts(), "pairs" if paired else "judgements")
 
