@@ -147,6 +147,18 @@ def test_training_beside_layerwise_casting_has_the_gradients_of_the_cast_weights
     assert hooks == {name: len(one._forward_hooks) for name, one in model.named_modules()}
 
 
+def test_training_beneath_weights_on_the_disk_has_the_gradients_of_those_in_memory(tmp_path: Path) -> None:
+    """The data of a parameter that the backward has kept is gone from it after the forward."""
+    model = models.sd3()
+    wanted = added(plain := copy.deepcopy(model), LORA)
+    onto_the_disk(model, tmp_path)
+    adapters = added(model, LORA)
+    for one in (model, plain):
+        models.run(one).square().mean().backward()
+    for mine, theirs in zip(adapters.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
 @pytest.mark.parametrize(("size", "axis"), [(4, 1), (1, 0), (2, 0)])
 def test_a_feed_forward_that_runs_chunk_by_chunk_is_adapted_chunk_by_chunk(size: int, axis: int) -> None:
     model: Any = models.pixart()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -207,22 +208,38 @@ def test_a_function_of_point_and_step(model: toys.ToyModel, adapters: ak.Adapter
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (ak.Stack("a", "nope"), "nope"),
-        ({"a": {"cross.*": 1.0}}, "'cross.\\*' matches no point of 'a'"),
-        ({"a": {"attn.q": "x"}}, "the weight of 'a' at attn.q@toy.0"),
-        ({"a": lambda point, step: None}, "the weight of 'a' at"),
-        ({"kv": {"attn.kv@layer=0": -1.0}}, "must not be negative"),
-        ({"kv": lambda point, step: -1}, "must not be negative"),
-        ([ak.Stack("a"), ak.Stack("a")], "named twice"),
-        ({3: 1.0}, "3"),
-        ([["a"]], "a"),
-        ({"a": 10**400}, "finite"),
-        ({"a": float("nan")}, "finite"),
+        (ak.Stack("a", "nope"), "unknown adapter 'nope'. Did you mean"),
+        ({"a": {"cross.*": 1.0}}, "invalid weights: 'cross.*' matches no point of 'a' (roles: attn."),
+        (
+            {"a": {"attn.q": "x"}},
+            "invalid weights: the weight of 'a' at attn.q@toy.0 must be a finite number, a number",
+        ),
+        ({"a": {"attn.q": "x"}}, "or a function of (point, step), not 'x'"),
+        ({"a": lambda point, step: None}, "(point, step), not None"),
+        (
+            {"a": lambda point, step: 1 / 0},
+            "function of 'a' raised ZeroDivisionError at attn.q@toy.0: division by zero",
+        ),
+        ({"kv": {"attn.kv@layer=0": -1.0}}, "'kv' multiplies attention at attn.kv@toy.0, so its weight must not be"),
+        ({"kv": {"attn.kv@layer=0": -1.5}}, "negative, but it is -1.5"),
+        ({"kv": lambda point, step: -1}, "must not be negative, but it is -1"),
+        (
+            [ak.Stack("a"), ak.Stack("a")],
+            "invalid activate(): Stack('a') is named twice; give it a weight: {Stack('a'): 2.0}",
+        ),
+        (3, "invalid activate(): expected a name, names, a mapping of names to weights, or None, not 3"),
+        ({3: 1.0}, "invalid adapters: expected a name or an expression such as Stack('a', 'b'), not 3"),
+        ([["a"]], "such as Stack('a', 'b'), not ['a']"),
+        ({"a": 10**400}, "the weight of 'a' must be a finite number"),
+        ({"a": float("nan")}, "(point, step), not nan"),
+        ({"a": torch.ones(2, 3, 1)}, "floating-point tensor [rows] or [rows, tokens], not (2, 3, 1) of torch.float32"),
+        ({"a": torch.ones(2).int()}, "invalid weights: 'a': a weight must be a floating-point tensor [rows]"),
+        ({"kv": torch.ones(2)}, "'kv' cannot be weighted for each row: at attn.kv@toy.0 there is no output of its own"),
     ],
 )
 def test_wrong_choices(model: toys.ToyModel, adapters: ak.Adapters, choice: object, message: str) -> None:
     adapters.activate("a")
-    with pytest.raises(errors.AdapterKitError, match=message):
+    with pytest.raises(errors.AdapterKitError, match=re.escape(message)):
         adapters.activate(choice)  # type: ignore[arg-type]
     assert adapters.active == {"a": 1.0}
 

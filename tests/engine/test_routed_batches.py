@@ -171,7 +171,9 @@ def test_guidance_and_several_images_of_a_prompt(tmp_path: Path) -> None:
     with adapters.routed(["a", None]), pytest.raises(errors.RoutingError, match=r"@unet.*copies=2"):
         draw(prompts, latents[:2], 1, 5.0)
     for wrong in (0, True, "2"):
-        with pytest.raises(errors.ConfigError, match="copies must be"):
+        with pytest.raises(
+            errors.ConfigError, match=rf"routed\(\): copies must be None or a whole number from 1, not {wrong!r}"
+        ):
             adapters.routed(["a", None], copies=wrong).__enter__()  # type: ignore[arg-type]
 
 

@@ -126,8 +126,10 @@ def test_what_cannot_be_routed_is_an_error(model: toys.ToyModel, adapters: ak.Ad
         model(x)
     with adapters.routed(["kv", None]), pytest.raises(errors.RoutingError, match="2 samples"):
         model(x)
-    for routes in ("lora", [], None, 3):
-        with pytest.raises(errors.ConfigError, match="one name or None"):
+    for routes, told in (("lora", "'lora'"), ([], r"\[\]"), (None, "None"), (3, "3")):
+        with pytest.raises(
+            errors.ConfigError, match=rf"routed\(\): expected one name or None for each .*, not {told}$"
+        ):
             adapters.routed(routes).__enter__()  # type: ignore[arg-type]
     with pytest.raises(errors.UnknownNameError, match="Did you mean 'lora'"):
         adapters.routed(["loar", None]).__enter__()

@@ -172,12 +172,46 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 }
 
 
+TOLD = {
+    "lora-{'r': -4}": "'config.r': is -4: expected a whole number from 0",
+    "lora-{'r': 1000000000}": "shape (2, 16), expected (1000000000, any)",
+    "lora-{'alpha': '8'}": "'config.alpha': is '8': expected a number",
+    "lora-{'attn_matrices': [1]}": "'config.attn_matrices': is [1]: expected a list",
+    "lora-{'composition_mode': 'multiply'}": "must be one of add, scale, not 'multiply'",
+    "lora-{'vera_d': '0.1'}": "'config.vera_d': is '0.1': expected a number, or null",
+    "lora-{'dropout': 7.0}": "'config': invalid LoRA: dropout must be at least 0 and less than 1, not 7.0",
+    "lora-{'new_option': 1}": "'config.new_option': is unknown: it may change what is computed",
+    "bottleneck-{'reduction_factor': 0}": "expected a number above 0, or an object of layer -> number",
+    "bottleneck-{'reduction_factor': {'0': 4}}": "'config.reduction_factor': has no layer 1, and no default",
+    "bottleneck-{'reduction_factor': Ellipsis}": "'config.reduction_factor': is missing",
+    "bottleneck-{'scaling': True}": "'config.scaling': is True: expected a number, 'learned' or 'channel'",
+    "bottleneck-{'mh_adapter': 1}": "'config.mh_adapter': is 1: expected true or false",
+    "bottleneck-{'inv_adapter': 'glow'}": "inv_adapter='glow' cannot be read: the tool's own code for it fails",
+    "bottleneck-{'residual_before_ln': 'pre_add'}": "is 'pre_add': expected true, false or 'post_add'",
+    "bottleneck-{'architecture': 'other'}": "'architecture': 'other' is no method that is known (bottleneck, ",
+    "compacter-{'phm_dim': 3}": "adapter_down.0.W_left': shape (2, 8, 1), expected (3, any, 1)",
+    "compacter-{'phm_rank': 0}": "shape (2, 8, 1), expected (2, any, 0)",
+    "prefix-{'prefix_length': 3}": "128 keys and values, and 3 positions at 2 attentions of 16 features have 192",
+    "prefix-{'flat': False}": "self_prefix.wte.weight': is missing; there is self_prefix.control_trans",
+    "reft-{'layers': 'some'}": "'config.layers': is 'some': expected 'all' or a list of layers",
+    "reft-{'prefix_positions': 0}": "'config.prefix_positions': with suffix_positions=0 edits nothing",
+    "reft-{'output_reft': False}": "output_reft=False edits nothing",
+    "inv-{'inv_adapter_reduction_factor': 0}": "invalid Invertible: reduction must be from 1/64 to 65536, not 0.0",
+}
+"""What of an error is for people who mend the file: the field, its value, what it may be."""
+
+
+def test_what_is_told_is_of_wrong_fields() -> None:
+    assert TOLD.keys() <= {f"{kind}-{value}" for kind, every in WRONG.items() for value in every}
+
+
 @pytest.mark.parametrize(
     ("type", "values"),
     [pytest.param(kind, value, id=f"{kind}-{value}") for kind, every in WRONG.items() for value in every],
 )
 def test_wrong_fields(type: str, values: dict[str, Any], spoil: Any) -> None:
-    spoil(type, fields(**values))
+    said = str(spoil(type, fields(**values)))
+    assert TOLD.get(f"{type}-{values}", "") in said
 
 
 @pytest.mark.parametrize(

@@ -135,12 +135,23 @@ def test_options_that_make_no_sense(adapters: ak.Adapters, tmp_path: Path, optio
     assert not (tmp_path / "a.safetensors").exists()
 
 
+TOLD = {
+    "sd_v2": (512, "stable-diffusion-v2-512", "diffusers"),
+    "sdxl_base_v1-0": (1024, "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
+}
+"""By ModelSpec's table of architectures, and kohya's scripts."""
+
+
 def test_the_base_is_told_by_the_models_class(tmp_path: Path) -> None:
     for model, version in ((unet(cross_attention_dim=1024), "sd_v2"), (xl(), "sdxl_base_v1-0")):
         adapters = ak.Adapters(model)
         adapters.add("a", ak.LoRA("attn.q", rank=1))
         found = header(adapters.save("a", tmp_path / "a.safetensors", format="kohya")).metadata
         assert (found["ss_base_model_version"], found["ss_v2"]) == (version, str(version == "sd_v2"))
+        size, architecture, implementation = TOLD[version]
+        assert found["modelspec.resolution"] == f"{size}x{size}"
+        assert found["modelspec.architecture"] == f"{architecture}/lora"
+        assert found["modelspec.implementation"] == implementation
         found = header(adapters.save("a", tmp_path / "a.safetensors", format="kohya", base="sd_v2_v")).metadata
         assert found["modelspec.architecture"] == "sd_v2_v/lora"
 

@@ -127,6 +127,8 @@ def test_a_layer_whose_name_is_the_end_of_anothers_is_meant_alone(tmp_path: Path
     written = check(ak.LoRA("head", rank=2, settings={"head@model.head": {}}), tmp_path)
     assert written["target_modules"] == "head"  # a pattern for the whole path, and no end of one
     assert check(ak.Trainable(settings={"norm@model.norm": {}}), tmp_path)["peft_type"] == "LN_TUNING"
+    biases = check(ak.Trainable("norm", part="bias"), tmp_path)
+    assert (biases["peft_type"], biases["bias"]) == ("LORA", "all")  # a norm of LN_TUNING has both
     saved = check(ak.Trainable(settings={"norm@model.norm": {}, "head@model.head": {}}), tmp_path)
     assert saved["modules_to_save"] == ["head", "norm"]  # whose names end those of others, which are saved as they are
 

@@ -105,6 +105,15 @@ def test_another_model_is_told_as_ever() -> None:
         ak.Adapters(LlamaModel(LlamaConfig(**SIZES))).load(FOLDER / "stablelm.safetensors", "a")
 
 
+def test_its_points_are_those_of_its_tensors_whatever_its_selectors_mean_now() -> None:
+    former = checkpoint("clip", model := towers.build("clip"))
+    other = dataclasses.replace(former.part, config={**former.part.config, "targets": "mlp.down"})
+    mapped, adapters = map_model(model), ak.Adapters(model)
+    adapters.install("a", dataclasses.replace(former, parts=[other]), source="a file of then")
+    wanted = as_now(former, mapped.points(), mapped.components).part.tensors
+    assert adapters.modules("a").keys() == wanted.keys()
+
+
 def test_ids_of_today_are_left_alone() -> None:
     model = towers.build("clip")
     adapters = ak.Adapters(model)
