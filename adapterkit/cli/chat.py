@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterkit.cli.messages import say
-from adapterkit.errors import near_matches
+from adapterkit.errors import AdapterKitError, near_matches
 
 if TYPE_CHECKING:
     from adapterkit.training.language.opening import Opened
@@ -53,6 +53,7 @@ def command(
     if opened.note:
         say(opened.note, err=True)
     opened.weigh(weight)
+    opened.writer.chat_template()  # an error now, where there is none
     talk = Talk(opened.writer, system, tokens, temperature, seed)
     with inference(opened.writer.model):
         _converse(opened, talk)
@@ -74,6 +75,8 @@ def _converse(opened: Opened, talk: Talk) -> None:
                 _answer(talk, said)
         except KeyboardInterrupt:
             click.echo("\n(interrupted; forgotten)")
+        except AdapterKitError as error:
+            say(f"error: {error}", err=True)
 
 
 def _answer(talk: Talk, said: str) -> None:

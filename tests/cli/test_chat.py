@@ -78,6 +78,25 @@ def test_the_folder_of_a_model_stands_alone(run: Path, command: str, tmp_path: P
     assert "sat\n" in output
 
 
+def test_a_conversation_goes_on_behind_what_cannot_be_done(tmp_path: Path):
+    strict = tiny.BY_ROLE.replace(
+        "{% for", "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{% for", 1
+    )
+    model = tiny.llama(tmp_path / "model", strict)
+    lines = ["/weight 0.5", "/system the cat", "why", "/system", "why", "/undo"]
+    output = said("chat", model, "--tokens", 2, stdin="\n".join(lines) + "\n")
+    assert "there is no adapter that could act with 0.5" in output
+    assert "error: invalid run: the conversation is not what the chat template takes (no)" in output
+    assert "taken back: why" in output
+
+
+def test_without_a_chat_template_nobody_is_asked(tmp_path: Path):
+    result = CliRunner().invoke(main, ["chat", str(tiny.llama(tmp_path / "model"))], input="why\n")
+    assert result.exit_code == 1
+    assert "options.chat_template: the tokenizer has no chat template; name a file of one, or turns" in result.stderr
+    assert ">" not in result.stdout
+
+
 def test_a_conversation_ends_with_its_input(run: Path):
     assert "ran far" in said("chat", run, "--temperature", 0, "--tokens", 6, stdin="the dog\n")
 

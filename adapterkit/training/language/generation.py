@@ -62,18 +62,26 @@ class Writer:
             raise ConfigError([f"options.prompts: {prompt!r} has no token to go on from"], "run")
         return torch.tensor([tokens or [end]], device=self.device)
 
+    def chat_template(self) -> Template:
+        """That of conversations.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if self.template is None:
+            raise ConfigError(
+                ["options.chat_template: the tokenizer has no chat template; name a file of one, or turns"], "run"
+            )
+        return self.template
+
     def start_of_answer(self, messages: Sequence[Any]) -> Tensor:
         """The tokens [1, tokens] of a conversation, and of what stands before the assistant's answer.
 
         Raises:
             ConfigError: There is no template, or it does not take these messages.
         """
-        if self.template is None:
-            raise ConfigError(
-                ["options.chat_template: the tokenizer has no chat template; name a file of one, or turns"], "run"
-            )
         try:
-            text = self.template.render(Conversation(tuple(messages)), ask=True)
+            text = self.chat_template().render(Conversation(tuple(messages)), ask=True)
         except ValueError as error:
             raise ConfigError([f"the conversation {error}"], "run") from error
         return torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]], device=self.device)

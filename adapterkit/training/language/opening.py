@@ -34,9 +34,15 @@ class Opened:
     note: str = ""
 
     def weigh(self, weight: float) -> None:
-        """How strongly the adapter acts; 0 is the base."""
+        """How strongly the adapter acts; 0 is the base.
+
+        Raises:
+            ConfigError: There is no adapter.
+        """
         if NAME in self.adapters:
             self.adapters.activate({NAME: weight})
+        elif weight != 1:
+            raise ConfigError([f"weight: there is no adapter that could act with {weight:g}"], "generate")
 
 
 def open_language(adapter: str | None, model: str | None, template: str | None) -> Opened:
