@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from adapterkit.errors import DataError
 
@@ -23,20 +25,24 @@ def lines_of(path: Path) -> Iterator[str]:
     Raises:
         DataError: It is no text, or of an encoding that it does not tell.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(4)
-        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
-        with path.open(encoding=encoding) as lines:
-            for line in lines:
-                if "\0" in line:
-                    told = "holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8"
-                    raise DataError(told, [path])
-                yield line.replace("\ufeff", "")
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", [path]) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot be read as UTF-8 text ({error}); save it as UTF-8", [path]) from error
+    with _opened(path) as file:
+        for line in file:
+            yield _clean(line, path)
+
+
+def parts_of(path: Path, size: int) -> Iterator[str]:
+    """The text of a file in parts of about that many characters, which end behind a line where they can.
+
+    Raises:
+        DataError: See `lines_of`.
+    """
+    with _opened(path) as file:
+        left, more = "", file.read(size)
+        while more:
+            text, more = left + _clean(more, path), file.read(size)
+            cut = (text.rfind("\n") + 1 or text.rfind(" ") + 1 or len(text)) if more else len(text)
+            yield text[:cut]
+            left = text[cut:]
 
 
 def read_text(path: Path) -> str:
@@ -46,3 +52,23 @@ def read_text(path: Path) -> str:
         DataError: See there.
     """
     return "".join(lines_of(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(4)
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+        with path.open(encoding=encoding) as text:
+            yield text
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", [path]) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot be read as UTF-8 text ({error}); save it as UTF-8", [path]) from error
+
+
+def _clean(text: str, path: Path) -> str:
+    if "\0" in text:
+        raise DataError("holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8", [path])
+    return text.replace("\ufeff", "")

@@ -159,7 +159,8 @@ class TextClassificationTask(Task):
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
         for file in _files_of(inputs):
             found = read_as(file, UNLABELLED, columns)
-            rows = found.tried() if found is not None else iter(())
+            read = found.tried() if found is not None else ()
+            rows = (both for both in read if not both[1].before)  # the limit is reached in the first part of a text
             while some := list(itertools.islice(rows, _AT_ONCE)):
                 said = [one for one, _ in some if not isinstance(one, RowError)]
                 shares = self._shares([unlabelled(*one, self.tokenizer, self.options.block_size) for one in said])

@@ -39,19 +39,24 @@ class Rendered:
         framed: Whether it stands alone, so that the tokenizer's marks of beginning and end belong around it; a template
             writes its own.
         whole: Whether it is a document, which may be split.
+        before, after: What is beside it, where it is a part of a long text; see `Row`.
     """
 
     text: str
     learnt: Sequence[Span]
     framed: bool = False
     whole: bool = False
+    before: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text by itself."""
+    """A text by itself, or a part of one; see `Row`."""
 
     text: str
+    before: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,11 @@ class _Seen:
 
 def _seen(part: Read[Any]) -> _Seen:
     found, faults = _Seen(), Faults()
-    for said, _ in part.tried():
+    for said, row in part.tried():
         if isinstance(said, RowError):
             faults.add(said)
         elif _has_words(said):
-            found.with_words += 1
+            found.with_words += not row.before
             found.is_text = found.is_text and isinstance(said, Document)
         else:
             found.without += 1
@@ -109,7 +109,7 @@ def _seen(part: Read[Any]) -> _Seen:
 
 def _has_words(said: Any) -> bool:
     if isinstance(said, Document):
-        return bool(said.text.strip())
+        return bool(said.text.strip()) or bool(said.before) or bool(said.after)
     return not isinstance(said, Exchange) or bool(said.completion.strip())
 
 
@@ -129,7 +129,9 @@ def rendered(
         RowError: Naming all rows that the template does not take.
     """
     faults = Faults()
-    for number, (said, row) in enumerate(source):
+    number = -1
+    for said, row in source:
+        number += not row.before
         if template is None and isinstance(said, Conversation):
             raise ConfigError(
                 [
@@ -151,7 +153,8 @@ def rendered(
 
 def _rendered(said: Said, row: Row, template: Template | None, *, last: bool) -> list[Rendered]:
     if isinstance(said, Document):
-        return [Rendered(said.text, [(0, len(said.text))], framed=True, whole=True)]
+        learnt = [(0, len(said.text))]
+        return [Rendered(said.text, learnt, framed=True, whole=True, before=said.before, after=said.after)]
     if template is None:
         assert isinstance(said, Exchange)
         return [said.plain()]

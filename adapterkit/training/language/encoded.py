@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from array import array
 from collections import deque
@@ -39,12 +40,15 @@ class Counts:
     shared: int = 0
 
     def add(self, one: Encoded, ends: frozenset[int]) -> None:
-        """Counts an example."""
-        self.examples += 1
+        """Counts an example, or a part of one."""
         self.tokens += len(one)
         self.learnt += int(one.learnt.sum())
-        self.longest = max(self.longest, len(one))
         self.endless += not one.whole and ends.isdisjoint(one.tokens[one.learnt].tolist())
+
+    def end(self, length: int) -> None:
+        """Counts that an example of that many tokens is complete."""
+        self.examples += 1
+        self.longest = max(self.longest, length)
 
 
 class Tokens:
@@ -72,14 +76,14 @@ class Tokens:
         """Of every example whether it is marked."""
         return (self.shelf.tags & 1).astype(bool)
 
-    def between(self, start: int, end: int, *, whole: bool = False) -> Encoded:
+    def between(self, start: int, end: int) -> Encoded:
         """A stretch of all tokens."""
         numbers = self.shelf.between(start, end)
-        return Encoded(numbers >> 1, (numbers & 1).bool(), whole)
+        return Encoded(numbers >> 1, (numbers & 1).bool())
 
-    def example(self, place: int, *, whole: bool = False) -> Encoded:
+    def example(self, place: int) -> Encoded:
         """An example by its number."""
-        return self.between(*self.shelf.span(place), whole=whole)
+        return self.between(*self.shelf.span(place))
 
 
 class Stretches(Sequence[Encoded]):
@@ -113,22 +117,26 @@ def put(texts: Iterable[tuple[int, Rendered, bool]], encoder: Encoder, shelf: Sh
     """Fills a shelf with examples, and returns their `Counts`.
 
     Args:
-        texts: Of every example the number of its row, its text, and its mark.
+        texts: Of every example, or part of one, the number of its row, its text, and its mark.
         encoder: Makes tokens.
         shelf: Is empty.
     """
     ends, shared, counts = frozenset(end_marks(encoder.tokenizer)), encoder.shared, Counts()
-    waiting: deque[tuple[int, bool]] = deque()
+    waiting: deque[tuple[int | None, Rendered]] = deque()
 
     def told() -> Iterator[Rendered]:
         for row, text, mark in texts:
-            waiting.append((row, mark))
+            waiting.append((None if text.after else row << 1 | mark, text))
             yield text
 
+    length = 0
     for one in encoder(told()):
-        row, mark = waiting.popleft()
+        tag, text = waiting.popleft()
+        length = len(one) + (length if text.before else 0)
         counts.add(one, ends)
-        shelf.append((one.tokens << 1 | one.learnt).numpy(), row << 1 | mark)
+        shelf.append((one.tokens << 1 | one.learnt).numpy(), tag)
+        if tag is not None:
+            counts.end(length)
     counts.shared = encoder.shared - shared
     return asdict(counts)
 
@@ -144,10 +152,15 @@ def fitted(tokens: Tokens, kept: np.ndarray | None, fitting: Fitting) -> Stretch
     found, rows, marks = array("q"), tokens.rows, tokens.marks
     for place in range(len(tokens)):
         if kept is None or kept[rows[place]]:
-            begin, _ = tokens.shelf.span(place)
-            for start, end in fitting(tokens.example(place, whole=bool(marks[place]))):
+            begin, last = tokens.shelf.span(place)
+            part = functools.partial(_part, tokens, begin)
+            for start, end in fitting(last - begin, part, whole=bool(marks[place])):
                 found.extend((begin + start, begin + end))
     return Stretches(tokens, as_table(found, 2))
+
+
+def _part(tokens: Tokens, begin: int, start: int, end: int) -> Encoded:
+    return tokens.between(begin + start, begin + end)
 
 
 def blocks(tokens: Tokens, size: int) -> Stretches:

@@ -208,7 +208,7 @@ def _exchange(part: Part, row: Row) -> Exchange | Conversation:
 
 
 def _document(part: Part, row: Row) -> Document:
-    return Document(text_of(part["text"], "text", row))
+    return Document(text_of(part["text"], "text", row), row.before, row.after)
 
 
 PROMPTS = ("prompt", "question", "query")

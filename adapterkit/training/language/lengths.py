@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
 
 from adapterkit.training.language.tokens import Encoded
@@ -23,24 +24,29 @@ class Fitting:
         self.limit, self.too_long = limit, too_long
         self.counts: Counter[str] = Counter()
 
-    def __call__(self, one: Encoded) -> list[Stretch]:
-        """Which stretches of an example are kept: of at most `limit` tokens, each with something to learn."""
-        if len(one) <= self.limit:
-            return [(0, len(one))] if self._teaches(one, "left out, nothing to learn in them") else []
-        way = self.too_long or ("split" if one.whole else "cut")
+    def __call__(self, length: int, part: Callable[[int, int], Encoded], *, whole: bool = False) -> list[Stretch]:
+        """Which stretches of an example are kept: of at most `limit` tokens, each with something to learn.
+
+        Args:
+            length: Its tokens.
+            part: Reads a stretch of it.
+            whole: Whether it is a document.
+        """
+        if length <= self.limit:
+            return [(0, length)] if self._teaches(part(0, length), "left out, nothing to learn in them") else []
+        way = self.too_long or ("split" if whole else "cut")
         if way == "leave out":
             self.counts[f"left out, longer than {self.limit} tokens"] += 1
             return []
         if way == "cut":
-            if not self._teaches(
-                one.part(0, self.limit), f"left out, nothing to learn in the first {self.limit} tokens"
-            ):
+            otherwise = f"left out, nothing to learn in the first {self.limit} tokens"
+            if not self._teaches(part(0, self.limit), otherwise):
                 return []
             self.counts[f"cut after {self.limit} tokens"] += 1
             return [(0, self.limit)]
         self.counts[f"split, longer than {self.limit} tokens"] += 1
-        parts = ((start, min(start + self.limit, len(one))) for start in range(0, len(one), self.limit))
-        return [part for part in parts if one.part(*part).teaches]
+        parts = ((start, min(start + self.limit, length)) for start in range(0, length, self.limit))
+        return [one for one in parts if part(*one).teaches]
 
     def notes(self, total: int) -> list[str]:
         """A sentence for each thing that was done, of that many examples."""

@@ -14,8 +14,10 @@ from typing import Any
 from adapterkit.errors import DataError, MissingDependencyError
 from adapterkit.training.data_files import Notes, gather, walk
 from adapterkit.training.faults import Faults, RowError
-from adapterkit.training.text_files import lines_of, read_text
+from adapterkit.training.text_files import lines_of, parts_of, read_text
 
+_LONG = 1 << 18  # characters of a text that are read at a time
+_BESIDE = 1000  # characters beside them, which tell the tokenizer where tokens begin and end
 _AT_ONCE = 1024  # rows that are taken from a Parquet file
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "eval", "test", "testing", "dev"})
 
@@ -29,12 +31,15 @@ class Row:
         file: Where it is from.
         number: The how manieth it is there, from 1; of JSONL its line.
         fault: Why it cannot be read, where it cannot.
+        before, after: Of a part of a long text the characters beside it; "" where it begins and ends.
     """
 
     values: Mapping[str, Any]
     file: Path
     number: int
     fault: RowError | None = None
+    before: str = ""
+    after: str = ""
 
     def error(self, reason: str) -> RowError:
         """What is wrong with it, as an error that names row and file."""
@@ -202,10 +207,16 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 
 def _text(file: Path) -> Iterator[Row]:
-    text = read_text(file)
+    """A row; of a file with a long text one for each part of it."""
+    parts = itertools.chain(parts_of(file, _LONG), [""])
+    before, text = "", next(parts)
     if text.lstrip()[:1] in ("[", "{") and (ending := _ending_of(text)):
         raise DataError(f"holds rows of JSON, not text; name it with the ending {ending}", [file])
-    yield Row({"text": text}, file, 1)
+    if not text:
+        yield Row({"text": ""}, file, 1)
+    for part in parts:
+        yield Row({"text": text}, file, 1, before=before, after=part[:_BESIDE])
+        before, text = text[-_BESIDE:], part
 
 
 def _ending_of(text: str) -> str:

@@ -42,16 +42,21 @@ class Shelf:
                 return cls(*(tempfile.TemporaryFile(dir=folder, buffering=_LARGE) for _ in range(2)))
         raise DataError(f"nothing can be written near {near}, where tokens are kept while training")
 
-    def append(self, numbers: Any, tag: int = 0) -> None:
+    def append(self, numbers: Any, tag: int | None = 0) -> None:
         """Adds a sequence [length] with a number that says what it is.
+
+        Args:
+            numbers: What it holds.
+            tag: That number; None where what comes next belongs to the same sequence.
 
         Raises:
             DataError: The disk is full.
         """
         row = np.asarray(numbers, _NUMBER)
         self._end += len(row)
+        entry = np.array([] if tag is None else [self._end, tag], _ENTRY)
         try:
-            for file, values in zip(self._files, (row, np.array([self._end, tag], _ENTRY)), strict=True):
+            for file, values in zip(self._files, (row, entry), strict=True):
                 file.write(values.tobytes())
         except OSError as error:
             told = f"tokens cannot be kept on disk ({error.strerror}); make room, or set output or options.cache"

@@ -14,7 +14,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.language.conversations import Rendered, Span
 
 _AT_ONCE = 256
-_CHARACTERS = 1 << 20  # after which a portion is full, too
+_CHARACTERS = 1 << 18  # after which a portion is full, too
 Learn = Literal["completions", "last", "everything"]
 
 
@@ -75,17 +75,25 @@ class Encoder:
                     ],
                     "run",
                 )
+            beside = self.tokenizer.is_fast and any(one.before or one.after for one in some)
             found = self.tokenizer(
-                [one.text for one in some], add_special_tokens=False, return_offsets_mapping=partly, verbose=False
+                [f"{one.before}{one.text}{one.after}" if beside else one.text for one in some],
+                add_special_tokens=False,
+                return_offsets_mapping=partly or beside,
+                verbose=False,
             )
             for number, one in enumerate(some):
+                tokens = found["input_ids"][number]
+                if beside and (one.before or one.after):
+                    tokens = _own(tokens, found["offset_mapping"][number], one)
                 offsets = found["offset_mapping"][number] if partly and not (self.everything or _all_of(one)) else None
-                yield self._encoded(found["input_ids"][number], one, offsets)
+                yield self._encoded(tokens, one, offsets)
 
     def _encoded(self, tokens: list[int], one: Rendered, offsets: Sequence[Span] | None) -> Encoded:
         learnt = [True] * len(tokens) if offsets is None else self._learnt(offsets, one.learnt)
         if one.framed:
-            begin, end = begin_marks(self.tokenizer), end_marks(self.tokenizer)
+            begin = [] if one.before else begin_marks(self.tokenizer)
+            end = [] if one.after else end_marks(self.tokenizer)
             tokens, learnt = [*begin, *tokens, *end], [*([False] * len(begin)), *learnt, *([True] * len(end))]
         return Encoded(torch.tensor(tokens, dtype=torch.int32), torch.tensor(learnt, dtype=torch.bool), one.whole)
 
@@ -109,6 +117,13 @@ def begin_marks(tokenizer: Any) -> list[int]:
 def end_marks(tokenizer: Any) -> list[int]:
     """What ends a text, where the tokenizer has it."""
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _own(tokens: Sequence[int], offsets: Sequence[Span], part: Rendered) -> list[int]:
+    """Of a part of a text with what is beside it, the tokens that begin in the part."""
+    first = len(part.before)
+    last = first + len(part.text)
+    return [token for token, (start, _) in zip(tokens, offsets, strict=True) if first <= start < last]
 
 
 def _all_of(one: Rendered) -> bool:

@@ -180,7 +180,8 @@ from pathlib import Path
 from adapterkit.training.checked import CheckedTask
 from tests.training.language import tiny
 folder = Path(sys.argv[1])
-run = tiny.run_of(folder / "model", folder / sys.argv[2], folder / "run", packing=sys.argv[3])
+options = {"packing": sys.argv[3], "validation_fraction": 0}
+run = tiny.run_of(folder / "model", folder / sys.argv[2], folder / "run", **options)
 task = CheckedTask(run)
 task.inner.tokenizer
 peak, done = [0], threading.Event()
@@ -202,18 +203,21 @@ print(len(data), peak[0] - before)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("packing", ["rows", "documents", "joined"])
-def test_memory_does_not_grow_with_the_data(model: Path, tmp_path: Path, packing: str):
-    """Of 3 and of 48 MB of rows, which take twice as much where they are kept."""
+@pytest.mark.parametrize(
+    ("packing", "ending"), [("rows", "jsonl"), ("documents", "jsonl"), ("joined", "jsonl"), ("rows", "txt")]
+)
+def test_memory_does_not_grow_with_the_data(model: Path, tmp_path: Path, packing: str, ending: str):
+    """Of 3 and of 48 MB of rows, or of one text, which take twice as much where they are kept."""
     words = [letter * 30 for letter in "abcdefgh"]
-    lines = [json.dumps({"text": " ".join(random.Random(n).choices(words, k=40))}) + "\n" for n in range(100)]
+    texts = [" ".join(random.Random(n).choices(words, k=40)) for n in range(100)]
+    lines = [(json.dumps({"text": text}) if ending == "jsonl" else text) + "\n" for text in texts]
     peaks = []
     for count in (2_500, 40_000):
-        with (tmp_path / f"{count}.jsonl").open("w") as file:
+        with (tmp_path / f"{count}.{ending}").open("w") as file:
             file.writelines(lines[number % len(lines)] for number in range(count))
-        arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), f"{count}.jsonl", packing]
+        arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), f"{count}.{ending}", packing]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path.cwd())
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[1]) / 1024)
-    assert (tmp_path / "40000.jsonl").stat().st_size > 45e6
+    assert (tmp_path / f"40000.{ending}").stat().st_size > 45e6
     assert peaks[1] - peaks[0] < 25, peaks

@@ -188,7 +188,7 @@ def _pairs(tokens: Tokens, rows: np.ndarray, fitting: Fitting, counts: Counter[s
         if both[0].tokens.tolist() == both[1].tokens.tolist():
             counts["left out, pairs of one answer"] += 1
             continue
-        parts = [fitting(one) for one in both]
+        parts = [fitting(len(one), one.part) for one in both]
         if all(parts):
             for number, ((start, end), *_) in enumerate(parts, place):
                 begin, _ = tokens.shelf.span(number)
@@ -203,7 +203,8 @@ def _judgements(tokens: Tokens, rows: np.ndarray, fitting: Fitting, counts: Coun
     for place in range(len(tokens)):
         if rows[row_of[place]]:
             begin, _ = tokens.shelf.span(place)
-            for start, end in fitting(tokens.example(place)):
+            one = tokens.example(place)
+            for start, end in fitting(len(one), one.part):
                 found.extend((begin + start, begin + end, int(good[place])))
     spans = as_table(found, 3)
     return Judgements(Stretches(tokens, spans[:, :2]), spans[:, 2].astype(bool))
