@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from adapterkit.cli.messages import plain_warnings, say
+from adapterkit.cli.processes import is_first
 
 
 @click.command("finish", epilog="Example: adapterkit finish runs/ink --step 500")
@@ -20,6 +21,8 @@ def command(run: Path, step: int | None, accept_changed_data: bool) -> None:
 
     click.get_current_context().with_resource(plain_warnings())
     result = loop().finish(run, step=step, accept_changed_data=accept_changed_data)
+    if not is_first():
+        sys.exit(result.exit_code)
     if result.exit_code:
         written = f"the adapter is written, {result.adapter}" if result.adapter else "no adapter is written yet"
         say(f"stopped; {written}. To go on: adapterkit finish {run}", err=True)

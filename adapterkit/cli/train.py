@@ -51,7 +51,8 @@ def command(
     if dry_run:
         from adapterkit.cli.dry_run import show_plan
 
-        show_plan(run)
+        if first:
+            show_plan(run)
         return
     result = loop().train(run, resume=resume, overwrite=overwrite, accept_changed_data=accept_changed_data)
     if not first:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from adapterkit.errors import ConfigError
@@ -18,6 +19,8 @@ from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.trackers import tracker_names
 
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first, which alone measures, draws and writes; who ends is noticed at once."""
 _UNFIT = {
     "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm: it has models of its own; leave it out",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config: processes share data alone; leave it out",
@@ -43,6 +46,7 @@ def make_accelerator(run: Run) -> Accelerator:
             cpu=not torch.accelerator.is_available(),  # or else processes of a CPU do not know of each other
             mixed_precision=run.config.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             log_with=tracker_names(run) or None,  # pyright: ignore[reportArgumentType] - it is a list of names
             project_dir=str(RunFolder(run).trackers),
         )

@@ -242,3 +242,13 @@ def test_a_signal_to_the_launcher_leaves_one_checkpoint(number: signal.Signals, 
     step = int(checkpoint.name.removeprefix("step-"))
     assert told.count(f"stopped after step {step}; a checkpoint is saved") == 1
     assert len([r for r in read_metrics(metrics) if "lr" in r]) == step
+
+
+@pytest.mark.slow
+def test_one_process_speaks_of_a_dry_run_and_of_the_end(tmp_path: Path):
+    file = toy(tmp_path)
+    plan = together(tmp_path, "train", file, "--dry-run")
+    assert (plan.returncode, plan.stdout.count("task: toy-task")) == (0, 1)
+    train(load_run(file, ["checkpoint_every=2", "steps=3"]), silent=True)
+    ended = together(tmp_path, "finish", tmp_path / "run")
+    assert (ended.returncode, ended.stdout.count("loss (last steps)")) == (0, 1)
