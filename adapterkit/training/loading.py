@@ -21,6 +21,7 @@ from adapterkit.errors import (
     ConfigError,
     MissingDependencyError,
     ModelNotFoundError,
+    did_you_mean,
     shown,
 )
 from adapterkit.formats.files import open_plain
@@ -231,6 +232,9 @@ def _load_timm(name: str, classes: int | None, arguments: dict[str, Any]) -> nn.
         import timm
 
         known = name.removeprefix(TIMM) if name.startswith(TIMM) else f"local-dir:{name}"
+        if ":" not in known and not timm.is_model(architecture := known.partition(".")[0]):
+            near = did_you_mean(architecture, timm.list_models())
+            raise ModelNotFoundError(f"cannot load the model {shown(name)}: timm has no {shown(architecture)}.{near}")
         try:
             model: Any = timm.create_model(known, **{"pretrained": True, **arguments})
         except (AssertionError, TypeError) as error:

@@ -78,6 +78,12 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path: Path, load: str, config:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("name", ["timm:resnt18", "timm:resnt18.a1_in1k"])
+def test_a_model_that_timm_does_not_have_is_told_with_what_is_like_it(name: str):
+    with pytest.raises(ModelNotFoundError, match=r"timm has no 'resnt18'\. Did you mean .*'resnet18'"):
+        loading.load_image_classifier(name, "float32", None)
+
+
 class Listener(logging.Handler):
     """Hears what transformers says of a model."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,11 @@ def test_a_figure_that_will_not_be_measured_is_told_before_weights_are_read(
     for look in (plan_of, train):
         with pytest.raises(ConfigError, match=reason):
             look(make(tmp_path, *overrides))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_policy_that_timm_does_not_have_is_told_before_weights_are_read(tmp_path: Path):
+    run = make(tmp_path)
+    changed = run.options.model_copy(update={"auto_augment": "rnd-m9"})
+    with pytest.raises(ConfigError, match=r"options\.auto_augment: timm has no 'rnd-m9'"):
+        plan_of(replace(run, options=changed))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,35 @@ def training_transform(pixels: Pixels, options: Options) -> Callable[[Image.Imag
     return steps[0] if len(steps) == 1 else Steps(steps)
 
 
+def check_policy(options: Options) -> None:
+    """Asks timm for the policy, before a model is loaded.
+
+    Raises:
+        ConfigError: timm has no such policy.
+    """
+    if options.auto_augment:
+        factory: Any = importlib.import_module("timm.data.transforms_factory")
+        with _named(options):
+            factory.transforms_imagenet_train((32, 32), auto_augment=options.auto_augment, separate=True)
+
+
+@contextlib.contextmanager
+def _named(options: Options) -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(
+            [f"options.auto_augment: timm has no {options.auto_augment!r} ({error!s:.100})"], "run"
+        ) from error
+
+
 def _picture_steps(pixels: Pixels, options: Options) -> list[Any]:
     """From an image to normalised values."""
     factory: Any = importlib.import_module("timm.data.transforms_factory")
     look, scale = pixels.look, options.crop_scale
     if pixels.channels == 1 and (options.auto_augment or options.colour):
         raise ConfigError(["options.auto_augment, options.colour: the model takes images of one channel"], "run")
-    try:
+    with _named(options):
         crop, change, end = factory.transforms_imagenet_train(
             pixels.size,
             scale=scale or (1.0, 1.0),
@@ -81,10 +104,6 @@ def _picture_steps(pixels: Pixels, options: Options) -> list[Any]:
             std=tuple(value / look.scale for value in look.std),
             separate=True,
         )
-    except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(
-            [f"options.auto_augment: timm has no {options.auto_augment!r} ({error!s:.100})"], "run"
-        ) from error
     for transform in change.transforms:
         _keep_a_bit(transform)
     return [*crop.transforms, *change.transforms, *end.transforms]

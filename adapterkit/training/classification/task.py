@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.classification.augmentation import mixing, training_transform
+from adapterkit.training.classification.augmentation import check_policy, mixing, training_transform
 from adapterkit.training.classification.examples import Example, Found, class_names
 from adapterkit.training.classification.figures import overall, said
 from adapterkit.training.classification.folders import find
@@ -53,6 +53,7 @@ class ImageClassificationTask(Task):
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the images and their classes, and decodes every one once."""
+        check_policy(self.options)
         folder, told = Path(self.config.data), self.options.validation
         notes = Notes(folder if folder.is_dir() else folder.parent)
         found = find(folder, None if told is None else Path(told), self.options.tables, notes)
