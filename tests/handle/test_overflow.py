@@ -41,7 +41,7 @@ def merge_for_a_block(adapters: ak.Adapters) -> None:
 def test_a_merge_beyond_the_bases_dtype_changes_nothing(verb: Callable[[ak.Adapters], None]):
     layer, adapters = strong(torch.float16)
     weight, before = layer.weight, layer.weight.detach().clone()
-    with pytest.raises(ak.NotMergeableError, match=r"weight with 360000 in it, and torch\.float16 ends at 65504"):
+    with pytest.raises(ak.NotMergeableError, match=r"at linear@.*weight with 360000 in it, and torch\.float16 ends at 65504"):
         verb(adapters)
     assert layer.weight is weight
     assert torch.equal(weight, before)
@@ -51,8 +51,16 @@ def test_a_merge_beyond_the_bases_dtype_changes_nothing(verb: Callable[[ak.Adapt
 def test_a_weight_in_float8_keeps_no_merge():
     layer, adapters = strong(torch.float16, 0.1)
     layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
-    with pytest.raises(ak.NotMergeableError, match=r"in torch\.float8_e4m3fn keeps no merge"):
+    with pytest.raises(ak.NotMergeableError, match=r"linear@.*0: a weight in torch\.float8_e4m3fn keeps no merge"):
         adapters.merge("a")
+
+
+def test_a_merge_of_what_has_diverged_changes_nothing():
+    layer, adapters = strong(torch.float32, float("nan"))
+    before = layer.weight.detach().clone()
+    with pytest.raises(ak.NotMergeableError, match=r"at linear@.* would give a weight with NaN or infinity; nothing"):
+        adapters.merge("a")
+    assert torch.equal(layer.weight, before)
 
 
 def test_a_bias_beyond_the_bases_dtype_changes_nothing():
