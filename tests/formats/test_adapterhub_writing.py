@@ -159,6 +159,10 @@ MADE = {
         T5,
         Union((Bottleneck.pfeiffer(targets="attn", width=3), Bottleneck.parallel(targets="mlp cross", width=5))),
     ),
+    "widths_by_place": (
+        BERT,
+        Union((Bottleneck.pfeiffer(targets="attn", width=3), Bottleneck.pfeiffer(targets="mlp", width=5))),
+    ),
     "widths": (
         BERT,
         Union(
