@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from adapterkit.training.run import Run
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 _PROJECT = "adapterkit"
+_FOLDERS = {"wandb": "dir"}
+"""The setting of a tracker that says where its files are, which else are in the working directory."""
 _ARRAYS = {"tensorboard": {"dataformats": "NHWC"}}
 """What a tracker's `log_images` has to be told of arrays."""
 
@@ -52,8 +55,8 @@ class Trackers(Callback):
         self._accelerator = accelerator
 
     def begin(self, training: Training) -> None:
-        given = [one for one in training.run.config.trackers if isinstance(one, dict)]
-        settings = {str(one["type"]): {k: v for k, v in one.items() if k not in ("type", "project")} for one in given}
+        given = [{"type": one} if isinstance(one, str) else one for one in training.run.config.trackers]
+        settings = {str(one["type"]): _settings(one, training.folder / "trackers") for one in given}
         project = next((str(one["project"]) for one in given if "project" in one), _PROJECT)
         config = dict(_flat(training.run.resolved()))
         self._accelerator.init_trackers(project, config=config, init_kwargs=settings)
@@ -65,7 +68,7 @@ class Trackers(Callback):
         self._log({f"evaluate/{key}": value for key, value in figures.items()}, training.step)
 
     def sample(self, training: Training, files: Sequence[Path]) -> None:
-        texts = {f"samples/{file.stem}": file.read_text(encoding="utf-8") for file in files if file.suffix == ".txt"}
+        texts = {f"samples/{_label(file)}": file.read_text(encoding="utf-8") for file in files if file.suffix == ".txt"}
         self._log(texts, training.step)
         pictures = [file for file in files if file.suffix.lower() in _PICTURES]
         for tracker in self._accelerator.trackers if pictures else ():
@@ -78,6 +81,18 @@ class Trackers(Callback):
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         if told := {key: value for key, value in values.items() if value is not None}:
             self._accelerator.log(told, step=step)
+
+
+def _settings(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a tracker is told, with its files in the run folder, unless they are to be elsewhere."""
+    name = str(given["type"])
+    key = _FOLDERS.get(name)
+    if key is None or key in given or f"{name}_{key}".upper() in os.environ:
+        place = {}
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = {key: str(folder)}
+    return {**place, **{key: value for key, value in given.items() if key not in ("type", "project")}}
 
 
 def _send(tracker: Any, files: Sequence[Path], step: int) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.loop import train
 from adapterkit.training.plots import figures_in, plot, running_mean
 from adapterkit.training.samples.sample import Sample
+from adapterkit.training.trackers import Trackers
 from tests.training.test_loop import losses
 from tests.training.toy_task import ToyTask, toy_run
 
@@ -54,6 +57,43 @@ def test_trackers_that_are_unknown_or_not_there_are_told_before_anything_is_load
         "trackers: unknown tracker 'tensorbord'. Did you mean 'tensorboard'?",
         "trackers: comet_ml is not installed. Run: pip install comet-ml",
     ]
+
+
+class Told:
+    """An accelerator that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.trackers: list[Any] = []
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def init_trackers(self, project: str, config: dict[str, Any], init_kwargs: dict[str, Any]) -> None:
+        self.settings = {"project": project, **init_kwargs}
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+
+@pytest.mark.parametrize("elsewhere", ["", "key", "environment"])
+def test_wandb_keeps_its_files_in_the_run_folder_unless_they_are_to_be_elsewhere(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    if elsewhere == "environment":
+        monkeypatch.setenv("WANDB_DIR", "somewhere")
+    own = {"dir": "there"} if elsewhere == "key" else {}
+    wanted = [{"type": "wandb", "project": "ink", "mode": "offline", **own}, "tensorboard"]
+    told: Any = Told()
+    training: Any = SimpleNamespace(run=toy_run(tmp_path / "run", trackers=wanted), folder=tmp_path / "run", step=3)
+    tracker = Trackers(told)
+    tracker.begin(training)
+    place = {"": {"dir": str(tmp_path / "run/trackers")}, "key": own, "environment": {}}[elsewhere]
+    assert told.settings == {"project": "ink", "wandb": {"mode": "offline", **place}, "tensorboard": {}}
+    assert (tmp_path / "run/trackers").is_dir() == (not elsewhere)
+    text = tmp_path / "step_000003_p0_s42.txt"
+    text.write_text("one")
+    tracker.sample(training, [text])
+    assert told.logged == [(3, {"samples/p0_s42": "one"})]  # those of all steps are one series, as pictures are
 
 
 def test_the_picture_of_the_metrics_has_what_there_is(tmp_path: Path) -> None:
