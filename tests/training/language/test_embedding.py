@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from adapterkit.errors import ConfigError, DataError
-from adapterkit.training.language.embedding.examples import Group, collated
+from adapterkit.training.language.embedding import objectives
+from adapterkit.training.language.embedding.examples import Group, belonging, collated
 from adapterkit.training.language.embedding.objectives import (
     contrast,
     likeness,
@@ -55,15 +56,25 @@ def test_the_loss_tells_an_anchors_text_from_all_others_but_its_own():
     assert likeness(anchors, others[:3], scores).item() == pytest.approx(expected)
 
 
-def test_figures():
+def test_figures(monkeypatch: pytest.MonkeyPatch):
     anchors, others = torch.eye(3), torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0.9, 0.9, 0.5]])
-    none = torch.zeros(3, 3, dtype=torch.bool)
-    assert retrieval(anchors, others, none) == pytest.approx({"accuracy": 2 / 3, "mrr": 2.5 / 3})
-    none[1, 2] = True
-    assert retrieval(anchors, others, none) == pytest.approx({"accuracy": 1, "mrr": 1})
+    for at_once in (1, 2, 512):
+        monkeypatch.setattr(objectives, "_AT_ONCE", at_once)
+        rows = [Group(((number,), (5 + number,)), None) for number in range(3)]
+        assert retrieval(anchors, others, *belonging(rows)) == pytest.approx({"accuracy": 2 / 3, "mrr": 2.5 / 3})
+        rows[2] = Group(((2,), (6,)), None)  # what belongs to the anchor before it as well
+        assert retrieval(anchors, others, *belonging(rows)) == pytest.approx({"accuracy": 1, "mrr": 1})
     one, other = torch.tensor([1.0, 2, 2, 5, 3]), torch.tensor([2.0, 1, 4, 4, 9])
     expected: Any = spearmanr(one, other)
     assert rank_correlation(one, other) == pytest.approx(expected[0])
+
+
+def test_what_belongs_to_an_anchor_is_what_a_batch_says():
+    a, b, c, d = (1, 2), (3,), (4,), (5, 6)
+    rows = [Group((a, b), None), Group((a, d), None), Group((c, b), None), Group((d, a), None)]
+    texts, own = belonging(rows)
+    same = torch.stack([torch.isin(texts, torch.tensor(one)) for one in own])
+    assert same.tolist() == collated(rows, 9)["same"].tolist()
 
 
 def test_a_batch_knows_what_belongs_together():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapterkit.training.language.layouts import Layout, Part, text_of
 from adapterkit.training.language.rows import Row
@@ -143,3 +145,20 @@ def collated(groups: Sequence[Group], pad: int) -> dict[str, Any]:
         "same": torch.tensor([[other in belonging[anchor] for other in others] for anchor in anchors]),
         "scores": None if groups[0].score is None else torch.tensor([one.score for one in groups]),
     }
+
+
+def belonging(groups: Iterable[Group]) -> tuple[Tensor, list[Sequence[int]]]:
+    """A number for what each positive says, [rows], and of every anchor the numbers that belong to it, by any row."""
+    numbers: dict[bytes, int] = {}
+    own: dict[int, dict[int, None]] = {}
+    anchors, positives = [], []
+    for one in groups:
+        anchor, positive = (
+            numbers.setdefault(hashlib.blake2b(repr(text).encode(), digest_size=16).digest(), len(numbers))
+            for text in one.texts[:2]
+        )
+        anchors.append(anchor)
+        positives.append(positive)
+        own.setdefault(anchor, {anchor: None})[positive] = None
+    lists = {anchor: list(texts) for anchor, texts in own.items()}
+    return torch.tensor(positives), [lists[anchor] for anchor in anchors]

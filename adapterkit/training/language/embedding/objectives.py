@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_AT_ONCE = 512  # anchors that are compared with all texts
 Pooling = Literal["mean", "cls", "last"]
 
 
@@ -50,13 +52,30 @@ def likeness(anchors: Tensor, positives: Tensor, scores: Tensor) -> Tensor:
     return F.mse_loss((anchors * positives).sum(-1), scores.to(anchors))
 
 
-def retrieval(anchors: Tensor, others: Tensor, same: Tensor) -> dict[str, float]:
-    """How often an anchor's own text is the nearest of all, and the mean of one by its rank."""
-    place = torch.arange(len(anchors))
-    cosines = anchors @ others.T
-    own = cosines[place, place]
-    nearer = ((cosines > own[:, None]) & ~same).sum(1)
+def retrieval(anchors: Tensor, others: Tensor, texts: Tensor, belonging: Sequence[Sequence[int]]) -> dict[str, float]:
+    """How often an anchor's own text is the nearest of all, and the mean of one by its rank.
+
+    Args:
+        anchors, others: Embeddings, in the order of the rows: [rows, features].
+        texts: A number for what each of the others says: [rows].
+        belonging: Of every anchor the numbers of the texts that belong to it.
+    """
+    nearer = torch.cat(
+        [
+            _nearer(anchors[start : start + _AT_ONCE], others, start, texts, belonging)
+            for start in range(0, len(anchors), _AT_ONCE)
+        ]
+    )
     return {"accuracy": (nearer == 0).double().mean().item(), "mrr": (1 / (1 + nearer.double())).mean().item()}
+
+
+def _nearer(some: Tensor, others: Tensor, start: int, texts: Tensor, belonging: Sequence[Sequence[int]]) -> Tensor:
+    """Of some anchors, the first of which is that of row `start`, how many texts of others are nearer: [anchors]."""
+    place = torch.arange(len(some))
+    cosines = some @ others.T
+    own = cosines[place, place + start]
+    same = [torch.isin(texts, torch.tensor(belonging[start + row])) for row in range(len(some))]
+    return ((cosines > own[:, None]) & ~torch.stack(same)).sum(1)
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
@@ -66,5 +85,6 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    below = (values[:, None] > values[None]).sum(1).double()
-    return below + ((values[:, None] == values[None]).sum(1) - 1).double() / 2
+    ordered = values.sort().values
+    below, to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return below.double() + (to - below - 1).double() / 2

@@ -17,7 +17,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.export.libraries import peft_reader
 from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
-from adapterkit.training.language.embedding.examples import RELATED, Group, Groups, collated, encode
+from adapterkit.training.language.embedding.examples import RELATED, Group, Groups, belonging, collated, encode
 from adapterkit.training.language.embedding.objectives import (
     Pooling,
     contrast,
@@ -131,10 +131,10 @@ class TextEmbeddingTask(Task):
             embedded = self.embed(to_device(batch, self.device)).double().cpu()
             parts.append((embedded[:rows], embedded[rows : 2 * rows]))
         anchors, positives = (torch.cat(some) for some in zip(*parts, strict=True))
-        whole = self.collate(held_out)
-        if whole["scores"] is not None:
-            return {"correlation": rank_correlation((anchors * positives).sum(-1), whole["scores"])}
-        return retrieval(anchors, positives, whole["same"][:, : len(held_out)])
+        if held_out[0].score is not None:
+            scores = torch.tensor([one.score for one in held_out])
+            return {"correlation": rank_correlation((anchors * positives).sum(-1), scores)}
+        return retrieval(anchors, positives, *belonging(held_out))
 
     def measures(self) -> Collection[str]:
         """See `evaluate`."""
