@@ -135,6 +135,7 @@ class UNetBackend(DiffusersBackend):
     """diffusers' UNet2DConditionModel."""
 
     component = "unet"
+    whole_blocks = True  # those of its transformers
     ignored: ClassVar[Mapping[str, str]] = {
         "add_embedding.*": "pooled text and image embeddings of Kandinsky and DeepFloyd are no two-layer network",
         "encoder_hid_proj.*": "projections of image embeddings (Kandinsky, IP-Adapter) have no role yet",

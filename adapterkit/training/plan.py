@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapterkit.adapter import AdapterConfig
 from adapterkit.handle.listing import points
-from adapterkit.points import Points
+from adapterkit.points import InjectionPoint, Points
 from adapterkit.training.best import check_best
 from adapterkit.training.blocks import waiting_bytes
 from adapterkit.training.checked import CheckedTask
@@ -69,10 +69,27 @@ def plan_of(run: Run) -> Plan:
 def parts_of_adapter(run: Run, model: Any, task: Task) -> list[tuple[AdapterConfig, Points]]:
     """The run's adapter, and what the task trains beside it as parts of it, each with its points.
 
+    A fresh head of an adapter that trains heads itself, such as `Trainable("*")`, is the adapter's.
+
     Raises:
         AdapterKitError: One does not fit the model.
     """
-    return [(config, points(model, adapter=config)) for config in (run.adapter, *task.also())]
+    own = points(model, adapter=run.adapter)
+    beside = [_without(config, points(model, adapter=config), run.adapter, own) for config in task.also()]
+    return [(run.adapter, own), *((config, points(model, adapter=config)) for config in beside if config is not None)]
+
+
+def _without(config: AdapterConfig, its: Points, adapter: AdapterConfig, own: Points) -> AdapterConfig | None:
+    """The config, but not where the adapter is the same; None where nothing is left."""
+    ids = {point.id for point in own}
+
+    def same(point: InjectionPoint) -> bool:
+        return point.id in ids and replace(adapter.at(point), targets=config.targets) == config.at(point)
+
+    left = [point for point in its if not same(point)]
+    if len(left) == len(its):
+        return config
+    return replace(config, settings={point.id: config.settings.get(point.id, {}) for point in left}) if left else None
 
 
 def all_points(parts: Sequence[tuple[AdapterConfig, Points]]) -> Points:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from torch import nn
 
 import adapterkit as ak
@@ -265,6 +265,30 @@ def test_bottleneck_stands_between_the_sublayer_and_the_sum(form: str) -> None:
             source = {"pfeiffer": s + y, "houlsby": s, "parallel": y, "parallel_norm": norm(y)}[form]
             y = y + s + module.up(F.relu(module.down(source)))
     assert torch.allclose(block(x, encoder_hidden_states=text), y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", RELATIVES.values(), ids=RELATIVES)
+def test_hidden_is_the_stream_behind_a_block_of_a_transformer(options: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = models.unet(**options)
+    found = {point.path for point in ak.points(model) if point.role == "hidden"}
+    blocks = {path for path, module in model.named_modules() if type(module) is BasicTransformerBlock}
+    assert found == {path for path in blocks if ".transformers." not in path}
+
+
+def test_reft_edits_what_a_block_gives() -> None:
+    model: Any = models.unet().double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.ReFT(rank=2, form="direft", targets="hidden@stage=mid"))
+    checks.randomise(adapters)
+    [module], block = adapters.modules("a").values(), model.mid_block.attentions[0].transformer_blocks[0]
+    x, text = torch.randn(2, 4, 16, dtype=torch.float64), torch.randn(2, 5, models.CONTEXT, dtype=torch.float64)
+    with adapters.disabled():
+        h = block(x, encoder_hidden_states=text)
+    edit = module.first
+    expected = h + F.linear(h, edit.source, edit.bias) @ edit.projection
+    assert torch.allclose(block(x, encoder_hidden_states=text), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(h, expected)
 
 
 @CONFIGS

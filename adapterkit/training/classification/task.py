@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError, DataError
+from adapterkit.handle.listing import points
 from adapterkit.training.classification.augmentation import check_policy, mixing, training_transform
 from adapterkit.training.classification.examples import Example, Found, class_names
 from adapterkit.training.classification.figures import overall, said
@@ -140,7 +141,8 @@ class ImageClassificationTask(Task):
         found: dict[str, Any] = {"classes": self.classes, "held out images": len(self.found.validation or ())}
         if self.heads:
             folder = samples.parent
-            write_heads(folder / ADAPTER, folder / "head.safetensors", list(self.heads), self.classes)
+            places = {point.id: point.path for point in points(self.model, "head") if point.path in self.heads}
+            write_heads(folder / ADAPTER, folder / "head.safetensors", places, self.classes)
         if self.found.validation:
             logits, targets = self._answers(self.found.validation)
             found |= write_report(samples.parent, logits, targets, self.classes, several=self.options.multi_label)

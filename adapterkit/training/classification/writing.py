@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +46,24 @@ def write_classifier(model: Any, pixels: Pixels, classes: Sequence[str], folder:
     pixels.transform.processor.save_pretrained(folder)
 
 
-def write_heads(adapter: Path, path: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+def write_heads(adapter: Path, path: Path, places: Mapping[str, str], classes: Sequence[str]) -> None:
     """Writes the trained heads of an adapter's file by themselves, for programs that know neither adapters nor points.
 
     Args:
         adapter: The adapter's own file, which has them too.
         path: The file to write. Tensors are named as in the model's state; the metadata has `classes`, a list in JSON.
-        paths: Where the heads are in the model, in the order of the points.
+        places: The ids of the heads' points, and where they are in the model.
         classes: What their outputs are called.
     """
     source = Source.of(adapter)
     reader = find_format(source)
     found, _ = reader.read(source, Points([]), reader.reading(strict=False))
-    parts = [part for one in found.values() for part in one.parts if part.type == "trainable"]
-    trained = [tensors for part in parts for tensors in part.tensors.values()]
+    trained = {
+        point: tensors for one in found.values() for part in one.parts for point, tensors in part.tensors.items()
+    }
     named = {
         f"{place}.{name}": tensor.contiguous()
-        for place, tensors in zip(paths, trained, strict=True)
-        for name, tensor in tensors.items()
+        for point, place in places.items()
+        for name, tensor in trained[point].items()
     }
     write_atomically(path, save(named, {"classes": json.dumps(list(classes))}))

@@ -130,6 +130,28 @@ def test_the_head_may_learn_at_a_rate_of_its_own_and_counts(
         train(make_run(data, tmp_path / "twice", model, "adapter.targets=head attn.q", **options), silent=True)
 
 
+@pytest.mark.parametrize("targets", ["head", "*"])
+def test_an_adapter_of_the_models_own_weights_has_the_fresh_head_among_them(data: Path, tmp_path: Path, targets: str):
+    """A linear probe, and full fine-tuning."""
+    options: dict[str, Any] = {"train_head": True, "model_args": TIMM}
+    adapter = [f"adapter={{type: trainable, targets: '{targets}'}}", "steps=4", "checkpoint_every=2"]
+    model = "timm:vit_tiny_patch16_224"
+    train(make_run(data, tmp_path / "run", model, *adapter, **options), silent=True)
+    alone = load_file(tmp_path / "run/head.safetensors")
+    assert {key: tuple(tensor.shape) for key, tensor in alone.items()} == {"head.weight": (3, 16), "head.bias": (3,)}
+    plain: Any = load_image_classifier(model, "float32", 3, **TIMM)
+    adapters = ak.Adapters(plain)
+    assert adapters.load(tmp_path / "run/adapter.safetensors", "colours").type == "trainable"
+    expected = (
+        plain.head.weight.numel() + 3
+        if targets == "head"
+        else sum(ak.points(plain, adapter=ak.Trainable("*")).costs.values())
+    )
+    assert sum(p.numel() for p in adapters.parameters("colours")) == expected
+    with pytest.raises(ConfigError, match="narrow targets"):  # only biases: the head would not be learnt whole
+        train(make_run(data, tmp_path / "bias", model, *adapter, "adapter.part=bias", **options), silent=True)
+
+
 @pytest.mark.parametrize("train_head", [False, True])
 def test_a_transformers_model(data: Path, tmp_path: Path, vit: Path, train_head: bool):
     result = train(make_run(data, tmp_path / "run", str(vit), train_head=train_head), silent=True)

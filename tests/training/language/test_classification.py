@@ -29,6 +29,7 @@ from adapterkit.training.data_record import DataRecord
 from adapterkit.training.language.labelled import scores
 from adapterkit.training.loop import train
 from adapterkit.training.parts import inference
+from adapterkit.training.plan import parts_of_adapter
 from adapterkit.training.task import Setting
 from tests.training.language import tiny
 
@@ -108,6 +109,24 @@ def test_what_the_checkpoint_lacks_is_trained_too(tmp_path: Path):
     task.survey(None)
     task.load_model()
     assert task.also() == [ak.Trainable(targets="path:classifier path:bert.pooler.dense")]
+
+
+def test_what_the_adapter_trains_already_is_not_trained_beside_it(tmp_path: Path):
+    """Of the two fresh layers the one that is left."""
+    run = tiny.run_of(
+        bert(tmp_path / "model"),
+        sentences(tmp_path),
+        tmp_path / "run",
+        "adapter={type: trainable, targets: head norm}",
+        task="text-classification",
+    )
+    task: Any = run.make_task()
+    task.survey(None)
+    (own, points), (beside, left) = parts_of_adapter(run, task.load_model(), task)
+    assert own == run.adapter
+    assert {point.path for point in points} >= {"classifier"}
+    assert [point.path for point in left] == ["bert.pooler.dense"]
+    assert [*beside.settings] == [point.id for point in left]
 
 
 def test_the_loss_is_that_of_each_text_by_itself(tmp_path: Path):
