@@ -19,6 +19,7 @@ import transformers as t
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import adapterkit as ak
 from adapterkit.adapters.trainable import Trainable
@@ -145,9 +146,13 @@ def test_types_that_act_in_and_around_blocks(name: str):
     assert_equal(found, expected)
 
 
-def test_a_unet_computes_the_same_with_its_blocks_swapped():
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed around the blocks"])
+def test_a_unet_computes_the_same_with_its_blocks_swapped(checkpointing: bool):
     plain, model = (vision_models.unet_xl() for _ in range(2))
     model.load_state_dict(plain.state_dict())
+    if checkpointing:
+        plain.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     config = ak.LoRA(rank=2, targets="attn.* cross.* res.*")
 
     def loss(one: Any) -> Any:
@@ -159,6 +164,32 @@ def test_a_unet_computes_the_same_with_its_blocks_swapped():
     with swapped(model, count):
         found = gradients(adapted(model, config), loss(model))
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_blocks_that_others_recompute(monkeypatch: pytest.MonkeyPatch, reentrant: bool):
+    """As timm does it: a checkpoint around each block, within which nothing need be recomputed once more."""
+    calls: list[str] = []
+    results = []
+    for count in (0, 2):
+        torch.manual_seed(0)
+        model = vision_models.timm_vit().train().requires_grad_(False)
+        adapters = adapted(model, ak.LoRA(rank=2, targets="attn.*", dropout=0.3))
+        with swapped(model, count):
+            mlp = blocks_of(model)[1].get_submodule("mlp")
+            mlp.register_forward_pre_hook(lambda *_, run=str(count): calls.append(run))
+
+            def loss(number: int, model: Any = model) -> Tensor:
+                x = model.patch_embed(vision_models.images())
+                x = model._pos_embed(x).requires_grad_(True)
+                for block in model.blocks:
+                    x = checkpoint(block, x, use_reentrant=reentrant)
+                return x.square().mean()
+
+            results.append(gradients(adapters, loss))
+    assert_equal(results[1], results[0])
+    assert calls.count("0") == 4  # two batches, forward and again
+    assert calls.count("2") == (6 if reentrant else 4)
 
 
 def test_whoever_computes_with_a_block_that_is_out_has_no_numbers():
