@@ -25,6 +25,8 @@ def command(model: str, places: tuple[Path, ...], weight: float, lenient: bool, 
     """
     click.get_current_context().with_resource(plain_warnings())
     if len(places) == 1:
+        if lenient or allow_pickle:
+            raise click.UsageError("--lenient and --allow-pickle belong to MODEL ADAPTER OUT; a run's file is its own")
         _bake_run(model, places[0], weight)
         return
     if len(places) != 2:

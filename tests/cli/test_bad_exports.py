@@ -48,3 +48,10 @@ def test_a_baked_model_that_computes_something_else(tmp_path: Path, monkeypatch:
 def test_what_is_read_as_it_was_trained_ends_with_nothing(tmp_path: Path):
     run, told, code = trained(tmp_path, export=["peft"], bake=True)
     assert (code, "error" in told, (run / "model").is_dir()) == (0, False, True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_baked_model_of_few_bits_may_be_as_far_as_they_round(tmp_path: Path, dtype: str):
+    run, told, code = trained(tmp_path, bake=True, dtype=dtype, learning_rate=0.1)
+    assert (code, (run / "model").is_dir()) == (0, True)
+    assert "read back by its own library: " in told

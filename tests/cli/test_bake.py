@@ -114,3 +114,10 @@ def test_what_is_not_merged_writes_nothing(tmp_path: Path):
     assert result.exit_code == 1
     assert "acts on a sublayer's attention, not on a weight" in result.stderr
     assert not list(tmp_path.glob("*baked*"))
+
+
+@pytest.mark.parametrize("flag", ["--lenient", "--allow-pickle"])
+def test_what_is_said_of_an_adapters_file_is_not_for_runs(tmp_path: Path, flag: str):
+    result = CliRunner().invoke(main, ["bake", str(tmp_path), str(tmp_path / "out"), flag])
+    assert result.exit_code == 2
+    assert "belong to MODEL ADAPTER OUT" in result.stderr

@@ -72,7 +72,8 @@ def close(
         place = folder.path / MODEL
         shutil.rmtree(place, ignore_errors=True)  # of this run, when it was finished before
         try:
-            write_baked(task, model, adapters, place)
+            apart = write_baked(task, model, adapters, place)
+            tell(f"bake: {place}, read back by its own library: {apart:.1g} apart")
             found["baked model"] = str(place)
         except (CheckpointError, StateError) as error:
             failed.append(f"bake: NOT WRITTEN: {error}")
