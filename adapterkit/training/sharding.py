@@ -17,10 +17,18 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from adapterkit.engine.slots import Slots
 from adapterkit.errors import ConfigError
 from adapterkit.training.config import RunConfig
+from adapterkit.training.needs import told
+
+_UNFIT = {
+    "block_swap": "block_swap: a base that is spread over processes is on their devices; set it to 0",
+    "torch_compile": "torch_compile: a base that is spread over processes is not compiled; set it to false",
+}
+"""Keys of a run that do not go with it."""
 
 
 def asked_by_launcher() -> bool:
@@ -47,18 +55,16 @@ class Sharding:
     @classmethod
     def of(cls, config: RunConfig, accelerator: Accelerator) -> Sharding | None:
         """What the run or its launcher asks for; None where neither does, or where one process has all."""
-        told = asked_by_launcher()
-        if accelerator.num_processes == 1 or not (config.shard or told):
+        asked = asked_by_launcher()
+        if accelerator.num_processes == 1 or not (config.shard or asked):
             return None
-        if config.block_swap:
-            raise ConfigError(
-                ["block_swap: a base that is spread over processes is on their devices; set it to 0"], "run"
-            )
-        plugin = FullyShardedDataParallelPlugin() if told else FullyShardedDataParallelPlugin(fsdp_version=2)
+        if unfit := [sentence for key, sentence in _UNFIT.items() if getattr(config, key)]:
+            raise ConfigError(unfit, "run")
+        plugin = FullyShardedDataParallelPlugin() if asked else FullyShardedDataParallelPlugin(fsdp_version=2)
         return cls(accelerator, plugin)
 
     def spread(self, parts: Mapping[str, nn.Module]) -> str:
-        """Spreads the blocks of modules, which stay the modules that they are; tells how much of them that is.
+        """Spreads the blocks of modules, which stay the modules that they are; tells what this process keeps of them.
 
         Args:
             parts: By name, on the CPU, with their adapters.
@@ -67,22 +73,20 @@ class Sharding:
             ConfigError: One has no blocks, or weights that cannot be spread.
         """
         mesh = init_device_mesh(self._device.type, (self._processes,))
-        told = []
+        lines = []
         for name, part in parts.items():
-            blocks = list(self._units(part))
-            total, frozen = sum(p.numel() for p in part.parameters()), 0
-            for block in blocks:
-                self._send(block)
-                whole = kept_whole(part, block)
-                frozen += sum(p.numel() for p in block.parameters() if p not in whole)
+            units, whole = list(self._units(part)), sum(p.nbytes for p in part.parameters())
+            for unit in units:
+                self._send(unit)
                 reshard = bool(self._plugin.reshard_after_forward)
-                fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=whole)
+                fully_shard(unit, mesh=mesh, reshard_after_forward=reshard, ignored_params=kept_whole(part, unit))
             self._send(part)
-            if not frozen:
+            if not any(isinstance(p, DTensor) for p in part.parameters()):
                 raise ConfigError([f"shard: {name}, a {type(part).__name__}, has no blocks that can be spread"], "run")
-            fully_shard(part, mesh=mesh, ignored_params={*part.parameters()})  # which orders what the blocks do
-            told.append(f"{name}, {len(blocks)} blocks with {frozen / total:.0%} of its parameters")
-        return f"spread over {self._processes} processes: {'; '.join(told)}"
+            fully_shard(part, mesh=mesh, ignored_params={*part.parameters()})  # which orders what the units do
+            here = sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in part.parameters())
+            lines.append(f"{name}, in {len(units)} units, {told(here)} of {told(whole)} here")
+        return f"spread over {self._processes} processes: {'; '.join(lines)}"
 
     def _units(self, part: nn.Module) -> Iterator[nn.Module]:
         """What is gathered at a time: the classes that accelerate was told, or what the outermost lists hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import adapterkit as ak
 from adapterkit.errors import ConfigError
 from adapterkit.testing import toys
 from adapterkit.training.sharding import Sharding, kept_whole, units_of
+from tests.training.toy_task import toy_run
 
 
 class One:
@@ -73,6 +75,13 @@ def test_what_trains_and_what_is_used_elsewhere_stays_whole():
 def test_what_accelerate_was_told_and_is_not_done_is_refused(plugin: dict[str, Any], told: str):
     with pytest.raises(ConfigError, match=told):
         Sharding(One(), FullyShardedDataParallelPlugin(**plugin))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("given", ["block_swap=1", "torch_compile=true"])
+def test_what_does_not_go_with_it_is_refused(given: str):
+    config = toy_run(Path("run"), "shard=true", given).config
+    with pytest.raises(ConfigError, match=f"{given.partition('=')[0]}: a base that is spread"):
+        Sharding.of(config, One())  # pyright: ignore[reportArgumentType]
 
 
 def test_a_model_without_blocks_is_refused(monkeypatch: pytest.MonkeyPatch):
