@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from adapterkit.errors import DataError
 from adapterkit.training.data_files import Notes, content_key, gather, walk
 from adapterkit.training.image_files import ENDINGS, image_size
 from adapterkit.training.reading_processes import in_portions, read_batches
 
+_Found = TypeVar("_Found")
 _AT_ONCE = 16  # images that are looked at between two answers of a process
 
 
@@ -46,17 +48,20 @@ def examine(path: Path, notes: Notes) -> str:
     return content_key(path)
 
 
-def examine_all(paths: Sequence[Path], notes: Notes, workers: int) -> list[str]:
+def examine_all(
+    paths: Sequence[Path], notes: Notes, workers: int, examine: Callable[[Path, Notes], _Found] = examine
+) -> list[_Found]:
     """What `examine` says of each, in that many processes.
 
     Raises:
         DataError: Naming all that cannot be read, with the reason of the first.
     """
-    answers = read_batches(_Examined(paths, notes.folder), in_portions(range(len(paths)), _AT_ONCE), list, workers)
+    data = _Examined(paths, notes.folder, examine)
+    answers = read_batches(data, in_portions(range(len(paths)), _AT_ONCE), list, workers)
     with contextlib.closing(answers):
         each = itertools.chain.from_iterable(answers)
 
-        def answer(_: Path) -> str:
+        def answer(_: Path) -> _Found:
             found, told = next(each)
             notes.take(told)
             if isinstance(found, DataError):
@@ -67,13 +72,14 @@ def examine_all(paths: Sequence[Path], notes: Notes, workers: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Examined:
+class _Examined(Generic[_Found]):
     paths: Sequence[Path]
     folder: Path
+    examine: Callable[[Path, Notes], _Found]
 
-    def __getitem__(self, number: int) -> tuple[str | DataError, Notes]:
+    def __getitem__(self, number: int) -> tuple[_Found | DataError, Notes]:
         notes = Notes(self.folder)
         try:
-            return examine(self.paths[number], notes), notes
+            return self.examine(self.paths[number], notes), notes
         except DataError as error:
             return error, notes

@@ -49,7 +49,7 @@ class Material(Task):
     @functools.cached_property
     def surveyed(self) -> tuple[list[Picture], DataRecord]:
         """The pictures, and what a run keeps of them."""
-        return survey(Path(self.config.data), self.options)
+        return survey(Path(self.config.data), self.options, self.config.num_workers)
 
     def survey(self, before: DataRecord | None) -> DataRecord:
         """Finds the pictures and their captions, and decodes every picture once."""
@@ -67,7 +67,11 @@ class Material(Task):
         """The pictures of `validation_data`."""
         folder = self.options.validation_data
         alone = self.options.model_copy(update={"concepts": []})
-        return [] if folder is None else [still(picture) for picture in survey(Path(folder), alone)[0]]
+        return (
+            []
+            if folder is None
+            else [still(picture) for picture in survey(Path(folder), alone, self.config.num_workers)[0]]
+        )
 
     def parted(
         self, pictures: Sequence[Picture], tell: Callable[[str], object]

@@ -19,7 +19,7 @@ from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
 from adapterkit.errors import ConfigError
 from adapterkit.training.classifiers import heads_of, in_order_of
-from adapterkit.training.data_files import Notes, listed
+from adapterkit.training.data_files import listed
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.faults import RowError
 from adapterkit.training.language.caches import uncached
@@ -28,7 +28,6 @@ from adapterkit.training.language.examples import cache_of
 from adapterkit.training.language.generation import pad_of
 from adapterkit.training.language.labelled import (
     LABELLED,
-    UNLABELLED,
     Encoding,
     Texts,
     class_names,
@@ -38,11 +37,10 @@ from adapterkit.training.language.labelled import (
     split_classes,
     unlabelled,
 )
-from adapterkit.training.language.layouts import read_as
 from adapterkit.training.language.options import Reading, check_length
-from adapterkit.training.language.rows import row_files
 from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.language.token_cache import TokenCache, identity_of_tokenizer
+from adapterkit.training.language.unlabelled import unlabelled_rows
 from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import (
     checkpoint_activations,
@@ -157,20 +155,17 @@ class TextClassificationTask(Task):
     def predict(self, inputs: Sequence[Path]) -> Iterator[Prediction]:
         """The probabilities of every row of the files, and of the files in the folders."""
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
-        for file in _files_of(inputs):
-            found = read_as(file, UNLABELLED, columns)
-            read = found.tried() if found is not None else ()
-            rows = (both for both in read if not both[1].before)  # the limit is reached in the first part of a text
-            while some := list(itertools.islice(rows, _AT_ONCE)):
-                said = [one for one, _ in some if not isinstance(one, RowError)]
-                shares = self._shares([unlabelled(*one, self.tokenizer, self.options.block_size) for one in said])
-                for one, row in some:
-                    name = f"{row.file}:{row.number}"
-                    if isinstance(one, RowError):
-                        yield Prediction(name, problem=one.reason)
-                    else:
-                        own = next(shares)
-                        yield Prediction(name, own.tolist(), [int(own.argmax())])
+        rows = unlabelled_rows(inputs, columns)
+        while some := list(itertools.islice(rows, _AT_ONCE)):
+            said = [one for one, _ in some if not isinstance(one, RowError)]
+            shares = self._shares([unlabelled(*one, self.tokenizer, self.options.block_size) for one in said])
+            for one, row in some:
+                name = f"{row.file}:{row.number}"
+                if isinstance(one, RowError):
+                    yield Prediction(name, problem=one.reason)
+                else:
+                    own = next(shares)
+                    yield Prediction(name, own.tolist(), [int(own.argmax())])
 
     def _shares(self, items: Sequence[Encoding]) -> Iterator[Tensor]:
         """The probabilities [classes] of each text."""
@@ -274,15 +269,6 @@ class TextClassificationTask(Task):
             ],
             "run",
         )
-
-
-def _files_of(inputs: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in inputs:
-        notes = Notes(path)
-        found += row_files(path, notes)
-        notes.warn()
-    return found
 
 
 def _probed(model: Any) -> Tensor:

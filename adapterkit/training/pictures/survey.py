@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapterkit.errors import DataError
-from adapterkit.training.data_files import Notes, content_key, gather, name_of
+from adapterkit.training.data_files import Notes, content_key, name_of
 from adapterkit.training.data_record import DataRecord
 from adapterkit.training.image_files import image_size
+from adapterkit.training.image_folder import examine_all
 from adapterkit.training.pictures.folder import Found
 from adapterkit.training.pictures.masks import Mask
 from adapterkit.training.pictures.options import ALPHA, RANDOM, Concept, PictureOptions
@@ -61,8 +63,8 @@ class Picture:
         return self.concept.repeats or self.found.repeats
 
 
-def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataRecord]:
-    """Finds the pictures of all concepts and decodes every one.
+def survey(data: Path, options: PictureOptions, workers: int = 0) -> tuple[list[Picture], DataRecord]:
+    """Finds the pictures of all concepts and decodes every one, in that many processes.
 
     Returns:
         The pictures, and what a run keeps of them: not those of folders that the base fills, which would be other ones
@@ -72,7 +74,9 @@ def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataReco
         DataError: Naming the files at fault.
     """
     notes = Notes(data)
-    pictures = [picture for concept in options.folders() for picture in pictures_of(concept, data, options, notes)]
+    pictures = [
+        picture for concept in options.folders() for picture in pictures_of(concept, data, options, notes, workers)
+    ]
     shown = Counter(picture.path.resolve() for picture in pictures)
     for path in dict.fromkeys(picture.path for picture in pictures if shown[picture.path.resolve()] > 1):
         notes.add("in folders of several concepts, and shown for each", path)
@@ -81,7 +85,7 @@ def survey(data: Path, options: PictureOptions) -> tuple[list[Picture], DataReco
     return pictures, DataRecord(_files(pictures, data), notes=notes.sentences(), facts=_facts(pictures))
 
 
-def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: Notes) -> list[Picture]:
+def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: Notes, workers: int = 0) -> list[Picture]:
     """The pictures of one concept; none where its folder is empty or absent and the base fills it.
 
     Raises:
@@ -91,18 +95,19 @@ def pictures_of(concept: Concept, data: Path, options: PictureOptions, notes: No
     if concept.generate and not (folder.is_dir() and any(folder.iterdir())):
         return []
     found = {item.path: item for item in options.reading(concept, data).find(folder, notes)}
-    pictures = gather(found, lambda path: _look(found[path], concept, notes))
+    looked = examine_all(list(found), notes, workers, functools.partial(_look, found, concept))
+    pictures = [Picture(found[path], concept, *seen) for path, seen in zip(found, looked, strict=True)]
     if concept.masks not in (None, RANDOM):
         for picture in (picture for picture in pictures if picture.mask is None):
             notes.add("without a mask, and learnt whole", picture.path)
     return pictures
 
 
-def _look(found: Found, concept: Concept, notes: Notes) -> Picture:
-    size, opacity = image_size(found.path, notes), concept.masks == ALPHA
-    source = found.path if opacity else found.mask
-    mask = None if source is None else Mask.at(source, opacity=opacity, picture=size)
-    return Picture(found, concept, size, content_key(found.path), mask)
+def _look(found: Mapping[Path, Found], concept: Concept, path: Path, notes: Notes) -> tuple[Size, str, Mask | None]:
+    """A picture's size, its key, and its mask."""
+    size, opacity = image_size(path, notes), concept.masks == ALPHA
+    source = path if opacity else found[path].mask
+    return size, content_key(path), None if source is None else Mask.at(source, opacity=opacity, picture=size)
 
 
 def _facts(pictures: Sequence[Picture]) -> dict[str, str]:

@@ -133,3 +133,21 @@ def test_masks_that_cannot_be_meant(tmp_path: Path, size: tuple[int, int], colou
     with pytest.raises(DataError, match=message) as caught:
         surveyed(tmp_path, caption="x", masks="files")
     assert caught.value.files == [path]
+
+
+def test_processes_that_look_at_pictures_say_what_one_says(tmp_path: Path):
+    for number in range(20):
+        picture(tmp_path / "data" / f"{number:02}.png", (8, 9), "RGBA" if number == 7 else "RGB")
+        picture(tmp_path / "data" / f"{number:02}.mask.png", (8, 9), "L", 255)
+    Image.new("RGBA", (8, 9), (0, 0, 0, 9)).save(tmp_path / "data/07.png")
+    options = PictureOptions.model_validate({"caption": "x", "masks": "files"})
+    alone, others = (survey(tmp_path / "data", options, workers) for workers in (0, 1))
+    assert others == alone
+    assert any("transparent parts" in note for note in alone[1].notes)
+    assert all(one.concept is alone[0][0].concept for one in alone[0])
+    for name in ("03.png", "18.png"):
+        (tmp_path / "data" / name).write_text("no picture")
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="2 files: cannot be read as an image") as caught:
+            survey(tmp_path / "data", options, workers)
+        assert [path.name for path in caught.value.files] == ["03.png", "18.png"]
