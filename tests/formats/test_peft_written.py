@@ -89,6 +89,7 @@ SAVED: dict[str, dict[str, Any]] = {
     "linear@model.inner.0": {"part": "bias"},
     "embed.tokens@model.embed": {"rows": [3, 7]},
 }
+GROUPED: dict[str, dict[str, Any]] = {"conv@model.grouped": {}}
 INNER: dict[str, dict[str, Any]] = {"linear@model.inner.0": {}, "linear@model.inner.2": {}}
 
 
@@ -137,10 +138,19 @@ def test_a_layer_whose_name_is_the_end_of_anothers_is_meant_alone(tmp_path: Path
     ("config", "told"),
     [
         (ak.Union((ak.LoRA("conv", rank=2), ak.AdaLoRA(rank=2, settings=INNER))), "one for all"),
-        (ak.DoRA("attn.q", rank=2), "DoRA"),
+        (ak.DoRA("attn.q", rank=2), "'mha': DoRA acts on a part of a fused projection"),
+        (ak.DoRA("fused.attn attn.o", rank=2), "'mha': PEFT has no DoRA of torch's attentions"),
+        (ak.AdaLoRA("attn.q", rank=1, initial=2), "'mha': AdaLoRA acts on a part of a fused projection"),
+        (ak.LoRA(rank=2, across_groups=True, settings=GROUPED), "'grouped': every rank reaches all groups"),
+        (ak.DoRA(rank=2, settings=GROUPED), "'grouped': DoRA of a grouped convolution"),
+        (ak.DoRA(rank=2, over="outputs", settings=INNER), "'inner.0': PEFT's DoRA has norms over the inputs"),
+        (ak.DoRA(rank=2, scale_bias=True, settings=INNER), "'inner.0': PEFT's DoRA scales no bias"),
+        (ak.Union((ak.LoRA(rank=2, settings=INNER), ak.DoRA(rank=2, settings=INNER))), "has LoRA and DoRA"),
+        (ak.Union((ak.DoRA(rank=2, settings=INNER), ak.LoRA(rank=2, settings=INNER))), "has LoRA and DoRA"),
+        (ak.Union((ak.DoRA(rank=2, settings=INNER), ak.DoRA(rank=1, settings=INNER))), "'inner.0': has DoRA twice"),
         (ak.Union((ak.LoRA("embed.*", rank=2), ak.Trainable(part="bias", absolute=True, settings=INNER))), "bias"),
     ],
-    ids=["two types", "a part", "a bias alone"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_peft_cannot_say_is_refused_and_nothing_is_written(
     config: ak.AdapterConfig, told: str, tmp_path: Path

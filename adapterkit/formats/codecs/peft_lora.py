@@ -266,8 +266,16 @@ def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> 
         if one.config.get("scale_bias") or (one.config.get("plain_norm") and one.config.get("alpha") is not None):
             told = "PEFT's DoRA scales no bias, and has the norm of the scaled update; native and adapterhub hold it"
             raise CheckpointError(told, context.where, place.point.path)
-    context.config["use_dora"] = True
+        if one.type != "dora":
+            raise CheckpointError("one module has LoRA and DoRA; native holds any", context.where, place.point.path)
     first = said[0][0]
+    if len({place.point.id for place, _ in said}) < len(said):
+        told = "has DoRA twice, and each has norms of its own; native holds any"
+        raise CheckpointError(told, context.where, first.point.path)
+    if peft_groups.is_grouped(first):
+        told = "DoRA of a grouped convolution, whose update in PEFT is none of its weight; native holds it"
+        raise CheckpointError(told, context.where, first.point.path)
+    context.config["use_dora"] = True
     if first.whole:
         kernel = len(first.shape) - 2
         magnitude = said[0][1].tensors["magnitude"]
@@ -275,8 +283,6 @@ def _written_magnitude(said: Sequence[tuple[Place, Said]], context: Context) -> 
     found = torch.zeros(first.shape[0])
     covered = torch.zeros(first.shape[0], dtype=torch.bool)
     for place, one in said:
-        if one.type != "dora":
-            raise CheckpointError("one module has LoRA and DoRA; native holds any", context.where, place.point.path)
         rows = place.rows if isinstance(place.rows, slice) else list(place.rows or ())
         found[rows] = one.tensors["magnitude"].float()
         covered[rows] = True
