@@ -12,6 +12,7 @@ from adapterkit.adapter import AdapterConfig
 from adapterkit.checkpoint import Checkpoint, Part
 from adapterkit.errors import ConfigError, PluginError, StateError, shown
 from adapterkit.handle.building import SHARED, Built, own_state, shared_of
+from adapterkit.handle.sharding import gathered
 from adapterkit.handle.state import Attached
 from adapterkit.mapping.model import MappedModel
 from adapterkit.plugins import get_plugin_manager
@@ -129,5 +130,4 @@ def _whole(tensor: Tensor) -> Tensor:
         raise StateError(
             "the adapter's parameters have no values here: they are on the meta device (offloaded by a hook?)"
         )
-    # Of a tensor that fully_shard has spread, every process has a part; all of them must ask.
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
+    return gathered(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def put_away(roots: Iterable[nn.Module]) -> None:
@@ -18,3 +18,8 @@ def put_away(roots: Iterable[nn.Module]) -> None:
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor as a whole: of one that fully_shard has spread every process has a part, and all of them must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore

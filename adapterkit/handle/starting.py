@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapterkit.adapter import AdapterModule
 from adapterkit.errors import IncompatibleTargetError
+from adapterkit.handle.sharding import gathered
 from adapterkit.kernels.weights import base_weight, wide_dtype
 from adapterkit.mapping import offload_hooks
 from adapterkit.mapping.model import MappedModel
@@ -61,7 +62,8 @@ def base_values(taker: str, point: InjectionPoint, mapped: MappedModel) -> Value
     if weight.is_meta:
         return None
     wide = wide_dtype(weight.dtype)
-    return scale * weight.to(wide) if scale != 1.0 else weight.to(wide), None if bias is None else bias.to(wide)
+    weight, bias = gathered(weight).to(wide), None if bias is None else gathered(bias).to(wide)
+    return scale * weight if scale != 1.0 else weight, bias
 
 
 def _embedding(taker: str, point: InjectionPoint, mapped: MappedModel) -> WeightPoint:

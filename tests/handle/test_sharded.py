@@ -71,3 +71,20 @@ def test_values_go_into_a_sharded_adapter(tmp_path: Path) -> None:
     with pytest.raises(NotMergeableError, match="sharded"):
         adapters.bake()
     assert torch.allclose(model(x), theirs(x))
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_start_values_that_data_decides_are_of_the_whole_weight() -> None:
+    x, found = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), []
+    for spread in (False, True):
+        adapters = ak.Adapters(model := layers())
+        adapters.add("a", ak.LoRA(rank=2, targets="*", init="corda"))
+        if spread:
+            whole = set(adapters.parameters("a"))
+            fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params=whole)
+        with torch.no_grad(), adapters.observing("a"):
+            model(x)
+        found.append(adapters.state_dict("a"))
+    assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
+    assert found[0]
