@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Set
 from pathlib import Path
@@ -44,7 +45,7 @@ class Keeper:
         self._figure, self.folder = best.figure, folder
         self._sign = 1.0 if (best.mode or ("max" if best.figure in larger else "min")) == "max" else -1.0
         self._record: dict[str, Any] | None = None
-        self._since = 0
+        self._worse: list[int] = []
 
     def recall(self, step: int) -> None:
         """Reads what an earlier session has kept, up to a step."""
@@ -53,7 +54,8 @@ class Keeper:
         except (OSError, ValueError):
             return
         if isinstance(record, dict) and record.get("figure") == self._figure and record.get("step", step + 1) <= step:
-            self._record, self._since = record, record.get("since", 0)
+            self._record = record
+            self._worse = [one for one in record.pop("worse", ()) if one <= step]  # the later ones are made again
 
     def take(self, step: int, figures: Mapping[str, float], save: Callable[[Path], object]) -> None:
         """Keeps the adapter at a step where its figures are the best so far.
@@ -65,16 +67,18 @@ class Keeper:
         """
         value = figures[self._figure]
         better = self._record is None or self._sign * value > self._sign * self._record["value"]
-        self._since = 0 if better else self._since + 1
+        better = better and not math.isnan(value)
+        self._worse = [] if better else [*self._worse, step]
+        self.folder.mkdir(parents=True, exist_ok=True)
         if better:
-            self.folder.mkdir(parents=True, exist_ok=True)
             save(self.folder)
             self._record = {"step": step, "figure": self._figure, "value": value}
-        write_text(self.folder / _RECORD, json.dumps({**(self._record or {}), "since": self._since}))
+        write_text(self.folder / _RECORD, json.dumps({**(self._record or {}), "worse": self._worse}))
 
     def enough(self, limit: int | None) -> str:
         """Why to end, where that many evaluations were not better than the best one; else nothing."""
-        return f"the best of {self._since + 1} evaluations is {self}" if limit and self._since >= limit else ""
+        count = len(self._worse)
+        return f"the best of {count + bool(self._record)} evaluations is {self}" if limit and count >= limit else ""
 
     @property
     def step(self) -> int | None:
@@ -82,8 +86,9 @@ class Keeper:
         return self._record["step"] if self._record else None
 
     def __str__(self) -> str:
-        record = self._record or {}
-        return f"step {record.get('step')}: {self._figure} {record.get('value', float('nan')):.4g}"
+        if self._record is None:
+            return f"none, for {self._figure} was never a number"
+        return f"step {self._record['step']}: {self._figure} {self._record['value']:.4g}"
 
     def forget(self) -> None:
         """Removes what is kept."""

@@ -40,7 +40,8 @@ def parts_of(path: Path, size: int) -> Iterator[str]:
         left, more = "", file.read(size)
         while more:
             text, more = left + _clean(more, path), file.read(size)
-            cut = (text.rfind("\n") + 1 or text.rfind(" ") + 1 or len(text)) if more else len(text)
+            half = len(text) // 2  # a short part would tell too little of what is beside its neighbours
+            cut = (text.rfind("\n", half) + 1 or text.rfind(" ", half) + 1 or len(text)) if more else len(text)
             yield text[:cut]
             left = text[cut:]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def test_the_run_ends_with_the_best_of_the_evaluations(
         "step": 4,
         "figure": "score",
         "value": 1.0,
-        "since": 2,
+        "worse": [6, 8],
     }
     assert result.step == 8
     assert "ending with the best, step 4: score 1" in capsys.readouterr().err
@@ -106,4 +108,31 @@ def test_an_early_end_measures_and_draws_its_step_once(tmp_path: Path, capsys: p
     assert told.count("step 6: 2 samples in") == 1
     records = [r["step"] for r in read_metrics(tmp_path / "run/metrics.jsonl") if "score" in r]
     assert records == [0, 2, 4, 6]
-    assert json.loads((tmp_path / "run/best/best.json").read_text())["since"] == 1
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["worse"] == [6]
+
+
+@pytest.mark.usefixtures("scores")
+def test_evaluations_that_are_made_again_are_counted_once(tmp_path: Path) -> None:
+    """A run that was killed goes on from a checkpoint that is older than what it has measured."""
+    values = {**VALUES, "scheduler": "constant"}
+    train(toy_run(tmp_path / "run", **values), silent=True)
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / f"run/checkpoints/step-{step:06d}")
+    again = train(toy_run(tmp_path / "run", **values, early_stop=3), resume=True, silent=True)
+    assert again.step == 8
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["worse"] == [6, 8]
+
+
+def test_what_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [9.0, math.nan, 3.0, math.nan]
+    monkeypatch.setattr(ToyTask, "evaluate", lambda self: {"score": left.pop(0) if len(left) > 1 else left[0]})
+    train(toy_run(tmp_path / "run", **VALUES), silent=True)
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["step"] == 4
+
+
+def test_a_run_may_measure_no_number_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ToyTask, "evaluate", lambda self: {"score": math.nan})
+    assert train(toy_run(tmp_path / "run", **VALUES, early_stop=2)).step == 4
+    assert "the best of 2 evaluations is none, for score was never a number" in capsys.readouterr().err

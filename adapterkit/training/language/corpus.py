@@ -46,7 +46,10 @@ class Source:
     @property
     def identity(self) -> tuple[object, ...]:
         """What its rows follow from."""
-        return tuple((self.files[name_of(one.file, self.path)], one.layout.name, one.columns) for one in self.parts)
+        return tuple(
+            (self.files[name_of(one.file, self.path)], one.file.suffix.lower(), one.layout.name, one.columns)
+            for one in self.parts
+        )
 
     def __iter__(self) -> Iterator[tuple[Any, Row]]:
         """What each row says, of those with a word to learn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,21 +56,28 @@ class Shelf:
         row = np.asarray(numbers, _NUMBER)
         self._end += len(row)
         entry = np.array([] if tag is None else [self._end, tag], _ENTRY)
-        try:
+        with _writing():
             for file, values in zip(self._files, (row, entry), strict=True):
                 file.write(values.tobytes())
-        except OSError as error:
-            told = f"tokens cannot be kept on disk ({error.strerror}); make room, or set output or options.cache"
-            raise DataError(f"{told} to a place that has it") from error
 
     def finish(self) -> Shelf:
-        """What was written can be read from now on. The files are closed: what is mapped stays so without them."""
-        self._numbers, index = (_mapped(*one) for one in zip(self._files, (_NUMBER, _ENTRY), strict=True))
+        """What was written can be read from now on. The files are closed: what is mapped stays so without them.
+
+        Raises:
+            DataError: The disk is full.
+        """
+        with _writing():
+            self._numbers, index = (_mapped(*one) for one in zip(self._files, (_NUMBER, _ENTRY), strict=True))
         self._index = index.reshape(-1, 2)
-        for file in self._files:
-            file.close()
-        self._files = ()
+        self.close()
         return self
+
+    def close(self) -> None:
+        """Lets go of the files, also where what waits for them cannot be written."""
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files = ()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -95,6 +103,15 @@ class Shelf:
     def __getitem__(self, place: int) -> Tensor:
         """A sequence: int32, [length]."""
         return self.between(*self.span(place))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = f"tokens cannot be kept on disk ({error.strerror}); make room, or set output or options.cache"
+        raise DataError(f"{told} to a place that has it") from error
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any]) -> np.ndarray:

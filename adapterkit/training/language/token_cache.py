@@ -43,9 +43,8 @@ class TokenCache:
         """
         if self.folder is None:
             shelf = Shelf.temporary(self.near)
-            try:
+            with contextlib.closing(shelf):
                 record = make(shelf)
-            finally:
                 shelf.finish()
             return shelf, record
         digest = hashlib.blake2b(repr((_VERSION, *parts)).encode(), digest_size=16)
@@ -56,6 +55,7 @@ class TokenCache:
                 self.notes.append(f"tokens are there already, in {place}")
                 return _opened(place), record
             self.notes.append(f"tokens in {place} are damaged, and are made anew")
+            shutil.rmtree(place, ignore_errors=True)
         return self._made(place, make)
 
     def _made(self, place: Path, make: Callable[[Shelf], Record]) -> tuple[Shelf, Record]:
@@ -67,8 +67,7 @@ class TokenCache:
                     record = make(Shelf(numbers, index))
                 kept = {"record": record, "sums": _sums(part)}
                 (part / _RECORD).write_text(json.dumps(kept), encoding="utf-8")
-                shutil.rmtree(place, ignore_errors=True)
-                with contextlib.suppress(OSError):  # another process was faster
+                with contextlib.suppress(OSError):  # another process was faster, and may be reading its own
                     part.rename(place)
                 return _opened(place), record
             finally:

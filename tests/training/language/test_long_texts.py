@@ -94,3 +94,10 @@ def test_parts_are_the_text(tmp_path: Path, text: str, encoding: str):
     parts = list(parts_of(path, 100))
     assert "".join(parts) == text.replace("\r\n", "\n").replace("\ufeff", "")
     assert all(0 < len(part) < 300 for part in parts)
+
+
+def test_no_part_is_so_short_that_its_neighbours_do_not_know_what_is_beside_them(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("a " * 49 + "b\n" + "\n" + "c" * 350, encoding="utf-8")
+    parts = list(parts_of(path, 100))
+    assert all(len(part) >= 50 for part in parts[:-1])

@@ -6,6 +6,8 @@ import errno
 import json
 import pickle
 import random
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from adapterkit.training.language.conversations import Rendered
 from adapterkit.training.language.corpus import read_source, rendered
 from adapterkit.training.language.encoded import held_out
 from adapterkit.training.language.shelf import Shelf
+from adapterkit.training.language.token_cache import TokenCache
 from adapterkit.training.language.tokens import Encoder
 from adapterkit.training.loop import train
 from adapterkit.training.order import Draw, derive_seed
@@ -55,6 +58,58 @@ def test_a_full_disk_is_told(tmp_path: Path):
     full: Any = Full()
     with pytest.raises(DataError, match=r"No space left on device.*options\.cache"):
         Shelf(full, full).append([1])
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path):
+    """What waits to be written is written when the shelf is read, or closed."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for fault, told in ((None, r"cannot be kept.*options\.cache"), (DataError("a row is wrong"), "a row is wrong")):
+
+        def make(shelf: Shelf, fault: DataError | None = fault) -> dict[str, Any]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+            shelf.append(range(1000))
+            if fault is not None:
+                raise fault
+            return {}
+
+        try:
+            with pytest.raises(DataError, match=told):
+                TokenCache(None, tmp_path / "run").get((), make)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def test_two_that_make_the_same_leave_each_other_theirs(tmp_path: Path):
+    """As two runs do, or the processes of one: who is later takes nothing away that the other may be about to read."""
+    caches = [TokenCache(tmp_path, tmp_path) for _ in range(2)]
+    seen: list[int] = []
+
+    def make(shelf: Shelf) -> dict[str, Any]:
+        shelf.append([1, 2])
+        return {"made": 1}
+
+    def later(shelf: Shelf) -> dict[str, Any]:
+        caches[0].get(("same",), make)
+        seen.append(next((tmp_path / "tokens").glob("*[!.part]")).stat().st_ino)
+        return make(shelf)
+
+    shelf, record = caches[1].get(("same",), later)
+    assert (shelf[0].tolist(), record) == ([1, 2], {"made": 1})
+    assert [one.stat().st_ino for one in (tmp_path / "tokens").iterdir()] == seen
+
+
+def test_a_file_of_the_same_bytes_and_another_ending_has_tokens_of_its_own(model: Path, tmp_path: Path):
+    counts = []
+    for ending in ("csv", "txt"):
+        data = tmp_path / f"data.{ending}"
+        data.write_text("text\n" + "".join(f"{said(3, number)}\n" for number in range(9)), encoding="utf-8")
+        options = {"cache": str(tmp_path / "cache"), "packing": "rows", "validation_fraction": 0, "too_long": "cut"}
+        task: Any = CheckedTask(tiny.run_of(model, data, tmp_path / "run", **options)).inner
+        task.survey(None)
+        counts.append(len(task.examples.training))
+    assert counts == [9, 1]
 
 
 def test_what_is_held_out_is_what_sorting_all_rows_chooses():
