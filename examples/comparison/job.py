@@ -24,6 +24,7 @@ class Job(ABC):
         figure: The figure by which rates are chosen and methods compared.
         larger_is_better: Of that figure.
         new_head: Whether a fresh head trains beside every method.
+        head_rate: A learning rate of that head's own beside every method; None for the method's.
         scale: What the customary rates are multiplied by.
         places: Where methods act.
         usual_steps: Optimizer steps.
@@ -34,6 +35,7 @@ class Job(ABC):
     figure: ClassVar[str]
     larger_is_better: ClassVar[bool] = True
     new_head: ClassVar[bool] = False
+    head_rate: ClassVar[float | None] = None
     scale: ClassVar[float] = 1.0
     places: ClassVar[Places] = Places()
     usual_steps: ClassVar[int]

@@ -105,11 +105,11 @@ def table(job: type[Job], results: Results) -> Iterator[str]:
     for row in rows:
         cells = [
             row.method,
-            f"{_told(job, row.mean)} ± {_told(job, row.spread)}",
-            f"{_told(job, min(row.values))} – {_told(job, max(row.values))}",
+            f"{_told(job, row.mean)} ± {_told(job, row.spread, beside=row.mean)}",
+            " – ".join(_told(job, end(row.values), beside=row.mean) for end in (min, max)),
             *(_told(job, value, name) for name, value in row.others.items()),
             f"{row.trained:,}",
-            f"{row.memory / 2**20:.1f}",
+            f"{row.memory / 2**20:.{1 if row.memory >= 2**20 else 2}f}",
             f"{1000 * row.step:.0f}",
             f"{row.run:.0f}",
             f"{row.rate:g}{'*' * row.at_end}",
@@ -117,10 +117,12 @@ def table(job: type[Job], results: Results) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _told(job: type[Job], value: float, name: str = "") -> str:
-    """Shares as percentages."""
-    share = (name or job.figure) in ("accuracy", "digits read")
-    return f"{value:.1%}" if share else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _told(job: type[Job], value: float, name: str = "", beside: float | None = None) -> str:
+    """Shares as percentages; other numbers with as many digits as suit the number that they stand beside."""
+    if (name or job.figure) in ("accuracy", "digits read"):
+        return f"{value:.1%}"
+    size = value if beside is None else beside
+    return f"{value:.{1 if size >= 10 else 2 if size >= 0.2 else 4}f}"
 
 
 def written(jobs: Sequence[type[Job]], results: Results) -> str:
@@ -131,7 +133,8 @@ def written(jobs: Sequence[type[Job]], results: Results) -> str:
             seeds = min(len(row.values) for row in rows)
             better = "more" if job.larger_is_better else "less"
             lines += [f"### {job.title[0].upper()}{job.title[1:]}", ""]
-            lines += [f"{job.figure.capitalize()} ({better} is better) of {seeds} seeds.", "", *table(job, results), ""]
+            told = f"{job.figure.capitalize()} ({better} is better) of {seeds} seed{'s' * (seeds > 1)}."
+            lines += [told, "", *table(job, results), ""]
     machines = sorted({one["machine"] for one in results.records})
     return "\n".join([*lines, *(f"Measured on: {one}." for one in machines), "", END])
 

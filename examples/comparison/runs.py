@@ -18,7 +18,7 @@ from adapterkit.training.loop import train
 from adapterkit.training.run import load_run
 from examples.comparison import meter
 from examples.comparison.job import Job
-from examples.comparison.methods import METHODS, first_rates, next_rate
+from examples.comparison.methods import HEAD, METHODS, first_rates, next_rate
 
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 Record = Mapping[str, Any]
@@ -78,10 +78,12 @@ def run_of(job: Job, trial: Trial, output: Path) -> dict[str, Any]:
     """The keys of the run; all but `adapter` and `learning_rate` are the same for all methods of a job."""
     if not get_plugin_manager().has_plugin(meter.__name__):
         get_plugin_manager().register(meter)
+    own_rate = [] if job.head_rate is None or trial.method == HEAD else [job.head_rate]
     return {
         **job.values(trial.split),
         "adapter": dict(METHODS[trial.method].adapter(job.places)),
         "learning_rate": trial.rate,
+        "rates": [{"select": "head", "learning_rate": rate} for rate in own_rate],
         "seed": trial.seed,
         "steps": job.steps,
         "scheduler": "cosine",

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 import adapterkit as ak
+from adapterkit.plugins import get_plugin_manager
 from examples.comparison import report
 from examples.comparison.job import Job
 from examples.comparison.meter import FILE, Meter
-from examples.comparison.methods import METHODS, RATES, first_rates, next_rate
-from examples.comparison.runs import Results, Trial, best_rate, searched
+from examples.comparison.methods import HEAD, METHODS, RATES, first_rates, next_rate
+from examples.comparison.runs import Results, Trial, best_rate, run_of, searched
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +42,16 @@ def record(method: str, rate: float, seed: int, split: str, value: float, **othe
     cost = {"trained": 1000, "memory": 3 << 20, "activations": 1, "step": 0.02, "run": 4.0, "steps": 1}
     trial = {"job": "toy", "method": method, "rate": rate, "seed": seed, "split": split}
     return {**trial, "perplexity": value, "base": 50.0, **cost, "machine": "a machine", **others}
+
+
+def test_a_head_may_have_a_rate_of_its_own_beside_a_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(Toy, "head_rate", 3e-2)
+    trials = [Trial("toy", method, 1e-3, 0, "test") for method in ("LoRA", HEAD)]
+    body, head = (run_of(Toy(tmp_path), trial, tmp_path / "run") for trial in trials)
+    get_plugin_manager().unregister(name=Meter.__module__)  # other tests list what is registered
+    assert body["rates"] == [{"select": "head", "learning_rate": 3e-2}]
+    assert (head["rates"], head["learning_rate"]) == ([], 1e-3)
+    assert body["adapter"] == {"type": "lora", "rank": 8, "targets": "linear"}
 
 
 def test_rates_are_searched_for_as_long_as_the_best_is_the_last():
@@ -77,7 +88,7 @@ def test_the_table_has_mean_and_spread_at_the_rate_that_validation_chose(tmp_pat
     assert (row.mean, row.spread, row.at_end) == (22.0, 1.0, False)
     text = report.written([Toy], again)
     assert "| base | 50.0 |" in text
-    assert "| LoRA | 22.0 ± 1.00 | 21.0 – 23.0 | 1,000 | 3.0 | 20 | 4 | 0.01 |" in text
+    assert "| LoRA | 22.0 ± 1.0 | 21.0 – 23.0 | 1,000 | 3.0 | 20 | 4 | 0.01 |" in text
     assert "Perplexity (less is better) of 3 seeds." in text
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -138,3 +149,13 @@ def test_a_job_from_end_to_end(tmp_path: Path):
     command(tmp_path, "--report")
     assert "| full |" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "plot.png").exists()
+
+
+@pytest.mark.slow
+def test_the_page_has_the_results_that_are_kept():
+    for library in ("timm", "diffusers", "sklearn"):
+        pytest.importorskip(library)
+    from examples.comparison.__main__ import HERE, JOBS, job_named
+
+    text = report.written([job_named(name) for name in JOBS], Results(HERE / "results.jsonl"))
+    assert text in (HERE / "README.md").read_text(encoding="utf-8"), "run: python -m examples.comparison --report"
