@@ -114,6 +114,16 @@ def test_a_base_that_is_spread_trains_as_in_one_process(make: Callable[[Path], P
 
 
 @pytest.mark.slow
+def test_a_style_of_two_processes_is_that_of_one(tmp_path: Path):
+    """By plain descent: Adam makes of a gradient near zero a whole step, and so of its last bits."""
+    file = pictures(tmp_path)
+    run = ["optimizer={type: sgd}", "learning_rate=0.1", "samples=false"]
+    train(load_run(file, [f"output={tmp_path / 'one'}", *run]), silent=True)
+    succeeded(together(tmp_path, "train", file, f"output={tmp_path / 'two'}", "batch_size=2", *run))
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_a_denoiser_that_is_spread_trains_and_draws_as_one_that_is_not(tmp_path: Path):
     file = pictures(tmp_path)
     succeeded(together(tmp_path, "train", file, f"output={tmp_path / 'whole'}", "batch_size=2"))
