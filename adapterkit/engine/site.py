@@ -187,6 +187,8 @@ def read_parameter(module: nn.Module, name: str, parts: Sequence[Part], *, insid
     point = parts[0][0]
     if not isinstance(point, ParameterPoint):
         return own
+    if not inside and hasattr(own, "device_mesh"):  # fully_shard looks at what it has put away
+        return own
     layout = point.layout
     away = own.is_meta or layout.access == "any"
     if away and _is_apart(own, parts):  # an offload hook looks at a weight that is not here, or puts it away

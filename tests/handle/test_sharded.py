@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -88,3 +89,40 @@ def test_start_values_that_data_decides_are_of_the_whole_weight() -> None:
         found.append(adapters.state_dict("a"))
     assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
     assert found[0]
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("targets", ["norm", "moe.up moe.down"])
+@pytest.mark.parametrize("spread", [False, True], ids=["adapter whole", "adapter spread"])
+def test_what_a_model_reads_is_spread_and_moved(targets: str, *, spread: bool) -> None:
+    """Fully_shard reads the parameters that it has put away, whatever else reads them: it would take an adapter along."""
+    model, x = reading(), torch.tensor([[1, 2, 3]])
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.Trainable(targets=targets) if targets == "norm" else ak.LoRA(rank=2, targets=targets))
+    own = [*adapters.parameters()]
+    with torch.no_grad():
+        for parameter in own:
+            parameter.add_(0.3)
+        y, bare = model(x).logits, plain(adapters, model, x)
+    ignored = None if spread else set(own)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params=ignored)
+    for _ in range(2):
+        model.to("cpu")
+        with torch.no_grad():
+            assert torch.allclose(model(x).logits, y, atol=1e-6)
+            assert torch.allclose(plain(adapters, model, x), bare, atol=1e-6)
+    assert not torch.allclose(y, bare, atol=1e-3)
+
+
+def plain(adapters: ak.Adapters, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with adapters.disabled():
+        return model(x).logits
+
+
+def reading() -> nn.Module:
+    """Its norms, and the experts' weights, are read by the modules that have them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2, vocab_size=16)  # pyright: ignore
+    return transformers.MixtralForCausalLM(config).eval()
