@@ -38,9 +38,10 @@ from adapterkit.training.language.labelled import (
     unlabelled,
 )
 from adapterkit.training.language.options import Reading, check_length
+from adapterkit.training.language.rows import Row
 from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.language.token_cache import TokenCache, identity_of_tokenizer
-from adapterkit.training.language.unlabelled import unlabelled_rows
+from adapterkit.training.language.unlabelled import Asked, unlabelled_rows
 from adapterkit.training.language.writing import write_language_model
 from adapterkit.training.loading import (
     checkpoint_activations,
@@ -157,15 +158,20 @@ class TextClassificationTask(Task):
         columns = {what: column for what, column in self.options.columns.items() if what != "label"}
         rows = unlabelled_rows(inputs, columns)
         while some := list(itertools.islice(rows, _AT_ONCE)):
-            said = [one for one, _ in some if not isinstance(one, RowError)]
-            shares = self._shares([unlabelled(*one, self.tokenizer, self.options.block_size) for one in said])
-            for one, row in some:
+            found = [self._asked(one, row) for one, row in some]
+            shares = self._shares([one for one in found if not isinstance(one, RowError)])
+            for one, (_, row) in zip(found, some, strict=True):
                 name = f"{row.file}:{row.number}"
                 if isinstance(one, RowError):
                     yield Prediction(name, problem=one.reason)
                 else:
                     own = next(shares)
                     yield Prediction(name, own.tolist(), [int(own.argmax())])
+
+    def _asked(self, one: Asked | RowError, row: Row) -> Encoding | RowError:
+        if isinstance(one, RowError):
+            return one
+        return unlabelled(*one, self.tokenizer, self.options.block_size) or row.error("has a text without a token")
 
     def _shares(self, items: Sequence[Encoding]) -> Iterator[Tensor]:
         """The probabilities [classes] of each text."""

@@ -104,12 +104,12 @@ def encode(
         The `inputs` by name, and of the texts how many were `cut` and the `longest` of them.
 
     Raises:
-        DataError: A label is of no class.
+        DataError: A label is of no class, or a text is empty and the tokenizer has no marks for that.
     """
     number = {name: place for place, name in enumerate(classes)}
     strangers: set[str] = set()
     names: list[str] = []
-    cut = longest = 0
+    cut = longest = empty = 0
     for one in found:
         if one.label not in number:
             strangers.add(one.label)
@@ -118,10 +118,13 @@ def encode(
         if len(whole["input_ids"]) > limit:
             cut += 1
             whole = tokenizer(one.text, one.pair, truncation=True, max_length=limit)
+        empty += not whole["input_ids"]
         names, longest = list(whole), max(longest, len(whole["input_ids"]))
         shelf.append([value for values in whole.values() for value in values], number[one.label])
     if strangers:
         raise DataError(f"labels that the training data does not have: {', '.join(sorted(strangers)[:5])}")
+    if empty:
+        raise DataError(f"rows with a text of which the tokenizer makes no token: {empty}; remove them")
     return {"inputs": names, "cut": cut, "longest": longest}
 
 

@@ -103,6 +103,23 @@ def test_a_fresh_head_is_trained_saved_and_read_again(tmp_path: Path, make: Any)
         assert task.evaluate()["loss"] == pytest.approx(result.figures["loss"], rel=1e-5)
 
 
+def test_a_text_without_a_token_is_told_and_not_computed_with(tmp_path: Path):
+    data = tiny.rows_to(tmp_path / "rows.jsonl", *({"text": text, "label": text} for text in ("cat", "dog")))
+    options = {"task": "text-classification", "validation_fraction": 0}
+    run = tiny.run_of(llama(tmp_path / "model"), data, tmp_path / "run", **options)
+    task: Any = run.make_task()
+    task.survey(None)
+    task.load_model()
+    asked = tiny.rows_to(tmp_path / "asked.jsonl", {"text": ""}, {"text": "the cat"})
+    with torch.no_grad():
+        empty, other = task.predict([asked])
+    assert empty.problem == "row 1 has a text without a token"
+    assert not other.problem
+    tiny.rows_to(data, {"text": "cat", "label": 0}, {"text": "dog", "label": 1}, {"text": "", "label": 1})
+    with pytest.raises(DataError, match="makes no token: 1; remove"):
+        run.make_task().survey(None)
+
+
 def test_what_the_checkpoint_lacks_is_trained_too(tmp_path: Path):
     run = tiny.run_of(bert(tmp_path / "model"), sentences(tmp_path), tmp_path / "run", task="text-classification")
     task: Any = run.make_task()

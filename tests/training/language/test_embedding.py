@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from adapterkit.errors import ConfigError, DataError
+from adapterkit.training.language.corpus import read_source
 from adapterkit.training.language.embedding import objectives
-from adapterkit.training.language.embedding.examples import Group, belonging, collated
+from adapterkit.training.language.embedding.examples import RELATED, Group, belonging, collated
 from adapterkit.training.language.embedding.objectives import (
     contrast,
     likeness,
@@ -156,9 +157,16 @@ def test_pooling_as_newer_releases_write_it_and_what_follows_it(tmp_path: Path):
         ([{"anchor": "the", "positive": "cat", "score": 3}], "a number from 0 to 1 as 'score', not 3"),
         ([{"anchor": "the", "positive": 1}], "row 1 must have a text as 'positive'"),
         ([{"anchor": "the"}], "none of what is read"),
+        ([{"anchor": "the", "positive": " "}], "row 1 has nothing in its 'positive'"),
     ],
 )
 def test_rows_that_are_no_pairs(tmp_path: Path, rows: list[Any], reason: str):
     data = tiny.rows_to(tmp_path / "rows.jsonl", *rows)
     with pytest.raises(DataError, match=reason):
         tiny.run_of(tmp_path, data, tmp_path / "run", task="text-embedding").make_task().survey(None)
+
+
+def test_an_empty_cell_is_no_negative(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("anchor,positive,negative\nthe cat,cat,\nthe dog,dog,cat\n")
+    found = [one for one, _ in read_source(tmp_path / "rows.csv", {}, RELATED)]
+    assert [one.negative for one in found] == [None, "cat"]

@@ -112,6 +112,17 @@ def test_a_file_of_the_same_bytes_and_another_ending_has_tokens_of_its_own(model
     assert counts == [9, 1]
 
 
+def test_tokens_to_measure_with_are_found_again(model: Path, tmp_path: Path):
+    """A tokenizer that has cut texts is the one that it was."""
+    rows = [{"anchor": said(20, number), "positive": said(20, number + 50)} for number in range(6)]
+    data, other = (tiny.rows_to(tmp_path / name, *some) for name, some in (("a.jsonl", rows), ("b.jsonl", rows[:2])))
+    options = {"task": "text-embedding", "validation": str(other), "cache": str(tmp_path / "cache"), "block_size": 4}
+    for _ in range(2):
+        notes = CheckedTask(tiny.run_of(model, data, tmp_path / "run", **options)).survey(None).notes
+    assert sum(note.startswith("tokens are there already") for note in notes) == 2
+    assert len(list((tmp_path / "cache/tokens").iterdir())) == 2
+
+
 def test_what_is_held_out_is_what_sorting_all_rows_chooses():
     for rows, share in ((2, 0.01), (40, 0.3), (41, 0.99)):
         order = sorted(range(rows), key=lambda number: derive_seed(5, "held out", number))

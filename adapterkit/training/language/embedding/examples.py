@@ -33,13 +33,18 @@ class Related:
     score: float | None = None
 
 
+def _words_of(part: Part, what: str, row: Row) -> str:
+    """A text with something in it: of nothing many a model has an embedding that is no number."""
+    text = text_of(part[what], what, row)
+    if not text.strip():
+        raise row.error(f"has nothing in its {what!r}; remove it")
+    return text
+
+
 def _triple(part: Part, row: Row) -> Related:
     negative = part.get("negative")
-    return Related(
-        text_of(part["anchor"], "anchor", row),
-        text_of(part["positive"], "positive", row),
-        None if negative is None else text_of(negative, "negative", row),
-    )
+    there = negative is not None and bool(text_of(negative, "negative", row).strip())  # tables leave a cell empty
+    return Related(_words_of(part, "anchor", row), _words_of(part, "positive", row), negative if there else None)
 
 
 def _scored(part: Part, row: Row) -> Related:
@@ -49,7 +54,7 @@ def _scored(part: Part, row: Row) -> Related:
         score = -1.0
     if not 0 <= score <= 1:
         raise row.error(f"must have a number from 0 to 1 as 'score', not {part['score']!r:.60}")
-    return Related(text_of(part["anchor"], "anchor", row), text_of(part["positive"], "positive", row), score=score)
+    return Related(_words_of(part, "anchor", row), _words_of(part, "positive", row), score=score)
 
 
 _FIRST = ("anchor", "query", "question", "sentence1", "text1")
