@@ -64,23 +64,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise StrictJSONError(f"the key {twice[:80]!r} occurs twice")
+        raise StrictJSONError(f"not JSON: the key {twice[:80]!r} occurs twice")
     return result
 
 
 def _constant(name: str) -> NoReturn:
-    raise StrictJSONError(f"{name} is not JSON")
+    raise StrictJSONError(f"not JSON: {name}")
 
 
 def _float(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise StrictJSONError(f"the number {text[:40]} is out of range")
+        raise StrictJSONError(f"not JSON: the number {text[:40]} is out of range")
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise StrictJSONError(f"an integer of {len(text)} digits; the limit is {MAX_DIGITS}")
+        raise StrictJSONError(f"not JSON: an integer of {len(text)} digits; the limit is {MAX_DIGITS}")
     return int(text)
 
 

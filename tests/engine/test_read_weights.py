@@ -370,3 +370,17 @@ def test_what_has_no_weight_cannot_act_where_the_weight_is_read(model: ReadModel
     if isinstance(model.inner, Reader):
         with pytest.raises(errors.IncompatibleTargetError, match="output"):
             ak.Adapters(model).add("a", ak.Bottleneck(targets="attn"))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_weight_that_was_normed_later_is_read_while_nothing_acts() -> None:
+    register()
+    model = ReadModel(Reader()).double()
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=2, targets="attn.q"))
+    expected = model(x())
+    adapters.activate(None)
+    nn.utils.weight_norm(model.inner.qkv)
+    assert torch.allclose(model(x()), expected)
+    model.inner.qkv.bias = None
+    assert model.inner.qkv.bias is None

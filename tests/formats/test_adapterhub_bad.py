@@ -235,6 +235,20 @@ def test_configs_that_are_none(text: str, spoil: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"config": NaN}', "is not JSON: NaN"),
+        ('{"config": {}, "config": {}}', "is not JSON: the key 'config' occurs twice"),
+        ('{"config": 1e999}', "is not JSON: the number 1e999 is out of range"),
+        ('{"config": ' + "1" * 40 + "}", "is not JSON: an integer of 40 digits"),
+        ("[" * 10**5, "is nested deeper than 32"),
+    ],
+)
+def test_text_that_is_no_config_is_told_in_one_sentence(text: str, told: str, spoil: Any) -> None:
+    assert f"{CONFIG}: {told}" in str(spoil("lora", lambda path: (path / CONFIG).write_text(text)))
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"config": "pfeiffer9"},
