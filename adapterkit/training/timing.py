@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from pathlib import Path
 
@@ -41,9 +42,12 @@ def foretold(run: Run) -> str | None:
 
 
 def _newest(output: Path) -> list[Path]:
-    """Run folders beside this one, the one in it too."""
-    beside = [*output.parent.iterdir()] if output.parent.is_dir() else []
-    dated = [(file.stat().st_mtime, file.parent) for one in beside if (file := one / "metrics.jsonl").is_file()]
+    """Run folders beside this one, the one in it too; what is another user's, or is gone by then, is passed over."""
+    dated: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError):
+        for one in output.parent.iterdir():
+            with contextlib.suppress(OSError):
+                dated.append(((one / "metrics.jsonl").stat().st_mtime, one))
     return [folder for _, folder in sorted(dated, reverse=True)[:_MOST]]
 
 
@@ -51,8 +55,9 @@ def _seconds(folder: Path, now: dict[str, object], free: set[str] | frozenset[st
     """Of each step of a run that is like this one; none of others."""
     try:
         before = read_values(folder / "config.yaml", (), [])
-    except AdapterKitError:
+        records = read_metrics(folder / "metrics.jsonl")
+    except (AdapterKitError, OSError):
         return []
     if any(not any(key == one or key.startswith(f"{one}.") for one in free) for key, *_ in differences(before, now)):
         return []
-    return [one["seconds"] for one in read_metrics(folder / "metrics.jsonl") if "loss" in one and "seconds" in one]
+    return [one["seconds"] for one in records if "loss" in one and "seconds" in one]

@@ -59,3 +59,19 @@ def test_nothing_is_known_of_few_steps_damaged_runs_and_where_there_are_none(fol
     assert foretold(toy_run(folder / "second")) is not None
     (folder / "first/config.yaml").write_text("a: [")
     assert foretold(toy_run(folder / "second")) is None
+
+
+def test_what_lies_beside_may_be_another_users(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    stat = Path.stat
+
+    def guarded(path: Path, **told: Any) -> Any:
+        if path.parent.name == "theirs":
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **told)
+
+    (folder / "theirs").mkdir()
+    (folder / "damaged/metrics.jsonl").mkdir(parents=True)
+    monkeypatch.setattr(Path, "stat", guarded)
+    told = foretold(toy_run(folder / "second"))
+    assert told is not None
+    assert told.endswith(f"as in {folder / 'first'} (8 steps)")

@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterkit.errors import DataError
 from adapterkit.training.language.shelf import Shelf
+from adapterkit.training.language.tokens import forget_calls
 
 _VERSION = 1  # of what is kept
 _NUMBERS, _INDEX, _RECORD = "numbers", "index", "record.json"
@@ -108,9 +109,7 @@ def _sums(place: Path) -> dict[str, str]:
 def identity_of_tokenizer(tokenizer: Any) -> str:
     """The same for tokenizers that make the same tokens: a hash of the files that it writes."""
     digest = hashlib.blake2b(digest_size=16)
-    if tokenizer.is_fast:  # which keeps what the last call was told
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
+    forget_calls(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(Path(folder).rglob("*")):

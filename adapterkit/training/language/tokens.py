@@ -108,6 +108,13 @@ class Encoder:
         return learnt
 
 
+def forget_calls(tokenizer: Any) -> None:
+    """Has a fast tokenizer forget how the last call cut and filled texts, which it would write into its file."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
 def begin_marks(tokenizer: Any) -> list[int]:
     """What the tokenizer itself puts before a text: its mark of the beginning, where it has one."""
     begin = tokenizer.bos_token_id

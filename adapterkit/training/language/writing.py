@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from adapterkit.training.language.tokens import forget_calls
 from adapterkit.training.loading import bars_on_terminals_only
 
 
@@ -18,4 +19,5 @@ def write_language_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     with bars_on_terminals_only():
         model.save_pretrained(folder)
+        forget_calls(tokenizer)
         tokenizer.save_pretrained(folder)

@@ -103,6 +103,14 @@ def test_a_fresh_head_is_trained_saved_and_read_again(tmp_path: Path, make: Any)
         assert task.evaluate()["loss"] == pytest.approx(result.figures["loss"], rel=1e-5)
 
 
+def test_a_written_tokenizer_cuts_no_texts(tmp_path: Path):
+    data = tiny.rows_to(tmp_path / "rows.jsonl", *({"text": "the cat sat far", "label": label} for label in "ab"))
+    options = {"task": "text-classification", "validation_fraction": 0, "block_size": 3}
+    run = tiny.run_of(llama(tmp_path / "model"), data, tmp_path / "run", "steps=1", "bake=true", **options)
+    assert not train(run, silent=True).failed
+    assert json.loads((tmp_path / "run/model/tokenizer.json").read_text())["truncation"] is None
+
+
 def test_a_text_without_a_token_is_told_and_not_computed_with(tmp_path: Path):
     data = tiny.rows_to(tmp_path / "rows.jsonl", *({"text": text, "label": text} for text in ("cat", "dog")))
     options = {"task": "text-classification", "validation_fraction": 0}
