@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import adapterkit as ak
+from adapterkit import errors
 from adapterkit.engine import attach
 from adapterkit.testing import families, models
 
@@ -47,3 +48,22 @@ def test_what_is_put_into_a_model_is_in_its_modes() -> None:
     added = {name: one.training for name, one in model.named_modules() if name not in before}
     assert {*added.values()} == {True, False}
     assert all(mode == before[name.partition(f".{attach.CHILD}")[0]] for name, mode in added.items())
+
+
+def test_a_child_of_the_adapters_name_is_told() -> None:
+    layer = nn.Linear(2, 2)
+    root = nn.Sequential(layer)
+    layer.add_module(attach.CHILD, nn.Identity())
+    assert attach.refusal(root, "0", layer) == f"it already has a child called {attach.CHILD!r}"
+    before = dict(root.named_modules())
+    with pytest.raises(errors.AttachError, match=f"0.*already has a child called '{attach.CHILD}'"):
+        ak.Adapters(root).add("a", ak.LoRA(rank=1, targets="all"))
+    assert dict(root.named_modules()) == before
+    assert type(layer) is nn.Linear
+
+
+def test_weights_that_are_spread_already_are_told() -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.device_mesh = None  # type: ignore[attr-defined] # what a DTensor has
+    told = attach.refusal(nn.Sequential(layer), "0", layer)
+    assert told == "its weights are sharded; add adapters before fully_shard, which then shards them too"

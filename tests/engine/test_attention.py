@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import adapterkit as ak
 from adapterkit.backend import Projection
 from adapterkit.contract.abilities import Abilities
-from adapterkit.engine.attending import _projected
+from adapterkit.engine.attending import Attended, _projected
 from adapterkit.engine.attention import extend_all
 from adapterkit.engine.switch import Switch
 from adapterkit.errors import AttachError
@@ -91,3 +91,14 @@ def test_tokens_are_projected_by_a_weight_that_the_model_reads(bias: bool) -> No
     held.in_proj_weight = None  # type: ignore[assignment]
     with pytest.raises(AttachError, match="no dense weight at"):
         _projected(projection, x, Switch())
+
+
+def test_what_an_attention_cannot_be_asked_is_told() -> None:
+    query, keys, values, output = (torch.randn(1, 2, 3, 4) for _ in range(4))
+    side: Any = None
+    base = Attended(query, keys, values, output, None, Switch(), side, None)
+    assert base(query) is output
+    with pytest.raises(ValueError, match=r"base\(query\) can only be asked for the query that attend was given"):
+        base(query.clone())
+    with pytest.raises(AttachError, match=r"keys and values are not known, and base\.project needs them"):
+        base.project(torch.randn(1, 5, 8))

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterkit.engine.around_weights import _around_whole
-from adapterkit.engine.bases import Computed, PartBase, SublayerBase
+from adapterkit.engine.bases import Computed, Frozen, PartBase, SublayerBase
 from adapterkit.engine.context import Context, no_side
 from adapterkit.engine.nesting import first_argument
-from adapterkit.points import Span, WeightLayout, WeightPoint
+from adapterkit.points import Span, TokensLayout, TokensPoint, WeightLayout, WeightPoint
 
 POINT = WeightPoint("attn.o", "o", "", 4, 5, WeightLayout("linear"), in_span=Span(2, 4))
 
@@ -75,3 +75,11 @@ def test_an_input_is_computed_once() -> None:
     assert base(x) is base(x)
     assert torch.equal(base(x + 1), x + 2)
     assert len(asked) == 2
+
+
+def test_a_base_without_a_weight_is_told() -> None:
+    tokens = TokensPoint("tokens", "embed", "", 6, 6, TokensLayout())
+    x = torch.randn(3, 6)
+    base = Frozen(Computed(nn.Identity(), x), tokens, lambda: (x, None))
+    with pytest.raises(TypeError, match="tokens@model is no weight point"):
+        base.layer(x, x, None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.engine.expressions import Spread
 from adapterkit.testing import toys
 from tests.values import randomize
 
@@ -170,6 +171,12 @@ def test_split_refuses_what_has_no_tokens(model: toys.ToyModel, adapters: ak.Ada
     adapters.activate("b")
     with pytest.raises(errors.NotMergeableError, match="token span"):
         adapters.merge(ak.Split({"b": (0, 2)}))
+
+
+def test_split_tells_an_output_without_tokens() -> None:
+    told = r"an output \(2, 3\) has no axis of tokens: expected \[batch, length, features\]"
+    with pytest.raises(errors.RoutingError, match=told):
+        Spread([])(torch.randn(2, 4), lambda x: x[:, :3])  # type: ignore[arg-type]
 
 
 def test_block_weights(model: toys.ToyModel, adapters: ak.Adapters) -> None:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import adapterkit as ak
+from adapterkit import errors
 from adapterkit.engine.folding import fold
+from adapterkit.kernels.gates import Gates
 from adapterkit.kernels.sums import Active, merge_weights
 from adapterkit.testing import toys
 from tests.engine import test_read_weights
@@ -107,6 +109,13 @@ def test_several_at_one_weight_add_up_by_their_scales(bias: bool) -> None:
     assert torch.allclose(merged, weight + 6.5, rtol=1e-12)
     assert new is not None
     assert torch.allclose(new, added(base, torch.full((4,), 1.125, dtype=torch.float64)), rtol=1e-12)
+
+
+def test_weights_of_rows_fit_no_weight_that_serves_them_all() -> None:
+    weight, base = layer(4, 3, True)
+    several = [*active(1.0, None), (Shifted(2.0, None), Gates(torch.ones(2)))]
+    with pytest.raises(errors.RoutingError, match="samples cannot be routed where one weight serves the whole batch"):
+        merge_weights(weight, base, several)  # type: ignore[arg-type]
 
 
 def test_the_base_of_an_output_point_is_asked_for_its_own_input_alone() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adapterkit.kernels.weights import base_weight
-from adapterkit.points import Span, WeightLayout, WeightPoint
+from adapterkit.points import Span, TokensLayout, TokensPoint, WeightLayout, WeightPoint
 
 COLUMNS = [Span(0, 4), Span(4, 2), Span(1, 1, count=3, step=2)]
 ROWS = [Span(0, 3), Span(3, 5), Span(1, 2, count=2, step=4)]
@@ -52,3 +52,8 @@ def test_the_whole_is_a_view_without_grad() -> None:
     assert bias.data_ptr() == layer.bias.data_ptr()
     assert not weight.requires_grad
     assert not bias.requires_grad
+
+
+def test_a_point_without_a_weight_is_told() -> None:
+    with pytest.raises(TypeError, match=r"embed\.tokens@model is no weight point"):
+        base_weight(nn.Linear(6, 8), TokensPoint("embed.tokens", "embed", "", 6, 8, TokensLayout()))

@@ -92,3 +92,14 @@ def test_when_rows_are_computed_at_once() -> None:
     thin = ak.Factors(torch.zeros(16, 512), torch.zeros(512, 16), LINEAR)
     assert low_rank.is_mixable(torch.zeros(32, 1, 512), [thin] * 32, 32)
     assert not low_rank.is_mixable(torch.zeros(320, 1, 512), [thin] * 2, 320)
+
+
+def test_their_numbers_are_sent_to_another_device_once() -> None:
+    rows = Rows((2, 0), 4)
+    found = rows.index(torch.device("meta"))
+    assert found.device.type == "meta"
+    assert found.shape == (2,)
+    assert rows.index(torch.device("meta")) is found
+    assert not found.is_inference()
+    assert rows.index(torch.device("cpu")).tolist() == [2, 0]
+    assert rows.of(torch.empty(4, 3, device="meta")).shape == (2, 3)
