@@ -228,6 +228,21 @@ REFUSED: dict[str, tuple[Any, ak.AdapterConfig, str]] = {
         ak.Union([ak.LoRA(rank=2, targets="attn.q"), ak.DoRA(rank=2, targets="attn.k")]),
         "native holds both",
     ),
+    "a bias itself beside LoRA": (
+        unet,
+        ak.Union([ak.LoRA(rank=2, targets="attn.o"), ak.Trainable("attn.o", part="bias", absolute=True)]),
+        "the bias itself is trained, .*native and peft hold it",
+    ),
+    "an own bias beside DoRA": (
+        unet,
+        ak.Union([ak.DoRA(rank=2, targets="attn.q"), ak.Trainable("attn.q", part="bias", absolute=True)]),
+        "DoRA has no bias of B in its files; native holds it",
+    ),
+    "an own bias of no strength": (
+        unet,
+        ak.Union([ak.LoRA(rank=2, alpha=0.0, targets="attn.q"), ak.Trainable("attn.q", part="bias", absolute=True)]),
+        "with an alpha of 0 a bias has no effect; native holds it",
+    ),
     "a T5 beside Flux": (
         lambda: both("text_encoder_2", t5(), models.flux()),
         ak.LoRA(rank=2, targets="attn.q"),
@@ -243,6 +258,15 @@ def test_what_it_cannot_say_is_refused(name: str, tmp_path: Path) -> None:
     adapters.add("a", config)
     with pytest.raises(errors.CheckpointError, match=told):
         adapters.save("a", tmp_path / "a.safetensors", format="diffusers")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, 2.0, "4"])
+def test_a_rank_that_is_none_is_told(rank: object, tmp_path: Path) -> None:
+    adapters = ak.Adapters(unet())
+    adapters.add("a", ak.LoRA(rank=2, targets="attn.q"))
+    with pytest.raises(errors.ConfigError, match=rf"options of save\(\).*positive integer, not {rank!r}"):
+        adapters.save("a", tmp_path / "a.safetensors", format="diffusers", rank=rank)
     assert not list(tmp_path.iterdir())
 
 

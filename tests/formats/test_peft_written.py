@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.testing import toys
 from adapterkit.torchvision_ops import ensure_torchvision_ops
 from tests.values import randomize
 
@@ -92,6 +94,8 @@ SAVED: dict[str, dict[str, Any]] = {
 GROUPED: dict[str, dict[str, Any]] = {"conv@model.grouped": {}}
 INNER: dict[str, dict[str, Any]] = {"linear@model.inner.0": {}, "linear@model.inner.2": {}}
 
+BIASES = ak.Trainable(part="bias", absolute=True, settings=INNER)
+
 
 @pytest.mark.parametrize(
     "config",
@@ -149,6 +153,11 @@ def test_a_layer_whose_name_is_the_end_of_anothers_is_meant_alone(tmp_path: Path
         (ak.Union((ak.DoRA(rank=2, settings=INNER), ak.LoRA(rank=2, settings=INNER))), "has LoRA and DoRA"),
         (ak.Union((ak.DoRA(rank=2, settings=INNER), ak.DoRA(rank=1, settings=INNER))), "'inner.0': has DoRA twice"),
         (ak.Union((ak.LoRA("embed.*", rank=2), ak.Trainable(part="bias", absolute=True, settings=INNER))), "bias"),
+        (ak.Trainable(part="bias", absolute=True, settings=INNER), "'inner.2': has a bias .*and nothing else"),
+        (ak.Union((ak.DoRA(rank=2, settings=INNER), BIASES)), "'inner.[02]': has a bias .*beside DoRA or experts"),
+        (ak.Union((ak.LoRA(rank=2, alpha=0.0, settings=INNER), BIASES)), "'inner.2': with an alpha of 0 a bias"),
+        (ak.AdaLoRA("attn.o", rank=1, initial=2), "'mha': of torch's attentions PEFT adapts both .*LoRA alone"),
+        (ak.DoRA("attn.o", rank=2), "'mha': PEFT has no DoRA of torch's attentions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -162,6 +171,33 @@ def test_what_peft_cannot_say_is_refused_and_nothing_is_written(
     with pytest.raises(errors.CheckpointError, match=told):
         adapters.save("it", tmp_path / "it", format="peft")
     assert not (tmp_path / "it").exists()
+
+
+def test_an_adapter_of_two_models_is_none_of_peft(tmp_path: Path) -> None:
+    toys.register()
+    adapters = ak.Adapters(SimpleNamespace(components={"one": toys.ToyModel(), "two": toys.ToyModel()}))
+    adapters.add("it", ak.LoRA("attn.q", rank=2))
+    with pytest.raises(
+        errors.CheckpointError, match=r"an adapter of PEFT is one model's, and this one acts in one, two"
+    ):
+        adapters.save("it", tmp_path / "it", format="peft")
+    assert not (tmp_path / "it").exists()
+
+
+@pytest.mark.parametrize(("alpha", "scaling"), [(None, "standard"), (3.0, "standard"), (3.0, "rank_stabilized")])
+def test_across_groups_of_factors_that_each_reach_one_group(alpha: float | None, scaling: Any, tmp_path: Path) -> None:
+    adapters = ak.Adapters(base := Net().eval())
+    plain = copy.deepcopy(base)
+    adapters.add("it", ak.LoRA(rank=2, alpha=alpha, scaling=scaling, across_groups=True, settings=GROUPED))
+    randomize(adapters, "it")
+    [module] = adapters.modules("it").values()
+    module.B.data *= torch.block_diag(*torch.ones(2, 2, 1))  # type: ignore[operator,union-attr]
+    with torch.no_grad():
+        wanted = base(IDS)
+    adapters.save("it", tmp_path / "it", format="peft")
+    written = load_file(str(tmp_path / "it" / "adapter_model.safetensors"))
+    assert written["base_model.model.grouped.lora_B.weight"].shape == (4, 1, 1, 1)
+    assert close(read_by_peft(tmp_path / "it", plain, IDS), wanted)
 
 
 def test_several_adapters_have_folders_of_their_names(tmp_path: Path) -> None:
