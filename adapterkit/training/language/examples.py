@@ -103,10 +103,11 @@ def cache_of(options: Reading, config: RunConfig) -> TokenCache:
     """
     if options.cache is None:
         return TokenCache(None, Path(config.output))
-    folder, data = Path(options.cache), Path(config.data)
-    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-        told = f"{folder} lies in the data folder {data}, where what it keeps would be data; choose another one"
-        raise ConfigError([f"options.cache: {told}"], "run")
+    folder = Path(options.cache)
+    for data in (Path(one) for one in (config.data, options.validation) if one is not None):
+        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+            told = f"{folder} lies in the data folder {data}, where what it keeps would be data; choose another one"
+            raise ConfigError([f"options.cache: {told}"], "run")
     return TokenCache(folder, Path(config.output))
 
 

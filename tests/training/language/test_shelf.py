@@ -209,11 +209,13 @@ def test_kept_tokens_serve_other_runs_are_checked_and_change_nothing(
 
 def test_a_cache_among_the_data_is_refused(model: Path, data: Path, tmp_path: Path):
     (tmp_path / "folder").mkdir()
-    data = data.rename(tmp_path / "folder/data.jsonl").parent
-    run = tiny.run_of(model, data, tmp_path / "run", cache=str(data / "cache"))
-    with pytest.raises(ConfigError, match=r"options\.cache: .*folder/cache lies in the data folder"):
-        CheckedTask(run).survey(None)
-    assert len(list(data.iterdir())) == 1
+    other = tiny.rows_to(tmp_path / "other.jsonl", {"prompt": "the", "completion": "cat"})
+    folder = data.rename(tmp_path / "folder/data.jsonl").parent
+    for measured in ({}, {"validation": str(folder)}):
+        run = tiny.run_of(model, other if measured else folder, tmp_path / "run", cache=str(folder / "cache"), **measured)
+        with pytest.raises(ConfigError, match=r"options\.cache: .*folder/cache lies in the data folder"):
+            CheckedTask(run).survey(None)
+        assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
