@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -62,7 +63,8 @@ class TokenCache:
     def _made(self, place: Path, make: Callable[[Shelf], Record]) -> tuple[Shelf, Record]:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            part = Path(tempfile.mkdtemp(dir=place.parent, suffix=".part"))
+            part = place.with_name(f"{place.name}.{secrets.token_hex(8)}.part")
+            part.mkdir()  # for all who may read the cache, and not as a temporary folder
             try:
                 with (part / _NUMBERS).open("w+b") as numbers, (part / _INDEX).open("w+b") as index:
                     record = make(Shelf(numbers, index))

@@ -25,7 +25,7 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
         notes: Takes up rows of files that are not there, and a table without captions.
 
     Raises:
-        DataError: It is no table, it names no files, or there is no such column.
+        DataError: It is no table, it names no files, there is no such column, or a caption is no text.
         MissingDependencyError: It is of Parquet, and nothing reads that.
     """
     rows = read_rows([table])
@@ -50,8 +50,10 @@ def table_captions(table: Path, column: str | None, notes: Notes) -> dict[Path, 
             notes.add("named in a table, but not there", path)
         elif isinstance(caption, str):
             captions[path] = (" ".join(caption.split()),)
-        elif isinstance(caption, (list, tuple)) and caption and all(isinstance(one, str) for one in caption):
-            captions[path] = several(caption)
+        elif isinstance(caption, (list, tuple)) and all(isinstance(one, str) for one in caption):
+            captions |= {path: several(caption)} if caption else {}
+        elif caption is not None:
+            faults.add(row.error(f"must have a text, or a list of texts, as {found!r}, not {caption!r:.60}"))
     faults.check()
     return captions
 

@@ -97,7 +97,9 @@ def test_two_that_make_the_same_leave_each_other_theirs(tmp_path: Path):
 
     shelf, record = caches[1].get(("same",), later)
     assert (shelf[0].tolist(), record) == ([1, 2], {"made": 1})
-    assert [one.stat().st_ino for one in (tmp_path / "tokens").iterdir()] == seen
+    [place] = (tmp_path / "tokens").iterdir()
+    assert [place.stat().st_ino] == seen
+    assert place.stat().st_mode == place.parent.stat().st_mode
 
 
 def test_a_file_of_the_same_bytes_and_another_ending_has_tokens_of_its_own(model: Path, tmp_path: Path):
@@ -212,7 +214,9 @@ def test_a_cache_among_the_data_is_refused(model: Path, data: Path, tmp_path: Pa
     other = tiny.rows_to(tmp_path / "other.jsonl", {"prompt": "the", "completion": "cat"})
     folder = data.rename(tmp_path / "folder/data.jsonl").parent
     for measured in ({}, {"validation": str(folder)}):
-        run = tiny.run_of(model, other if measured else folder, tmp_path / "run", cache=str(folder / "cache"), **measured)
+        run = tiny.run_of(
+            model, other if measured else folder, tmp_path / "run", cache=str(folder / "cache"), **measured
+        )
         with pytest.raises(ConfigError, match=r"options\.cache: .*folder/cache lies in the data folder"):
             CheckedTask(run).survey(None)
         assert len(list(folder.iterdir())) == 1

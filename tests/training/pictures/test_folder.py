@@ -163,6 +163,12 @@ def test_a_table_of_hugging_face_in_lines_or_with_commas(tmp_path: Path):
         ("metadata.csv", 'file_name,text\na.png,"x', "is no table (unexpected end of data)"),
         ("metadata.csv", "file_name,text\n,x\n", "row 1 has no file_name"),
         ("metadata.jsonl", '{"file_name": "a.png"', "row 1 is no JSON"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": 3}',
+            "row 1 must have a text, or a list of texts, as 'text'",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": ["x", null]}', "as 'text', not ['x', None]"),
         ("metadata.jsonl", '\n["a.png"]', "row 2 must be an object with columns"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "\\ud800"}', "half a character"),
     ],
