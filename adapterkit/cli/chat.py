@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,13 +121,20 @@ def _again(_: str, __: Opened, talk: Talk) -> str:
     return ""
 
 
+def _number(value: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(value)):
+            return number
+    raise ValueError(f"wants a number, such as 0.5, not {value!r}")
+
+
 def _weight(value: str, opened: Opened, _: Talk) -> str:
-    opened.weigh(float(value))
-    return f"the adapter acts with weight {float(value):g}"
+    opened.weigh(_number(value))
+    return f"the adapter acts with weight {_number(value):g}"
 
 
 def _temperature(value: str, _: Opened, talk: Talk) -> str:
-    talk.temperature = max(0.0, float(value))
+    talk.temperature = max(0.0, _number(value))
     return f"temperature {talk.temperature:g}"
 
 

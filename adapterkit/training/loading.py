@@ -22,6 +22,7 @@ from adapterkit.errors import (
     MissingDependencyError,
     ModelNotFoundError,
     did_you_mean,
+    near_matches,
     shown,
 )
 from adapterkit.formats.files import open_plain
@@ -267,9 +268,21 @@ def reading(name: str, extra: str, *libraries: str) -> Iterator[None]:
             f"{name} needs {error.name!r}, which is not installed. Run: pip install 'adapterkit[{extra}]'"
         ) from error
     except Exception as error:  # of files that are none of theirs the libraries raise anything
-        place = "" if Path(name).exists() or name.startswith(TIMM) else f"; there is no such folder in {Path.cwd()}"
+        place = "" if Path(name).exists() or name.startswith(TIMM) else _not_here(name)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise ModelNotFoundError(f"cannot load the model {shown(name)}{place}. {reason}") from error
+
+
+def _not_here(name: str) -> str:
+    """That a name is no folder's; and which folders of models that lie there are called like it."""
+    near: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [
+            file.parent for kind in ("config.json", "model_index.json") for file in Path(name).parent.glob(f"*/{kind}")
+        ]
+        near = near_matches(str(Path(name)), map(str, beside))
+    meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    return f"; there is no such folder in {Path.cwd()}{meant}"
 
 
 def _lacking(told: Mapping[str, Any]) -> list[str]:

@@ -316,7 +316,8 @@ class Trainer:
         """Grids, files for others, the card: where the base is spread, no process can make them."""
         if self.rank.sharding is not None:
             told = f"left to one process with the whole base: adapterkit finish {self.folder.path}"
-            self.progress.message(f"grids and files for other tools are {told}")
+            baked = ", the baked model" if self.config.bake else ""
+            self.progress.message(f"grids{baked} and files for other tools are {told}")
             return Left(figures)
         figures = {**figures, **self.previews.finish(self.done, self.learner.adapters)}
         parts = (self.task, self.model, self.learner.adapters, self.previews, self.folder)

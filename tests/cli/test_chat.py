@@ -50,12 +50,13 @@ def test_a_prompt_is_gone_on_from_where_it_is_no_chat(run: Path):
 def test_a_conversation_with_verbs_in_between(run: Path, tmp_path: Path):
     lines = [
         "the cat", "/again", f"/save {tmp_path / 'more.jsonl'}", "/weight 0", "/weight x", "/undo", "/system yes",
-        "/temperature 0", "/help", "/exit", "the dog",
+        "/temperature nan", "/temperature 0", "/help", "/exit", "the dog",
     ]  # fmt: skip
     output = said("chat", run, "--temperature", 0, "--tokens", 6, stdin="\n".join(lines) + "\n")
     assert output.count("sat\n") == 2
     assert "the adapter acts with weight 0" in output
-    assert "/weight: could not convert string to float: 'x'" in output
+    assert "/weight: wants a number, such as 0.5, not 'x'" in output
+    assert "/temperature: wants a number, such as 0.5, not 'nan'" in output
     assert "taken back: the cat" in output
     assert "/save FILE" in output
     assert "ran far" not in output

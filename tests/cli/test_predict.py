@@ -24,11 +24,13 @@ from transformers import AutoImageProcessor, CLIPImageProcessor, ViTForImageClas
 
 import adapterkit as ak
 from adapterkit.cli.main import main
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, ModelNotFoundError
+from adapterkit.training import yaml_values
 from adapterkit.training.classification.preprocessing import pixels_of
-from adapterkit.training.loading import load_image_classifier
+from adapterkit.training.loading import load_image_classifier, reading
 from adapterkit.training.loop import train
 from adapterkit.training.run import load_run
+from adapterkit.training.samples.places import place_of, run_of
 from tests.backends.vision_models import vit_config
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -314,3 +316,30 @@ def test_what_cannot_be_baked_is_refused(trained: Path, tmp_path: Path):
         load_run(file, ["bake=true"], task="diffusion", options={})
     alone = baked(trained / "run/adapter.safetensors", tmp_path / "model")
     assert "is no run; name the model, the adapter and where to write" in alone.stderr
+
+
+def test_a_run_finds_its_base_from_wherever_it_is_asked(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It was started in a folder from which it names its base; a base that is told counts from here."""
+    shutil.copytree(trained / "base", tmp_path / "home/base")
+    shutil.copytree(trained / "run", tmp_path / "home/runs/mine")
+    config = tmp_path / "home/runs/mine/config.yaml"
+    values = yaml_values.parse(config.read_text())
+    config.write_text(yaml_values.dump({**values, "model": "base", "output": "runs/mine"}))
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    known = run_of(place_of("../home/runs/mine"), (), None, None)
+    assert known.config.model == str(Path("../home/base"))
+    assert run_of(place_of("../home/runs/mine"), ["model=base"], None, None).config.model == "base"
+    assert run_of(place_of("../home/runs/mine"), (), "other", None).config.model == "other"
+    assert call("../home/runs/mine", trained / "new", "--csv").exit_code == 0
+    monkeypatch.chdir(tmp_path / "home")
+    assert run_of(place_of("runs/mine"), (), None, None).config.model == "base"
+
+
+def test_a_base_that_is_not_there_is_told_with_what_is_called_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    told = "there is no such folder in .* \\(did you mean 'encoder'\\?\\)"
+    with pytest.raises(ModelNotFoundError, match=told), reading("encodr", "vision"):
+        raise OSError("no file")

@@ -69,7 +69,9 @@ def open_language(adapter: str | None, model: str | None, template: str | None) 
         if not issubclass(run.task, LanguageTask) and place.run is None:
             run = run_of(place, (), model, "causal-lm")  # a file that does not say what it is of
     if not issubclass(run.task, LanguageTask):
-        raise ConfigError([f"the task {run.config.task} does not write text; see adapterkit sample"], "generate")
+        raise ConfigError(
+            [f"the task {run.config.task} does not write text; see adapterkit predict, and sample"], "generate"
+        )
     if template is not None:
         run = _with_template(run, template)
     return _opened(run, None if place is None else str(place.file), "" if place is None else place.note)

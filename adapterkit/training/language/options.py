@@ -41,4 +41,5 @@ def check_length(model: Any, size: int) -> None:
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and size > limit:
-        raise ConfigError([f"options.block_size: the model reads at most {limit} tokens, not {size}"], "run")
+        told = f"the model reads at most {limit} tokens, not {size}; set options.block_size={limit}, or a smaller one"
+        raise ConfigError([f"options.block_size: {told}"], "run")

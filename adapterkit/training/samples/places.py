@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from adapterkit.errors import ConfigError, StateError, did_you_mean
 from adapterkit.formats.registry import find_format
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
+from adapterkit.training.config import read_values
 from adapterkit.training.export.record import Record, record_in
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.snapshots import ADAPTER, Snapshots
@@ -101,7 +103,7 @@ def run_of(place: Place, overrides: Sequence[str], model: str | None, task: str 
     """
     given = {key: value for key, value in (("model", model), ("task", task)) if value is not None}
     if place.run is not None:
-        return load_run(place.run / _CONFIG, overrides, **given)
+        return load_run(place.run / _CONFIG, [*_base_from_here(place.run), *overrides], **given)
     checkpoint = _read(place.file)
     record = record_in(checkpoint.metadata)
     known = {} if record is None else {"model": record.model, "task": record.task}
@@ -110,6 +112,18 @@ def run_of(place: Place, overrides: Sequence[str], model: str | None, task: str 
     same = record is not None and given.get("task", record.task) == record.task
     recorded = _options(record) if same and record is not None else []
     return load_run(None, [*recorded, *overrides], **{**_filler(checkpoint), **known, **given})
+
+
+def _base_from_here(folder: Path) -> list[str]:
+    """The base of a run that was started elsewhere, as an override, where its path is one from there."""
+    values = read_values(folder / _CONFIG, (), [])
+    model, output = values.get("model"), values.get("output")
+    if not isinstance(model, str) or not isinstance(output, str) or Path(model).is_absolute():
+        return []
+    below, whole = Path(output).parts, Path(os.path.abspath(folder)).parts  # noqa: PTH100 - links stay
+    started = Path(*whole[: -len(below)]) if below and whole[-len(below) :] == below else Path.cwd()
+    there = started != Path.cwd() and (started / model).is_dir()
+    return [f"model={json.dumps(os.path.relpath(started / model))}"] if there else []
 
 
 def record_of(place: Place) -> Record | None:

@@ -149,7 +149,7 @@ def test_gradient_checkpointing(model: Path, data: Path, tmp_path: Path):
 
 
 def test_blocks_that_do_not_fit(model: Path, data: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="reads at most 32 tokens, not 64"):
+    with pytest.raises(ConfigError, match=r"reads at most 32 tokens, not 64; set options.block_size=32"):
         plan_of(make_run(model, data, tmp_path / "run", block_size=64))
     data.write_text("the cat sat")
     with pytest.raises(DataError, match="fills 0 block of 8 tokens; two are needed"):
