@@ -8,6 +8,7 @@ import json
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.language.tokens import forget_calls
 
 _VERSION = 1  # of what is kept
+_GIVEN_UP = 24 * 3600  # seconds after which whoever wrote is not there any more
 _NUMBERS, _INDEX, _RECORD = "numbers", "index", "record.json"
 Record = Mapping[str, Any]
 
@@ -63,6 +65,7 @@ class TokenCache:
     def _made(self, place: Path, make: Callable[[Shelf], Record]) -> tuple[Shelf, Record]:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(place.parent)
             part = place.with_name(f"{place.name}.{secrets.token_hex(8)}.part")
             part.mkdir()  # for all who may read the cache, and not as a temporary folder
             try:
@@ -78,6 +81,14 @@ class TokenCache:
         except OSError as error:
             told = f"the cache cannot be written ({error.strerror}); set options.cache to a folder with room"
             raise DataError(told, [place]) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what runs were writing that were killed."""
+    for part in folder.glob("*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(one.stat().st_mtime for one in (part, *part.iterdir())) > _GIVEN_UP:
+                shutil.rmtree(part)
 
 
 def _opened(place: Path) -> Shelf:

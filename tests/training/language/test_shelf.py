@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,19 @@ def test_two_that_make_the_same_leave_each_other_theirs(tmp_path: Path):
     [place] = (tmp_path / "tokens").iterdir()
     assert [place.stat().st_ino] == seen
     assert place.stat().st_mode == place.parent.stat().st_mode
+
+
+def test_what_killed_runs_were_writing_is_removed_after_a_day(tmp_path: Path):
+    cache = TokenCache(tmp_path, tmp_path)
+    for name, age in (("dead.part", 90_000), ("alive.part", 80_000), ("other", 90_000)):
+        (tmp_path / "tokens" / name).mkdir(parents=True)
+        (tmp_path / "tokens" / name / "numbers").write_bytes(b"1234")
+        for one in (tmp_path / "tokens" / name / "numbers", tmp_path / "tokens" / name):
+            os.utime(one, (time.time() - age, time.time() - age))
+    cache.get(("new",), lambda shelf: {})
+    names = {one.name for one in (tmp_path / "tokens").iterdir()}
+    assert len(names) == 3
+    assert names > {"alive.part", "other"}
 
 
 def test_a_file_of_the_same_bytes_and_another_ending_has_tokens_of_its_own(model: Path, tmp_path: Path):
