@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import Accelerator
 
@@ -15,6 +15,8 @@ from adapterkit.training.rank import Rank
 from adapterkit.training.run_folder import RunFolder
 from adapterkit.training.samples.previews import Previews, told
 from adapterkit.training.snapshots import writing
+
+Made = TypeVar("Made")
 
 
 class Showing:
@@ -53,8 +55,7 @@ class Showing:
         """Figures after so many steps; none where a signal came, or in a process that makes none."""
         figures: Mapping[str, float] = {}
         if self._rank.shows():
-            with self.shown(step):
-                figures = self._task.evaluate()
+            figures = self.made(step, self._task.evaluate) or {}
         if record:
             self.measured = step, figures
             if figures and self._rank.main:
@@ -69,20 +70,21 @@ class Showing:
         """Samples after so many steps."""
         files: list[Path] = []
         if self._rank.shows():
-            with self.shown(step):
-                files = self._previews.draw(step, self._learner.adapters if step else None)
+            shown = self._learner.adapters if step else None
+            files = [*(self.made(step, lambda: self._previews.draw(step, shown)) or ())]
             if files and self._rank.main:
                 self._callbacks.tell("sample", files)
             for line in told(step, self._previews.samples, files):
                 self._tell(line)
         self._accelerator.wait_for_everyone()
 
-    @contextlib.contextmanager
-    def shown(self, step: int) -> Iterator[None]:
-        """The model as samples and figures are made with it. A signal after the first step ends the block alone."""
+    def made(self, step: int, make: Callable[[], Made]) -> Made | None:
+        """What is made of the model as samples and figures see it; None where a signal after a step ended it."""
         try:
-            with self._rank.showing(step), self._learner.shown(), writing(self._folder.samples):
-                yield
+            # A signal ends nothing before values are in use or while they are put back: half of them would stay.
+            with self._learner.shown(), writing(self._folder.samples), self._rank.showing(step):
+                return make() if self._rank.shows() else None
         except KeyboardInterrupt:
             if not self._rank.signalled or not step:
                 raise
+            return None

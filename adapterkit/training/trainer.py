@@ -302,15 +302,17 @@ class Trainer:
             self._judge(self.showing.evaluate(self.done))
         figures = self._end_with_best()
         self.showing.sample(self.done)
-        if not self.rank.shows():
+        if self.rank.shows():
+            self.showing.made(self.done, lambda: self._leave(figures, early=early))
+
+    def _leave(self, figures: Mapping[str, Any], *, early: bool) -> None:
+        """The task's last figures, files for others, and the summary, by which a run counts as finished."""
+        figures = {**figures, **self.task.finish(self.previews.folder)}
+        if not self.main:
             return
-        with self.showing.shown(self.done):
-            figures = {**figures, **self.task.finish(self.previews.folder)}
-            if not self.main:
-                return
-            self.left = self._close({**self.folder.base_figures(), **figures})
-            early = early or bool(self.callbacks.training.stopped)
-            self.folder.write_summary({"step": self.done, "early": early, "figures": self.left.figures})
+        self.left = self._close({**self.folder.base_figures(), **figures})
+        early = early or bool(self.callbacks.training.stopped)
+        self.folder.write_summary({"step": self.done, "early": early, "figures": self.left.figures})
 
     def _close(self, figures: Mapping[str, Any]) -> Left:
         """Grids, files for others, the card: where the base is spread, no process can make them."""

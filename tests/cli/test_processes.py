@@ -154,10 +154,8 @@ def test_accelerates_launcher_spreads_alike(make: Callable[[Path], Path], tmp_pa
 def test_a_spread_run_is_finished_by_one_process_with_files_for_others(tmp_path: Path):
     file = language(tmp_path)
     told = succeeded(together(tmp_path, "train", file, "batch_size=2", "shard=true", "export=null", "bake=true"))
-    assert (
-        f"grids, the baked model and files for other tools are left to one process with the whole base: adapterkit finish {tmp_path / 'run'}"
-        in told
-    )
+    left = "grids, the baked model and files for other tools are left to one process with the whole base"
+    assert f"{left}: adapterkit finish {tmp_path / 'run'}" in told
     before = (tmp_path / "run/adapter.safetensors").read_bytes()
     finish(tmp_path / "run", silent=True)
     assert (tmp_path / "run/export/peft/adapter_config.json").is_file()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapterkit.errors import StateError
+from adapterkit.training.learner import Learner
 from adapterkit.training.loop import finish, train
 from adapterkit.training.run_folder import read_metrics
 from adapterkit.training.snapshots import Snapshots
@@ -114,6 +115,17 @@ def test_in_the_last_samples_the_adapter_is_there(tmp_path: Path, monkeypatch: p
     stopped = train(toy_run(tmp_path / "run"), silent=True)
     assert (stopped.exit_code, stopped.step, stopped.adapter) == (130, 8, tmp_path / "run/adapter.safetensors")
     assert math.isfinite(stopped.loss)
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 7])
+def test_a_signal_just_before_something_is_shown_ends_the_run_as_one_within(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the model is being made ready for it: it was a RuntimeError."""
+    send_from(monkeypatch, Learner, "shown", signal.SIGINT, at=at)
+    stopped = train(toy_run(tmp_path / "run", sample_every=4), silent=True)
+    assert (stopped.exit_code, stopped.saved) == (130, stopped.step)
+    assert train(toy_run(tmp_path / "run", sample_every=4), resume=True, silent=True).exit_code == 0
 
 
 def test_an_interrupted_run_is_finished_with_what_it_has_and_still_resumes(tmp_path: Path) -> None:
