@@ -120,7 +120,7 @@ def _adapter(
     reading.direct = isinstance(options, AdapterHubReadOptions) and options.direft
     reading.inverts = said.inverts or reading.places.family.hooked
     parts = [part for fields in said.methods for part in _METHODS[fields.method](reading, fields)]
-    return [part for part in parts if part.tensors], _report(reading, said.version, said.base, said.notes)
+    return parts, _report(reading, said.version, said.base, said.notes)
 
 
 def _fusion(source: Source, value: Mapping[str, Any], points: Points) -> tuple[list[Part], ReadReport]:

@@ -11,6 +11,7 @@ from torch import nn
 import adapterkit as ak
 from adapterkit import errors
 from adapterkit.engine import attach
+from adapterkit.engine.first_call import place
 from adapterkit.testing import families, models
 
 
@@ -67,3 +68,17 @@ def test_weights_that_are_spread_already_are_told() -> None:
     layer.weight.device_mesh = None  # type: ignore[attr-defined] # what a DTensor has
     told = attach.refusal(nn.Sequential(layer), "0", layer)
     assert told == "its weights are sharded; add adapters before fully_shard, which then shards them too"
+
+
+def test_adapters_go_where_hooks_have_their_module_compute() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = nn.Sequential(nn.Linear(2, 2))
+    adapters = ak.Adapters(model)
+    adapters.add("a", ak.LoRA(rank=1, targets="all"))
+    site = attach.site_of(model[0])
+    assert site is not None
+    place(site, model[0])
+    assert {parameter.device.type for parameter in adapters.parameters("a")} == {"cpu"}
+    hooks.add_hook_to_module(model[0], hooks.AlignDevicesHook(execution_device="meta"))
+    place(site, model[0])
+    assert {parameter.device.type for parameter in adapters.parameters("a")} == {"meta"}

@@ -459,7 +459,6 @@ def test_setups_without_an_end(setup: Path, model: Any) -> None:
         {"config": {"key": "yes"}},
         {"config": 4},
         {"config": {"key": False, "query": False, "value": False}},
-        {"config": {"residual_before": True}},
         {"config": {"what": 1}},
         {"adapter_names": 3},
         {"adapter_names": []},
@@ -474,3 +473,50 @@ def test_wrong_fusions(values: dict[str, Any], setup: Path, model: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     with pytest.raises(errors.AdapterKitError):
         ak.Adapters(model).load_all(setup)
+
+
+def test_a_fusion_that_adds_to_its_values_is_told(setup: Path, model: Any) -> None:
+    path = setup / "one,two" / "adapter_fusion_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"config": {**said["config"], "residual_before": True}}))
+    with pytest.raises(errors.UnsupportedFileError, match=r"'config\.residual_before'.*no type here adds the residual"):
+        ak.Adapters(model).load_all(setup)
+
+
+def test_a_method_that_is_left_out_everywhere_is_no_part(folders: Path, tmp_path: Path, model: Any) -> None:
+    shutil.copytree(folders / "bottleneck", path := tmp_path / "it")
+    own = json.loads((path / CONFIG).read_text())["config"]
+    thin = json.loads((folders / "lora" / CONFIG).read_text())["config"] | {"leave_out": [0, 1]}
+    top(config={"architecture": "union", "configs": [own, thin]})(path)
+    adapters = ak.Adapters(model)
+    try:
+        adapters.load(path, "it")
+        assert isinstance(adapters.config("it"), Bottleneck)
+    finally:
+        adapters.detach()
+
+
+def test_a_method_without_a_tensor_beside_another_is_missing(folders: Path, spoil: Any) -> None:
+    """It was left out without a word."""
+    own, thin = (json.loads((folders / name / CONFIG).read_text())["config"] for name in ("bottleneck", "lora"))
+    union = top(config={"architecture": "union", "configs": [own, thin]})
+    error = spoil("bottleneck", union, errors.MissingKeysError)
+    assert "no tensors for 4 of 4 points: attn.q@language.0" in str(error)
+
+
+def test_what_a_config_does_not_say_is_what_the_tool_takes(folders: Path, tmp_path: Path, model: Any) -> None:
+    shutil.copytree(folders / "reft", path := tmp_path / "it")
+    fields(prefix_positions=..., suffix_positions=..., r=...)(path)
+    adapters = ak.Adapters(model)
+    try:
+        adapters.add("of-four", ak.Compacter(n=4, reduction=4))
+        adapters.save("of-four", tmp_path / "four", format="adapterhub")
+        fields(phm_dim=..., phm_rank=..., shared_phm_rule=...)(tmp_path / "four")
+        adapters.load(path, "it")
+        adapters.load(tmp_path / "four", "again")
+        config: Any = adapters.config("it")
+        assert (config.prefix, config.suffix or 0, config.rank) == (3, 0, 1)
+        config = adapters.config("again")
+        assert (config.n, config.rank, config.shared_rule) == (4, 1, True)
+    finally:
+        adapters.detach()

@@ -290,3 +290,11 @@ def test_places_of_one_whole_module_need_no_rows() -> None:
     [place] = placed([(module, Piece("a"))])
     assert place.whole
     assert place.of_rows(torch.ones(3)) is not None
+
+
+def test_a_place_that_is_made_up_has_the_layout_of_its_shape() -> None:
+    linear, conv = made_up("unet", "a.b", (3, 4)).point, made_up("unet", "a.c", (3, 4, 5, 1)).point
+    assert (linear.role, linear.form, linear.layout.kernel) == ("linear", "linear", ())
+    assert (conv.role, conv.form, conv.layout.kernel) == ("conv", "conv", (5, 1))
+    assert (conv.layout.stride, conv.layout.padding, conv.layout.dilation) == ((1, 1), (0, 0), (1, 1))
+    assert (conv.in_features, conv.out_features) == (4, 3)

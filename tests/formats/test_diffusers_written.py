@@ -16,6 +16,7 @@ from torch import nn
 
 import adapterkit as ak
 from adapterkit import errors
+from adapterkit.formats.diffusers_modules import loses_nothing
 from adapterkit.formats.registry import named_format
 from adapterkit.formats.source import Source
 from adapterkit.points import Points
@@ -259,6 +260,14 @@ def test_what_it_cannot_say_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(errors.CheckpointError, match=told):
         adapters.save("a", tmp_path / "a.safetensors", format="diffusers")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_scale_costs_is_known() -> None:
+    tensor = torch.tensor([0.1, 0.3, float("nan")])
+    assert loses_nothing(tensor, 1.0)
+    assert loses_nothing(tensor[:2], 0.5)
+    assert not loses_nothing(tensor[:2], 0.0)
+    assert not loses_nothing(torch.randn(64), 1 / 3)
 
 
 @pytest.mark.parametrize("rank", [0, -1, True, 2.0, "4"])

@@ -58,6 +58,23 @@ CROSS = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lo
         ),
         ({}, shapes("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"), "Flux (by its keys and shapes)"),
         ({}, shapes("lora_unet_blocks_0_self_attn_q.lora_down.weight"), "Wan (by its keys and shapes)"),
+        (
+            {},
+            shapes("diffusion_model.double_stream_modulation_img.lin.lora_A.weight"),
+            "Flux.2 (by its keys and shapes)",
+        ),
+        ({}, shapes("distilled_guidance_layer.a", "double_blocks.0.a"), "Chroma (by its keys and shapes)"),
+        ({}, shapes("lora_unet_joint_blocks_0_a"), "Stable Diffusion 3 (by its keys and shapes)"),
+        ({}, shapes("transformer.single_transformer_blocks.0.a"), "Flux (by its keys and shapes)"),
+        ({}, shapes("double_blocks.0.a", "single_transformer_blocks.0.a"), "Flux (by its keys and shapes)"),
+        ({}, shapes("txt_in.individual.token_refiner.a"), "HunyuanVideo (by its keys and shapes)"),
+        ({}, shapes("noise_refiner.0.a"), "Lumina 2 or Z-Image (by its keys and shapes)"),
+        (
+            {},
+            shapes("blocks.0.self_attn.q.a", "blocks.0.cross_attn.k_img.a"),
+            "Wan, from pictures (by its keys and shapes)",
+        ),
+        ({}, shapes("transformer_blocks.0.img_mod.1.a"), "Qwen-Image (by its keys and shapes)"),
         ({}, shapes("lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"), ""),
         ({}, [], ""),
     ],
@@ -91,6 +108,14 @@ def test_other_readers(tensors: dict[str, torch.Tensor], told: str) -> None:
     assert any("otherwise" in one and "output" in one for one in found) == (
         told == "magnitude for each output otherwise"
     )
+
+
+@pytest.mark.parametrize(("layer", "dropped"), [("resnets_0_conv1", True), ("attentions_0_proj_in", False)])
+def test_rotations_of_convolutions_that_sd_scripts_drops(layer: str, dropped: bool) -> None:
+    told = "sd-scripts drops OFT of convolutions whose names are diffusers'"
+    found = notes(f"oft_unet_down_blocks_0_{layer}", oft_blocks=torch.ones(1), alpha=torch.tensor(0.1))
+    assert "ComfyUI does not read oft_unet_" in found
+    assert (told in found) is dropped
 
 
 def test_a_load_tells_of_alphas_that_diffusers_mixes_up() -> None:

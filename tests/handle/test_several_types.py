@@ -39,7 +39,7 @@ def test_types_of_one_adapter_have_points_of_their_own() -> None:
     adapters = ak.Adapters(toys.ToyModel())
     with pytest.raises(ConfigError, match=r"LoRA and Trainable both are for attn\.q@toy\.0.*narrow targets"):
         adapters.add("a", [ak.LoRA(rank=2, targets="attn.*"), Trainable("attn.q")])
-    with pytest.raises(ConfigError, match="expected an AdapterConfig"):
+    with pytest.raises(ConfigError, match=r"expected an AdapterConfig such as LoRA\(rank=8\), not \[\]"):
         adapters.add("a", [])
     with pytest.raises(ConfigError, match="settings are of one config"):
         adapters.add("a", [ak.LoRA(rank=2, targets="attn.*"), Trainable("head")], settings={"attn.q@toy.0": {}})
