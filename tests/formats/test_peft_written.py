@@ -173,6 +173,15 @@ def test_what_peft_cannot_say_is_refused_and_nothing_is_written(
     assert not (tmp_path / "it").exists()
 
 
+@pytest.mark.parametrize(("targets", "said"), [("linear", "lora_only"), ("conv", "all")])
+def test_biases_are_of_the_adapted_layers_or_of_all(targets: str, said: str, tmp_path: Path) -> None:
+    adapters = ak.Adapters(Net().eval())
+    bias = ak.Trainable(part="bias", absolute=True, settings={"linear@model.inner.0": {}})
+    adapters.add("it", ak.Union((ak.LoRA(targets, rank=2), bias)))
+    adapters.save("it", tmp_path / "it", format="peft")
+    assert json.loads((tmp_path / "it" / "adapter_config.json").read_text())["bias"] == said
+
+
 def test_an_adapter_of_two_models_is_none_of_peft(tmp_path: Path) -> None:
     toys.register()
     adapters = ak.Adapters(SimpleNamespace(components={"one": toys.ToyModel(), "two": toys.ToyModel()}))
