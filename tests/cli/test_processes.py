@@ -168,9 +168,9 @@ def test_a_spread_run_is_finished_by_one_process_with_files_for_others(tmp_path:
 @pytest.mark.parametrize("make", [toy, language])
 def test_a_run_goes_on_in_another_number_of_processes(make: Callable[[Path], Path], spread: bool, tmp_path: Path):
     """Two, then one, then two again: every step has the same examples as in the uninterrupted run."""
-    file, shard = make(tmp_path), f"shard={json.dumps(spread)}"
-    whole = train(load_run(file, [f"output={tmp_path / 'whole'}", "batch_size=4", "steps=6"]), silent=True)
-    given = ["batch_size=2", "checkpoint_every=1", shard]
+    file, shard, rate = make(tmp_path), f"shard={json.dumps(spread)}", "scheduler=constant"
+    whole = train(load_run(file, [f"output={tmp_path / 'whole'}", "batch_size=4", "steps=6", rate]), silent=True)
+    given = ["batch_size=2", "checkpoint_every=1", shard, rate]
     succeeded(together(tmp_path, "train", file, *given, "steps=2"))
     train(load_run(file, [*given, "steps=4"]), resume=True, silent=True)
     state = json.loads((tmp_path / "run/checkpoints/step-000004/state.json").read_text())
