@@ -96,7 +96,7 @@ def test_start_values_that_data_decides_are_of_the_whole_weight() -> None:
 @pytest.mark.parametrize("targets", ["norm", "moe.up moe.down"])
 @pytest.mark.parametrize("spread", [False, True], ids=["adapter whole", "adapter spread"])
 def test_what_a_model_reads_is_spread_and_moved(targets: str, *, spread: bool) -> None:
-    """Fully_shard reads the parameters that it has put away, whatever else reads them: it would take an adapter along."""
+    """Fully_shard reads the parameters that it has put away, whatever else reads them: an adapter would go along."""
     model, x = reading(), torch.tensor([[1, 2, 3]])
     adapters = ak.Adapters(model)
     adapters.add("a", ak.Trainable(targets=targets) if targets == "norm" else ak.LoRA(rank=2, targets=targets))
