@@ -99,6 +99,14 @@ def test_every_spelling_of_a_text_encoder_says_the_same(spelling: str, way_of: s
     torch.testing.assert_close(delta(model, adapters, path), both["up"] @ both["down"])
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"])
+def test_a_text_encoder_alone_is_whichever_the_file_has(part: str) -> None:
+    adapters = ak.Adapters(clip(12))
+    key = f"{part}.text_model.encoder.layers.0.self_attn.q_proj.lora"
+    adapters.load({f"{key}_A.weight": torch.randn(2, 12), f"{key}_B.weight": torch.randn(12, 2)}, "it")
+    assert [point.partition("@")[0] for point in adapters.modules("it")] == ["attn.q"]
+
+
 def pair(name: str, out: int = 4, width: int = 4, rank: int = 2, seed: int = 0) -> dict[str, Tensor]:
     both = factors(out, width, rank, seed)
     return {f"{name}.lora_A.weight": both["down"], f"{name}.lora_B.weight": both["up"]}
