@@ -242,6 +242,14 @@ class DataError(AdapterKitError):
         super().__init__(f"{message}{':' if self.files else ''}{shown}{tail}")
 
 
+class RowError(DataError):
+    """A row of a file cannot be used, or several: `count` of them, of the first `lines` says file and reason."""
+
+    def __init__(self, file: Path, number: int, reason: str) -> None:
+        super().__init__(f"row {number} {reason}", [file])
+        self.count, self.lines = 1, [f"{file}: row {number} {reason}"]
+
+
 class DataChangedError(DataError):
     """A run was to be resumed on other data than it began with. `changes` says what differs, a sentence each."""
 

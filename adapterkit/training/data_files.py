@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from adapterkit.errors import DataError, printable
-from adapterkit.training.faults import RowError
+from adapterkit.errors import DataError, RowError, printable
+from adapterkit.training.faults import joined
 
 _LITTER = frozenset(
     {
@@ -147,7 +147,7 @@ def gather(paths: Iterable[Path], read: Callable[[Path], _Result]) -> list[_Resu
     if failures:
         rows = [error for _, error in failures if isinstance(error, RowError)]
         if len(rows) == len(failures) and sum(one.count for one in rows) > 1:
-            raise RowError.of(rows)
+            raise joined(rows)
         told = f"{len(failures)} file{'s' * (len(failures) > 1)}: {failures[0][1].reason}"
         raise DataError(told, [path for path, _ in failures])
     return results

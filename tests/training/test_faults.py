@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from adapterkit.cli.main import main
-from adapterkit.errors import DataError
+from adapterkit.errors import DataError, RowError
 from adapterkit.training.classification.tables import Columns, table_examples
 from adapterkit.training.data_files import Notes, gather
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.language.corpus import read_source
 from adapterkit.training.loop import train
 from tests.training.language import tiny

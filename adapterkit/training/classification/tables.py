@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterkit.errors import DataError
+from adapterkit.errors import DataError, RowError
 from adapterkit.training.classification.examples import Example
 from adapterkit.training.data_files import Notes, is_hidden, listed
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.image_files import ENDINGS
 from adapterkit.training.language.rows import Row, read_rows
 

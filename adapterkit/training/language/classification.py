@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from adapterkit.adapter import AdapterConfig
 from adapterkit.adapters.trainable import Trainable
-from adapterkit.errors import ConfigError
+from adapterkit.errors import ConfigError, RowError
 from adapterkit.training.classifiers import heads_of, in_order_of
 from adapterkit.training.data_files import listed
 from adapterkit.training.data_record import DataRecord
-from adapterkit.training.faults import RowError
 from adapterkit.training.language.caches import uncached
 from adapterkit.training.language.corpus import Source, files_of, read_source
 from adapterkit.training.language.examples import cache_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterkit.errors import ConfigError, DataError
+from adapterkit.errors import ConfigError, DataError, RowError
 from adapterkit.training.data_files import Notes, content_key, gather, name_of
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.language.conversations import Conversation, Document, Exchange, Rendered
 from adapterkit.training.language.layouts import LANGUAGE, Columns, Layout, Read, read_as
 from adapterkit.training.language.rows import Row, row_files

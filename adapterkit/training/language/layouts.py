@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from adapterkit.errors import DataError
+from adapterkit.errors import DataError, RowError
 from adapterkit.training.data_files import listed
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.language.conversations import (
     ASSISTANT,
     Conversation,

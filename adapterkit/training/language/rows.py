@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterkit.errors import DataError, MissingDependencyError
+from adapterkit.errors import DataError, MissingDependencyError, RowError
 from adapterkit.training.data_files import Notes, gather, walk
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.text_files import lines_of, parts_of, read_text
 
 _LONG = 1 << 18  # characters of a text that are read at a time

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from adapterkit.errors import RowError
 from adapterkit.training.data_files import Notes
-from adapterkit.training.faults import RowError
 from adapterkit.training.language.labelled import UNLABELLED
 from adapterkit.training.language.layouts import Columns, read_as
 from adapterkit.training.language.rows import Row, row_files

@@ -44,6 +44,8 @@ _NAME = "name"
 """Of the metadata: the string."""
 _MOST = 2**13
 """Rows, or numbers of one, beyond which it is something else."""
+_LEAST = 4
+"""Numbers of a vector below which a tensor of any name is something else."""
 _UNFIT = re.compile(r"[^\w.-]+")
 
 
@@ -129,7 +131,8 @@ def _vectors(source: Source) -> dict[str, str]:
     if entries.keys() <= _PARTS.keys():
         return {name: name for name in entries}
     [name, *others] = entries
-    alone = name == _ALONE or name.startswith(_OLD) or (len(source.entries) == 1 and "." not in name)
+    told = name == _ALONE or name.startswith(_OLD)
+    alone = told or (len(source.entries) == 1 and "." not in name and entries[name].shape[-1] >= _LEAST)
     return {"": name} if alone and not others else {}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterkit.errors import ConfigError, DataError
+from adapterkit.errors import ConfigError, DataError, RowError
 from adapterkit.training.config import RunConfig
-from adapterkit.training.faults import Faults, RowError
+from adapterkit.training.faults import Faults
 from adapterkit.training.language.conversations import Rendered
 from adapterkit.training.language.corpus import Source, files_of
 from adapterkit.training.language.encoded import Stretches, Tokens, as_table, held_out
