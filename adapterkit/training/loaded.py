@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.checked import CheckedTask
 from adapterkit.training.export.baked import write_baked
+from adapterkit.training.loading import device_here
 from adapterkit.training.run import Run
 from adapterkit.training.samples.places import Place, record_of
 
@@ -34,7 +33,7 @@ class Loaded:
         if self.classes:
             self.task.recall(self.classes)
         self.model = self.task.load_model()
-        self.task.place(self.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.task.place(self.model, device_here())
         self._adapters, name = Adapters(self.model), run.config.adapter_name
         self._adapters.load(place.file, name)
         self._adapters.activate({name: weight})

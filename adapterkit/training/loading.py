@@ -36,6 +36,11 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every load of diffusers and transformers: without it transformers asks at a terminal, and "y" runs the code."""
 
 
+def device_here() -> torch.device:
+    """Where a model computes that is loaded to be used: the GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def dtype_of(name: str) -> torch.dtype:
     """`float32`, `bfloat16` or `float16`."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

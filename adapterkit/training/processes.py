@@ -17,6 +17,7 @@ from adapterkit.errors import ConfigError
 from adapterkit.training.config import RunConfig
 from adapterkit.training.run import Run
 from adapterkit.training.run_folder import RunFolder
+from adapterkit.training.sharding import asked_by_launcher
 from adapterkit.training.trackers import tracker_names
 
 _PATIENCE = timedelta(hours=6)
@@ -68,7 +69,7 @@ def ignored_of_launcher(config: RunConfig, processes: int) -> Iterator[str]:
         yield f"gradient_accumulation is {config.gradient_accumulation}, as in the run; the launcher says {passes}"
     if compiler != "no" and config.torch_compile is None:
         yield f"torch_compile is off, as in the run; the launcher says {compiler}"
-    if processes == 1 and (config.shard or _asked("ACCELERATE_USE_FSDP")):
+    if processes == 1 and (config.shard or asked_by_launcher()):
         yield "there is one process, which has all of the base: nothing is spread"
 
 

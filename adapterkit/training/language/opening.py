@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from adapterkit.errors import ConfigError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.language.base import LanguageTask
 from adapterkit.training.language.generation import Writer
-from adapterkit.training.loading import folder_config
+from adapterkit.training.loading import device_here, folder_config
 from adapterkit.training.run import Run, load_run
 from adapterkit.training.samples.places import place_of, run_of
 
@@ -80,7 +78,7 @@ def open_language(adapter: str | None, model: str | None, template: str | None) 
 def _opened(run: Run, file: str | None, note: str) -> Opened:
     task = run.make_task()
     assert isinstance(task, LanguageTask)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     model = task.load_model().to(device)
     task.prepare_generation(model, device)
     adapters = Adapters(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterkit.errors import DataError
+from adapterkit.training.data_files import content_key
 from adapterkit.training.language.shelf import Shelf
 from adapterkit.training.language.tokens import forget_calls
 
@@ -54,7 +55,7 @@ class TokenCache:
         digest = hashlib.blake2b(repr((_VERSION, *parts)).encode(), digest_size=16)
         place = self.folder / "tokens" / digest.hexdigest()
         if place.exists():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(DataError, OSError, ValueError, KeyError, TypeError):
                 record = _checked(place)
                 self.notes.append(f"tokens are there already, in {place}")
                 return _opened(place), record
@@ -109,14 +110,7 @@ def _checked(place: Path) -> Record:
 
 
 def _sums(place: Path) -> dict[str, str]:
-    found = {}
-    for name in (_NUMBERS, _INDEX):
-        digest = hashlib.blake2b(digest_size=16)
-        with (place / name).open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-        found[name] = digest.hexdigest()
-    return found
+    return {name: content_key(place / name) for name in (_NUMBERS, _INDEX)}
 
 
 def identity_of_tokenizer(tokenizer: Any) -> str:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from adapterkit.composition import Expression
 from adapterkit.errors import ConfigError
 from adapterkit.handle.adapters import Adapters
 from adapterkit.training.checked import CheckedTask
+from adapterkit.training.loading import device_here
 from adapterkit.training.parts import inference
 from adapterkit.training.run import Run
 from adapterkit.training.samples.places import Place
@@ -71,7 +70,7 @@ class Generator:
     def __init__(self, run: Run, places: Sequence[Place]) -> None:
         self.task = CheckedTask(run)
         self._model = self.task.load_model()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_here()
         self.task.place(self._model, device)
         self.task.prepare_generation(self._model, device)
         self._adapters = Adapters(self._model)
